@@ -1,0 +1,66 @@
+"""The ways a command can end other than well, each with its exit code.
+
+A message says what happened, where, and what to type next; it reaches the user as one line
+without a traceback. Anything else that escapes is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class Failure(Exception):
+    """Base of the errors that are told to the user in one line.
+
+    Args:
+        what: What happened and where.
+        hint: The next command to type, or what to change.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.hint}" if self.hint else self.what
+
+
+class UserError(Failure):
+    """The command or the configuration asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class Busy(UserError):
+    """Another live process holds the lease of the same work."""
+
+
+class InputError(Failure):
+    """An input is missing: a dead URL, a lost file, an upstream stage that is not finished."""
+
+    exit_code = 3
+
+
+class CorruptInput(InputError):
+    """An input is there but is not what it should be.
+
+    Args:
+        unit: The committed unit the damaged file belongs to, if any; the runner sets it aside so
+            that the next run rebuilds it.
+    """
+
+    def __init__(self, what: str, hint: str = "", unit: Path | None = None) -> None:
+        super().__init__(what, hint)
+        self.unit = unit
+
+
+class Interrupted(BaseException):
+    """Progress is safe; run me again.
+
+    A `BaseException`, so that no `except Exception` on the way can take it for a failure.
+    """
+
+    exit_code = 75

@@ -1,0 +1,136 @@
+"""Data sets and base models by name: `pipeline/conf/{datasets,models}/*.yaml`, or a file of one's own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.errors import UserError
+from pipeline.settings import Section, build, free, nearest, read_yaml
+
+CONF = Path(__file__).parent / "conf"
+SHA256 = r"^[0-9a-f]{64}$"
+
+
+class Dataset(Section):
+    """A corpus: where it is fetched from and how its records are read.
+
+    `urls` are mirrors of one content, tried in order. `https://`, `http://`, `file://` name a file,
+    `hf://owner/name` a hub data set, `docstrings://a,b` the docstrings of installed packages.
+    """
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    urls: list[str] = Field(min_length=1)
+    sha256: str | None = Field(None, pattern=SHA256)
+    size: int | None = free(None, ge=0)
+    revision: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    text_field: str = "text"
+    id_field: str | None = None
+    split_by: str | None = None
+    licence: str = free("")
+    about: str = free("")
+    instead: str | None = free(None)
+
+    @field_validator("urls")
+    @classmethod
+    def _known_scheme(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            if not re.match(r"(https?|file|hf|docstrings)://", url):
+                raise ValueError(f"{url!r} must start with https://, http://, file://, hf:// or docstrings://")
+        return urls
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What names the corpus: its hash where known, else where it comes from."""
+        if self.sha256:
+            return {"sha256": self.sha256}
+        return {"urls": self.urls, "revision": self.revision, "subset": self.subset, "split": self.split}
+
+
+class BaseModel(Section):
+    """A causal language model and its tokenizer, at a pinned revision.
+
+    Exactly one source: `repo` (hub), `path` (a local folder in HF form), or `package` with `gguf`
+    (weights that a Python package ships).
+    """
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    repo: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    package: str | None = None
+    gguf: str | None = None
+    prefix_token: str | None = None
+    end_token: str | None = None
+    parameters: int | None = free(None)
+    about: str = free("")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> BaseModel:
+        if [self.repo, self.path, self.package].count(None) != 2:
+            raise ValueError("name exactly one of repo, path, package")
+        if bool(self.package) != bool(self.gguf):
+            raise ValueError("package and gguf go together")
+        return self
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What names the weights and the tokenizer."""
+        return {
+            "repo": self.repo,
+            "revision": self.revision,
+            "path": self.path,
+            "package": self.package,
+            "gguf": self.gguf,
+        }
+
+
+Kind = Literal["datasets", "models", "recipes"]
+
+
+def ids(kind: Kind) -> list[str]:
+    """The registered names of a kind, sorted."""
+    return sorted(path.stem for path in (CONF / kind).glob("*.yaml"))
+
+
+def entry(kind: Kind, name: str) -> dict[str, Any]:
+    """The values of a registered name, or of a YAML file given by path."""
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"there is no file {path}")
+        return {"id": path.stem, **read_yaml(path)}
+    if name not in ids(kind):
+        raise UserError(f"{kind[:-1]} {name!r} is not known", nearest(name, ids(kind)))
+    return {"id": name, **read_yaml(CONF / kind / f"{name}.yaml")}
+
+
+def find_dataset(name: str, file: str | None = None) -> Dataset:
+    """The data set of that name; `file` is a local copy of it, used in place of its URLs."""
+    dataset: Dataset = build(Dataset, entry("datasets", name), f"dataset {name}")
+    if file is None:
+        return dataset
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise UserError(f"FILE={file}: there is no such file")
+    return dataset.model_copy(update={"urls": [path.as_uri()]})
+
+
+def find_model(name: str) -> BaseModel:
+    """The model of that name, a local folder in HF form, or a hub repo id `owner/name`."""
+    path = Path(name).expanduser()
+    if (path / "config.json").is_file():
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("-.") or "model"
+        values: dict[str, Any] = {"id": safe, "path": str(path.resolve())}
+    elif name not in ids("models") and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) and not path.suffix == ".yaml":
+        repo, _, revision = name.partition("@")
+        values = {"id": repo.replace("/", "--"), "repo": repo, "revision": revision or "main"}
+    else:
+        values = entry("models", name)
+    model: BaseModel = build(BaseModel, values, f"model {name}")
+    return model

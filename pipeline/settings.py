@@ -1,0 +1,121 @@
+"""Validated settings: the base of every config section, and how a mistake in one is told.
+
+Sections stand beside the code that uses them; `pipeline.config` puts them together. A field that
+cannot change a byte of the result (paths, workers, retries) is declared with `free(...)` and stays
+out of the recipe key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import UserError
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, strict about names and types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def keyed(self) -> dict[str, Any]:
+        """The fields that decide the bytes of a result, as plain data for hashing."""
+        free = {n for n, f in type(self).model_fields.items() if (f.json_schema_extra or {}).get("free")}  # type: ignore[union-attr]
+        return self.model_dump(mode="json", exclude=free)
+
+
+def free(default: Any, **kwargs: Any) -> Any:
+    """A pydantic field that cannot change the result, so it is not part of the recipe key."""
+    return Field(default, json_schema_extra={"free": True}, **kwargs)
+
+
+def parse_overrides(words: list[str]) -> dict[str, Any]:
+    """Turn `["train.lr=3e-4"]` into `{"train": {"lr": 0.0003}}`; values are YAML."""
+    tree: dict[str, Any] = {}
+    for word in words:
+        path, equals, text = word.partition("=")
+        if not equals or not all(path.split(".")):
+            raise UserError(f"cannot read {word!r}", "write it as section.field=value, e.g. train.lr=3e-4")
+        try:
+            value = yaml.safe_load(text) if text else None
+        except yaml.YAMLError as error:
+            raise UserError(f"the value of {path} is not YAML: {text!r}") from error
+        *sections, field = path.split(".")
+        node = tree
+        for name in sections:
+            node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{word!r} goes into {name}, which another word sets to {node!r}")
+        node[field] = _number(value)
+    return tree
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 3e-4 as a string; everybody who types it means a number."""
+    if isinstance(value, str):
+        try:
+            return float(value) if any(c in value for c in "eE.") else value
+        except ValueError:
+            return value
+    return value
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid upon `base`, section by section; neither is changed."""
+    result = dict(base)
+    for name, value in over.items():
+        old = result.get(name)
+        result[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def read_yaml(path: Any) -> dict[str, Any]:
+    """A YAML file that must hold a mapping."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {type(value).__name__}, not settings as `name: value` lines")
+    return value
+
+
+def build(model: type[Any], values: dict[str, Any], where: str) -> Any:
+    """Validate `values` as `model`; a mistake becomes a `UserError` that names its place and rule."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{where}: " + "; ".join(_explain(model, e) for e in error.errors())) from None
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """A hint that names the closest valid word, or lists them all."""
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"valid are: {', '.join(sorted(words))}"
+
+
+def _explain(model: type[BaseModel], error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        owner = _section_at(model, error["loc"][:-1])
+        return f"unknown setting {place}; {nearest(str(error['loc'][-1]), sorted(owner.model_fields))}"
+    rule = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"{place} is missing"
+    if not place or isinstance(error["input"], dict):
+        return f"{place + ': ' if place else ''}{rule}"
+    return f"{place} = {error['input']!r}: {rule}"
+
+
+def _section_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel]:
+    for name in path:
+        annotation = model.model_fields[name].annotation if name in model.model_fields else None
+        candidates = [annotation, *get_args(annotation)]
+        found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not found:
+            break
+        model = found[0]
+    return model
