@@ -1,0 +1,144 @@
+"""A lease: at most one live writer for a long item, without locks that lie on network file systems.
+
+It is a hard link to a private file: `link()` has one winner. The holder rewrites a counter in it;
+a lease whose content has not changed for `patience` seconds on the observer's own clock, or whose
+label is known to be gone, is taken over by renaming it away. The holder re-reads it before every
+commit, so one that was taken for dead and wakes up commits nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import Busy
+
+Gone = Callable[[str], bool | None]
+"""Tells of a label whether its process has ended: True, False, or None where that is not known."""
+
+
+class Lease:
+    """The right to work on one item. Use as a context manager.
+
+    Args:
+        path: The lease file; its folder must exist.
+        label: Opaque name of the holder, shown to others and given to their `gone`.
+        gone: Whether the process behind a label has ended.
+        patience: Seconds without a heartbeat after which a holder counts as dead.
+        beat: Seconds between heartbeats.
+    """
+
+    def __init__(
+        self, path: Path, label: str, gone: Gone, patience: float = 300.0, beat: float = 20.0
+    ) -> None:
+        self.path, self.label, self.gone = path, label, gone
+        self.patience, self.beat = patience, beat
+        self.owner = uuid.uuid4().hex
+        self._private = self._private_of(self.owner)
+        self._ended = threading.Event()
+        self._beats = 0
+
+    def __enter__(self) -> Lease:
+        self._write()
+        try:
+            while not self._link():
+                self._outlast(self._read())
+        except BaseException:
+            self._private.unlink(missing_ok=True)
+            raise
+        threading.Thread(target=self._keep, daemon=True, name="lease").start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ended.set()
+        if (self._read() or {}).get("owner") == self.owner:
+            self.path.unlink(missing_ok=True)
+        self._private.unlink(missing_ok=True)
+
+    def confirm(self) -> None:
+        """Raise `Busy` if the lease is no longer ours."""
+        holder = self._read() or {}
+        if holder.get("owner") != self.owner:
+            raise Busy(f"{self.path.parent.name} was taken over by {holder.get('label', 'nobody')}")
+
+    def _link(self) -> bool:
+        try:
+            os.link(self._private, self.path)
+        except FileExistsError:
+            return False
+        return True
+
+    def _outlast(self, seen: dict[str, str] | None) -> None:
+        """Return once the holder that was `seen` no longer stands in the way; `Busy` if it lives."""
+        if seen is None:
+            return
+        known = self.gone(seen["label"])
+        if known is False:
+            raise Busy(
+                f"{self.path.parent.name} is being worked on by {seen['label']}",
+                "follow it with: make logs",
+            )
+        since = time.monotonic()
+        while not known and time.monotonic() - since < self.patience:
+            time.sleep(min(self.beat / 4, self.patience / 4))
+            if (now := self._read()) != seen:
+                if now is None or now["owner"] != seen["owner"]:
+                    return
+                raise Busy(f"{self.path.parent.name} is being worked on by {seen['label']}")
+        self._depose(seen)
+
+    def _depose(self, seen: dict[str, str]) -> None:
+        stale = self.path.with_name(f"{self.path.name}.stale-{self.owner}")
+        try:
+            self.path.rename(stale)
+        except FileNotFoundError:
+            return
+        taken = _parse(stale)
+        if taken and taken["owner"] != seen["owner"]:
+            # somebody was quicker and this is the new holder's lease: give it back
+            with contextlib.suppress(FileExistsError):
+                os.link(stale, self.path)
+        else:
+            self._private_of(seen["owner"]).unlink(missing_ok=True)
+        stale.unlink(missing_ok=True)
+
+    def _keep(self) -> None:
+        while not self._ended.wait(self.beat):
+            with contextlib.suppress(OSError):
+                self._write()
+
+    def _write(self) -> None:
+        """Rewrite the private file in place: the lease is another name of the same inode."""
+        self._beats += 1
+        text = json.dumps({"owner": self.owner, "label": self.label, "beats": f"{self._beats:012d}"})
+        descriptor = os.open(self._private, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            os.pwrite(descriptor, text.encode(), 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _read(self) -> dict[str, str] | None:
+        return _parse(self.path)
+
+    def _private_of(self, owner: str) -> Path:
+        return self.path.with_name(f"{self.path.name}.{owner}")
+
+
+def _parse(path: Path) -> dict[str, str] | None:
+    """The content of a lease file; None where there is none. A torn one has an unknown holder."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    try:
+        content = json.loads(text)
+        return {"owner": content["owner"], "label": content["label"], "beats": content["beats"]}
+    except (ValueError, KeyError, TypeError):
+        return {"owner": "", "label": "an unknown process", "beats": text}

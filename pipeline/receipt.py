@@ -1,0 +1,306 @@
+"""Receipts: the one mechanism by which finished work is known, skipped, trusted and resumed.
+
+A *unit* is a folder with output files and a `receipt.json`. It is written in a temporary folder
+beside its final place and put there by one `rename`, so it is absent or whole at every instant,
+whatever was killed. Nothing else makes a unit done.
+
+What it costs: every output is hashed once when written, and once more by the stage that reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CorruptInput
+
+NAME = "receipt.json"
+DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Output:
+    """A committed file: bytes and sha256 (hex)."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a unit is made from: recipe key, own recipe, and the digests of what was read."""
+
+    key: str
+    own: str
+    inputs: dict[str, str]
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The record inside a unit's folder.
+
+    `units` names the units (with their digests) that this one declares complete.
+    """
+
+    unit: str
+    key: str
+    own: str
+    inputs: dict[str, str]
+    outputs: dict[str, Output]
+    units: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    host: str = ""
+    code: str = ""
+    written: float = 0.0
+
+    @property
+    def digest(self) -> str:
+        """Content digest: hash of the sorted sha256 of the outputs and of the units listed."""
+        return hash_json(sorted([*(o.sha256 for o in self.outputs.values()), *self.units.values()]))
+
+
+@dataclass
+class Draft:
+    """A unit being written. Put files into `path`; the rest goes into the receipt.
+
+    `hashes` may carry the sha256 of files that were hashed while they were written.
+    """
+
+    path: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
+def hash_json(value: Any) -> str:
+    """sha256 (hex) of plain data in canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load(unit: Path) -> Receipt | None:
+    """The receipt of a unit's folder; None where there is none or it cannot be read."""
+    try:
+        raw = json.loads((unit / NAME).read_text(encoding="utf-8"))
+        outputs = {name: Output(**value) for name, value in raw.pop("outputs").items()}
+        return Receipt(outputs=outputs, **raw)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def whole(unit: Path) -> Receipt | None:
+    """The receipt of a unit whose files, and the units it lists, are there in their sizes."""
+    receipt = load(unit)
+    if receipt is None or receipt.unit != unit.name:
+        return None
+    for name, output in receipt.outputs.items():
+        try:
+            if (unit / name).stat().st_size != output.size:
+                return None
+        except OSError:
+            return None
+    for name, digest in receipt.units.items():
+        listed = whole(unit.parent / name)
+        if listed is None or listed.digest != digest:
+            return None
+    return receipt
+
+
+def valid(unit: Path, stamp: Stamp) -> Receipt | None:
+    """The receipt of a whole unit that was made by this recipe from these inputs, else None."""
+    receipt = whole(unit)
+    if receipt and receipt.key == stamp.key and receipt.inputs == stamp.inputs:
+        return receipt
+    return None
+
+
+def verify(unit: Path, name: str, receipt: Receipt) -> Path:
+    """Read one committed file in full and compare it with its receipt.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        CorruptInput: It is missing or its bytes are not those that were committed.
+    """
+    path = unit / name
+    try:
+        found = hash_file(path)
+    except OSError as error:
+        raise CorruptInput(f"cannot read {path}: {error.strerror}", unit=unit) from None
+    expect(found, unit, name, receipt)
+    return path
+
+
+def expect(found: str, unit: Path, name: str, receipt: Receipt) -> None:
+    """Compare a sha256 taken while reading with the committed one; `CorruptInput` if they differ."""
+    wanted = receipt.outputs[name].sha256
+    if found != wanted:
+        raise CorruptInput(
+            f"{unit / name} is damaged: its sha256 is {found[:12]}… and was {wanted[:12]}…", unit=unit
+        )
+
+
+@contextmanager
+def commit(
+    folder: Path, name: str, stamp: Stamp, guard: Callable[[], None] = lambda: None
+) -> Iterator[Draft]:
+    """Write a unit: fill `draft.path` in the block; at its end the unit appears, whole.
+
+    Args:
+        folder: Where the unit goes, as `folder/name`.
+        stamp: What it is made from.
+        guard: Called just before the unit appears; raises if the right to commit was lost.
+
+    Raises:
+        OSError: Nothing was committed; the temporary folder is gone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".tmp-{name}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary.mkdir()
+    started = time.monotonic()
+    try:
+        draft = Draft(temporary)
+        yield draft
+        receipt = Receipt(
+            unit=name,
+            key=stamp.key,
+            own=stamp.own,
+            inputs=stamp.inputs,
+            outputs=_seal(draft),
+            units=draft.units,
+            facts=draft.facts,
+            seconds=round(time.monotonic() - started, 3),
+            host=socket.gethostname(),
+            code=stamp.code,
+            written=time.time(),
+        )
+        _write(temporary / NAME, json.dumps(asdict(receipt), indent=1, ensure_ascii=False))
+        _sync(temporary)
+        guard()
+        _place(temporary, folder / name, receipt)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def adopt(twin: Path, folder: Path, stamp: Stamp, guard: Callable[[], None] = lambda: None) -> bool:
+    """Commit the content of `twin`, made by the same recipe from equal inputs under another key.
+
+    Its files are hard-linked (copied where that cannot be), the units it lists come with it.
+
+    Returns:
+        False if the twin is not whole, or not of that making.
+    """
+    receipt = whole(twin)
+    if receipt is None or (receipt.own, receipt.inputs) != (stamp.own, stamp.inputs):
+        return False
+    for name in receipt.units:
+        listed = load(twin.parent / name)
+        if listed is None:
+            return False
+        _copy(twin.parent / name, listed, folder, stamp, guard)
+    _copy(twin, receipt, folder, stamp, guard)
+    return True
+
+
+def _copy(
+    source: Path, receipt: Receipt, folder: Path, stamp: Stamp, guard: Callable[[], None]
+) -> None:
+    same = Stamp(stamp.key, receipt.own, receipt.inputs, stamp.code)
+    with commit(folder, source.name, same, guard) as draft:
+        draft.facts, draft.units = receipt.facts, receipt.units
+        for name, output in receipt.outputs.items():
+            target = draft.path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source / name, target)
+            except OSError:
+                shutil.copyfile(source / name, target)
+            draft.hashes[name] = output.sha256
+
+
+def sweep(folder: Path) -> None:
+    """Remove temporary folders whose writer is gone: dead on this host, or a day old."""
+    for path in folder.glob(".tmp-*"):
+        host, pid = path.name.rsplit("-", 3)[-3:-1] if path.name.count("-") >= 4 else ("", "")
+        try:
+            mine = path.name.rsplit("-", 2)[0].endswith("-" + socket.gethostname())
+            dead = mine and pid.isdigit() and not Path(f"/proc/{pid}").exists()
+            if dead or time.time() - path.stat().st_mtime > DAY:
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            continue
+
+
+def set_aside(unit: Path, why: str) -> Path:
+    """Move a unit out of the way, under a hidden name beside it."""
+    aside = unit.parent / f".{why}-{unit.name}-{uuid.uuid4().hex[:8]}"
+    unit.rename(aside)
+    return aside
+
+
+def _place(temporary: Path, final: Path, receipt: Receipt) -> None:
+    """Rename into place. Where a unit already stands: keep an equal one, else take its place."""
+    for _ in range(10):
+        try:
+            temporary.rename(final)
+            _sync(final.parent)
+            return
+        except OSError:
+            if not final.exists():
+                raise
+        winner = whole(final)
+        if winner and (winner.key, winner.inputs, winner.digest) == (
+            receipt.key,
+            receipt.inputs,
+            receipt.digest,
+        ):
+            return
+        try:
+            stale = set_aside(final, "stale")
+        except FileNotFoundError:
+            continue
+        shutil.rmtree(stale, ignore_errors=True)
+    raise OSError(f"{final} changes faster than it can be replaced; is another run writing there?")
+
+
+def _seal(draft: Draft) -> dict[str, Output]:
+    outputs = {}
+    for path in sorted(p for p in draft.path.rglob("*") if p.is_file()):
+        name = path.relative_to(draft.path).as_posix()
+        outputs[name] = Output(path.stat().st_size, draft.hashes.get(name) or hash_file(path))
+        _sync(path)
+    return outputs
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

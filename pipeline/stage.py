@@ -1,0 +1,255 @@
+"""Stages, their steps and items, and `run_item`: the one way in which anything is computed.
+
+A stage has one or more steps; a step is facts (what it needs, which settings it uses) and two
+functions, `items` and `run`. Items are data, tasks are scheduling: the bytes do not depend on how
+many tasks share the items. No step knows how it is scheduled, skipped, committed or retried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import receipt as receipts
+from pipeline.errors import CorruptInput, InputError
+from pipeline.lease import Gone, Lease
+from pipeline.receipt import Draft, Receipt, Stamp, hash_json
+from pipeline.settings import Section
+from pipeline.stop import Stop
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a task is given.
+
+    Args:
+        name: The unit whose receipt makes the item done; it commits that one last.
+        inputs: Digest of everything it reads, by name.
+        data: What `run` wants to know besides; not part of the identity.
+    """
+
+    name: str
+    inputs: dict[str, str]
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A finished step, as the steps after it see it: its folder and its items' receipts."""
+
+    folder: Path
+    receipts: dict[str, Receipt]
+
+    @property
+    def digest(self) -> str:
+        """Content digest of the step."""
+        return hash_json(sorted(r.digest for r in self.receipts.values()))
+
+    def one(self) -> tuple[Path, Receipt]:
+        """Unit folder and receipt of a step that has a single item."""
+        ((name, receipt),) = self.receipts.items()
+        return self.folder / name, receipt
+
+
+Inputs = Mapping[str, Input]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node of the pipeline.
+
+    Args:
+        stage: The stage it belongs to.
+        name: Unique name, `stage.what`.
+        version: Raised only when the bytes it makes change.
+        uses: Settings that decide those bytes (dotted; a section stands for its keyed fields).
+        reads: Settings it may look at that do not decide them.
+        needs: Names of the steps whose output it reads.
+        folder: Where its units go below the root, given config and the first 8 digits of its key.
+        items: The items, given config and finished inputs.
+        run: Computes one item and commits its units.
+        many: Its items are independent and may be shared among tasks.
+        exclusive: Its items are long; a lease keeps a second writer out.
+    """
+
+    stage: str
+    name: str
+    version: int
+    uses: tuple[str, ...]
+    needs: tuple[str, ...]
+    folder: Callable[[Config, str], str]
+    items: Callable[[Config, Inputs], list[Item]]
+    run: Callable[[Config, Item, Inputs, Context], None]
+    reads: tuple[str, ...] = ()
+    many: bool = False
+    exclusive: bool = False
+
+    def own_key(self, config: Config) -> str:
+        """Hash of what the step itself brings: name, version and the settings it uses."""
+        settings = {path: plain(lookup(config, path)) for path in self.uses}
+        return hash_json([self.name, self.version, settings])
+
+    def view(self, config: Config) -> Config:
+        """The config, restricted to what the step declares; anything else is an error of ours."""
+        view: Any = _View(config, self)
+        return view  # type: ignore[no-any-return]
+
+
+def lookup(config: Any, path: str) -> Any:
+    """The value at a dotted path of a config."""
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def plain(value: Any) -> Any:
+    """A setting as plain data for hashing."""
+    return value.keyed() if isinstance(value, Section) else value
+
+
+class _View:
+    def __init__(self, node: Any, step: Step, path: str = "") -> None:
+        self._node, self._step, self._path = node, step, path
+
+    def __getattr__(self, name: str) -> Any:
+        path = f"{self._path}.{name}".lstrip(".")
+        declared = (*self._step.uses, *self._step.reads)
+        value = getattr(self._node, name)
+        if any(path == d or path.startswith(d + ".") for d in declared):
+            return value
+        if any(d.startswith(path + ".") for d in declared):
+            return _View(value, self._step, path)
+        raise LookupError(f"step {self._step.name} reads the setting {path}, which it does not declare")
+
+
+Progress = Callable[..., None]
+"""`progress(done, total, unit="bytes", **facts)`: how far the item is; total may be None."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What surrounds a step while it runs; built by the scheduler's side, or by a test.
+
+    `cpus`, `gpus`: granted here. `rank`, `local_rank`, `world`, `rendezvous`: the process among its
+    peers. `attempt`: how often this task was started before. `label`, `gone`: see `Lease`.
+    """
+
+    stop: Stop = field(default_factory=Stop)
+    progress: Progress = lambda *args, **facts: None
+    log: Callable[[str], None] = print
+    cpus: int = 1
+    gpus: int = 0
+    rank: int = 0
+    local_rank: int = 0
+    world: int = 1
+    rendezvous: str = ""
+    attempt: int = 0
+    label: str = "unnamed"
+    gone: Gone = lambda label: None
+    code: str = ""
+    folder: Path = Path()
+    partial: Path = Path()
+    stamp: Stamp = field(default_factory=lambda: Stamp("", "", {}))
+    guard: Callable[[], None] = lambda: None
+
+    def commit(self, name: str) -> AbstractContextManager[Draft]:
+        """Write the unit `name`; see `receipt.commit`."""
+        return receipts.commit(self.folder, name, self.stamp, self.guard)
+
+    def has(self, name: str) -> Receipt | None:
+        """The receipt of the unit `name` if this recipe has made it from these inputs."""
+        return receipts.valid(self.folder / name, self.stamp)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step placed: its key, its folder, and its inputs once they are there."""
+
+    step: Step
+    config: Config
+    key: str
+    folder: Path
+    inputs: Inputs
+
+    def stamp(self, item: Item, code: str = "") -> Stamp:
+        """What the units of this item are made from."""
+        return Stamp(self.key, self.step.own_key(self.config), item.inputs, code)
+
+    def done(self, item: Item) -> Receipt | None:
+        """The item's receipt, if it is done."""
+        return receipts.valid(self.folder / item.name, self.stamp(item))
+
+
+def run_item(work: Work, item: Item, ctx: Context) -> str:
+    """Compute one item unless it is done; safe to call at any time, from anywhere, twice.
+
+    Returns:
+        "skipped", "adopted" (equal work was found under another key) or "done".
+
+    Raises:
+        Interrupted: A stop was asked for; progress is safe.
+        Busy: Another live process is at it.
+        CorruptInput: A damaged unit was met; it was set aside, so the next run rebuilds it.
+    """
+    stamp = work.stamp(item, ctx.code)
+    if work.done(item):
+        return "skipped"
+    ctx.stop.check()
+    work.folder.mkdir(parents=True, exist_ok=True)
+    receipts.sweep(work.folder)
+    with _lease(work, item, ctx) as guard:
+        if work.done(item):
+            return "skipped"
+        for twin in _twins(work, item):
+            if receipts.adopt(twin, work.folder, stamp, guard):
+                return "adopted"
+        bound = replace(
+            ctx,
+            folder=work.folder,
+            partial=work.folder / f".partial-{item.name}-{hash_json(item.inputs)[:8]}",
+            stamp=stamp,
+            guard=guard,
+        )
+        with _damage_set_aside():
+            work.step.run(work.step.view(work.config), item, work.inputs, bound)
+    if not work.done(item):
+        raise InputError(f"{work.step.name}: {item.name} ended without a valid {work.folder / item.name}")
+    return "done"
+
+
+@contextmanager
+def _lease(work: Work, item: Item, ctx: Context) -> Iterator[Callable[[], None]]:
+    if not work.step.exclusive or ctx.rank:
+        with nullcontext():
+            yield lambda: None
+        return
+    with Lease(work.folder / f".lease-{item.name}", ctx.label, ctx.gone) as lease:
+        yield lease.confirm
+
+
+def _twins(work: Work, item: Item) -> Iterator[Path]:
+    """Finished items of the same name in sibling folders: the same step under other keys."""
+    stem = work.folder.name.removesuffix(work.key[:8])
+    if stem == work.folder.name:
+        return
+    for sibling in sorted(work.folder.parent.glob(f"{stem}*")):
+        if sibling != work.folder and (sibling / item.name).is_dir():
+            yield sibling / item.name
+
+
+@contextmanager
+def _damage_set_aside() -> Iterator[None]:
+    try:
+        yield
+    except CorruptInput as error:
+        if error.unit is None or not error.unit.is_dir():
+            raise
+        aside = receipts.set_aside(error.unit, "damaged")
+        hint = f"It was set aside as {aside.name}; run the same command again to rebuild it"
+        raise CorruptInput(error.what, hint) from None
