@@ -9,9 +9,11 @@ What it costs: every output is hashed once when written, and once more by the st
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -239,15 +241,13 @@ def _copy(
 
 def sweep(folder: Path) -> None:
     """Remove temporary folders whose writer is gone: dead on this host, or a day old."""
+    ours = re.compile(rf"-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}$")
     for path in folder.glob(".tmp-*"):
-        host, pid = path.name.rsplit("-", 3)[-3:-1] if path.name.count("-") >= 4 else ("", "")
-        try:
-            mine = path.name.rsplit("-", 2)[0].endswith("-" + socket.gethostname())
-            dead = mine and pid.isdigit() and not Path(f"/proc/{pid}").exists()
+        match = ours.search(path.name)
+        with contextlib.suppress(OSError):
+            dead = match is not None and not Path(f"/proc/{match[1]}").exists()
             if dead or time.time() - path.stat().st_mtime > DAY:
                 shutil.rmtree(path, ignore_errors=True)
-        except OSError:
-            continue
 
 
 def set_aside(unit: Path, why: str) -> Path:

@@ -20,6 +20,7 @@ class Dataset(Section):
 
     `urls` are mirrors of one content, tried in order. `https://`, `http://`, `file://` name a file,
     `hf://owner/name` a hub data set, `docstrings://a,b` the docstrings of installed packages.
+    `instead` is the id to try when it cannot be had; `model` and `recipe` are its own defaults.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -35,6 +36,8 @@ class Dataset(Section):
     licence: str = free("")
     about: str = free("")
     instead: str | None = free(None)
+    model: str | None = free(None)
+    recipe: str | None = free(None)
 
     @field_validator("urls")
     @classmethod
@@ -127,7 +130,7 @@ def find_model(name: str) -> BaseModel:
     if (path / "config.json").is_file():
         safe = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("-.") or "model"
         values: dict[str, Any] = {"id": safe, "path": str(path.resolve())}
-    elif name not in ids("models") and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) and not path.suffix == ".yaml":
+    elif name not in ids("models") and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) and path.suffix != ".yaml":
         repo, _, revision = name.partition("@")
         values = {"id": repo.replace("/", "--"), "repo": repo, "revision": revision or "main"}
     else:

@@ -8,7 +8,7 @@ many tasks share the items. No step knows how it is scheduled, skipped, committe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,8 @@ class Step:
         uses: Settings that decide those bytes (dotted; a section stands for its keyed fields).
         reads: Settings it may look at that do not decide them.
         needs: Names of the steps whose output it reads.
-        folder: Where its units go below the root, given config and the first 8 digits of its key.
+        folder: Where its units go below the root, as `…/kind-….`, given the config and the first
+            8 digits of all keys so far.
         items: The items, given config and finished inputs.
         run: Computes one item and commits its units.
         many: Its items are independent and may be shared among tasks.
@@ -83,7 +84,7 @@ class Step:
     version: int
     uses: tuple[str, ...]
     needs: tuple[str, ...]
-    folder: Callable[[Config, str], str]
+    folder: Callable[[Config, Mapping[str, str]], str]
     items: Callable[[Config, Inputs], list[Item]]
     run: Callable[[Config, Item, Inputs, Context], None]
     reads: tuple[str, ...] = ()
@@ -226,19 +227,16 @@ def run_item(work: Work, item: Item, ctx: Context) -> str:
 @contextmanager
 def _lease(work: Work, item: Item, ctx: Context) -> Iterator[Callable[[], None]]:
     if not work.step.exclusive or ctx.rank:
-        with nullcontext():
-            yield lambda: None
+        yield lambda: None
         return
     with Lease(work.folder / f".lease-{item.name}", ctx.label, ctx.gone) as lease:
         yield lease.confirm
 
 
 def _twins(work: Work, item: Item) -> Iterator[Path]:
-    """Finished items of the same name in sibling folders: the same step under other keys."""
-    stem = work.folder.name.removesuffix(work.key[:8])
-    if stem == work.folder.name:
-        return
-    for sibling in sorted(work.folder.parent.glob(f"{stem}*")):
+    """Finished items of the same name in folders of the same kind: this step under other keys."""
+    kind, dash, _ = work.folder.name.partition("-")
+    for sibling in sorted(work.folder.parent.glob(f"{kind}-*" if dash else "")):
         if sibling != work.folder and (sibling / item.name).is_dir():
             yield sibling / item.name
 

@@ -1,0 +1,1 @@
+"""How the pipeline becomes jobs and is looked after: plan, run, status, logs, clean."""

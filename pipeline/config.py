@@ -1,0 +1,143 @@
+"""The configuration of a run: one validated, frozen object.
+
+Defaults of the sections ← recipe YAML ← the words of `ARGS`. It is written to
+`runs/<name>/config.yaml`, and that name cannot stand for another configuration later.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import model_validator
+
+from pipeline.errors import UserError
+from pipeline.receipt import hash_json
+from pipeline.registry import BaseModel, Dataset, entry, find_dataset, find_model
+from pipeline.settings import Section, build, merge, parse_overrides, read_yaml
+from pipeline.stages.decompress import DecompressConfig
+from pipeline.stages.download import DownloadConfig
+from pipeline.stages.evaluate import EvaluateConfig
+from pipeline.stages.tokenize import TokenizeConfig
+from pipeline.stages.train import TrainConfig
+
+MODEL, RECIPE = "opt-125m", "lora-8bit"
+NAME_LENGTH = 80
+
+
+class Config(Section):
+    """Everything that a run computes, and nothing of where it is computed."""
+
+    name: str
+    dataset: Dataset
+    model: BaseModel
+    download: DownloadConfig = DownloadConfig()
+    decompress: DecompressConfig = DecompressConfig()
+    tokenize: TokenizeConfig = TokenizeConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if not self.name or self.name.startswith(".") or re.search(r"[/\0\n]", self.name):
+            raise ValueError(f"the run name {self.name!r} cannot be a folder's name")
+        return self
+
+
+def resolve(
+    dataset: str,
+    model: str | None = None,
+    recipe: str | None = None,
+    overrides: list[str] | None = None,
+    name: str | None = None,
+    file: str | None = None,
+) -> Config:
+    """The configuration that these words of the user mean.
+
+    Args:
+        dataset: Registry id, or path of a YAML file.
+        model: Registry id, local folder, or hub repo id; None for the data set's own default.
+        recipe: Registry id, or path of a YAML file; None likewise.
+        overrides: Words like `train.lr=3e-4`.
+        name: The run's name; None to make one from the data set and what differs from the defaults.
+        file: A local copy of the corpus.
+
+    Raises:
+        UserError: A name is unknown, or a setting has the wrong name, type or value.
+    """
+    data = find_dataset(dataset, file)
+    model_name = model or data.model or MODEL
+    recipe_name = recipe or data.recipe or RECIPE
+    plain = {
+        **{k: v for k, v in entry("recipes", recipe_name).items() if k != "id"},
+        "name": name or data.id,
+        "dataset": data.model_dump(),
+        "model": find_model(model_name).model_dump(),
+    }
+    base: Config = build(Config, plain, f"recipe {recipe_name}")
+    if not overrides:
+        config = base
+    else:
+        config = build(Config, merge(plain, parse_overrides(overrides)), f"ARGS={' '.join(overrides)!r}")
+    if name is not None:
+        return config
+    differs = [model_name] if model_name != (data.model or MODEL) else []
+    differs += [recipe_name] if recipe_name != (data.recipe or RECIPE) else []
+    differs += [f"{k}={new}" for k, (_, new) in sorted(differences(base, config).items())]
+    return config.model_copy(update={"name": _run_name(data.id, differs)})
+
+
+def _run_name(dataset: str, differs: list[str]) -> str:
+    name = "+".join([dataset, *(re.sub(r"[/\s]+", "_", word) for word in differs)])
+    if len(name) <= NAME_LENGTH:
+        return name
+    return f"{name[: NAME_LENGTH - 9]}-{hash_json(differs)[:8]}"
+
+
+def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings that decide results and differ, as dotted name → (one's value, other's value)."""
+    left, right = _flat(keyed(one)), _flat(keyed(other))
+    return {k: (left.get(k), right.get(k)) for k in {*left, *right} if left.get(k) != right.get(k)}
+
+
+def keyed(config: Config) -> dict[str, Any]:
+    """The settings that decide results, by section."""
+    sections = ("dataset", "model", "download", "decompress", "tokenize", "train", "evaluate")
+    return {name: getattr(config, name).keyed() for name in sections}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def freeze(config: Config, root: Path) -> Path:
+    """Write the run's `config.yaml`.
+
+    Raises:
+        UserError: The name already stands for another configuration.
+    """
+    path = root / "runs" / config.name / "config.yaml"
+    if path.exists():
+        changed = differences(thaw(path), config)
+        if changed:
+            told = "; ".join(f"{k}: {old!r} there, {new!r} now" for k, (old, new) in sorted(changed.items()))
+            raise UserError(f"run {config.name!r} exists with another configuration ({told})", "choose another NAME")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def thaw(path: Path) -> Config:
+    """The configuration in a `config.yaml`."""
+    return build(Config, read_yaml(path), str(path))  # type: ignore[no-any-return]

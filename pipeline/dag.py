@@ -1,0 +1,76 @@
+"""The five stages in order, and what of a run is still to do. All of it is read off the receipts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.receipt import Receipt, hash_json
+from pipeline.stage import Input, Item, Step, Work
+from pipeline.stages import decompress, download, evaluate, tokenize, train
+
+STEPS: tuple[Step, ...] = (
+    *download.STEPS,
+    *decompress.STEPS,
+    *tokenize.STEPS,
+    *train.STEPS,
+    *evaluate.STEPS,
+)
+STAGES = tuple(dict.fromkeys(step.stage for step in STEPS))
+
+
+@dataclass(frozen=True)
+class Node:
+    """A step of a run, as it stands. `items` is None while a step before it is unfinished."""
+
+    work: Work
+    items: list[Item] | None
+    done: dict[str, Receipt]
+
+    @property
+    def missing(self) -> list[Item]:
+        """The items still to do, as far as they are known."""
+        return [item for item in self.items or [] if item.name not in self.done]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every item is done."""
+        return self.items is not None and not self.missing
+
+
+def keys(config: Config) -> dict[str, str]:
+    """The recipe key of every step: its own settings and, through its needs, those before it."""
+    found: dict[str, str] = {}
+    for step in STEPS:
+        found[step.name] = hash_json([step.own_key(config), {n: found[n] for n in step.needs}])
+    return found
+
+
+def survey(config: Config, root: Path) -> Iterator[Node]:
+    """Every step in order, with what is done; each is looked at when it is asked for.
+
+    Args:
+        config: The run.
+        root: The folder that holds `data/`, `models/` and `runs/`.
+    """
+    full = keys(config)
+    short = {name: key[:8] for name, key in full.items()}
+    inputs: dict[str, Input] = {}
+    for step in STEPS:
+        folder = root / step.folder(config, short)
+        ready = all(need in inputs for need in step.needs)
+        given = {need: inputs[need] for need in step.needs} if ready else {}
+        work = Work(step, config, full[step.name], folder, given)
+        items = step.items(step.view(config), given) if ready else None
+        receipts = ((item.name, work.done(item)) for item in items or [])
+        node = Node(work, items, {name: receipt for name, receipt in receipts if receipt})
+        if node.complete:
+            inputs[step.name] = Input(folder, node.done)
+        yield node
+
+
+def find(config: Config, root: Path, name: str) -> Node:
+    """The node of one step."""
+    return next(node for node in survey(config, root) if node.work.step.name == name)

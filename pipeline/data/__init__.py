@@ -1,0 +1,1 @@
+"""The data's way: records, encoder, shards, packing, order."""

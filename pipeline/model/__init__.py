@@ -1,0 +1,1 @@
+"""The model's way: source, loading, loss, loop, checkpoints, scoring."""

@@ -1,0 +1,176 @@
+"""Base models and adapters in memory: device, precision, quantization, LoRA.
+
+The libraries under it fail silently in places; what is done against that stands here, with the
+reason. Everything is chosen by the device that torch reports, so the same code runs on a CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Weights = Literal["fp32", "bf16", "int8", "nf4"]
+Precision = Literal["bf16", "fp16", "fp32"]
+
+
+def pick_device(gpus: int, local_rank: int = 0) -> torch.device:
+    """The device to compute on: the granted GPU, else the CPU.
+
+    Raises:
+        UserError: A GPU was granted but torch cannot use it.
+    """
+    import torch
+
+    if gpus and not torch.cuda.is_available():
+        raise UserError(
+            f"a GPU was granted, but torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it",
+            "Install the wheel that fits the driver shown by nvidia-smi; see README, 'On a GPU'",
+        )
+    return torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+
+
+def pick_precision(wanted: str, device: torch.device) -> Precision:
+    """Resolve `auto`: bf16 where the hardware has it, else fp16 on a GPU, else fp32.
+
+    Raises:
+        UserError: fp16 was asked for on a CPU, where it is slower than fp32 and overflows.
+    """
+    import torch
+
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("train.precision=fp16 needs a GPU", "use train.precision=auto")
+    if wanted != "auto":
+        return wanted  # type: ignore[return-value]
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The autocast context of a precision."""
+    import torch
+
+    if precision == "fp32":
+        return nullcontext()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def load_base(
+    folder: Path,
+    weights: Weights,
+    device: torch.device,
+    threshold: float = 6.0,
+    keep: Sequence[str] = (),
+) -> Any:
+    """The causal language model of a folder in HF form, frozen, in evaluation mode.
+
+    Args:
+        folder: Holds config and safetensors.
+        weights: How the linear layers are kept; what is not quantized is fp32 under int8 and nf4.
+        device: Where to.
+        threshold: Outlier threshold of LLM.int8 (arXiv 2208.07339).
+        keep: Modules that stay unquantized, besides the output head.
+
+    Raises:
+        UserError: The folder does not hold a causal language model that transformers knows.
+    """
+    import torch
+    import transformers
+
+    # a warning per linear layer and forward pass, about a cast that is meant
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    quantization = None
+    dtype = torch.float32 if weights == "fp32" else torch.bfloat16
+    skip = list(keep) or None
+    if weights == "int8":
+        quantization = transformers.BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_threshold=threshold, llm_int8_skip_modules=skip
+        )
+    elif weights == "nf4":
+        quantization = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_use_double_quant=True,
+            llm_int8_skip_modules=skip,
+        )
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": str(device)} if quantization else None,
+            attn_implementation="sdpa",
+            local_files_only=True,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load a causal language model from {folder}: {error}") from None
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        # norms and embeddings lose too much in half precision; quantized ones are not floating
+        # point (int8) or are packed (nf4: uint8)
+        if quantization and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.to(torch.float32)
+    model.config.use_cache = False
+    if not quantization:
+        model.to(device)
+    return model.eval()
+
+
+def backbone(model: Any) -> tuple[Any, Any]:
+    """The module that returns hidden states (`.last_hidden_state`), and the output head after it.
+
+    Works on a plain causal model and on one with adapters, whose layers are replaced in place.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return causal.base_model, causal.get_output_embeddings()
+
+
+def add_lora(
+    model: Any, rank: int, alpha: int, dropout: float, targets: list[str] | str, seed: int
+) -> Any:
+    """LoRA adapters (arXiv 2106.09685) on the target modules; fp32, the only trainable weights.
+
+    Raises:
+        UserError: No module has such a name.
+    """
+    import peft
+    import torch
+
+    torch.manual_seed(seed)
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=model.config.model_type == "gpt2" and not is_quantized(model),
+    )
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as error:
+        names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "weight")})
+        raise UserError(f"train.targets={targets!r} fits no module: {error}", f"there are {names}") from None
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """A base model with a trained adapter laid on it, in evaluation mode."""
+    import peft
+
+    return peft.PeftModel.from_pretrained(model, folder).eval()
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether the linear layers are kept in 8 or 4 bits."""
+    return bool(getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False))

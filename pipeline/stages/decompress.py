@@ -1,0 +1,125 @@
+"""Decompress: the raw file, cut into line-aligned chunks that can be worked on independently.
+
+One pass over the raw file in constant memory, hashing it on the way. A chunk that is already
+committed is read over, compared and not written again, so an interrupted pass goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import xxhash
+import zstandard
+from pydantic import Field
+
+from pipeline.data.records import Lines
+from pipeline.errors import CorruptInput
+from pipeline.receipt import Receipt, expect, set_aside
+from pipeline.settings import Section
+from pipeline.stage import Context, Inputs, Item, Step
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+CHUNK = "chunk.jsonl.zst"
+
+
+class DecompressConfig(Section):
+    """How the corpus is cut.
+
+    `chunk_bytes`: text in a chunk, about. `level`: zstd level of the chunks.
+    """
+
+    chunk_bytes: int = Field(256_000_000, ge=1000)
+    level: int = Field(1, ge=1, le=19)
+
+
+def items(config: Config, inputs: Inputs) -> list[Item]:
+    """One item: the input stream."""
+    return [Item("complete", {"corpus": inputs["download.corpus"].digest})]
+
+
+def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+    """Cut the corpus into `chunk-…` units and list them in `complete`.
+
+    Raises:
+        CorruptInput: The raw file cannot be decompressed, or is not the one that was downloaded.
+    """
+    unit, receipt = inputs["download.corpus"].one()
+    (name,) = receipt.outputs
+    lines = Lines(unit / name, unit)
+    made: dict[str, Receipt] = {}
+    try:
+        while lines.more():
+            ctx.stop.check()
+            chunk = f"chunk-{len(made):05d}"
+            made[chunk] = _known(chunk, lines, config, ctx) or _write(chunk, lines, config, ctx)
+            ctx.progress(lines.read, receipt.outputs[name].size)
+        expect(lines.sha256, unit, name, receipt)
+    except CorruptInput as error:
+        if error.unit == unit:
+            # what was cut from a damaged file is not to be trusted either
+            for chunk in made:
+                set_aside(ctx.folder / chunk, "damaged")
+        raise
+    if not made:
+        raise CorruptInput(f"{unit / name} holds no text", unit=unit)
+    with ctx.commit(item.name) as draft:
+        draft.units = {chunk: r.digest for chunk, r in made.items()}
+        draft.facts = {"lines": lines.line, "bytes": lines.offset, "source": name}
+
+
+def _write(chunk: str, lines: Lines, config: Config, ctx: Context) -> Receipt:
+    first_line, offset, text = lines.line, lines.offset, xxhash.xxh3_128()
+    compressor = zstandard.ZstdCompressor(level=config.decompress.level, write_checksum=True)
+    with ctx.commit(chunk) as draft:
+        with (draft.path / CHUNK).open("wb") as file, compressor.stream_writer(file) as sink:
+            for piece in lines.pieces(config.decompress.chunk_bytes):
+                ctx.stop.check()
+                text.update(piece)
+                sink.write(piece)
+        draft.facts = {
+            "lines": lines.line - first_line,
+            "bytes": lines.offset - offset,
+            "first_line": first_line,
+            "offset": offset,
+            "text": text.hexdigest(),
+        }
+    committed = ctx.has(chunk)
+    if committed is None:
+        raise CorruptInput(f"{ctx.folder / chunk} vanished after it was committed")
+    return committed
+
+
+def _known(chunk: str, lines: Lines, config: Config, ctx: Context) -> Receipt | None:
+    """Read over a committed chunk, comparing the text with what it was made from."""
+    receipt = ctx.has(chunk)
+    if receipt is None:
+        return None
+    text = xxhash.xxh3_128()
+    for piece in lines.pieces(config.decompress.chunk_bytes):
+        ctx.stop.check()
+        text.update(piece)
+    if text.hexdigest() != receipt.facts["text"]:
+        raise CorruptInput(f"{ctx.folder / chunk} was cut from another text", unit=ctx.folder / chunk)
+    return receipt
+
+
+def _folder(config: Config, keys: Mapping[str, str]) -> str:
+    return f"data/{config.dataset.id}/chunks-{keys['decompress.chunks']}"
+
+
+STEPS = (
+    Step(
+        stage="decompress",
+        name="decompress.chunks",
+        version=1,
+        uses=("decompress",),
+        needs=("download.corpus",),
+        folder=_folder,
+        items=items,
+        run=run,
+        exclusive=True,
+    ),
+)

@@ -1,0 +1,327 @@
+"""Tokenize: every chunk becomes a unit of three Parquet shards; a seal then lists and judges them.
+
+A document's split is decided by a hash of its text (or of the data set's `split_by` field), so it is
+the same whatever chunk, task or order it comes in. Lines that are no records go to
+`quarantine.jsonl` with their place and the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import xxhash
+from pydantic import Field, model_validator
+
+from pipeline.data.encoder import Encoder
+from pipeline.data.records import Bad, Lines, Reader, Record
+from pipeline.data.shards import SPLITS, Writer, hashes
+from pipeline.errors import CorruptInput
+from pipeline.receipt import Receipt, expect, load, verify
+from pipeline.settings import Section, free
+from pipeline.stage import Context, Inputs, Item, Step
+from pipeline.stages.decompress import CHUNK
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+SMALL = 5_000_000_000
+BATCH = 2_000_000
+
+
+class TokenizeConfig(Section):
+    """How documents are split and encoded.
+
+    `validation`, `test`: share of the documents held out; auto is 5 % under 5 GB of text, 0.5 %
+    above. `tasks`: array elements the chunks are shared among. `max_bad_lines`: malformed lines that
+    are put aside before the corpus is refused.
+    """
+
+    validation: Literal["auto"] | float = "auto"
+    test: Literal["auto"] | float = "auto"
+    tasks: int = free(16, ge=1)
+    max_bad_lines: int = free(1000, ge=0)
+
+    @model_validator(mode="after")
+    def _leave_something(self) -> TokenizeConfig:
+        shares = [share for share in (self.validation, self.test) if share != "auto"]
+        if any(not 0 < float(share) < 0.5 for share in shares):
+            raise ValueError("validation and test must lie between 0 and 0.5, or be auto")
+        return self
+
+
+def items(config: Config, inputs: Inputs) -> list[Item]:
+    """One item a chunk."""
+    chunks = inputs["decompress.chunks"]
+    _, complete = chunks.one()
+    model, receipt = inputs["download.model"].one()
+    small = complete.facts["bytes"] < SMALL
+    shares = {
+        name: (0.05 if small else 0.005) if share == "auto" else share
+        for name, share in [("validation", config.tokenize.validation), ("test", config.tokenize.test)]
+    }
+    return [
+        Item(
+            chunk,
+            {
+                "chunk": digest,
+                "tokenizer": receipt.outputs["tokenizer.json"].sha256,
+                "split": json.dumps(shares, sort_keys=True),
+            },
+            {"shares": shares, "source": complete.facts["source"], "model": str(model)},
+        )
+        for chunk, digest in sorted(complete.units.items())
+    ]
+
+
+def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+    """Turn one chunk into the shards of the three splits.
+
+    Raises:
+        CorruptInput: The chunk or the tokenizer is damaged, or too many lines are no records.
+    """
+    unit = inputs["decompress.chunks"].folder / item.name
+    model, model_receipt = inputs["download.model"].one()
+    verify(model, "tokenizer.json", model_receipt)
+    receipt = load(unit)
+    if receipt is None:
+        raise CorruptInput(f"{unit} has no receipt", unit=unit)
+    encoder = Encoder(model)
+    with ctx.commit(item.name) as draft:
+        writers = {split: Writer(draft.path / f"{split}.parquet") for split in SPLITS}
+        lines = Lines(unit / CHUNK, unit)
+        quarantine = _Quarantine(draft.path / "quarantine.jsonl", config, item.data["source"])
+        for batch in _batches(_records(lines, config, item, receipt, quarantine)):
+            ctx.stop.check()
+            for record, ids in zip(batch, encoder.encode([r.text for r in batch]), strict=True):
+                text = record.text.encode()
+                digest = xxhash.xxh3_128_digest(text)
+                split = _split(record, digest, item.data["shares"])
+                writers[split].add(record.id, ids, len(text), digest)
+            ctx.progress(lines.read, receipt.outputs[CHUNK].size)
+        expect(lines.sha256, unit, CHUNK, receipt)
+        quarantine.close()
+        for writer in writers.values():
+            writer.close()
+        draft.facts = {
+            "splits": {
+                split: {"documents": w.rows, "tokens": w.tokens, "bytes": w.bytes}
+                for split, w in writers.items()
+            },
+            "quarantined": quarantine.count,
+            "empty": quarantine.empty,
+            "encoder": encoder.name,
+            "vocabulary": encoder.vocabulary,
+        }
+
+
+class _Quarantine:
+    """The malformed lines of a chunk, written down with their place."""
+
+    def __init__(self, path: Path, config: Config, source: str) -> None:
+        self._file = path.open("w", encoding="utf-8")
+        self._limit, self._source = config.tokenize.max_bad_lines, source
+        self.count = self.empty = 0
+
+    def add(self, line: int, text: bytes, reason: str) -> None:
+        """Put a line aside.
+
+        Raises:
+            CorruptInput: It is one too many.
+        """
+        self.count += 1
+        if self.count > self._limit:
+            raise _too_many(self.count, self._limit, f"{self._source}, line {line}: {reason}")
+        entry = {
+            "file": self._source,
+            "line": line,
+            "reason": reason,
+            "text": text[:200].decode("utf-8", "replace"),
+        }
+        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _too_many(count: int, limit: int, last: str) -> CorruptInput:
+    return CorruptInput(
+        f"more than {limit} malformed lines ({count} so far; the last: {last})",
+        'Check dataset.text_field, or allow more with ARGS="tokenize.max_bad_lines=…"',
+    )
+
+
+def _records(
+    lines: Lines, config: Config, item: Item, receipt: Receipt, quarantine: _Quarantine
+) -> Iterator[Record]:
+    reader = Reader(config.dataset.text_field, config.dataset.id_field, config.dataset.split_by)
+    number = int(receipt.facts["first_line"])
+    while lines.more():
+        for line in b"".join(lines.pieces(BATCH)).split(b"\n")[:-1]:
+            number += 1
+            record = reader.parse(line, f"{item.data['source']}:{number}")
+            if isinstance(record, Record):
+                yield record
+            elif isinstance(record, Bad):
+                quarantine.add(number, line, record.reason)
+            else:
+                quarantine.empty += 1
+
+
+def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
+    batch, size = [], 0
+    for record in records:
+        batch.append(record)
+        size += len(record.text)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _split(record: Record, digest: bytes, shares: dict[str, float]) -> str:
+    """The split of a document: where its hash falls in [0, 1)."""
+    if record.split_by is not record.text:
+        digest = xxhash.xxh3_128_digest(record.split_by.encode())
+    point = int.from_bytes(digest[:8], "big") / 2**64
+    if point < shares["validation"]:
+        return "validation"
+    return "test" if point < shares["validation"] + shares["test"] else "train"
+
+
+def seal_items(config: Config, inputs: Inputs) -> list[Item]:
+    """One item: the whole list of shards."""
+    return [Item("seal", {"shards": inputs["tokenize.shards"].digest})]
+
+
+def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+    """Verify every shard, count, find duplicate texts, and write the card of the data set.
+
+    Of equal texts the first in a held-out split stays, else the first of all; the others are listed
+    in `duplicates.npz` as (shard, row) by split.
+
+    Raises:
+        CorruptInput: A shard is damaged, a split is empty, or too many lines were malformed.
+    """
+    import numpy as np
+
+    shards = sorted(inputs["tokenize.shards"].receipts)
+    tables, places = [], []
+    totals: dict[str, Any] = {s: {"documents": 0, "tokens": 0, "bytes": 0} for s in SPLITS}
+    quarantined = empty = 0
+    for index, shard in enumerate(shards):
+        ctx.stop.check()
+        receipt = inputs["tokenize.shards"].receipts[shard]
+        unit = inputs["tokenize.shards"].folder / shard
+        quarantined += receipt.facts["quarantined"]
+        empty += receipt.facts["empty"]
+        for rank, split in enumerate(("test", "validation", "train")):
+            found = hashes(verify(unit, f"{split}.parquet", receipt))
+            tables.append(found)
+            place = np.empty((len(found), 3), dtype=np.int64)
+            place[:, 0], place[:, 1], place[:, 2] = rank, index, np.arange(len(found))
+            places.append(place)
+            for name in totals[split]:
+                totals[split][name] += receipt.facts["splits"][split][name]
+        ctx.progress(index + 1, len(shards), "shards")
+    if quarantined > config.tokenize.max_bad_lines:
+        raise _too_many(quarantined, config.tokenize.max_bad_lines, "see quarantine.jsonl of each shard")
+    duplicates = _duplicates(np.concatenate(tables), np.concatenate(places))
+    sizes = _drop(inputs, shards, duplicates, totals)
+    for split in SPLITS:
+        if not totals[split]["documents"]:
+            raise CorruptInput(
+                f"the {split} split is empty: the corpus has too few documents",
+                f'Hold out a larger share, e.g. ARGS="tokenize.{split}=0.2"'
+                if split != "train"
+                else "Check dataset.text_field",
+            )
+    content = {
+        "splits": totals,
+        "duplicates": sizes,
+        "shards": shards,
+        "quarantined": quarantined,
+        "empty": empty,
+        **{k: receipt.facts[k] for k in ("encoder", "vocabulary")},
+    }
+    with ctx.commit(item.name) as draft:
+        (draft.path / "seal.json").write_text(json.dumps(content, indent=1))
+        np.savez(draft.path / "duplicates.npz", **duplicates)
+        draft.facts = {k: content[k] for k in ("splits", "duplicates", "quarantined", "empty")}
+    (ctx.folder / "README.md").write_text(_card(config, content))
+
+
+def _duplicates(table: Any, places: Any) -> dict[str, Any]:
+    """(shard, row) of every repetition of a text, by split; the first in rank, shard, row stays."""
+    import numpy as np
+
+    halves = table.view(">u8").reshape(-1, 2)
+    order = np.lexsort((places[:, 2], places[:, 1], places[:, 0], halves[:, 1], halves[:, 0]))
+    same = np.zeros(len(order), dtype=bool)
+    same[1:] = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
+    extra = places[order[same]]
+    extra = extra[np.lexsort((extra[:, 2], extra[:, 1]))]
+    return {s: extra[extra[:, 0] == r][:, 1:] for r, s in enumerate(("test", "validation", "train"))}
+
+
+def _drop(inputs: Inputs, shards: list[str], duplicates: Any, totals: Any) -> dict[str, int]:
+    """Take the duplicates out of the totals; returns how many documents each split loses."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    for split, found in duplicates.items():
+        for index in np.unique(found[:, 0]).tolist():
+            path = inputs["tokenize.shards"].folder / shards[index] / f"{split}.parquet"
+            table = pq.read_table(path, columns=["input_ids", "bytes"])
+            table = table.take(found[found[:, 0] == index][:, 1])
+            totals[split]["documents"] -= len(table)
+            totals[split]["tokens"] -= sum(len(ids) for ids in table["input_ids"])
+            totals[split]["bytes"] -= sum(size.as_py() for size in table["bytes"])
+    return {split: len(found) for split, found in duplicates.items()}
+
+
+def _card(config: Config, content: dict[str, Any]) -> str:
+    files = "\n".join(f"  - split: {s}\n    path: chunk-*/{s}.parquet" for s in SPLITS)
+    counts = "\n".join(
+        f"| {s} | {v['documents']:,} | {v['tokens']:,} |" for s, v in content["splits"].items()
+    )
+    return (
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}\n---\n"
+        f"# {config.dataset.id}, tokenized for {config.model.id}\n\n"
+        f"`datasets.load_dataset(<this folder>)` opens it. Rows hold `input_ids` with nothing added.\n"
+        f"Encoded by {content['encoder']}. Without duplicates:\n\n"
+        f"| split | documents | tokens |\n|---|---|---|\n{counts}\n"
+    )
+
+
+def _folder(config: Config, keys: Mapping[str, str]) -> str:
+    return f"data/{config.dataset.id}/shards-{config.model.id}-{keys['tokenize.shards']}"
+
+
+STEPS = (
+    Step(
+        stage="tokenize",
+        name="tokenize.shards",
+        version=1,
+        uses=("tokenize", "dataset.text_field", "dataset.id_field", "dataset.split_by"),
+        needs=("decompress.chunks", "download.model"),
+        folder=_folder,
+        items=items,
+        run=run,
+        many=True,
+    ),
+    Step(
+        stage="tokenize",
+        name="tokenize.seal",
+        version=1,
+        uses=(),
+        reads=("tokenize", "dataset", "model"),
+        needs=("tokenize.shards",),
+        folder=_folder,
+        items=seal_items,
+        run=seal,
+    ),
+)
