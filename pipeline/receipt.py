@@ -40,11 +40,14 @@ class Output:
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a unit is made from: recipe key, own recipe, and the digests of what was read."""
+    """What a unit is made from: recipe key, own recipe, and the digests of what was read.
+
+    `inputs` is None where the source is gone: then what was made from it stays good.
+    """
 
     key: str
     own: str
-    inputs: dict[str, str]
+    inputs: dict[str, str] | None
     code: str = ""
 
 
@@ -129,9 +132,9 @@ def whole(unit: Path) -> Receipt | None:
 def valid(unit: Path, stamp: Stamp) -> Receipt | None:
     """The receipt of a whole unit that was made by this recipe from these inputs, else None."""
     receipt = whole(unit)
-    if receipt and receipt.key == stamp.key and receipt.inputs == stamp.inputs:
-        return receipt
-    return None
+    if receipt is None or receipt.key != stamp.key:
+        return None
+    return receipt if stamp.inputs in (None, receipt.inputs) else None
 
 
 def verify(unit: Path, name: str, receipt: Receipt) -> Path:
@@ -186,7 +189,7 @@ def commit(
             unit=name,
             key=stamp.key,
             own=stamp.own,
-            inputs=stamp.inputs,
+            inputs=stamp.inputs or {},
             outputs=_seal(draft),
             units=draft.units,
             facts=draft.facts,

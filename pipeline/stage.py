@@ -30,12 +30,12 @@ class Item:
 
     Args:
         name: The unit whose receipt makes the item done; it commits that one last.
-        inputs: Digest of everything it reads, by name.
+        inputs: Digest of everything it reads, by name; None if the source is gone, see `Stamp`.
         data: What `run` wants to know besides; not part of the identity.
     """
 
     name: str
-    inputs: dict[str, str]
+    inputs: dict[str, str] | None
     data: dict[str, Any] = field(default_factory=dict)
 
 

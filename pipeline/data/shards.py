@@ -124,11 +124,14 @@ class Corpus:
         return self.ids[self.offsets[index] : self.offsets[index + 1]].astype(np.int64)
 
 
-def open_corpus(sealed: Path, seal: dict[str, Any], digest: str, split: str, code: str = "") -> Corpus:
+def open_corpus(
+    folder: Path, sealed: Path, seal: dict[str, Any], digest: str, split: str, code: str = ""
+) -> Corpus:
     """The token cache of a split, verified; built from the shards, verifying them, where it is missing.
 
     Args:
-        sealed: Unit folder of the seal; the shards stand beside it.
+        folder: Where the shards stand; the cache goes beside them.
+        sealed: Unit folder of the seal.
         seal: Content of its `seal.json`.
         digest: Content digest of the seal.
         split: One of `SPLITS`.
@@ -136,7 +139,7 @@ def open_corpus(sealed: Path, seal: dict[str, Any], digest: str, split: str, cod
     Raises:
         CorruptInput: A shard is damaged; so that it is rebuilt, its unit is named.
     """
-    folder, name = sealed.parent, f"cache-{split}"
+    name = f"cache-{split}"
     own = hash_json(["cache", CACHE_VERSION])
     stamp = Stamp(key=own, own=own, inputs={"seal": digest}, code=code)
     unit = folder / name

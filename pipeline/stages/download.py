@@ -44,8 +44,10 @@ def local_file(dataset: Dataset) -> Path | None:
 def corpus_items(config: Config, inputs: Inputs) -> list[Item]:
     """One item: the corpus. A local file counts as another one when its size or time changes."""
     path = local_file(config.dataset)
-    if path is None or not path.exists():
+    if path is None:
         return [Item("corpus", {})]
+    if not path.exists():
+        return [Item("corpus", None)]
     return [Item("corpus", {"file": f"{path.stat().st_size} {path.stat().st_mtime_ns}"})]
 
 
@@ -90,6 +92,8 @@ def model_items(config: Config, inputs: Inputs) -> list[Item]:
     if config.model.path is None:
         return [Item("base", {})]
     folder = Path(config.model.path)
+    if not folder.is_dir():
+        return [Item("base", None)]
     files = sorted(p for p in folder.glob("*") if p.is_file())
     listing = [
         [p.name, hash_file(p) if p.suffix == ".json" else [p.stat().st_size, p.stat().st_mtime_ns]]

@@ -1,0 +1,82 @@
+"""The state of a training, as the files of one unit.
+
+`trainable.safetensors` (what is learned: adapters, or all weights), `optimizer.pt` (optimizer,
+gradient scaler, random generators; loads with `weights_only`), `state.json` (numbers).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class State:
+    """Where a training stands, at a step boundary.
+
+    `step`: optimizer steps taken. `tokens`: targets seen. `seconds`: spent in steps, all attempts.
+    `validated`: the last step that was validated. `attempts`: starts so far.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    validated: int = -1
+    best_step: int = -1
+    best_loss: float = float("inf")
+    attempts: int = 0
+    precision: str = ""
+
+
+def trainable(model: Any) -> dict[str, Any]:
+    """The weights that learn, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save(folder: Path, model: Any, optimizer: Any, scaler: Any, state: State) -> None:
+    """Write a checkpoint's files into a folder."""
+    import torch
+    from safetensors.torch import save_file
+
+    weights = {name: p.detach().contiguous() for name, p in trainable(model).items()}
+    save_file(weights, folder / "trainable.safetensors")
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    torch.save(
+        {
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": cuda,
+        },
+        folder / "optimizer.pt",
+    )
+    (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
+
+
+def restore(folder: Path, model: Any, optimizer: Any, scaler: Any) -> State:
+    """Put a checkpoint back into model, optimizer, scaler and the random generators."""
+    import torch
+
+    restore_weights(folder, model)
+    device = next(iter(trainable(model).values())).device
+    saved = torch.load(folder / "optimizer.pt", map_location=device, weights_only=True)
+    optimizer.load_state_dict(saved["optimizer"])
+    scaler.load_state_dict(saved["scaler"])
+    torch.set_rng_state(saved["random"].cpu())
+    if saved["random_cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([state.cpu() for state in saved["random_cuda"]])
+    return State(**json.loads((folder / "state.json").read_text()))
+
+
+def restore_weights(folder: Path, model: Any) -> None:
+    """Put only what was learned back into the model."""
+    import torch
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "trainable.safetensors")
+    with torch.no_grad():
+        for name, parameter in trainable(model).items():
+            parameter.copy_(weights[name])

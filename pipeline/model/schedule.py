@@ -1,0 +1,28 @@
+"""Learning rates as pure functions of the step, so that a resumed run cannot be on another curve."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+Kind = Literal["cosine", "linear", "constant"]
+
+
+def rate(step: int, total: int, peak: float, floor: float, warmup: int, kind: Kind) -> float:
+    """The learning rate of an optimizer step.
+
+    Args:
+        step: Counted from 0; clamped to the schedule's length.
+        total: Steps of the schedule.
+        peak: Rate at the end of the warm-up.
+        floor: Rate at the end, as a share of the peak.
+        warmup: Steps of linear rise from peak / warmup.
+        kind: Shape of the decay (cosine: arXiv 1608.03983, without restarts).
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total - 1 - warmup))
+    if kind == "constant":
+        return peak
+    share = (1 + math.cos(math.pi * done)) / 2 if kind == "cosine" else 1 - done
+    return peak * (floor + (1 - floor) * share)

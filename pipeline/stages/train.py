@@ -1,0 +1,439 @@
+"""Train: adapt the base model to the train split, choosing by loss on the validation split.
+
+Checkpoints are units `step-…`; the product is the unit `best`. While it goes, `metrics.jsonl` and
+`samples.jsonl` grow beside them; rows of steps that a restart repeats appear again, the last counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.data.order import Order
+from pipeline.data.packing import Batch, How, Packing, make_batch, pack
+from pipeline.data.shards import Corpus, open_corpus
+from pipeline.errors import CorruptInput, UserError
+from pipeline.model import checkpoint, load, loop, schedule
+from pipeline.model import optimizer as optimizers
+from pipeline.model.checkpoint import State
+from pipeline.model.guard import Guard
+from pipeline.model.score import Windows, score
+from pipeline.receipt import Receipt, set_aside, verify
+from pipeline.settings import Section, free
+from pipeline.stage import Context, Inputs, Item, Step
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+DEFAULT_TOKENS = 500_000_000
+
+
+class TrainConfig(Section):
+    """How the model learns.
+
+    `method`: adapters, or all weights. `weights`: how the frozen base is kept. `threshold`, `keep`:
+    outlier threshold of LLM.int8, and modules left unquantized. `rank`, `alpha`, `dropout`,
+    `targets`: of LoRA; targets are module names, or all-linear.
+
+    `lr`: peak; `floor`: share of it at the end; `warmup`: share of the steps. `decay`: of matrices.
+
+    `length`: slots of a window. `batch`: windows of an optimizer step; `micro_batch`: of a forward
+    pass. At most one of `tokens`, `epochs`, `steps` sets the length of the training; without any it
+    is one epoch, at most 500 M tokens.
+
+    `validate_every`, `checkpoint_every`: in steps. `validation_documents`: lowest text hash first.
+    """
+
+    method: Literal["lora", "full"] = "lora"
+    weights: load.Weights = "int8"
+    threshold: float = Field(6.0, ge=0)
+    keep: list[str] = []
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+
+    optimizer: optimizers.Kind = "adamw"
+    lr: float = Field(2e-4, gt=0)
+    floor: float = Field(0.1, ge=0, le=1)
+    warmup: float = Field(0.03, ge=0, lt=1)
+    schedule: schedule.Kind = "cosine"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)
+    patience: int = Field(5, ge=0)
+
+    length: int = Field(1024, ge=8)
+    packing: How = "best-fit"
+    batch: int = Field(64, ge=1)
+    micro_batch: int = free(8, ge=1)
+    tokens: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, ge=1)
+    gradient_checkpointing: bool = True
+    seed: int = Field(0, ge=0)
+
+    validate_every: int = Field(100, ge=1)
+    validation_documents: int = Field(200, ge=1)
+    checkpoint_every: int = free(50, ge=1)
+    keep_checkpoints: int = free(2, ge=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainConfig:
+        if self.method == "full" and self.weights in ("int8", "nf4"):
+            raise ValueError(f"train.method=full cannot train weights={self.weights}; use fp32, or method=lora")
+        if [self.tokens, self.epochs, self.steps].count(None) < 2:
+            raise ValueError("set at most one of train.tokens, train.epochs, train.steps")
+        if self.micro_batch > self.batch:
+            raise ValueError(
+                f"train.micro_batch={self.micro_batch} is more than train.batch={self.batch}, the "
+                "windows of a whole optimizer step"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learned from and judged by: both splits, the packing, the order, the token ids."""
+
+    train: Corpus
+    packing: Packing
+    order: Order
+    micro_batch: int
+    validation: Corpus
+    chosen: list[int]
+    prefix: int
+    end: int
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """The micro-batches of a step."""
+        windows = self.order.windows(step)
+        for start in range(0, len(windows), self.micro_batch):
+            part = windows[start : start + self.micro_batch]
+            yield make_batch(self.train, self.packing, part, self.prefix, self.end)
+
+
+def items(config: Config, inputs: Inputs) -> list[Item]:
+    """One item: the training."""
+    return [
+        Item("best", {n: inputs[n].digest for n in ("tokenize.seal", "download.model")})
+    ]
+
+
+def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+    """Train to the end, from the newest good checkpoint.
+
+    Raises:
+        Interrupted: A stop was asked for; a checkpoint was written.
+        UserError: The settings do not fit the model or the device, or training diverged.
+        CorruptInput: A shard or the base model is damaged.
+    """
+    import torch
+
+    torch.set_num_threads(ctx.cpus)
+    settings = config.train
+    base, base_receipt = inputs["download.model"].one()
+    for file in base_receipt.outputs:
+        verify(base, file, base_receipt)
+    device = load.pick_device(ctx.gpus, ctx.local_rank)
+    _check(settings, base_receipt, device)
+    data = _data(config, inputs, base_receipt, ctx)
+    model = _model(config, base, device)
+    optimizer = optimizers.make_optimizer(
+        model, settings.optimizer, settings.betas, settings.eps, settings.decay
+    )
+    journal = _Journal(ctx)
+    state, scaler = _resume(model, optimizer, device, settings, ctx)
+    total = _steps(settings, data.packing)
+    ctx.log(
+        f"{total} steps of {settings.batch} × {settings.length} slots, from step {state.step}; "
+        f"{sum(p.numel() for p in checkpoint.trainable(model).values()):,} weights learn; "
+        f"{settings.weights} weights, {state.precision} on {device}"
+    )
+    learner = loop.Learner(
+        model,
+        optimizer,
+        scaler,
+        device,
+        state.precision,  # type: ignore[arg-type]
+        settings.clip,
+        Guard(settings.patience),
+    )
+    warmup = math.ceil(settings.warmup * total)
+
+    def rate(step: int) -> float:
+        return schedule.rate(
+            step, total, settings.lr, settings.floor, warmup, settings.schedule
+        )
+
+    def log(row: dict[str, Any]) -> None:
+        journal.add({**row, "attempt": state.attempts})
+        loss = {"validation" if row["kind"] == "validation" else "loss": round(row["loss"], 4)}
+        ctx.progress(state.step, total, "steps", **loss)
+
+    def save(state: State) -> None:
+        name = f"step-{state.step:08d}"
+        if ctx.has(name) is None:
+            with ctx.commit(name) as draft:
+                checkpoint.save(draft.path, model, optimizer, scaler, state)
+        _retire(ctx, state, settings.keep_checkpoints)
+
+    windows = Windows(min(settings.length, base_receipt.facts["context"]), settings.length, data.prefix)
+
+    def validate(state: State) -> float:
+        documents = [data.validation.document(i) for i in data.chosen]
+        nll, tokens = score(model, documents, windows, device, learner.precision, stop=ctx.stop)
+        journal.sample(state.step, _write_on(model, base, documents[0], data, device))
+        model.train()
+        return float(nll.sum() / tokens.sum())
+
+    journal.add(
+        {
+            "kind": "start",
+            "step": state.step,
+            "attempt": state.attempts,
+            "time": time.time(),
+            "host": socket.gethostname(),
+        }
+    )
+    loop.fit(
+        learner,
+        state,
+        loop.Plan(total, settings.validate_every, settings.checkpoint_every, rate),
+        batches=data.batches,
+        validate=validate,
+        save=save,
+        log=log,
+        stop=ctx.stop,
+    )
+    _publish(config, item, ctx, model, state, base)
+
+
+def _check(settings: TrainConfig, base: Receipt, device: Any) -> None:
+    context = base.facts.get("context")
+    if context and settings.length > context:
+        raise UserError(
+            f"train.length={settings.length} is longer than the model's context of {context}",
+            f'use ARGS="train.length={context}"',
+        )
+    if settings.weights == "nf4" and device.type == "cpu":
+        raise UserError(
+            "train.weights=nf4 does not learn on a CPU: validation repacks the weights and every "
+            "gradient is zero from then on",
+            "use train.weights=int8",
+        )
+
+
+def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context) -> Data:
+    import numpy as np
+
+    settings = config.train
+    sealed, receipt = inputs["tokenize.seal"].one()
+    seal = json.loads(verify(sealed, "seal.json", receipt).read_text())
+    verify(sealed, "duplicates.npz", receipt)
+    train, validation = (
+        open_corpus(inputs["tokenize.shards"].folder, sealed, seal, receipt.digest, split, ctx.code)
+        for split in ("train", "validation")
+    )
+    packing = pack(train.offsets, settings.length, settings.packing)
+    lowest = np.argsort(validation.hashes.view(">u8").reshape(-1, 2)[:, 0], kind="stable")
+    return Data(
+        train,
+        packing,
+        Order(len(packing), settings.batch, settings.seed),
+        settings.micro_batch,
+        validation,
+        lowest[: settings.validation_documents].tolist(),
+        base.facts["prefix_id"],
+        base.facts["end_id"],
+    )
+
+
+def _model(config: Config, base: Path, device: Any) -> Any:
+    settings = config.train
+    model = load.load_base(base, settings.weights, device, settings.threshold, settings.keep)
+    if settings.gradient_checkpointing:
+        # the reentrant kind cuts the graph of a frozen base: nothing would learn
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if settings.method == "lora":
+        return load.add_lora(
+            model, settings.rank, settings.alpha, settings.dropout, settings.targets, settings.seed
+        )
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model
+
+
+def _resume(
+    model: Any, optimizer: Any, device: Any, settings: TrainConfig, ctx: Context
+) -> tuple[State, Any]:
+    """The state of the newest checkpoint that is whole, or a new one; damaged ones are set aside."""
+    import torch
+
+    precision = load.pick_precision(settings.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    torch.manual_seed(settings.seed)
+    state = State(precision=precision)
+    for unit in sorted(ctx.folder.glob("step-*"), reverse=True):
+        receipt = ctx.has(unit.name)
+        try:
+            if receipt is None:
+                raise CorruptInput(f"{unit} is incomplete, or of another making")
+            for file in receipt.outputs:
+                verify(unit, file, receipt)
+        except CorruptInput as error:
+            ctx.log(f"PASSED OVER a checkpoint: {error}; it is now {set_aside(unit, 'damaged').name}")
+            continue
+        state = checkpoint.restore(unit, model, optimizer, scaler)
+        break
+    if state.precision != precision and settings.precision == "auto":
+        ctx.log(f"precision stays {state.precision}, as at the first step (here: {precision})")
+        load.pick_precision(state.precision, device)
+    state.attempts += 1
+    return state, scaler
+
+
+def _steps(settings: TrainConfig, packing: Packing) -> int:
+    """Optimizer steps of the whole training."""
+    if settings.steps:
+        return settings.steps
+    if settings.epochs:
+        windows = len(packing) * settings.epochs
+    else:
+        tokens = settings.tokens or min(packing.pairs, DEFAULT_TOKENS)
+        windows = len(packing) * tokens / packing.pairs
+    return max(1, math.ceil(round(windows / settings.batch, 6)))
+
+
+def _retire(ctx: Context, state: State, keep: int) -> None:
+    """Remove checkpoints other than the newest few and the best."""
+    found = sorted(path for path in ctx.folder.glob("step-*"))
+    for path in found[:-keep]:
+        if path.name != f"step-{state.best_step:08d}":
+            shutil.rmtree(set_aside(path, "retired"), ignore_errors=True)
+
+
+def _write_on(model: Any, base: Path, document: Any, data: Data, device: Any) -> dict[str, str]:
+    """What the model now writes after the opening of a held-out document, greedily."""
+    import torch
+
+    from pipeline.data.encoder import Encoder
+
+    encoder = Encoder(base)
+    opening = [int(token) for token in document[:24]]
+    inputs = torch.tensor([[data.prefix, *opening]], device=device)
+    model.eval()
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=40,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=data.end,
+            pad_token_id=data.end,
+        )
+    written = output[0, inputs.shape[1] :].tolist()
+    return {"prompt": encoder.decode(opening), "text": encoder.decode(written)}
+
+
+def _publish(
+    config: Config, item: Item, ctx: Context, model: Any, state: State, base: Path
+) -> None:
+    """Commit the best weights, by validation loss, in the form that peft or transformers loads."""
+    import torch
+
+    name = f"step-{state.best_step:08d}"
+    receipt = ctx.has(name)
+    if receipt is None:
+        raise CorruptInput(f"the best checkpoint {ctx.folder / name} is gone")
+    verify(ctx.folder / name, "trainable.safetensors", receipt)
+    checkpoint.restore_weights(ctx.folder / name, model)
+    learned = checkpoint.trainable(model)
+    if not all(bool(torch.isfinite(p).all()) for p in learned.values()):
+        raise UserError("the best weights are not finite", "try a lower train.lr")
+    with ctx.commit(item.name) as draft:
+        model.save_pretrained(draft.path)
+        if config.train.method == "lora":
+            (draft.path / "README.md").unlink(missing_ok=True)
+            _name_base(draft.path / "adapter_config.json", config)
+        else:
+            for file in ("tokenizer.json", "tokenizer_config.json"):
+                shutil.copyfile(base / file, draft.path / file)
+        for file in draft.path.iterdir():
+            file.chmod(0o644)
+        draft.facts = {
+            "method": config.train.method,
+            "steps": state.step,
+            "tokens": state.tokens,
+            "seconds": round(state.seconds, 3),
+            "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
+            "best_step": state.best_step,
+            "best_loss": state.best_loss,
+            "skipped": state.skipped,
+            "attempts": state.attempts,
+            "precision": state.precision,
+            "trainable": sum(p.numel() for p in learned.values()),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+
+
+def _name_base(path: Path, config: Config) -> None:
+    """Let the adapter name its base as the world knows it, not as a path of this machine."""
+    content = json.loads(path.read_text())
+    content["base_model_name_or_path"] = config.model.repo or config.model.id
+    content["revision"] = config.model.revision
+    path.write_text(json.dumps(content, indent=2, sort_keys=True))
+
+
+class _Journal:
+    """The two files that grow while training goes: metrics and sampled texts, a JSON object a line."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._folder = ctx.folder
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self._folder / name
+            if path.exists() and not path.read_bytes().endswith(b"\n"):
+                # a kill tore the last line; what follows must not be glued to it
+                path.write_bytes(path.read_bytes() + b"\n")
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._append("metrics.jsonl", row)
+
+    def sample(self, step: int, texts: dict[str, str]) -> None:
+        self._append("samples.jsonl", {"step": step, **texts})
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        with (self._folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _folder(config: Config, keys: Mapping[str, str]) -> str:
+    return f"runs/{config.name}/train-{keys['train.train']}"
+
+
+STEPS = (
+    Step(
+        stage="train",
+        name="train.train",
+        version=1,
+        uses=("train",),
+        reads=("name", "model"),
+        needs=("tokenize.shards", "tokenize.seal", "download.model"),
+        folder=_folder,
+        items=items,
+        run=run,
+        exclusive=True,
+    ),
+)
