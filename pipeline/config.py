@@ -80,7 +80,9 @@ def resolve(
     if not overrides:
         config = base
     else:
-        config = build(Config, merge(plain, parse_overrides(overrides)), f"ARGS={' '.join(overrides)!r}")
+        config = build(
+            Config, merge(plain, parse_overrides(overrides)), f"ARGS={' '.join(overrides)!r}"
+        )
     if name is not None:
         return config
     differs = [model_name] if model_name != (data.model or MODEL) else []
@@ -128,8 +130,13 @@ def freeze(config: Config, root: Path) -> Path:
     if path.exists():
         changed = differences(thaw(path), config)
         if changed:
-            told = "; ".join(f"{k}: {old!r} there, {new!r} now" for k, (old, new) in sorted(changed.items()))
-            raise UserError(f"run {config.name!r} exists with another configuration ({told})", "choose another NAME")
+            told = "; ".join(
+                f"{k}: {old!r} there, {new!r} now" for k, (old, new) in sorted(changed.items())
+            )
+            raise UserError(
+                f"run {config.name!r} exists with another configuration ({told})",
+                "choose another NAME",
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     temporary = path.with_suffix(".tmp")

@@ -116,7 +116,9 @@ class Lease:
     def _write(self) -> None:
         """Rewrite the private file in place: the lease is another name of the same inode."""
         self._beats += 1
-        text = json.dumps({"owner": self.owner, "label": self.label, "beats": f"{self._beats:012d}"})
+        text = json.dumps(
+            {"owner": self.owner, "label": self.label, "beats": f"{self._beats:012d}"}
+        )
         descriptor = os.open(self._private, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             os.pwrite(descriptor, text.encode(), 0)

@@ -160,7 +160,8 @@ def expect(found: str, unit: Path, name: str, receipt: Receipt) -> None:
     wanted = receipt.outputs[name].sha256
     if found != wanted:
         raise CorruptInput(
-            f"{unit / name} is damaged: its sha256 is {found[:12]}… and was {wanted[:12]}…", unit=unit
+            f"{unit / name} is damaged: its sha256 is {found[:12]}… and was {wanted[:12]}…",
+            unit=unit,
         )
 
 

@@ -44,7 +44,9 @@ class Dataset(Section):
     def _known_scheme(cls, urls: list[str]) -> list[str]:
         for url in urls:
             if not re.match(r"(https?|file|hf|docstrings)://", url):
-                raise ValueError(f"{url!r} must start with https://, http://, file://, hf:// or docstrings://")
+                raise ValueError(
+                    f"{url!r} must start with https://, http://, file://, hf:// or docstrings://"
+                )
         return urls
 
     @property
@@ -52,7 +54,12 @@ class Dataset(Section):
         """What names the corpus: its hash where known, else where it comes from."""
         if self.sha256:
             return {"sha256": self.sha256}
-        return {"urls": self.urls, "revision": self.revision, "subset": self.subset, "split": self.split}
+        return {
+            "urls": self.urls,
+            "revision": self.revision,
+            "subset": self.subset,
+            "split": self.split,
+        }
 
 
 class BaseModel(Section):
@@ -130,7 +137,11 @@ def find_model(name: str) -> BaseModel:
     if (path / "config.json").is_file():
         safe = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("-.") or "model"
         values: dict[str, Any] = {"id": safe, "path": str(path.resolve())}
-    elif name not in ids("models") and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) and path.suffix != ".yaml":
+    elif (
+        name not in ids("models")
+        and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name)
+        and path.suffix != ".yaml"
+    ):
         repo, _, revision = name.partition("@")
         values = {"id": repo.replace("/", "--"), "repo": repo, "revision": revision or "main"}
     else:

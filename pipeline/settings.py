@@ -23,7 +23,9 @@ class Section(BaseModel):
 
     def keyed(self) -> dict[str, Any]:
         """The fields that decide the bytes of a result, as plain data for hashing."""
-        free = {n for n, f in type(self).model_fields.items() if (f.json_schema_extra or {}).get("free")}  # type: ignore[union-attr]
+        free = {
+            n for n, f in type(self).model_fields.items() if (f.json_schema_extra or {}).get("free")
+        }  # type: ignore[union-attr]
         return self.model_dump(mode="json", exclude=free)
 
 
@@ -38,7 +40,9 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
     for word in words:
         path, equals, text = word.partition("=")
         if not equals or not all(path.split(".")):
-            raise UserError(f"cannot read {word!r}", "write it as section.field=value, e.g. train.lr=3e-4")
+            raise UserError(
+                f"cannot read {word!r}", "write it as section.field=value, e.g. train.lr=3e-4"
+            )
         try:
             value = yaml.safe_load(text) if text else None
         except yaml.YAMLError as error:
@@ -68,7 +72,9 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for name, value in over.items():
         old = result.get(name)
-        result[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        result[name] = (
+            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
     return result
 
 
@@ -88,7 +94,9 @@ def build(model: type[Any], values: dict[str, Any], where: str) -> Any:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(_explain(model, e) for e in error.errors())) from None
+        raise UserError(
+            f"{where}: " + "; ".join(_explain(model, e) for e in error.errors())
+        ) from None
 
 
 def nearest(word: str, words: list[str]) -> str:
@@ -101,7 +109,9 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         owner = _section_at(model, error["loc"][:-1])
-        return f"unknown setting {place}; {nearest(str(error['loc'][-1]), sorted(owner.model_fields))}"
+        return (
+            f"unknown setting {place}; {nearest(str(error['loc'][-1]), sorted(owner.model_fields))}"
+        )
     rule = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
         return f"{place} is missing"

@@ -126,7 +126,9 @@ class _View:
             return value
         if any(d.startswith(path + ".") for d in declared):
             return _View(value, self._step, path)
-        raise LookupError(f"step {self._step.name} reads the setting {path}, which it does not declare")
+        raise LookupError(
+            f"step {self._step.name} reads the setting {path}, which it does not declare"
+        )
 
 
 Progress = Callable[..., None]
@@ -220,7 +222,9 @@ def run_item(work: Work, item: Item, ctx: Context) -> str:
         with _damage_set_aside():
             work.step.run(work.step.view(work.config), item, work.inputs, bound)
     if not work.done(item):
-        raise InputError(f"{work.step.name}: {item.name} ended without a valid {work.folder / item.name}")
+        raise InputError(
+            f"{work.step.name}: {item.name} ended without a valid {work.folder / item.name}"
+        )
     return "done"
 
 

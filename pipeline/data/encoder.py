@@ -24,7 +24,9 @@ class Encoder:
         try:
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises plain Exception
-            raise CorruptInput(f"{folder / 'tokenizer.json'} cannot be loaded: {error}", unit=folder) from None
+            raise CorruptInput(
+                f"{folder / 'tokenizer.json'} cannot be loaded: {error}", unit=folder
+            ) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.name = f"tokenizers {version('tokenizers')}"

@@ -1,24 +1,18 @@
 """Files from plain URLs: resumable, verified, mirror after mirror.
 
-A download is a prefix that grows. The sidecar `<part>.json` says of which content (URL, ETag or
-Last-Modified, size) `<part>` is a prefix and how much of it is safely on disk, with the sha256 of
-that much; whatever stands after it is dropped on resume. Each answer of a server goes through
+A download is a prefix that grows (`pipeline.data.partial`). Each answer of a server goes through
 `judge`, a pure function that says what the answer is good for; nothing else decides whether bytes
-are appended. The price: the prefix is read once more on resume, to carry the hash on.
+are appended. A request ends whole, grown, or with nothing new; only the last counts as a failure,
+and enough of those in a row mean the next mirror.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
@@ -27,16 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.errors import CorruptInput, InputError, UserError
+from pipeline.data.partial import BLOCK, Bound, Part, Progress, check_room
+from pipeline.errors import CorruptInput, InputError
 from pipeline.stop import Stop
 
 if TYPE_CHECKING:
     import httpx
 
-Progress = Callable[[int, int | None], None]
-BLOCK = 1 << 20
 SMALL = 1 << 20
-AGAIN = {408, 425, 429}
+BUSY = {408, 425, 429}
+NO_RANGED_GET = {400, 403, 405, 501}
 
 
 @dataclass(frozen=True)
@@ -64,10 +58,10 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to insist; times in seconds, `sync` in bytes between two fsyncs.
+    """How long to insist: times in seconds, `sync` as in `Part`.
 
-    `attempts` counts tries in a row that bring no new byte; the wait between them is
-    `base * 2**n` up to `cap`, or what the server asks for (Retry-After) up to `asked`.
+    `attempts` counts tries in a row that bring no new byte. The wait between them is `base`, twice
+    that, and so on up to `cap`, or what the server asks for (Retry-After) up to `asked`.
     """
 
     attempts: int = 6
@@ -80,38 +74,12 @@ class Patience:
 
 
 @dataclass(frozen=True)
-class Bound:
-    """The content a partial file is a prefix of; `synced` bytes of it are on disk with `sha256`."""
-
-    url: str
-    etag: str | None
-    modified: str | None
-    size: int | None
-    synced: int = 0
-    sha256: str = ""
-
-    @property
-    def validator(self) -> str | None:
-        """What may stand in If-Range: a strong ETag, else the date."""
-        strong = self.etag if self.etag and not self.etag.startswith("W/") else None
-        return strong or self.modified
-
-    def same(self, answer: Answer) -> bool:
-        """Whether an answer speaks of this content, as far as both of them say."""
-        pairs = [(self.size, answer.total), (self.etag, answer.etag)]
-        if not (self.etag and answer.etag):
-            pairs.append((self.modified, answer.modified))
-        return all(a == b for a, b in pairs if a is not None and b is not None)
-
-
-@dataclass(frozen=True)
 class Answer:
-    """The head of a response: what `judge` looks at; `start`, `total`, `length` in bytes."""
+    """The head of a response. `start`: the body's first byte in the whole; `total`: bytes of that."""
 
     status: int
     start: int | None = None
     total: int | None = None
-    length: int | None = None
     etag: str | None = None
     modified: str | None = None
     encoding: str = "identity"
@@ -122,150 +90,376 @@ class Answer:
     def of(cls, response: httpx.Response) -> Answer:
         """The head of an httpx response."""
         head = response.headers
-        length = _number(head.get("content-length"))
-        ranged = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", head.get("content-range", "").strip())
-        start, total = (_number(ranged[1]), _number(ranged[2])) if ranged else (None, None)
+        span = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", head.get("content-range", ""))
+        start, total = (_number(span[1]), _number(span[2])) if span else (None, None)
         if response.status_code == 200:
-            start, total = 0, length
+            start, total = 0, _number(head.get("content-length"))
         return cls(
             status=response.status_code,
             start=start,
             total=total,
-            length=length,
             etag=head.get("etag"),
             modified=head.get("last-modified"),
-            encoding=head.get("content-encoding", "identity").strip().lower() or "identity",
+            encoding=head.get("content-encoding", "").strip().lower() or "identity",
             kind=head.get("content-type", "").partition(";")[0].strip().lower(),
             retry_after=_seconds(head.get("retry-after")),
         )
 
 
 class Verdict(Enum):
-    """What an answer is good for; the value tells it to people."""
+    """What an answer is good for; the value says it to people."""
 
-    APPEND = "goes on where the partial file ends"
-    START = "the whole content from its first byte"
+    START = "the content from its first byte"
+    APPEND = "the content from where the partial file ends"
     DONE = "nothing is missing"
-    DROP = "the content changed, or the server does not keep to the range"
+    DROP = "the content has changed, or the server does not keep to the range asked for"
     AGAIN = "try again later"
-    ENCODED = "sent with a Content-Encoding though identity was asked for"
+    ENCODED = "sent with a Content-Encoding though none was asked for"
     PORTAL = "a web page in place of the file: a captive portal or an error page"
-    REFUSED = "refused"
+    EMPTY = "the file is empty"
+    REFUSED = "not available"
 
 
 def judge(answer: Answer, have: int, bound: Bound | None, size: int | None) -> Verdict:
-    """What to do with an answer to a request for the bytes from `have` on.
+    """What to do with the answer to a request for the bytes from `have` on.
 
     Args:
         answer: The head of the response.
-        have: Bytes of the partial file that the request asked to go on from; 0 for all of it.
-        bound: The content the partial file belongs to, None if there is none.
+        have: Bytes that are there already; 0 where the whole was asked for.
+        bound: The content they belong to; None where the whole was asked for.
         size: Expected bytes of the whole, None if unknown.
     """
-    if answer.status in AGAIN or answer.status >= 500:
+    if answer.status in BUSY or answer.status >= 500:
         return Verdict.AGAIN
-    if answer.status == 416 and have:
-        return Verdict.DONE if bound and answer.total == have and bound.same(answer) else Verdict.DROP
+    if answer.status == 416 and bound:
+        return Verdict.DONE if answer.total == have and same(bound, answer) else Verdict.DROP
     if answer.status not in (200, 206):
         return Verdict.REFUSED
     if answer.encoding != "identity":
         return Verdict.ENCODED
-    if answer.kind == "text/html" and answer.total != size and (size or (answer.total or 0) < SMALL):
+    short = answer.total != size if size else (answer.total or 0) < SMALL
+    if answer.kind == "text/html" and short:
         return Verdict.PORTAL
-    if answer.status == 200:
+    if answer.total == 0:
+        return Verdict.EMPTY
+    if answer.status == 200 or (bound is None and answer.start == 0):
         return Verdict.START
-    if answer.start == 0 and not have:
-        return Verdict.START
-    if bound and have and answer.start == have and bound.same(answer):
-        return Verdict.APPEND
-    return Verdict.DROP if have else Verdict.REFUSED
+    if bound is None:
+        return Verdict.REFUSED
+    return Verdict.APPEND if answer.start == have and same(bound, answer) else Verdict.DROP
 
 
-class Part:
-    """The partial file and its sidecar. Starting over makes a new file, never truncates a link."""
+def same(bound: Bound, answer: Answer) -> bool:
+    """Whether an answer speaks of this content, as far as both of them say what it is."""
+    pairs: list[tuple[Any, Any]] = [(bound.size, answer.total), (bound.etag, answer.etag)]
+    if not (bound.etag and answer.etag):
+        pairs.append((bound.modified, answer.modified))
+    return all(known == said for known, said in pairs if known is not None and said is not None)
 
-    def __init__(self, path: Path, sync: int) -> None:
-        self.path = path
-        self.sidecar = path.with_name(path.name + ".json")
-        self.sync_every = sync
-        self.size = 0
-        self.sha256 = hashlib.sha256()
-        self.bound = self._read_sidecar()
 
-    def adopt(self, stop: Stop) -> None:
-        """Take up what is safely there, hashing it on the way; else keep nothing."""
-        bound = self.bound
-        if bound is None or not bound.synced or not self.path.is_file():
-            self.bound = None
-            return
-        with self.path.open("rb") as file:
-            while self.size < bound.synced and (
-                block := file.read(min(BLOCK, bound.synced - self.size))
-            ):
-                stop.check()
-                self.sha256.update(block)
-                self.size += len(block)
-        if self.size != bound.synced or self.sha256.hexdigest() != bound.sha256:
-            self.discard()
-            return
-        os.truncate(self.path, self.size)
+def ask(have: int, bound: Bound | None) -> dict[str, str]:
+    """The request headers for the bytes from `have` on, or for the whole where nothing is bound."""
+    headers = {"Accept-Encoding": "identity"}
+    if bound is None:
+        return headers
+    strong = bound.etag if bound.etag and not bound.etag.startswith("W/") else None
+    condition = {"If-Range": strong or bound.modified or ""}
+    return headers | {"Range": f"bytes={have}-"} | (condition if condition["If-Range"] else {})
 
-    def begin(self, bound: Bound) -> None:
-        """Start over as a prefix of other content."""
-        self.discard()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.touch(exist_ok=False)
-        self.bound = bound
-        self.save()
 
-    def discard(self) -> None:
-        """Forget the partial file."""
-        self.sidecar.unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
-        self.bound, self.size, self.sha256 = None, 0, hashlib.sha256()
+def probe(url: str, patience: Patience = Patience()) -> Remote:
+    """Ask what a URL has, by a request for its first byte.
 
-    def append(self, blocks: Iterator[bytes], stop: Stop, progress: Progress) -> None:
-        """Write blocks as they come; what was written is on disk however this ends."""
-        assert self.bound is not None
-        with self.path.open("ab") as file:
-            unsynced = 0
-            try:
-                for block in blocks:
-                    file.write(block)
-                    self.sha256.update(block)
-                    self.size += len(block)
-                    progress(self.size, self.bound.size)
-                    unsynced += len(block)
-                    if unsynced >= self.sync_every:
-                        self.save(file.fileno(), file.flush)
-                        unsynced = 0
-                    if stop.reason:
-                        break
-            finally:
-                self.save(file.fileno(), file.flush)
-        stop.check()
+    Raises:
+        InputError: It does not answer, refuses, or answers with a web page; one line.
+    """
+    if url.startswith("file:"):
+        bound = _local(url)
+        return Remote(url, 200, bound.size, None, bound.modified)
+    headers = {"Accept-Encoding": "identity", "Range": "bytes=0-0"}
+    try:
+        with _client(patience) as client, _telling(url):
+            with client.stream("GET", url, headers=headers) as response:
+                answer = Answer.of(response)
+            if answer.status in NO_RANGED_GET:
+                answer = Answer.of(client.head(url, headers=ask(0, None)))
+    except _Again as error:
+        raise InputError(f"{url}: {error}") from error
+    verdict = judge(answer, 0, None, None)
+    if verdict is not Verdict.START:
+        raise _refusal(url, answer, verdict)
+    return Remote(url, answer.status, answer.total, answer.etag, answer.modified)
 
-    def save(self, fileno: int | None = None, flush: Callable[[], None] | None = None) -> None:
-        """Bring the data to disk, then the sidecar that vouches for it."""
-        assert self.bound is not None
-        if flush is not None and fileno is not None:
-            flush()
-            os.fsync(fileno)
-        self.bound = replace(self.bound, synced=self.size, sha256=self.sha256.hexdigest())
-        aside = self.sidecar.with_name(self.sidecar.name + ".new")
-        aside.write_text(json.dumps(asdict(self.bound)), encoding="utf-8")
-        os.replace(aside, self.sidecar)
 
-    def _read_sidecar(self) -> Bound | None:
+def probe_all(urls: Sequence[str], patience: Patience = Patience()) -> Remote:
+    """The first of several mirrors that answers.
+
+    Raises:
+        InputError: None does; each URL with its reason, in one line.
+    """
+    errors: list[InputError] = []
+    for url in urls:
         try:
-            return Bound(**json.loads(self.sidecar.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
+            return probe(url, patience)
+        except InputError as error:
+            errors.append(error)
+    raise _none_left(errors)
+
+
+def fetch(
+    urls: Sequence[str],
+    part: Path,
+    *,
+    sha256: str | None,
+    size: int | None,
+    stop: Stop,
+    progress: Progress,
+    headers: Mapping[str, str] | None = None,
+    patience: Patience = Patience(),
+) -> Fetched:
+    """Get one content from the first mirror that delivers it, going on where `part` ends.
+
+    Args:
+        urls: Mirrors of one content, in order: http(s):// or file://.
+        part: The file to write; beside it lies `<part>.json`. Both may be left from before.
+        sha256: Expected hash in hex; it decides. None to accept what comes.
+        size: Expected bytes: a hint where sha256 is given, else what the file must have.
+        stop: Looked at between blocks; progress is on disk before `Interrupted` is raised.
+        progress: Called with (bytes there, bytes of the whole or None).
+        headers: Sent along to the hosts of `urls`; no Authorization goes to another host.
+        patience: Time-outs and retries.
+
+    Raises:
+        InputError: No mirror delivers; each URL with its reason.
+        CorruptInput: The same, and a mirror delivered something else than was expected.
+        UserError: There is not enough room.
+        Interrupted: A stop was asked for.
+    """
+    part.parent.mkdir(parents=True, exist_ok=True)
+    store = Part(part, patience.sync)
+    begun = store.bound.url if store.bound else None
+    if begun in urls:
+        store.adopt(stop)
+    else:
+        store.discard()
+    job = _Job(store, sha256, size, stop, progress, dict(headers or {}), patience)
+    errors: list[InputError] = []
+    for url in sorted(urls, key=lambda u: u != begun):
+        try:
+            return job.run(url)
+        except InputError as error:
+            errors.append(error)
+    raise _none_left(errors)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call of `fetch`: the same content from one mirror, then from another."""
+
+    store: Part
+    sha256: str | None
+    size: int | None
+    stop: Stop
+    progress: Progress
+    headers: dict[str, str]
+    patience: Patience
+
+    def run(self, url: str) -> Fetched:
+        if url.startswith("file:"):
+            bound = self._copy(url)
+        else:
+            bound = self._download(url)
+        store, found = self.store, self.store.sha256.hexdigest()
+        wrong = ""
+        if self.sha256 and found != self.sha256:
+            wrong = f"the sha256 is {found}, expected {self.sha256}"
+        elif not self.sha256 and self.size not in (None, store.size):
+            wrong = f"{store.size} bytes, expected {self.size}"
+        if wrong:
+            store.discard()
+            raise CorruptInput(f"{url}: {wrong}")
+        return Fetched(store.path, url, store.size, found, bound.etag, bound.modified)
+
+    def _copy(self, url: str) -> Bound:
+        bound, store = _local(url), self.store
+        source = _path(url).resolve()
+        if store.have(url) and replace(store.bound or bound, synced=0, sha256="") != bound:
+            store.discard()
+        if not store.have(url):
+            try:
+                store.link(source, self.stop, self.progress)
+                return bound
+            except OSError:  # another file system, or not our file to link
+                check_room(store.path.parent, bound.size)
+                store.begin(bound)
+        with source.open("rb") as file:
+            file.seek(store.size)
+            store.append(iter(lambda: file.read(BLOCK), b""), self.stop, self.progress)
+        return bound
+
+    def _download(self, url: str) -> Bound:
+        import tenacity
+
+        again = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self.patience.attempts),
+            wait=_waiting(self.patience),
+            retry=tenacity.retry_if_exception_type(_Again),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        try:
+            with _client(self.patience) as client:
+                while not again(self._attempt, client, url, self.store.have(url)):
+                    self._sleep(self.patience.base)
+        except _Again as error:
+            why = f"{url}: {error}, {self.patience.attempts} times in a row"
+            raise InputError(why) from error
+        assert self.store.bound is not None
+        return self.store.bound
+
+    def _attempt(self, client: httpx.Client, url: str, before: int) -> bool:
+        """One request: True when the file is whole, False when it has grown.
+
+        Raises:
+            _Again: It has not grown.
+        """
+        try:
+            with _telling(url):
+                self._request(client, url)
+            total = self.store.bound.size if self.store.bound else None
+            if total not in (None, self.store.size):
+                raise _Again(f"the answer ended after {self.store.size} of {total} bytes")
+        except _Again:
+            if self.store.have(url) > before:
+                return False
+            raise
+        return True
+
+    def _request(self, client: httpx.Client, url: str) -> None:
+        store, bound = self.store, None
+        if store.have(url) and store.bound and self._can_tell(store.bound):
+            bound = store.bound
+        have = store.size if bound else 0
+        if bound and bound.size == have:
+            return
+        with client.stream("GET", url, headers=self.headers | ask(have, bound)) as response:
+            answer = Answer.of(response)
+            verdict = judge(answer, have, bound, self.size)
+            match verdict:
+                case Verdict.DONE:
+                    return
+                case Verdict.AGAIN:
+                    raise _Again(_status(answer.status), answer.retry_after)
+                case Verdict.DROP:
+                    store.discard()
+                    raise _Again(verdict.value)
+                case Verdict.START:
+                    check_room(store.path.parent, answer.total or self.size)
+                    store.begin(Bound(url, answer.etag, answer.modified, answer.total))
+                case Verdict.APPEND:
+                    check_room(store.path.parent, answer.total and answer.total - have)
+                    store.bound = bound and replace(bound, size=bound.size or answer.total)
+                case _:
+                    raise _refusal(url, answer, verdict)
+            store.append(response.iter_raw(), self.stop, self.progress)
+
+    def _can_tell(self, bound: Bound) -> bool:
+        """Whether it would be noticed that the content has changed under its URL."""
+        return bool(bound.etag or bound.modified or self.sha256)
+
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.stop.check()
+            time.sleep(min(left, 0.2))
 
 
 class _Again(Exception):
-    """A passing fault; `after` is the wait in seconds that the server asked for."""
+    """A passing fault; `after`: seconds to wait that the server asked for."""
 
     def __init__(self, why: str, after: float | None = None) -> None:
         super().__init__(why)
         self.after = after
+
+
+def _waiting(patience: Patience) -> Callable[[Any], float]:
+    """Tenacity's wait: exponential, or what the server asked for."""
+
+    def wait(state: Any) -> float:
+        backoff = min(patience.base * 2.0 ** (state.attempt_number - 1), patience.cap)
+        asked = getattr(state.outcome.exception(), "after", None)
+        return backoff if asked is None else max(0.0, min(asked, patience.asked))
+
+    return wait
+
+
+def _client(patience: Patience) -> httpx.Client:
+    import httpx
+
+    timeout = httpx.Timeout(patience.read, connect=patience.connect)
+    return httpx.Client(timeout=timeout, follow_redirects=True, headers={"User-Agent": "gristmill"})
+
+
+@contextmanager
+def _telling(url: str) -> Iterator[None]:
+    """Turn what httpx raises into what a retry may cure, and what it may not."""
+    import httpx
+
+    try:
+        yield
+    except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
+        raise InputError(f"{url}: {error}") from error
+    except httpx.TransportError as error:
+        raise _Again(str(error) or type(error).__name__) from error
+
+
+def _refusal(url: str, answer: Answer, verdict: Verdict) -> InputError:
+    return InputError(f"{url}: {_status(answer.status)}, {verdict.value}")
+
+
+def _none_left(errors: list[InputError]) -> InputError:
+    """One error for all mirrors; damage weighs more than absence."""
+    kind = CorruptInput if any(isinstance(e, CorruptInput) for e in errors) else InputError
+    if len(errors) == 1:
+        return errors[0]
+    return kind(f"none of {len(errors)} sources delivers: " + "; ".join(e.what for e in errors))
+
+
+def _local(url: str) -> Bound:
+    """What a file:// URL has, bound like a server's content by its time and size."""
+    path = _path(url)
+    if not path.is_file():
+        raise InputError(f"{url}: there is no such file")
+    facts = path.stat()
+    if not facts.st_size:
+        raise InputError(f"{url}: {Verdict.EMPTY.value}")
+    return Bound(url, None, str(facts.st_mtime_ns), facts.st_size)
+
+
+def _path(url: str) -> Path:
+    return Path(unquote(urlsplit(url).path))
+
+
+def _status(status: int) -> str:
+    try:
+        return f"status {status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"status {status}"
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() else None
+
+
+def _seconds(text: str | None) -> float | None:
+    """A Retry-After header as seconds from now; None where there is none that can be read."""
+    if text is None:
+        return None
+    if text.strip().isdigit():
+        return float(text)
+    try:
+        then = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    then = then if then.tzinfo else then.replace(tzinfo=UTC)
+    return max(0.0, (then - datetime.now(UTC)).total_seconds())

@@ -130,7 +130,9 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch on a device."""
-        return Batch(*(t.to(device) for t in (self.inputs, self.targets, self.positions, self.segments)))
+        return Batch(
+            *(t.to(device) for t in (self.inputs, self.targets, self.positions, self.segments))
+        )
 
 
 def make_batch(

@@ -184,7 +184,9 @@ class Reader:
             return None
         name = _at(value, self.id_field) if self.id_field else None
         group = _at(value, self.split_by) if self.split_by else None
-        return Record(text, place if name is None else str(name), text if group is None else str(group))
+        return Record(
+            text, place if name is None else str(name), text if group is None else str(group)
+        )
 
 
 def _decode(line: bytes) -> Any:

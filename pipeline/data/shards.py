@@ -92,7 +92,9 @@ def hashes(path: Path) -> npt.NDArray[np.void]:
     return np.frombuffer(flat, dtype="V16")
 
 
-def rows(path: Path) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], pa.RecordBatch]]:
+def rows(
+    path: Path,
+) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], pa.RecordBatch]]:
     """A shard by record batches: flat ids, offsets into them (rows + 1), and the batch itself."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=4096):
@@ -152,7 +154,9 @@ def open_corpus(
     for file in receipt.outputs:
         receipts.verify(unit, file, receipt)
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in unit.glob("*.npy")}
-    return Corpus(arrays["ids"], arrays["offsets"], arrays["bytes"], arrays["hashes"], receipt.digest)
+    return Corpus(
+        arrays["ids"], arrays["offsets"], arrays["bytes"], arrays["hashes"], receipt.digest
+    )
 
 
 def _build(folder: Path, seal: dict[str, Any], split: str, out: Path, sealed: Path) -> None:

@@ -160,8 +160,12 @@ def add_lora(
     try:
         return peft.get_peft_model(model, config)
     except ValueError as error:
-        names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "weight")})
-        raise UserError(f"train.targets={targets!r} fits no module: {error}", f"there are {names}") from None
+        names = sorted(
+            {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "weight")}
+        )
+        raise UserError(
+            f"train.targets={targets!r} fits no module: {error}", f"there are {names}"
+        ) from None
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
@@ -173,4 +177,6 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
 def is_quantized(model: Any) -> bool:
     """Whether the linear layers are kept in 8 or 4 bits."""
-    return bool(getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False))
+    return bool(
+        getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False)
+    )

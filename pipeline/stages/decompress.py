@@ -102,7 +102,9 @@ def _known(chunk: str, lines: Lines, config: Config, ctx: Context) -> Receipt | 
         ctx.stop.check()
         text.update(piece)
     if text.hexdigest() != receipt.facts["text"]:
-        raise CorruptInput(f"{ctx.folder / chunk} was cut from another text", unit=ctx.folder / chunk)
+        raise CorruptInput(
+            f"{ctx.folder / chunk} was cut from another text", unit=ctx.folder / chunk
+        )
     return receipt
 
 

@@ -1,4 +1,5 @@
 """Evaluate."""
+
 from pipeline.settings import Section
 
 

@@ -60,7 +60,10 @@ def items(config: Config, inputs: Inputs) -> list[Item]:
     small = complete.facts["bytes"] < SMALL
     shares = {
         name: (0.05 if small else 0.005) if share == "auto" else share
-        for name, share in [("validation", config.tokenize.validation), ("test", config.tokenize.test)]
+        for name, share in [
+            ("validation", config.tokenize.validation),
+            ("test", config.tokenize.test),
+        ]
     }
     return [
         Item(
@@ -228,7 +231,9 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
                 totals[split][name] += receipt.facts["splits"][split][name]
         ctx.progress(index + 1, len(shards), "shards")
     if quarantined > config.tokenize.max_bad_lines:
-        raise _too_many(quarantined, config.tokenize.max_bad_lines, "see quarantine.jsonl of each shard")
+        raise _too_many(
+            quarantined, config.tokenize.max_bad_lines, "see quarantine.jsonl of each shard"
+        )
     duplicates = _duplicates(np.concatenate(tables), np.concatenate(places))
     sizes = _drop(inputs, shards, duplicates, totals)
     for split in SPLITS:
@@ -264,7 +269,9 @@ def _duplicates(table: Any, places: Any) -> dict[str, Any]:
     same[1:] = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
     extra = places[order[same]]
     extra = extra[np.lexsort((extra[:, 2], extra[:, 1]))]
-    return {s: extra[extra[:, 0] == r][:, 1:] for r, s in enumerate(("test", "validation", "train"))}
+    return {
+        s: extra[extra[:, 0] == r][:, 1:] for r, s in enumerate(("test", "validation", "train"))
+    }
 
 
 def _drop(inputs: Inputs, shards: list[str], duplicates: Any, totals: Any) -> dict[str, int]:

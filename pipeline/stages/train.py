@@ -92,7 +92,9 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:
         if self.method == "full" and self.weights in ("int8", "nf4"):
-            raise ValueError(f"train.method=full cannot train weights={self.weights}; use fp32, or method=lora")
+            raise ValueError(
+                f"train.method=full cannot train weights={self.weights}; use fp32, or method=lora"
+            )
         if [self.tokens, self.epochs, self.steps].count(None) < 2:
             raise ValueError("set at most one of train.tokens, train.epochs, train.steps")
         if self.micro_batch > self.batch:
@@ -126,9 +128,7 @@ class Data:
 
 def items(config: Config, inputs: Inputs) -> list[Item]:
     """One item: the training."""
-    return [
-        Item("best", {n: inputs[n].digest for n in ("tokenize.seal", "download.model")})
-    ]
+    return [Item("best", {n: inputs[n].digest for n in ("tokenize.seal", "download.model")})]
 
 
 def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
@@ -173,9 +173,7 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     warmup = math.ceil(settings.warmup * total)
 
     def rate(step: int) -> float:
-        return schedule.rate(
-            step, total, settings.lr, settings.floor, warmup, settings.schedule
-        )
+        return schedule.rate(step, total, settings.lr, settings.floor, warmup, settings.schedule)
 
     def log(row: dict[str, Any]) -> None:
         journal.add({**row, "attempt": state.attempts})
@@ -189,7 +187,9 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
                 checkpoint.save(draft.path, model, optimizer, scaler, state)
         _retire(ctx, state, settings.keep_checkpoints)
 
-    windows = Windows(min(settings.length, base_receipt.facts["context"]), settings.length, data.prefix)
+    windows = Windows(
+        min(settings.length, base_receipt.facts["context"]), settings.length, data.prefix
+    )
 
     def validate(state: State) -> float:
         documents = [data.validation.document(i) for i in data.chosen]
@@ -293,7 +293,9 @@ def _resume(
             for file in receipt.outputs:
                 verify(unit, file, receipt)
         except CorruptInput as error:
-            ctx.log(f"PASSED OVER a checkpoint: {error}; it is now {set_aside(unit, 'damaged').name}")
+            ctx.log(
+                f"PASSED OVER a checkpoint: {error}; it is now {set_aside(unit, 'damaged').name}"
+            )
             continue
         state = checkpoint.restore(unit, model, optimizer, scaler)
         break

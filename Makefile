@@ -1,0 +1,76 @@
+# Gristmill. `make help` lists what can be done.
+
+##
+##  DATASET  an id (pipeline/conf/datasets/), or the path of such a YAML file
+##  MODEL    an id (pipeline/conf/models/), a local directory, or a hub repository
+##  RECIPE   an id (pipeline/conf/recipes/)
+##  PROFILE  a site (slurm/profiles/); found by itself where it can be
+##  NAME     what to call the run
+##  FILE     a corpus file that is already here
+##  ARGS     more words for the command line, as in ARGS="train.lr=3e-4 tokenize.tasks=16"
+##  RUNS     the folder of all that is produced
+##  PYTHON   the interpreter to use as it is, instead of .venv
+##  TORCH    the build of torch to install: cpu, cu126, ...
+
+.DEFAULT_GOAL := help
+.PHONY: pipeline plan status logs report clean demo test test-fast lint format help
+
+# What is run is said in the command itself: a NAME, FILE or MODEL that happens to be exported was
+# not meant for us (WSL exports NAME), and ours is not meant for the jobs.
+what := DATASET MODEL RECIPE NAME FILE ARGS
+$(foreach v,$(what),$(if $(filter environment,$(origin $v)),$(eval $v :=)))
+unexport $(what) MAKEFLAGS
+export PYTHON TORCH
+
+# Values reach the program as typed, whatever quotes, spaces or dollars are in them.
+quote = '$(subst ','\'',$1)'
+flag = $(if $(value $2),--$1=$(call quote,$(value $2)))
+words = $(foreach word,$(value ARGS),$(call quote,$(word)))
+corpus = $(if $(value DATASET),,$(error which DATASET? As in: make $@ DATASET=nih))$(call flag,dataset,DATASET)
+options = $(call flag,model,MODEL) $(call flag,recipe,RECIPE) $(call flag,profile,PROFILE) \
+	$(call flag,name,NAME) $(call flag,file,FILE) $(call flag,root,RUNS) $(words)
+
+python = python=$$(sh env/bootstrap.sh $1) && exec "$$python"
+jobs = $(call python,product) -m jobs
+
+pipeline: ## Queue what is still to do for DATASET, or run it here where there is no SLURM
+	@$(jobs) submit $(corpus) $(options)
+
+plan: ## Show what pipeline would do, and submit nothing
+	@$(jobs) plan $(corpus) $(options)
+
+status: ## Show how far the newest run of DATASET is
+	@$(jobs) status $(corpus) $(options)
+
+logs: ## Show the logs of the newest run of DATASET
+	@$(jobs) logs $(corpus) $(options)
+
+report: ## Write the report of the newest run of DATASET
+	@$(jobs) report $(corpus) $(options)
+
+clean: ## Remove what the newest run of DATASET no longer needs
+	@$(jobs) clean $(corpus) $(options)
+
+demo: ## Run the whole pipeline here on a small corpus: no cluster, no account
+	@$(call python,product demo) -m jobs submit --dataset=demo --model=smollm2-135m --recipe=demo \
+		--profile=local $(call flag,name,NAME) $(call flag,root,RUNS) $(words)
+
+test test-fast: export OMP_NUM_THREADS = 1
+
+test: ## Run all tests
+	@$(call python,product dev demo) -m pytest $(words)
+
+test-fast: ## Run the tests that need no cluster, no model and little time
+	@$(call python,product dev) -m pytest -m "not slow and not slurm and not model" $(words)
+
+lint: ## Check style and types
+	@python=$$(sh env/bootstrap.sh product dev) && "$$python" -m ruff check . && \
+		"$$python" -m ruff format --check . && exec "$$python" -m mypy
+
+format: ## Rewrite the code in the project's style
+	@python=$$(sh env/bootstrap.sh product dev) && "$$python" -m ruff check --fix . && \
+		exec "$$python" -m ruff format .
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s%s\n", $$1, $$2} \
+		/^##/ {notes = notes substr($$0, 3) "\n"} END {printf "%s", notes}' Makefile

@@ -1,0 +1,122 @@
+"""`make` passes on what was typed, exactly, and explains itself."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HOSTILE = "-a b'c\"é $HOME $(id) `id` \\"
+# Stands in for an interpreter: agrees that every package is there, and notes what it is to run.
+RECORDER = """#!/bin/sh
+[ "$1" = -c ] && exit 0
+printf '%s\\0' "$@" >"$0.argv"
+env >"$0.env"
+"""
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Path:
+    folder = tmp_path / "it's a $place"
+    folder.mkdir()
+    script = folder / "python"
+    script.write_text(RECORDER)
+    script.chmod(0o755)
+    return script
+
+
+def make(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    ours = {"MAKEFLAGS", "MAKELEVEL", "PROFILE", "PYTHON", "RUNS", "TORCH"}
+    clean = {k: v for k, v in os.environ.items() if k not in ours}
+    return subprocess.run(
+        ["make", *words],
+        cwd=ROOT,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def argv(recorder: Path, *words: str, **environment: str) -> list[str]:
+    done = make(*words, PYTHON=str(recorder), **environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == done.stderr == ""
+    return Path(f"{recorder}.argv").read_text().split("\0")[:-1]
+
+
+def targets() -> list[str]:
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return phony.split()
+
+
+def test_help_describes_every_target() -> None:
+    told = re.findall(r"^make (\S+) +\S", make().stdout, re.MULTILINE)
+    assert told == targets()
+
+
+def test_values_arrive_as_typed(recorder: Path) -> None:
+    values = {"dataset": "nih", "model": HOSTILE, "name": HOSTILE, "file": f"/a/{HOSTILE}.zst"}
+    typed = [f"{flag.upper()}={value}" for flag, value in values.items()]
+    expected = [f"--{flag}={value}" for flag, value in values.items()]
+    assert argv(recorder, "pipeline", *typed) == ["-m", "jobs", "submit", *expected]
+
+
+def test_args_are_split_into_words_and_nothing_more(recorder: Path) -> None:
+    words = argv(recorder, "plan", "DATASET=law", "RUNS=/tmp/my runs", "ARGS=a=[1,2]  * --json;x")
+    expected = ["--dataset=law", "--root=/tmp/my runs", "a=[1,2]", "*", "--json;x"]
+    assert words == ["-m", "jobs", "plan", *expected]
+
+
+@pytest.mark.parametrize("target", ["status", "logs", "report", "clean"])
+def test_looking_after_a_run(recorder: Path, target: str) -> None:
+    words = argv(recorder, target, "DATASET=nih", "NAME=try2")
+    assert words == ["-m", "jobs", target, "--dataset=nih", "--name=try2"]
+
+
+def test_demo_is_a_local_run(recorder: Path) -> None:
+    flags = ["--dataset=demo", "--model=smollm2-135m", "--recipe=demo", "--profile=local"]
+    words = argv(recorder, "demo", "ARGS=train.tokens=10k")
+    assert words == ["-m", "jobs", "submit", *flags, "train.tokens=10k"]
+
+
+def test_what_runs_is_not_taken_from_the_environment_but_where_is(recorder: Path) -> None:
+    words = argv(recorder, "plan", "DATASET=nih", NAME="host", FILE="/x", PROFILE="greene")
+    assert words == ["-m", "jobs", "plan", "--dataset=nih", "--profile=greene"]
+
+
+def test_what_runs_is_not_left_in_the_environment(recorder: Path) -> None:
+    argv(recorder, "plan", "DATASET=nih", "NAME=try2", "ARGS=a=1")
+    names = {line.partition("=")[0] for line in Path(f"{recorder}.env").read_text().splitlines()}
+    assert not names & {"DATASET", "NAME", "ARGS", "MAKEFLAGS"}
+
+
+@pytest.mark.parametrize("target", ["pipeline", "plan", "status", "logs", "report", "clean"])
+def test_a_missing_dataset_is_told_in_one_line(target: str) -> None:
+    done = make(target)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"make {target} DATASET=nih" in done.stderr
+
+
+def test_an_interpreter_without_the_packages_is_told_in_one_line(tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text('#!/bin/sh\ncase "$*" in *find_spec*) exit 1 ;; esac\n')
+    bare.chmod(0o755)
+    done = make("status", "DATASET=nih", PYTHON=str(bare))
+    assert done.returncode == 2
+    said = done.stderr.splitlines()[0]
+    assert said == (
+        f"gristmill: {bare} lacks packages: {bare} -m pip install -r env/requirements.txt"
+    )
+
+
+def test_an_old_interpreter_is_told_in_one_line(tmp_path: Path) -> None:
+    old = tmp_path / "python"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = make("status", "DATASET=nih", PYTHON=str(old))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"gristmill: {old} is not Python 3.11 or newer")

@@ -1,0 +1,189 @@
+"""Held-out scoring: equal to a plain loop over whole documents, each token once, resumable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import Interrupted
+from pipeline.model.score import Windows, bits_per_byte, change, interval, perplexity, score
+from pipeline.stop import Stop
+from tests.tiny import WORDS, make_model
+
+CONTEXT = 48
+PREFIX = 0
+FAMILIES = ("opt", "gpt2", "llama")
+
+
+def corpus(
+    seed: int = 0, lengths: tuple[int, ...] = (1, 2, 7, 48, 30, 31, 47, 5, 100)
+) -> list[Any]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(3, WORDS, n) for n in lengths]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    import torch
+
+    from pipeline.model.load import load_base
+
+    folder = make_model(request.param, tmp_path_factory.mktemp("model"))
+    return load_base(folder, "fp32", torch.device("cpu"))
+
+
+def sharpen(model: Any) -> Any:
+    """Larger weights: a random tiny model is close to uniform, whatever it is shown."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3 if parameter.dim() > 1 else 1)
+    return model
+
+
+def plainly(model: Any, document: Any, windows: Windows) -> float:
+    """The nats of one document: a loop over its tokens, each with all the context there is."""
+    import torch
+
+    ids = [windows.prefix_id, *document.tolist()]
+    total = 0.0
+    with torch.no_grad():
+        for start, first, end in windows.cut(len(document)):
+            logits = model(input_ids=torch.tensor([ids[start:end]])).logits[0].double()
+            for position in range(first, end):
+                total -= float(logits[position - start].log_softmax(-1)[ids[position + 1]])
+    return total
+
+
+def run(model: Any, documents: list[Any], **options: Any) -> Any:
+    import torch
+
+    stride = options.pop("stride", CONTEXT)
+    windows = Windows(CONTEXT, stride, PREFIX)
+    return score(model, documents, windows, torch.device("cpu"), "fp32", **options)
+
+
+@pytest.mark.parametrize("stride", [CONTEXT, 20])
+def test_batched_scores_are_those_of_a_plain_loop(model: Any, stride: int) -> None:
+    sharpen(model)
+    documents = corpus()
+    windows = Windows(CONTEXT, stride, PREFIX)
+    wanted = [plainly(model, document, windows) for document in documents]
+    nll, tokens = run(model, documents, stride=stride, batch_tokens=160)
+    np.testing.assert_allclose(nll, wanted, rtol=1e-5, atol=1e-4)
+    assert tokens.tolist() == [len(d) for d in documents]
+    assert np.std(nll / tokens) > 0.05, "the model tells documents apart, so the check is sharp"
+
+
+def test_documents_within_the_context_agree_with_the_loss_of_the_library(model: Any) -> None:
+    import torch
+
+    for document in corpus(lengths=(2, 30, 47)):
+        ids = torch.tensor([[PREFIX, *document.tolist()]])
+        with torch.no_grad():
+            wanted = float(model(input_ids=ids, labels=ids).loss) * len(document)
+        assert run(model, [document])[0][0] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_batch_size_decides_nothing(model: Any) -> None:
+    one, other = (run(model, corpus(), stride=20, batch_tokens=n)[0] for n in (1, 4096))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+@given(st.integers(0, 300), st.integers(1, 64), st.data())
+def test_windows_tile_a_document(length: int, context: int, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, context))
+    scored = []
+    for start, first, end in Windows(context, stride, PREFIX).cut(length):
+        assert 0 <= start <= first < end <= length
+        assert end - start == min(context, end), "a window is as full as can be"
+        assert first - start >= min(first, context - stride), "the promised context"
+        scored += range(first, end)
+    assert scored == list(range(length))
+
+
+def test_a_stride_beyond_the_context_is_refused() -> None:
+    with pytest.raises(ValueError, match="stride 9 must lie between 1 and the context, 8"):
+        Windows(8, 9, PREFIX)
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_an_interrupted_call_goes_on_with_the_same_digits(model: Any, after: int) -> None:
+    whole: list[Any] = []
+    wanted, _ = run(
+        model, corpus(), stride=20, batch_tokens=100, done=lambda *part: whole.append(part)
+    )
+    stop, parts = Stop(), []
+
+    def keep(*part: Any) -> None:
+        parts.append(part)
+        if len(parts) == after:
+            stop.set("a test")
+
+    with pytest.raises(Interrupted):
+        run(model, corpus(), stride=20, batch_tokens=100, stop=stop, done=keep)
+    rest: list[Any] = []
+    nll, tokens = run(
+        model,
+        corpus(),
+        stride=20,
+        batch_tokens=100,
+        parts=parts,
+        done=lambda *part: rest.append(part),
+    )
+    assert len(rest) == len(whole) - after
+    assert nll.tobytes() == wanted.tobytes()
+    assert tokens.tolist() == [len(d) for d in corpus()]
+
+
+def test_a_model_in_training_stays_so_and_is_scored_without_dropout(tmp_path: Path) -> None:
+    import torch
+
+    from pipeline.model.load import add_lora, load_base
+
+    base = load_base(make_model("llama", tmp_path), "fp32", torch.device("cpu"))
+    wanted = run(base, corpus())[0]
+    model = add_lora(base, 4, 8, 0.5, ["q_proj", "v_proj"], seed=0)
+    model.train()
+    frozen = next(m for m in model.modules() if type(m).__name__ == "LlamaRMSNorm")
+    frozen.eval()
+    before = [m.training for m in model.modules()]
+    np.testing.assert_allclose(run(model, corpus())[0], wanted, rtol=1e-5)
+    assert [m.training for m in model.modules()] == before
+    ids = torch.from_numpy(corpus()[3])[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+
+
+def test_the_measures() -> None:
+    nll, tokens = np.array([3.0, 1.0]), np.array([3, 1])
+    assert perplexity(nll, tokens) == pytest.approx(np.e)
+    assert bits_per_byte(nll, np.array([2, 2])) == pytest.approx(1 / np.log(2))
+
+
+def test_the_interval_holds_the_truth_19_times_in_20() -> None:
+    generator = np.random.default_rng(1)
+    hits = 0
+    for _ in range(200):
+        tokens = generator.integers(50, 800, 150)
+        low, high = interval(generator.normal(3.0, 0.5, 150) * tokens, tokens, 300)
+        hits += low <= np.exp(3.0) <= high
+    assert 0.90 <= hits / 200 <= 0.985
+
+
+def test_pairing_finds_a_small_planted_difference() -> None:
+    generator = np.random.default_rng(2)
+    tokens = generator.integers(50, 800, 300)
+    base = generator.normal(3.0, 0.5, 300) * tokens
+    tuned = base + generator.normal(-0.02, 0.05, 300) * tokens
+    found = change(base, tuned, tokens, 1000)
+    assert found.ci95[0] < -0.02 < found.ci95[1] < 0
+    assert found.percent == pytest.approx(100 * (np.exp(found.difference) - 1))
+    assert found.ci95_percent[0] < found.percent < found.ci95_percent[1] < 0
+    one, other = interval(base, tokens, 1000), interval(tuned, tokens, 1000)
+    assert one[0] < other[1], "the unpaired intervals overlap"
