@@ -15,7 +15,10 @@ from pipeline.dag import survey
 
 
 def status(config: Config, root: Path) -> dict[str, Any]:
-    """Steps with state (`done`, `running`, `interrupted`, `failed`, `to do`, `waiting`), units, rate, ETA."""
+    """Every step with its items, seconds and running tasks (rate, ETA).
+
+    A step is `done`, `running`, `interrupted`, `failed`, `to do`, or `waiting` for those before it.
+    """
     folder = logs_folder(root, config.name)
     steps = []
     for node in survey(config, root):

@@ -74,7 +74,7 @@ def logs_folder(root: Path, name: str) -> Path:
 
 
 def prepare(step: str, root: Path) -> None:
-    """Set the environment that libraries read at import: offline after download, caches below the root."""
+    """Set what libraries read at import: offline after download, caches below the root."""
     if not step.startswith("download."):
         os.environ.update(dict.fromkeys(OFFLINE, "1"))
     os.environ.setdefault("HF_HOME", str(root / "cache" / "huggingface"))
@@ -158,7 +158,7 @@ def _remedy(error: OSError) -> str:
     import errno
 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "Make room, or choose another place with RUNS=…; then run the same command: finished work stays"
+        return "Make room, or choose another place with RUNS=…; finished work stays"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "Choose a place that you may write to with RUNS=…"
     return "Run the same command again: finished work stays"

@@ -85,8 +85,8 @@ def resolve(
         )
     if name is not None:
         return config
-    differs = [model_name] if model_name != (data.model or MODEL) else []
-    differs += [recipe_name] if recipe_name != (data.recipe or RECIPE) else []
+    differs = [config.model.id] if model_name != (data.model or MODEL) else []
+    differs += [Path(recipe_name).stem] if recipe_name != (data.recipe or RECIPE) else []
     differs += [f"{k}={new}" for k, (_, new) in sorted(differences(base, config).items())]
     return config.model_copy(update={"name": _run_name(data.id, differs)})
 
@@ -99,7 +99,7 @@ def _run_name(dataset: str, differs: list[str]) -> str:
 
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings that decide results and differ, as dotted name → (one's value, other's value)."""
+    """The settings that decide results and differ: dotted name → (one's value, other's)."""
     left, right = _flat(keyed(one)), _flat(keyed(other))
     return {k: (left.get(k), right.get(k)) for k in {*left, *right} if left.get(k) != right.get(k)}
 

@@ -1,4 +1,4 @@
-"""The five stages in order, and what of a run is still to do. All of it is read off the receipts."""
+"""The five stages in order, and what of a run is still to do, read off the receipts."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Lease:
         return True
 
     def _outlast(self, seen: dict[str, str] | None) -> None:
-        """Return once the holder that was `seen` no longer stands in the way; `Busy` if it lives."""
+        """Return once the holder `seen` no longer stands in the way; `Busy` if it lives."""
         if seen is None:
             return
         known = self.gone(seen["label"])

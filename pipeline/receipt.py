@@ -156,7 +156,7 @@ def verify(unit: Path, name: str, receipt: Receipt) -> Path:
 
 
 def expect(found: str, unit: Path, name: str, receipt: Receipt) -> None:
-    """Compare a sha256 taken while reading with the committed one; `CorruptInput` if they differ."""
+    """Compare a sha256 taken while reading with the committed one, or raise `CorruptInput`."""
     wanted = receipt.outputs[name].sha256
     if found != wanted:
         raise CorruptInput(

@@ -1,4 +1,4 @@
-"""Data sets and base models by name: `pipeline/conf/{datasets,models}/*.yaml`, or a file of one's own."""
+"""Data sets and base models by name: `conf/{datasets,models}/*.yaml`, or a file of one's own."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def read_yaml(path: Any) -> dict[str, Any]:
 
 
 def build(model: type[Any], values: dict[str, Any], where: str) -> Any:
-    """Validate `values` as `model`; a mistake becomes a `UserError` that names its place and rule."""
+    """Validate `values` as `model`; a mistake becomes a `UserError` with its place and rule."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

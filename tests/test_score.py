@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import Interrupted
-from pipeline.model.score import Windows, bits_per_byte, change, interval, perplexity, score
+from pipeline.model.measure import bits_per_byte, change, interval, perplexity
+from pipeline.model.score import Windows, score
 from pipeline.stop import Stop
 from tests.tiny import WORDS, make_model
 

@@ -1,26 +1,22 @@
 """Files from plain URLs: resumable, verified, mirror after mirror.
 
 A download is a prefix that grows (`pipeline.data.partial`). Each answer of a server goes through
-`judge`, a pure function that says what the answer is good for; nothing else decides whether bytes
-are appended. A request ends whole, grown, or with nothing new; only the last counts as a failure,
-and enough of those in a row mean the next mirror.
+`pipeline.data.answers.judge`; nothing else decides whether bytes are appended. A request ends with
+the file whole, grown, or as it was; only the last counts as a failure, and enough of those in a row
+mean the next mirror.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from enum import Enum
-from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from pipeline.data.answers import Answer, Verdict, ask, judge, status_line
 from pipeline.data.partial import BLOCK, Bound, Part, Progress, check_room
 from pipeline.errors import CorruptInput, InputError
 from pipeline.stop import Stop
@@ -28,8 +24,6 @@ from pipeline.stop import Stop
 if TYPE_CHECKING:
     import httpx
 
-SMALL = 1 << 20
-BUSY = {408, 425, 429}
 NO_RANGED_GET = {400, 403, 405, 501}
 
 
@@ -71,100 +65,6 @@ class Patience:
     connect: float = 20.0
     read: float = 30.0
     sync: int = 32 << 20
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The head of a response. `start`: the body's first byte in the whole; `total`: bytes of that."""
-
-    status: int
-    start: int | None = None
-    total: int | None = None
-    etag: str | None = None
-    modified: str | None = None
-    encoding: str = "identity"
-    kind: str = ""
-    retry_after: float | None = None
-
-    @classmethod
-    def of(cls, response: httpx.Response) -> Answer:
-        """The head of an httpx response."""
-        head = response.headers
-        span = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", head.get("content-range", ""))
-        start, total = (_number(span[1]), _number(span[2])) if span else (None, None)
-        if response.status_code == 200:
-            start, total = 0, _number(head.get("content-length"))
-        return cls(
-            status=response.status_code,
-            start=start,
-            total=total,
-            etag=head.get("etag"),
-            modified=head.get("last-modified"),
-            encoding=head.get("content-encoding", "").strip().lower() or "identity",
-            kind=head.get("content-type", "").partition(";")[0].strip().lower(),
-            retry_after=_seconds(head.get("retry-after")),
-        )
-
-
-class Verdict(Enum):
-    """What an answer is good for; the value says it to people."""
-
-    START = "the content from its first byte"
-    APPEND = "the content from where the partial file ends"
-    DONE = "nothing is missing"
-    DROP = "the content has changed, or the server does not keep to the range asked for"
-    AGAIN = "try again later"
-    ENCODED = "sent with a Content-Encoding though none was asked for"
-    PORTAL = "a web page in place of the file: a captive portal or an error page"
-    EMPTY = "the file is empty"
-    REFUSED = "not available"
-
-
-def judge(answer: Answer, have: int, bound: Bound | None, size: int | None) -> Verdict:
-    """What to do with the answer to a request for the bytes from `have` on.
-
-    Args:
-        answer: The head of the response.
-        have: Bytes that are there already; 0 where the whole was asked for.
-        bound: The content they belong to; None where the whole was asked for.
-        size: Expected bytes of the whole, None if unknown.
-    """
-    if answer.status in BUSY or answer.status >= 500:
-        return Verdict.AGAIN
-    if answer.status == 416 and bound:
-        return Verdict.DONE if answer.total == have and same(bound, answer) else Verdict.DROP
-    if answer.status not in (200, 206):
-        return Verdict.REFUSED
-    if answer.encoding != "identity":
-        return Verdict.ENCODED
-    short = answer.total != size if size else (answer.total or 0) < SMALL
-    if answer.kind == "text/html" and short:
-        return Verdict.PORTAL
-    if answer.total == 0:
-        return Verdict.EMPTY
-    if answer.status == 200 or (bound is None and answer.start == 0):
-        return Verdict.START
-    if bound is None:
-        return Verdict.REFUSED
-    return Verdict.APPEND if answer.start == have and same(bound, answer) else Verdict.DROP
-
-
-def same(bound: Bound, answer: Answer) -> bool:
-    """Whether an answer speaks of this content, as far as both of them say what it is."""
-    pairs: list[tuple[Any, Any]] = [(bound.size, answer.total), (bound.etag, answer.etag)]
-    if not (bound.etag and answer.etag):
-        pairs.append((bound.modified, answer.modified))
-    return all(known == said for known, said in pairs if known is not None and said is not None)
-
-
-def ask(have: int, bound: Bound | None) -> dict[str, str]:
-    """The request headers for the bytes from `have` on, or for the whole where nothing is bound."""
-    headers = {"Accept-Encoding": "identity"}
-    if bound is None:
-        return headers
-    strong = bound.etag if bound.etag and not bound.etag.startswith("W/") else None
-    condition = {"If-Range": strong or bound.modified or ""}
-    return headers | {"Range": f"bytes={have}-"} | (condition if condition["If-Range"] else {})
 
 
 def probe(url: str, patience: Patience = Patience()) -> Remote:
@@ -265,10 +165,7 @@ class _Job:
     patience: Patience
 
     def run(self, url: str) -> Fetched:
-        if url.startswith("file:"):
-            bound = self._copy(url)
-        else:
-            bound = self._download(url)
+        bound = self._copy(url) if url.startswith("file:") else self._download(url)
         store, found = self.store, self.store.sha256.hexdigest()
         wrong = ""
         if self.sha256 and found != self.sha256:
@@ -349,7 +246,7 @@ class _Job:
                 case Verdict.DONE:
                     return
                 case Verdict.AGAIN:
-                    raise _Again(_status(answer.status), answer.retry_after)
+                    raise _Again(status_line(answer.status), answer.retry_after)
                 case Verdict.DROP:
                     store.discard()
                     raise _Again(verdict.value)
@@ -414,7 +311,9 @@ def _telling(url: str) -> Iterator[None]:
 
 
 def _refusal(url: str, answer: Answer, verdict: Verdict) -> InputError:
-    return InputError(f"{url}: {_status(answer.status)}, {verdict.value}")
+    if verdict is Verdict.OTHER:
+        return CorruptInput(f"{url}: {answer.total} bytes, {verdict.value}")
+    return InputError(f"{url}: {status_line(answer.status)}, {verdict.value}")
 
 
 def _none_left(errors: list[InputError]) -> InputError:
@@ -438,28 +337,3 @@ def _local(url: str) -> Bound:
 
 def _path(url: str) -> Path:
     return Path(unquote(urlsplit(url).path))
-
-
-def _status(status: int) -> str:
-    try:
-        return f"status {status} {HTTPStatus(status).phrase}"
-    except ValueError:
-        return f"status {status}"
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() else None
-
-
-def _seconds(text: str | None) -> float | None:
-    """A Retry-After header as seconds from now; None where there is none that can be read."""
-    if text is None:
-        return None
-    if text.strip().isdigit():
-        return float(text)
-    try:
-        then = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    then = then if then.tzinfo else then.replace(tzinfo=UTC)
-    return max(0.0, (then - datetime.now(UTC)).total_seconds())

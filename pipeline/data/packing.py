@@ -54,7 +54,7 @@ def pack(offsets: npt.NDArray[np.int64], length: int, how: How = "best-fit") -> 
     Args:
         offsets: Document d has `offsets[d + 1] - offsets[d]` text tokens; int64, documents + 1.
         length: Slots of a window.
-        how: `best-fit`, or `pad`: a window a document, cut off at `length`, as the first project did.
+        how: `best-fit`, or `pad`: a window a document, cut off at `length`.
     """
     pairs = np.diff(offsets) + 1
     if how == "pad":

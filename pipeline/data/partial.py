@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+import msgspec
 
 from pipeline.errors import UserError
 from pipeline.stop import Stop
 
 Progress = Callable[[int, int | None], None]
 BLOCK = 1 << 20
+T = TypeVar("T")
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -57,11 +59,7 @@ class Part:
         self.sync = sync
         self.size = 0
         self.sha256 = hashlib.sha256()
-        self.bound: Bound | None = None
-        try:
-            self.bound = Bound(**read_json(self.sidecar))
-        except TypeError:
-            pass
+        self.bound: Bound | None = read_json(self.sidecar, Bound)
 
     def have(self, url: str) -> int:
         """Bytes that are there of the content at this URL."""
@@ -70,7 +68,7 @@ class Part:
     def adopt(self, stop: Stop) -> None:
         """Take up what is safely on disk, hashing it on the way, or else nothing."""
         bound = self.bound
-        if bound is None or not bound.synced or not self.path.is_file():
+        if bound is None or bound.synced <= 0 or not self.path.is_file():
             self.discard()
             return
         with self.path.open("rb") as file:
@@ -139,26 +137,25 @@ class Part:
         file.flush()
         os.fsync(file.fileno())
         self.bound = replace(self.bound, synced=self.size, sha256=self.sha256.hexdigest())
-        write_json(self.sidecar, asdict(self.bound))
+        write_json(self.sidecar, self.bound)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Replace a small JSON file in one step, so that it is the old one or the new one."""
     aside = path.with_name(path.name + ".new")
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(value, file)
+    with aside.open("wb") as file:
+        file.write(msgspec.json.encode(value))
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a small JSON file; {} where it is missing, damaged or no object."""
+def read_json(path: Path, kind: type[T]) -> T | None:
+    """The content of a small JSON file as a dataclass; None where it is missing or damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def check_room(folder: Path, needed: int | None) -> None:

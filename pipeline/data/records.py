@@ -119,10 +119,8 @@ class Lines:
                     decoder = codec()
                 block = decoder.decompress(data)
             except (zstandard.ZstdError, zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-                raise CorruptInput(
-                    f"{self.path} cannot be decompressed near byte {self.read - len(data)}: {error}",
-                    unit=self.unit,
-                ) from None
+                place = f"{self.path} cannot be decompressed near byte {self.read - len(data)}"
+                raise CorruptInput(f"{place}: {error}", unit=self.unit) from None
             if block:
                 yield block
             data = (decoder.eof and decoder.unused_data) or next(raw, b"")

@@ -108,8 +108,8 @@ def rows(
 class Corpus:
     """One split, memory-mapped. Document d is `ids[offsets[d]:offsets[d + 1]]`.
 
-    `ids`: token ids, uint16 or uint32. `offsets`: int64, documents + 1. `bytes`: UTF-8 bytes of each
-    text, int64. `hashes`: text hash of each document, 16 bytes. `digest`: content digest.
+    `ids`: token ids, uint16 or uint32. `offsets`: int64, documents + 1. `bytes`: UTF-8 bytes of
+    each text, int64. `hashes`: text hash of each document, 16 bytes. `digest`: content digest.
     """
 
     ids: npt.NDArray[Any]
@@ -129,7 +129,7 @@ class Corpus:
 def open_corpus(
     folder: Path, sealed: Path, seal: dict[str, Any], digest: str, split: str, code: str = ""
 ) -> Corpus:
-    """The token cache of a split, verified; built from the shards, verifying them, where it is missing.
+    """The token cache of a split, verified; where it is missing, built from verified shards.
 
     Args:
         folder: Where the shards stand; the cache goes beside them.

@@ -1,7 +1,7 @@
 """Guards against training that goes wrong without a word.
 
-The libraries' own trainer logs a non-finite loss as 0.0, takes the step, and ends with adapters that
-are all NaN. Here such a step is skipped and counted, and too many in a row end the run.
+The libraries' own trainer logs a non-finite loss as 0.0, takes the step, and ends with adapters
+that are all NaN. Here such a step is skipped and counted, and too many in a row end the run.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ def pick_device(gpus: int, local_rank: int = 0) -> torch.device:
 
     if gpus and not torch.cuda.is_available():
         raise UserError(
-            f"a GPU was granted, but torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it",
+            f"a GPU was granted, but torch {torch.__version__} (CUDA {torch.version.cuda}) "
+            "cannot use it",
             "Install the wheel that fits the driver shown by nvidia-smi; see README, 'On a GPU'",
         )
     return torch.device("cuda", local_rank) if gpus else torch.device("cpu")

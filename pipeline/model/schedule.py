@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the step, so that a resumed run cannot be on another curve."""
+"""Learning rates as pure functions of the step: a resumed run cannot be on another curve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out scoring: the negative log-likelihood of documents, and how sure one can be of its mean.
+"""Held-out scoring: the negative log-likelihood of documents.
 
 A document is read as `prefix, t0, t1, …`; every text token is scored once, the first given the
 prefix, the end token not at all. What is longer than the context is scored by sliding windows, each
@@ -12,13 +12,19 @@ goes on at the batch where it stood and ends with the same digits.
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.model.measure import Floats, Ints
 from pipeline.stop import Stop
 
 if TYPE_CHECKING:
@@ -26,8 +32,6 @@ if TYPE_CHECKING:
 
     from pipeline.model.load import Precision
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Part = tuple[Ints, Floats, Ints]
 """What a batch brings: document indices (n,), their nats (n,) and tokens (n,) in this batch."""
 
@@ -101,9 +105,7 @@ def score(
     Raises:
         Interrupted: A stop was asked for; what `done` got is whole.
     """
-    import torch
-
-    from pipeline.model.load import autocast, backbone
+    from pipeline.model.load import backbone
 
     body, head = backbone(model)
     nll = np.zeros(len(documents))
@@ -111,24 +113,36 @@ def score(
     for indices, nats, counts in parts:
         nll[indices] += nats
         tokens[indices] += counts
+    every = _batches([len(document) for document in documents], windows, batch_tokens)
+    with judging(model, device, precision):
+        for batch in every[len(parts) :]:
+            if stop:
+                stop.check()
+            part = _score_batch(body, head, batch, documents, windows, device)
+            indices, nats, counts = part
+            nll[indices] += nats
+            tokens[indices] += counts
+            if done:
+                done(*part)
+    return nll, tokens
+
+
+@contextmanager
+def judging(model: Any, device: torch.device, precision: Precision) -> Iterator[None]:
+    """The model in evaluation mode, under a precision, without gradients; afterwards as before."""
+    import torch
+
+    from pipeline.model.load import autocast
+
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         # not inference_mode: its tensors stay behind in int8 layers and break a later backward
         with torch.no_grad(), autocast(device, precision):
-            for batch in _batches([len(d) for d in documents], windows, batch_tokens)[len(parts) :]:
-                if stop:
-                    stop.check()
-                part = _score_batch(body, head, batch, documents, windows, device)
-                indices, nats, counts = part
-                nll[indices] += nats
-                tokens[indices] += counts
-                if done:
-                    done(*part)
+            yield
     finally:
         for module, training in modes:
             module.training = training
-    return nll, tokens
 
 
 _Window = tuple[int, int, int, int]
@@ -182,55 +196,58 @@ def _score_batch(
     return indices, nats, np.bincount(place).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class Change:
-    """By how much one model differs from another on the same documents, with 95 % intervals.
+class Kept:
+    """The batches that a long scoring is through with, on disk. Use as a context manager.
 
-    `difference`, `ci95`: nats a token, negative is better. `percent`, `ci95_percent`: perplexity.
+    JSON lines, numbered, under a first line that says how they were scored: `parts` are those that
+    an interrupted attempt left, if it scored in the same way.
+
+    Args:
+        folder: Where the file goes.
+        how: What the scores depend on, besides what the folder stands for.
     """
 
-    difference: float
-    ci95: tuple[float, float]
-    percent: float
-    ci95_percent: tuple[float, float]
+    def __init__(self, folder: Path, how: dict[str, Any]) -> None:
+        self._path = folder / "batches.jsonl"
+        self.parts: list[Part] = []
+        self.seconds = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        head = json.dumps(how).encode() + b"\n"
+        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
+        if lines[:1] != [head]:
+            self._path.write_bytes(head)
+            return
+        size = len(head)
+        # a kill may have torn a line; from there on all is scored again
+        while len(self.parts) + 1 < len(lines) and self._take(lines[len(self.parts) + 1]):
+            size += len(lines[len(self.parts)])
+        os.truncate(self._path, size)
 
+    def _take(self, line: bytes) -> bool:
+        try:
+            row = json.loads(line) if line.endswith(b"\n") else {}
+            if row["batch"] != len(self.parts):
+                return False
+            part = np.array(row["documents"]), np.array(row["nll"]), np.array(row["tokens"])
+            self.seconds += row["seconds"]
+        except (ValueError, TypeError, KeyError):
+            return False
+        self.parts.append(part)
+        return True
 
-def perplexity(nll: Floats, tokens: Ints) -> float:
-    """Of a token: exp of the mean negative log-likelihood."""
-    return float(np.exp(nll.sum() / tokens.sum()))
+    def __enter__(self) -> Kept:
+        self._file = self._path.open("a", encoding="ascii")
+        self._batch, self._since = len(self.parts), time.monotonic()
+        return self
 
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
 
-def bits_per_byte(nll: Floats, size: Ints) -> float:
-    """Bits that the model needs for a byte of UTF-8 text."""
-    return float(nll.sum() / np.log(2) / size.sum())
-
-
-def interval(nll: Floats, tokens: Ints, resamples: int) -> tuple[float, float]:
-    """95 % interval of `perplexity`, by bootstrap over documents."""
-    low, high = np.exp(_bootstrap(nll, tokens, resamples))
-    return float(low), float(high)
-
-
-def change(base: Floats, tuned: Floats, tokens: Ints, resamples: int) -> Change:
-    """The paired difference of two models' nats on the same documents, all (documents,).
-
-    Pairing takes out that some documents are hard for both, which is most of the spread.
-    """
-    low, high = (float(v) for v in _bootstrap(tuned - base, tokens, resamples))
-    mean = float((tuned - base).sum() / tokens.sum())
-    percent = [100 * float(np.expm1(v)) for v in (mean, low, high)]
-    return Change(mean, (low, high), percent[0], (percent[1], percent[2]))
-
-
-def _bootstrap(values: Floats, tokens: Ints, resamples: int, seed: int = 0) -> Floats:
-    """2.5 % and 97.5 % points of sum(values) / sum(tokens) over resampled documents.
-
-    The percentile bootstrap of a ratio (Efron & Tibshirani 1993, §13.3); documents, not tokens, are
-    what is independent of one another.
-    """
-    generator = np.random.default_rng(seed)
-    ratios = np.empty(resamples)
-    for i in range(resamples):
-        drawn = generator.integers(0, len(values), len(values))
-        ratios[i] = values[drawn].sum() / tokens[drawn].sum()
-    return np.quantile(ratios, [0.025, 0.975])
+    def add(self, *part: Any) -> None:
+        """Keep one more batch: what `score` gives to `done`."""
+        row = dict(zip(("documents", "nll", "tokens"), (p.tolist() for p in part), strict=True))
+        now = time.monotonic()
+        row |= {"batch": self._batch, "seconds": round(now - self._since, 3)}
+        self._batch, self._since = self._batch + 1, now
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()

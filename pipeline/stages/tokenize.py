@@ -1,7 +1,7 @@
 """Tokenize: every chunk becomes a unit of three Parquet shards; a seal then lists and judges them.
 
-A document's split is decided by a hash of its text (or of the data set's `split_by` field), so it is
-the same whatever chunk, task or order it comes in. Lines that are no records go to
+A document's split is decided by a hash of its text (or of the data set's `split_by` field), so it
+is the same whatever chunk, task or order it comes in. Lines that are no records go to
 `quarantine.jsonl` with their place and the reason.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import xxhash
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pipeline.data.encoder import Encoder
 from pipeline.data.records import Bad, Lines, Reader, Record
@@ -35,8 +35,8 @@ class TokenizeConfig(Section):
     """How documents are split and encoded.
 
     `validation`, `test`: share of the documents held out; auto is 5 % under 5 GB of text, 0.5 %
-    above. `tasks`: array elements the chunks are shared among. `max_bad_lines`: malformed lines that
-    are put aside before the corpus is refused.
+    above. `tasks`: array elements the chunks are shared among. `max_bad_lines`: malformed lines
+    that are put aside before the corpus is refused.
     """
 
     validation: Literal["auto"] | float = "auto"
@@ -298,7 +298,7 @@ def _card(config: Config, content: dict[str, Any]) -> str:
     return (
         f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}\n---\n"
         f"# {config.dataset.id}, tokenized for {config.model.id}\n\n"
-        f"`datasets.load_dataset(<this folder>)` opens it. Rows hold `input_ids` with nothing added.\n"
+        f"`datasets.load_dataset(<this folder>)` opens it. Rows hold `input_ids`, nothing added.\n"
         f"Encoded by {content['encoder']}. Without duplicates:\n\n"
         f"| split | documents | tokens |\n|---|---|---|\n{counts}\n"
     )

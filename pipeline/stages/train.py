@@ -1,7 +1,7 @@
 """Train: adapt the base model to the train split, choosing by loss on the validation split.
 
-Checkpoints are units `step-…`; the product is the unit `best`. While it goes, `metrics.jsonl` and
-`samples.jsonl` grow beside them; rows of steps that a restart repeats appear again, the last counts.
+Checkpoints are units `step-…`; the product is the unit `best`. Meanwhile `metrics.jsonl` and
+`samples.jsonl` grow beside them; a step that a restart repeats appears again, the last one counts.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from pipeline.data.order import Order
 from pipeline.data.packing import Batch, How, Packing, make_batch, pack
 from pipeline.data.shards import Corpus, open_corpus
 from pipeline.errors import CorruptInput, UserError
-from pipeline.model import checkpoint, load, loop, schedule
+from pipeline.model import checkpoint, load, loop
 from pipeline.model import optimizer as optimizers
+from pipeline.model import schedule as schedules
 from pipeline.model.checkpoint import State
 from pipeline.model.guard import Guard
 from pipeline.model.score import Windows, score
@@ -56,18 +57,18 @@ class TrainConfig(Section):
     method: Literal["lora", "full"] = "lora"
     weights: load.Weights = "int8"
     threshold: float = Field(6.0, ge=0)
-    keep: list[str] = []
+    keep: tuple[str, ...] = ()
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     rank: int = Field(16, ge=1)
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: list[str] | Literal["all-linear"] = "all-linear"
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
     optimizer: optimizers.Kind = "adamw"
     lr: float = Field(2e-4, gt=0)
     floor: float = Field(0.1, ge=0, le=1)
     warmup: float = Field(0.03, ge=0, lt=1)
-    schedule: schedule.Kind = "cosine"
+    schedule: schedules.Kind = "cosine"
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     decay: float = Field(0.01, ge=0)
@@ -173,7 +174,7 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     warmup = math.ceil(settings.warmup * total)
 
     def rate(step: int) -> float:
-        return schedule.rate(step, total, settings.lr, settings.floor, warmup, settings.schedule)
+        return schedules.rate(step, total, settings.lr, settings.floor, warmup, settings.schedule)
 
     def log(row: dict[str, Any]) -> None:
         journal.add({**row, "attempt": state.attempts})
@@ -265,20 +266,29 @@ def _model(config: Config, base: Path, device: Any) -> Any:
     model = load.load_base(base, settings.weights, device, settings.threshold, settings.keep)
     if settings.gradient_checkpointing:
         # the reentrant kind cuts the graph of a frozen base: nothing would learn
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if settings.method == "lora":
         return load.add_lora(
-            model, settings.rank, settings.alpha, settings.dropout, settings.targets, settings.seed
+            model,
+            settings.rank,
+            settings.alpha,
+            settings.dropout,
+            _names(settings.targets),
+            settings.seed,
         )
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
 
 
+def _names(targets: tuple[str, ...] | str) -> list[str] | str:
+    return targets if isinstance(targets, str) else list(targets)
+
+
 def _resume(
     model: Any, optimizer: Any, device: Any, settings: TrainConfig, ctx: Context
 ) -> tuple[State, Any]:
-    """The state of the newest checkpoint that is whole, or a new one; damaged ones are set aside."""
+    """The state of the newest whole checkpoint, or a new one; damaged ones are set aside."""
     import torch
 
     precision = load.pick_precision(settings.precision, device)
@@ -366,11 +376,13 @@ def _publish(
     if not all(bool(torch.isfinite(p).all()) for p in learned.values()):
         raise UserError("the best weights are not finite", "try a lower train.lr")
     with ctx.commit(item.name) as draft:
-        model.save_pretrained(draft.path)
         if config.train.method == "lora":
+            # without the switch peft asks the hub whether the vocabulary has grown
+            model.save_pretrained(draft.path, save_embedding_layers=False)
             (draft.path / "README.md").unlink(missing_ok=True)
             _name_base(draft.path / "adapter_config.json", config)
         else:
+            model.save_pretrained(draft.path)
             for file in ("tokenizer.json", "tokenizer_config.json"):
                 shutil.copyfile(base / file, draft.path / file)
         for file in draft.path.iterdir():
@@ -400,7 +412,7 @@ def _name_base(path: Path, config: Config) -> None:
 
 
 class _Journal:
-    """The two files that grow while training goes: metrics and sampled texts, a JSON object a line."""
+    """The two files that grow meanwhile: metrics and sampled texts, a JSON object a line."""
 
     def __init__(self, ctx: Context) -> None:
         self._folder = ctx.folder

@@ -1,0 +1,110 @@
+"""A small corpus, a small model, and a run of the pipeline on them, for every test that wants one."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+import zstandard
+
+from pipeline.config import Config, resolve
+from pipeline.dag import STEPS, Node, find
+from pipeline.stage import Context, run_item
+from pipeline.stop import Stop
+
+
+def write_corpus(path: Path, documents: int = 120, seed: int = 0, frames: int = 1) -> Path:
+    """A Pile-shaped `.jsonl.zst` of shuffled sentences; the same arguments give the same bytes."""
+    chance = random.Random(seed)
+    sentences = tiny.PARAGRAPH.replace("\n", " ").split(". ")
+    lines = []
+    for number in range(documents):
+        text = ". ".join(chance.choices(sentences, k=chance.randint(1, 12)))
+        lines.append(json.dumps({"text": f"{number}: {text}", "meta": {"id": number}}))
+    size = -(-len(lines) // frames)
+    with path.open("wb") as file:
+        for start in range(0, len(lines), size):
+            block = "\n".join(lines[start : start + size]) + "\n"
+            file.write(zstandard.compress(block.encode(), 3))
+    return path
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny model by family; each is made once."""
+    made: dict[str, Path] = {}
+
+    def model(family: str) -> Path:
+        if family not in made:
+            made[family] = tiny.make_model(family, tmp_path_factory.mktemp(f"model-{family}"))
+        return made[family]
+
+    return model
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set's YAML file, whose corpus is a local file."""
+    folder = tmp_path_factory.mktemp("dataset")
+    corpus = write_corpus(folder / "small.jsonl.zst")
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump({"urls": [corpus.as_uri()]}))
+    return path
+
+
+SMALL = [
+    "decompress.chunk_bytes=20000",
+    "tokenize.validation=0.1",
+    "tokenize.test=0.1",
+    "train.steps=6",
+    "train.batch=4",
+    "train.micro_batch=2",
+    "train.length=64",
+    "train.validate_every=3",
+    "train.checkpoint_every=2",
+    "train.validation_documents=4",
+    "train.lr=5e-3",
+    "evaluate.prompts=1",
+    "evaluate.new_tokens=4",
+    "evaluate.prompt_tokens=8",
+    "evaluate.context=128",
+    "evaluate.resamples=200",
+]
+
+
+@pytest.fixture(scope="session")
+def small(dataset: Path, models: Callable[[str], Path]) -> Callable[..., Config]:
+    """The configuration of a run that takes seconds: `small("train.lr=1", family="opt", name="x")`."""
+
+    def config(*words: str, family: str = "llama", name: str = "small") -> Config:
+        model = str(models(family))
+        return resolve(str(dataset), model, "lora-8bit", [*SMALL, *words], name)
+
+    return config
+
+
+def advance(config: Config, root: Path, until: str, stop: Stop | None = None) -> Node:
+    """Run every step up to and with `until`, in this process."""
+    for step in STEPS:
+        node = find(config, root, step.name)
+        assert node.items is not None
+        for item in node.items:
+            run_item(node.work, item, Context(stop=stop or Stop(), log=lambda text: None))
+        if step.name == until:
+            break
+    return find(config, root, until)
+
+
+@pytest.fixture(scope="session")
+def prepared(
+    tmp_path_factory: pytest.TempPathFactory, small: Callable[..., Config]
+) -> Iterator[Path]:
+    """A root in which corpus, model and shards of `small()` are ready. Do not change what is there."""
+    root = tmp_path_factory.mktemp("prepared")
+    advance(small(), root, "tokenize.seal")
+    yield root

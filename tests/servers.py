@@ -1,0 +1,184 @@
+"""Real HTTP servers on the loopback: files with moods, and a hub.
+
+`FileServer` serves bytes with ranges, ETags and conditions as RFC 9110 wants them, until its
+`mood` says otherwise. `HubServer` imitates what `huggingface_hub` and `datasets` ask of a hub, for
+folders of files given as model and data set repos. Both record every request.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass
+class Request:
+    """One request as it came in; header names in lower case."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+
+
+@dataclass
+class Mood:
+    """How a file server misbehaves; the default is well.
+
+    `statuses`: answered first, in turn, each as (status, headers). `cut`: bytes of a body after
+    which the connection breaks, the first `cuts` times. `shift`: added to the start of a range.
+    `careless`: ranges are served without a look at If-Range. `before`: called with each request.
+    """
+
+    ranges: bool = True
+    etag: str | None = '"one"'
+    modified: str | None = None
+    kind: str = "application/octet-stream"
+    encoding: str | None = None
+    length: bool = True
+    head_only: bool = False
+    cut: int | None = None
+    cuts: int = 1_000_000
+    shift: int = 0
+    careless: bool = False
+    statuses: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    before: Callable[[Request], None] = lambda request: None
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *args: Any) -> None:
+        """A client that goes away is no news."""
+
+
+class Server:
+    """A threaded server on a free port of the loopback, for the length of a `with`."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                path = unquote(urlsplit(self.path).path)
+                headers = {k.lower(): v for k, v in self.headers.items()}
+                body = self.rfile.read(int(headers.get("content-length", 0)))
+                request = Request(self.command, path, headers)
+                server.requests.append(request)
+                try:
+                    server.answer(self, request, body)
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True
+
+            do_HEAD = do_POST = do_GET  # noqa: N815
+
+        self._http = _Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def __enter__(self) -> Any:
+        serve = self._http.serve_forever
+        threading.Thread(target=serve, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def ranges(self) -> list[str | None]:
+        """The Range header of each GET so far."""
+        return [r.headers.get("range") for r in self.requests if r.method == "GET"]
+
+    def answer(self, handler: Any, request: Request, body: bytes) -> None:
+        """Answer one request."""
+        raise NotImplementedError
+
+
+def send(handler: Any, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+    """A whole response; no body for HEAD, where the length is still said."""
+    handler.send_response(status)
+    for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    if handler.command != "HEAD":
+        handler.wfile.write(body)
+
+
+class FileServer(Server):
+    """Serves `files` (path → bytes) in its `mood`, and `redirects` (path → URL)."""
+
+    def __init__(self, files: dict[str, bytes] | None = None) -> None:
+        super().__init__()
+        self.files = files or {}
+        self.redirects: dict[str, str] = {}
+        self.mood = Mood()
+
+    def answer(self, handler: Any, request: Request, body: bytes) -> None:
+        mood = self.mood
+        mood.before(request)
+        if request.path in self.redirects:
+            return send(handler, 302, {"Location": self.redirects[request.path]})
+        if mood.statuses:
+            status, headers = mood.statuses.pop(0)
+            return send(handler, status, headers, b"not now")
+        if request.path not in self.files:
+            return send(handler, 404, {"Content-Type": "text/html"}, b"<html>no such file</html>")
+        if mood.head_only and "range" in request.headers:
+            return send(handler, 405, {})
+        content = self.files[request.path]
+        start = self._start(request, len(content))
+        if start is not None and start >= len(content):
+            return send(handler, 416, {"Content-Range": f"bytes */{len(content)}"})
+        return self._send(handler, content, start)
+
+    def _start(self, request: Request, size: int) -> int | None:
+        """The first byte of the range to serve; None for the whole."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
+        if not self.mood.ranges or asked is None:
+            return None
+        condition = request.headers.get("if-range")
+        if condition and not self.mood.careless:
+            strong = self.mood.etag and not self.mood.etag.startswith("W/")
+            if condition not in ({self.mood.etag} if strong else set()) | {self.mood.modified}:
+                return None
+        return int(asked[1])
+
+    def _send(self, handler: Any, content: bytes, start: int | None) -> None:
+        mood = self.mood
+        headers = {"Content-Type": mood.kind}
+        named = {"ETag": mood.etag, "Last-Modified": mood.modified}
+        headers |= {k: v for k, v in named.items() if v}
+        if mood.encoding:
+            headers["Content-Encoding"] = mood.encoding
+        if start is not None:
+            start = max(0, start + mood.shift)
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        body = content[start or 0 :]
+        handler.send_response(200 if start is None else 206)
+        if mood.length:
+            headers["Content-Length"] = str(len(body))
+        else:
+            headers["Connection"] = "close"
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        if handler.command == "HEAD":
+            return
+        if mood.cut is not None and mood.cuts > 0 and len(body) > mood.cut:
+            mood.cuts -= 1
+            body = body[: mood.cut]
+            handler.close_connection = True
+        if not mood.length:
+            handler.close_connection = True
+        for at in range(0, len(body), 4096):
+            handler.wfile.write(body[at : at + 4096])
+        handler.wfile.flush()

@@ -1,0 +1,185 @@
+"""Training survives interruption bit by bit, passes over damage, and publishes the best."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import advance
+
+from pipeline.config import Config
+from pipeline.dag import Node, find
+from pipeline.errors import Interrupted, UserError
+from pipeline.stage import Context, run_item
+from pipeline.stop import Stop
+
+Small = Callable[..., Config]
+
+
+class StopAt(Stop):
+    """Asks for a stop at the n-th look."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.looks = looks
+
+    @property
+    def reason(self) -> str | None:
+        """None until the look that counts."""
+        self.looks -= 1
+        return "a test" if self.looks < 0 else None
+
+
+def result(node: Node) -> tuple[dict[str, str], float]:
+    """sha256 of what was learned, and the best loss."""
+    (receipt,) = node.done.values()
+    return {n: o.sha256 for n, o in receipt.outputs.items()}, receipt.facts["best_loss"]
+
+
+def train(config: Config, root: Path, stop: Stop | None = None) -> Node:
+    """Run the train step in this process."""
+    node = find(config, root, "train.train")
+    assert node.items is not None
+    run_item(node.work, node.items[0], Context(stop=stop or Stop(), log=print))
+    return find(config, root, "train.train")
+
+
+def metrics(node: Node) -> list[dict[str, object]]:
+    """The rows of the run's metrics."""
+    text = (node.work.folder / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_stopping_at_any_moment_changes_nothing(
+    family: str, small: Small, tmp_path: Path
+) -> None:
+    words = ("train.dropout=0.1",)
+    config = small(*words, family=family, name="whole")
+    whole = result(advance(config, tmp_path, "train.train"))
+    broken = small(*words, family=family, name="broken")
+    stops, looks = 0, 1
+    while True:
+        try:
+            node = train(broken, tmp_path, StopAt(looks))
+            break
+        except Interrupted:
+            stops, looks = stops + 1, looks + 1
+    assert stops >= 3
+    assert result(node) == whole
+
+
+def test_full_training_with_8_bit_optimizer_resumes_exactly(small: Small, tmp_path: Path) -> None:
+    words = ("train.method=full", "train.weights=fp32", "train.optimizer=adamw8bit")
+    whole = result(advance(small(*words, name="whole"), tmp_path, "train.train"))
+    broken = small(*words, name="broken")
+    with pytest.raises(Interrupted):
+        train(broken, tmp_path, StopAt(6))
+    assert result(train(broken, tmp_path)) == whole
+
+
+def test_a_killed_training_repeats_at_most_one_interval(
+    small: Small, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    whole = result(train(small(name="whole"), tmp_path))
+    config = small(name="killed")
+
+    class Killed(BaseException):
+        pass
+
+    class Kill(Stop):
+        steps = 0
+
+        def check(self) -> None:
+            Kill.steps += 1
+            if Kill.steps == 12:
+                raise Killed
+
+    with pytest.raises(Killed):
+        train(config, tmp_path, Kill())
+    before = [row["step"] for row in metrics(find(config, tmp_path, "train.train")) if row["kind"] == "step"]
+    node = train(config, tmp_path)
+    rows = metrics(node)
+    again = [row["step"] for row in rows if row["kind"] == "step"][len(before) :]
+    assert result(node) == whole
+    assert before and before[-1] - again[0] + 1 <= config.train.checkpoint_every
+
+
+def test_a_damaged_checkpoint_is_passed_over_loudly(
+    small: Small, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    whole = result(train(small(name="whole"), tmp_path))
+    config = small(name="damaged")
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, StopAt(14))
+    folder = find(config, tmp_path, "train.train").work.folder
+    newest = sorted(folder.glob("step-*"))[-1]
+    content = bytearray((newest / "optimizer.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "optimizer.pt").write_bytes(content)
+    capsys.readouterr()
+    assert result(train(config, tmp_path)) == whole
+    assert "PASSED OVER" in capsys.readouterr().out
+
+
+def test_only_the_newest_checkpoints_and_the_best_are_kept(
+    small: Small, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    config = small("train.checkpoint_every=1", "train.steps=5")
+    node = train(config, tmp_path)
+    (receipt,) = node.done.values()
+    kept = {path.name for path in node.work.folder.glob("step-*")}
+    assert len(kept) <= config.train.keep_checkpoints + 1
+    assert f"step-{receipt.facts['best_step']:08d}" in kept
+
+
+def test_it_learns_and_starts_from_the_loss_of_the_base(
+    small: Small, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    node = train(small("train.steps=12"), tmp_path)
+    losses = [row["loss"] for row in metrics(node) if row["kind"] == "validation"]
+    assert losses[-1] < losses[0] - 0.05
+    assert result(node)[1] == min(losses)
+
+
+def test_the_adapter_opens_with_peft(small: Small, prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    node = train(small(), tmp_path)
+    import peft
+    import transformers
+
+    base, _ = find(small(), tmp_path, "train.train").work.inputs["download.model"].one()
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    adapted = peft.PeftModel.from_pretrained(model, node.work.folder / "best")
+    learned = [p for n, p in adapted.named_parameters() if "lora_B" in n]
+    assert learned
+    assert all(p.abs().sum() > 0 for p in learned)
+
+
+def test_a_window_longer_than_the_context_is_refused(
+    small: Small, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(UserError, match=r"train\.length=512 .* context of 256"):
+        train(small("train.length=512"), tmp_path)
+
+
+def test_4_bits_on_a_cpu_are_refused(small: Small, prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(UserError, match="nf4 does not learn on a CPU"):
+        train(small("train.weights=nf4"), tmp_path)
+
+
+def test_targets_that_fit_nothing_are_refused_naming_those_that_do(
+    small: Small, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(UserError, match="q_proj"):
+        train(small("train.targets=[query]"), tmp_path)
