@@ -80,9 +80,7 @@ def resolve(
     if not overrides:
         config = base
     else:
-        config = build(
-            Config, merge(plain, parse_overrides(overrides)), f"ARGS={' '.join(overrides)!r}"
-        )
+        config = build(Config, merge(plain, parse_overrides(overrides)), "ARGS")
     if name is not None:
         return config
     differs = [config.model.id] if model_name != (data.model or MODEL) else []

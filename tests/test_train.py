@@ -54,9 +54,7 @@ def metrics(node: Node) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
-def test_stopping_at_any_moment_changes_nothing(
-    family: str, small: Small, tmp_path: Path
-) -> None:
+def test_stopping_at_any_moment_changes_nothing(family: str, small: Small, tmp_path: Path) -> None:
     words = ("train.dropout=0.1",)
     config = small(*words, family=family, name="whole")
     whole = result(advance(config, tmp_path, "train.train"))
@@ -96,12 +94,16 @@ def test_a_killed_training_repeats_at_most_one_interval(
 
         def check(self) -> None:
             Kill.steps += 1
-            if Kill.steps == 12:
+            if Kill.steps == 7:
                 raise Killed
 
     with pytest.raises(Killed):
         train(config, tmp_path, Kill())
-    before = [row["step"] for row in metrics(find(config, tmp_path, "train.train")) if row["kind"] == "step"]
+    before = [
+        row["step"]
+        for row in metrics(find(config, tmp_path, "train.train"))
+        if row["kind"] == "step"
+    ]
     node = train(config, tmp_path)
     rows = metrics(node)
     again = [row["step"] for row in rows if row["kind"] == "step"][len(before) :]
@@ -116,7 +118,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(
     whole = result(train(small(name="whole"), tmp_path))
     config = small(name="damaged")
     with pytest.raises(Interrupted):
-        train(config, tmp_path, StopAt(14))
+        train(config, tmp_path, StopAt(7))
     folder = find(config, tmp_path, "train.train").work.folder
     newest = sorted(folder.glob("step-*"))[-1]
     content = bytearray((newest / "optimizer.pt").read_bytes())

@@ -24,11 +24,13 @@ import zstandard
 from pipeline.errors import CorruptInput
 
 READ = 256 * 1024
+FEED = 4096  # raw bytes a decoder is given at once: 20 KB of JSON can hold 200 MB
 ZSTD_WINDOW = 2**31
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 CODECS: list[tuple[bytes, Callable[[], Any]]] = [
     (b"\x28\xb5\x2f\xfd", lambda: _zstd()),
+    *((bytes([0x50 + n]) + b"\x2a\x4d\x18", lambda: _zstd()) for n in range(16)),  # skippable
     (b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),
     (b"\xfd7zXZ\x00", lzma.LZMADecompressor),
     (b"BZh", bz2.BZ2Decompressor),
@@ -112,18 +114,23 @@ class Lines:
             yield data
             yield from raw
             return
-        decoder = codec()
+        decoder, start = codec(), 0
         while data:
+            fed = data[start : start + FEED]
             try:
                 if decoder.eof:
                     decoder = codec()
-                block = decoder.decompress(data)
+                block = decoder.decompress(fed)
             except (zstandard.ZstdError, zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-                place = f"{self.path} cannot be decompressed near byte {self.read - len(data)}"
-                raise CorruptInput(f"{place}: {error}", unit=self.unit) from None
+                place = self.read - len(data) + start
+                raise CorruptInput(
+                    f"{self.path} cannot be decompressed near byte {place}: {error}", unit=self.unit
+                ) from None
             if block:
                 yield block
-            data = (decoder.eof and decoder.unused_data) or next(raw, b"")
+            start += len(fed) - (len(decoder.unused_data) if decoder.eof else 0)
+            if start == len(data):
+                data, start = next(raw, b""), 0
         if not decoder.eof:
             raise CorruptInput(
                 f"{self.path} ends in the middle of a compressed frame, at byte {self.read}",
@@ -191,6 +198,8 @@ def _decode(line: bytes) -> Any:
     """JSON to Python. A lone surrogate escape, which UTF-8 cannot hold, becomes U+FFFD."""
     try:
         return msgspec.json.decode(line)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         if b"\\u" not in line:
             raise ValueError(str(error)) from None

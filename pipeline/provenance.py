@@ -1,0 +1,86 @@
+"""Where a result comes from: code, packages, machine. Cheap: nothing heavy is imported."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    *("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors"),
+    *("numpy", "pyarrow", "zstandard", "xxhash"),
+)
+
+
+def code_version() -> str:
+    """The commit of the source tree, with `+dirty` where it was changed; else the version.
+
+    Only a tree whose top is ours counts: an installed copy may lie inside somebody else's.
+    """
+    top = Path(__file__).resolve().parent.parent
+    if (top / ".git").exists():
+        commit = _git(top, "rev-parse", "--short=12", "HEAD")
+        if commit:
+            return commit + ("+dirty" if _git(top, "status", "--porcelain", "-uno") else "")
+    return _version("gristmill") or "unknown"
+
+
+def packages() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on, where installed."""
+    found = {name: version for name in PACKAGES if (version := _version(name))}
+    return {"python": platform.python_version(), **found}
+
+
+def hardware() -> dict[str, Any]:
+    """CPU model, cores we may use, memory in bytes, and GPU names if torch is loaded already.
+
+    What the system does not tell is None.
+    """
+    gpus = None
+    if torch := sys.modules.get("torch"):
+        cuda = torch.cuda
+        gpus = [cuda.get_device_name(i) for i in range(cuda.device_count())]
+    return {"cpu": _cpu(), "cores": _cores(), "memory": _memory(), "gpus": gpus}
+
+
+def _cpu() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or None
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, None) or platform.machine() or None
+
+
+def _cores() -> int | None:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(top: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(top), *words], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,196 @@
+"""The report of a run: what its receipts, scores and journals say, as one page and as numbers.
+
+Everything is read and nothing needs a model, so a report can be made at any time. What is not there
+yet is null in the numbers, and said on the page.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline import provenance
+from pipeline.errors import CorruptInput
+from pipeline.model import measure
+from pipeline.receipt import Receipt, verify
+from pipeline.report import cost, page
+from pipeline.report.curve import Curve, read_curve
+from pipeline.report.verdict import verdict
+from pipeline.stage import Inputs
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+SECTIONS = ("dataset", "model", "download", "decompress", "tokenize", "train", "evaluate")
+SPLITS = ("validation", "test")
+_DEFINITIONS = {
+    "split": "by hash of the text, or of the field that dataset.split_by names; equal texts count once",
+    "documents": "of each held-out split, those whose text has the lowest hash",
+    "context": "tokens the model saw at once; in longer documents a window moved on by stride tokens",
+}
+
+
+def build(config: Config, inputs: Inputs, folder: Path) -> dict[str, Any]:
+    """Write `report.json`, `report.md`, `report.html` and the figures into `folder`.
+
+    Args:
+        config: The run.
+        inputs: What is finished of it, by step; any may be missing.
+        folder: Where to.
+
+    Returns:
+        The content of `report.json`.
+
+    Raises:
+        CorruptInput: A score or a sample is damaged.
+    """
+    curve = _curve(inputs)
+    evaluation, changes = _evaluation(config, inputs)
+    report = {
+        "run": config.name,
+        "dataset": {"id": config.dataset.id, "licence": config.dataset.licence},
+        "model": {"id": config.model.id},
+        "verdict": verdict(evaluation.get("test")),
+        "corpus": _corpus(inputs),
+        "evaluation": evaluation,
+        "training": _training(inputs, curve),
+        "stages": cost.stages(inputs),
+        "cost": cost.cost(inputs, curve),
+        "definitions": {**measure.DEFINITIONS, **_DEFINITIONS, **cost.DEFINITIONS},
+        "settings": _settings(config),
+        "provenance": _provenance(inputs),
+    }
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    (folder / "report.json").write_text(text, encoding="utf-8")
+    page.render(report, curve, changes, _samples(inputs), folder)
+    return report
+
+
+def _receipt(inputs: Inputs, step: str, item: str | None = None) -> Receipt | None:
+    """The receipt of an item; without a name, of the step's only one."""
+    if step not in inputs:
+        return None
+    return inputs[step].receipts.get(item) if item else inputs[step].one()[1]
+
+
+def _corpus(inputs: Inputs) -> dict[str, Any] | None:
+    seal = _receipt(inputs, "tokenize.seal")
+    if seal is None:
+        return None
+    splits = seal.facts["splits"]
+    sums = {n: sum(s[n] for s in splits.values()) for n in ("documents", "bytes", "tokens")}
+    rest = {n: seal.facts.get(n) for n in ("quarantined", "empty")}
+    return {**sums, "duplicates": sum(seal.facts["duplicates"].values()), **rest, "splits": splits}
+
+
+_SCORED = ("documents", "of_documents", "tokens", "bytes", "context", "stride")
+_MEASURED = ("perplexity", "bits_per_byte", "ci95", "precision", "weights")
+
+
+def _evaluation(config: Config, inputs: Inputs) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scores by split, and by split the change of each document in nats a token."""
+    evaluation: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
+    for split in SPLITS:
+        tables = {}
+        for who in ("base", "tuned"):
+            receipt = _receipt(inputs, f"evaluate.{who}", split)
+            if receipt is None:
+                continue
+            facts = receipt.facts
+            found = evaluation.setdefault(split, {n: facts[n] for n in _SCORED})
+            found[who] = {n: facts[n] for n in _MEASURED}
+            unit = inputs[f"evaluate.{who}"].folder / split
+            tables[who] = pq.read_table(verify(unit, "scores.parquet", receipt))
+        if len(tables) < 2:
+            continue
+        base, tuned = tables["base"], tables["tuned"]
+        if not base.select(["hash", "tokens"]).equals(tuned.select(["hash", "tokens"])):
+            raise CorruptInput(f"base and adapted model were scored on different {split} documents")
+        nll, adapted, tokens = (
+            column.to_numpy() for column in (base["nll"], tuned["nll"], base["tokens"])
+        )
+        result = measure.change(nll, adapted, tokens, config.evaluate.resamples)
+        changes[split] = (adapted - nll) / tokens
+        found["paired"] = {
+            "difference": result.difference,
+            "ci95": result.ci95,
+            "perplexity_change_percent": result.percent,
+            "ci95_percent": result.ci95_percent,
+            "improved_documents": float(np.mean(changes[split] < 0)),
+        }
+    return evaluation, changes
+
+
+_TRAINED = (
+    *("method", "steps", "tokens", "tokens_per_second", "best_step", "best_loss", "skipped"),
+    *("precision", "trainable", "parameters", "seconds"),
+)
+
+
+def _training(inputs: Inputs, curve: Curve | None) -> dict[str, Any] | None:
+    receipt = _receipt(inputs, "train.train")
+    if receipt is None:
+        return None
+    facts = {name: receipt.facts.get(name) for name in _TRAINED}
+    last = curve.validation[-1][1] if curve and curve.validation else None
+    return {**facts, "interruptions": receipt.facts["attempts"] - 1, "last_loss": last}
+
+
+def _curve(inputs: Inputs) -> Curve | None:
+    if "train.train" not in inputs:
+        return None
+    return read_curve(inputs["train.train"].folder / "metrics.jsonl")
+
+
+def _samples(inputs: Inputs) -> list[dict[str, Any]]:
+    """Prompt and reference, with what base and adapted model wrote."""
+    written = {}
+    for who in ("base", "tuned"):
+        receipt = _receipt(inputs, f"evaluate.{who}", "samples")
+        if receipt is None:
+            return []
+        unit = inputs[f"evaluate.{who}"].folder / "samples"
+        path = verify(unit, "samples.json", receipt)
+        written[who] = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        {"prompt": base["prompt"], "reference": base["reference"], "base": base, "tuned": tuned}
+        for base, tuned in zip(written["base"], written["tuned"], strict=True)
+    ]
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Every setting that decides results, and the dotted names of those that differ from defaults."""
+    values, changed = {}, []
+    for name in SECTIONS:
+        section = getattr(config, name)
+        values[name] = section.keyed()
+        defaults = type(section).model_fields if name not in ("dataset", "model") else {}
+        changed += [
+            f"{name}.{field}"
+            for field in values[name]
+            if field in defaults and getattr(section, field) != defaults[field].default
+        ]
+    return {"values": values, "changed": changed}
+
+
+def _provenance(inputs: Inputs) -> dict[str, Any]:
+    every = [receipt for given in inputs.values() for receipt in cost.units(given)]
+    written = max((receipt.written for receipt in every), default=0.0)
+    return {
+        "finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(written)),
+        "code": sorted({receipt.code for receipt in every if receipt.code}),
+        "hosts": sorted({receipt.host for receipt in every if receipt.host}),
+        "reported_by": provenance.code_version(),
+        "packages": provenance.packages(),
+        "hardware": provenance.hardware(),
+        "receipts": {
+            step: {name: {"key": r.key, "digest": r.digest} for name, r in given.receipts.items()}
+            for step, given in inputs.items()
+        },
+    }

@@ -1,0 +1,77 @@
+"""The learning curve: the journal of a training, put in order.
+
+After a restart some steps appear a second time; the last occurrence counts, and what the earlier
+one took was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What training looked like. Losses are nats a token.
+
+    `train`, `validation`: (step, loss), by step. `restarts`: the steps at which a later attempt
+    took up. `lost_seconds`: spent on steps that had to be computed again.
+    """
+
+    train: list[tuple[int, float]]
+    validation: list[tuple[int, float]]
+    restarts: list[int]
+    lost_seconds: float
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """The first point of lowest validation loss."""
+        return min(self.validation, key=lambda point: point[1], default=None)
+
+
+def read_curve(path: Path) -> Curve | None:
+    """The curve in a `metrics.jsonl`, which may still be growing; None where there is none."""
+    train: dict[int, dict[str, Any]] = {}
+    validation: dict[int, float] = {}
+    restarts: list[int] = []
+    lost, starts = 0.0, 0
+    for row in _rows(path):
+        step = row["step"]
+        if row["kind"] == "step":
+            lost += train.get(step, {}).get("seconds", 0.0)
+            train[step] = row
+        elif row["kind"] == "validation":
+            validation[step] = row["loss"]
+        elif row["kind"] == "start":
+            restarts += [step] if starts else []
+            starts += 1
+    if not train and not validation:
+        return None
+    return Curve(
+        _finite({step: row["loss"] for step, row in train.items() if not row.get("skipped")}),
+        _finite(validation),
+        restarts,
+        lost,
+    )
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows that can be read; a kill may have torn one."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and {"kind", "step"} <= row.keys():
+                yield row
+
+
+def _finite(points: dict[int, float]) -> list[tuple[int, float]]:
+    return [(step, loss) for step, loss in sorted(points.items()) if math.isfinite(loss)]

@@ -1,0 +1,204 @@
+"""The command line: mistakes in one line, plans, status, logs, clean; quick to answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import SMALL, write_corpus
+from servers import FileServer
+
+from pipeline.config import Config
+
+HERE = Path(__file__).parent.parent
+Jobs = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Jobs:
+    """`python -m jobs …` with a root of its own."""
+
+    def call(*words: str, root: Path | None = None) -> subprocess.CompletedProcess[str]:
+        command, *rest = words
+        return subprocess.run(
+            [sys.executable, "-m", "jobs", command, f"--root={root or tmp_path / 'root'}", *rest],
+            cwd=HERE,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return call
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one line of a refusal."""
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--dataset=nihh"], "'nihh' is not known. did you mean nih?"),
+        (["--dataset=nih", "--model=opt-125n"], "'opt-125n' is not known. did you mean opt-125m?"),
+        (["--dataset=nih", "--recipe=lorra"], "'lorra' is not known. did you mean lora?"),
+        (["--dataset=nih", "train.lrr=1"], "unknown setting train.lrr; did you mean lr?"),
+        (["--dataset=nih", "trian.lr=1"], "unknown setting trian; did you mean train?"),
+        (["--dataset=nih", "train.lr=fast"], "train.lr = 'fast'"),
+        (["--dataset=nih", "train.lr"], "write it as section.field=value"),
+        (["--dataset=nih", "train.method=full"], "cannot train weights=int8"),
+        (["--dataset=nih", "train.tokens=1", "train.steps=1"], "at most one of"),
+        (["--dataset=nih", "--profile=grene"], "profile 'grene' is not known"),
+        (["--dataset=nih", "--file=/not/there"], "FILE=/not/there"),
+        (["--dataset=nih", "--name=a/b"], "cannot be a folder's name"),
+        ([], "name a data set"),
+        (["--datset=nih"], "--datset"),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "submit"])
+def test_a_mistake_is_told_in_one_line(
+    jobs: Jobs, command: str, words: list[str], told: str, tmp_path: Path
+) -> None:
+    assert told in refused(jobs(command, *words), 2)
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_dead_url_is_told_with_its_status_and_what_to_try(jobs: Jobs, tmp_path: Path) -> None:
+    with FileServer({}) as server:
+        path = tmp_path / "gone.yaml"
+        urls = [server.url + "/a.zst", "http://127.0.0.1:9/b.zst"]
+        path.write_text(yaml.safe_dump({"urls": urls, "instead": "nih"}))
+        line = refused(jobs("submit", f"--dataset={path}"), 3)
+    assert "404" in line
+    assert "127.0.0.1:9" in line
+    assert "try DATASET=nih" in line
+
+
+def test_a_wrong_sha256_is_told(jobs: Jobs, tmp_path: Path, models: Callable[[str], Path]) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl.zst")
+    with FileServer({"/c.jsonl.zst": corpus.read_bytes()}) as server:
+        path = tmp_path / "wrong.yaml"
+        path.write_text(yaml.safe_dump({"urls": [server.url + "/c.jsonl.zst"], "sha256": "0" * 64}))
+        line = refused(jobs("submit", f"--dataset={path}", f"--model={models('opt')}"), 3)
+    assert "sha256" in line
+    assert "000000" in line
+
+
+def test_a_name_stands_for_one_configuration(
+    jobs: Jobs, dataset: Path, models: Callable[[str], Path]
+) -> None:
+    from pipeline.config import freeze, resolve
+
+    root = Path(dataset.parent / "frozen")
+    freeze(resolve(str(dataset), str(models("opt")), name="x"), root)
+    words = (f"--dataset={dataset}", f"--model={models('opt')}", "--name=x", "train.lr=1e-5")
+    line = refused(jobs("submit", *words, root=root), 2)
+    assert "train.lr: 0.0002 there, 1e-05 now" in line
+
+
+def test_plan_and_status_follow_a_run(
+    jobs: Jobs, small: Callable[..., Config], prepared: Path, tmp_path: Path
+) -> None:
+    from pipeline.config import freeze
+
+    root = tmp_path / "root"
+    shutil.copytree(prepared, root)
+    config = small()
+    freeze(config, root)
+    dataset, model = str(config.dataset.urls[0]), str(config.model.path)
+    found = json.loads(jobs("status", "--json").stdout)
+    states = {step["step"]: step["state"] for step in found["steps"]}
+    assert states["tokenize.seal"] == "done"
+    assert states["train.train"] == "to do"
+    assert states["evaluate.tuned"] == "waiting"
+    path = Path(dataset.removeprefix("file://")).with_name("small.yaml")
+    words = (f"--dataset={path}", f"--model={model}", "--recipe=lora-8bit", "--name=small", *SMALL)
+    planned = json.loads(jobs("plan", "--json", *words).stdout)
+    assert [array["step"] for array in planned["arrays"]] == [
+        "train.train",
+        "evaluate.base",
+        "evaluate.tuned",
+        "evaluate.report",
+    ]
+
+
+def test_a_stage_by_hand_says_what_it_waits_for(jobs: Jobs, dataset: Path) -> None:
+    line = refused(jobs("run", "train", f"--dataset={dataset}"), 3)
+    assert "tokenize.seal" in line
+    assert "make pipeline" in line
+
+
+def test_status_is_quick_and_light(
+    jobs: Jobs, small: Callable[..., Config], prepared: Path, tmp_path: Path
+) -> None:
+    from pipeline.config import freeze
+
+    root = tmp_path / "root"
+    shutil.copytree(prepared, root)
+    freeze(small(), root)
+    code = (
+        "import sys; sys.argv = ['jobs', 'status', '--root=' + sys.argv[1]]\n"
+        "import jobs.__main__ as m\n"
+        "try: m.main()\n"
+        "finally: print(sorted({n.split('.')[0] for n in sys.modules}), file=sys.stderr)\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(root)],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    loaded = set(yaml.safe_load(done.stderr.splitlines()[-1]))
+    assert not loaded & {"torch", "transformers", "peft", "bitsandbytes", "datasets", "matplotlib"}
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"status: {spent:.2f} s of CPU")
+
+
+def test_clean_removes_leftovers_and_nothing_that_is_named(
+    jobs: Jobs, small: Callable[..., Config], prepared: Path, tmp_path: Path
+) -> None:
+    from pipeline.config import freeze
+
+    root = tmp_path / "root"
+    shutil.copytree(prepared, root)
+    freeze(small(), root)
+    kept = {path for path in root.rglob("receipt.json")}
+    chunks = next(root.glob("data/*/chunks-*"))
+    (chunks / ".tmp-x-host-1-abcdef01").mkdir()
+    (chunks / ".damaged-y").mkdir()
+    orphan = chunks.with_name("chunks-00000000")
+    orphan.mkdir()
+    shown = jobs("clean", "--dry-run")
+    assert orphan.exists()
+    assert str(orphan) in shown.stdout
+    assert jobs("clean").returncode == 0
+    assert not orphan.exists()
+    assert not list(chunks.glob(".*-*"))
+    assert {path for path in root.rglob("receipt.json")} == kept
+
+
+def test_hostile_names_survive(
+    jobs: Jobs, dataset: Path, models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    name = "-a b'c\"é$(x)"
+    root = tmp_path / "the 'root' é"
+    words = (f"--dataset={dataset}", f"--model={models('opt')}", f"--name={name}")
+    done = jobs("run", "download", *words, root=root)
+    assert done.returncode == 0, done.stderr
+    assert (root / "runs" / name / "config.yaml").exists()
+    assert os.listdir(root / "data" / "small")

@@ -1,0 +1,322 @@
+"""Raw files to lines to records: every codec, every cut, and every way in which a file is broken."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data import records
+from pipeline.data.records import Bad, Lines, Reader, Record
+from pipeline.errors import CorruptInput
+
+TEXT = b"".join(b'{"text": "line %d %s"}\n' % (n, b"x" * (n % 50)) for n in range(400))
+NO_TEXT = struct.pack("<II", 0x184D2A53, 5) + b"hello"
+
+
+def frames(text: bytes, compress: Callable[[bytes], bytes], size: int = 997) -> bytes:
+    """The text as many frames, one of them empty, whose cuts fall within lines."""
+    parts = [text[n : n + size] for n in range(0, len(text), size)]
+    return b"".join(map(compress, [*parts[:3], b"", *parts[3:]]))
+
+
+def streamed(text: bytes) -> bytes:
+    """A zstd frame that does not tell its size, as `zstd < pipe` writes it."""
+    out = io.BytesIO()
+    with zstandard.ZstdCompressor().stream_writer(out, closefd=False) as sink:
+        sink.write(text)
+    return out.getvalue()
+
+
+FORMS: dict[str, Callable[[bytes], bytes]] = {
+    "plain": bytes,
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstandard.compress,
+    "zst streamed": streamed,
+    "zst checked": zstandard.ZstdCompressor(write_checksum=True).compress,
+    "gz frames": lambda text: frames(text, gzip.compress),
+    "bz2 frames": lambda text: frames(text, bz2.compress),
+    "xz frames": lambda text: frames(text, lzma.compress),
+    "zst frames": lambda text: frames(text, zstandard.compress),
+    "zst skippable in front": lambda text: NO_TEXT + zstandard.compress(text),
+    "zst skippable between": lambda text: frames(text, lambda t: zstandard.compress(t) + NO_TEXT),
+    "zst, then nothing": lambda text: zstandard.compress(text) + zstandard.compress(b""),
+}
+
+
+def write(folder: Path, data: bytes) -> Path:
+    path = folder / "corpus"
+    path.write_bytes(data)
+    return path
+
+
+@contextmanager
+def reading(size: int) -> Iterator[None]:
+    """Blocks of `size` raw bytes at once."""
+    before = records.READ, records.FEED
+    records.READ = records.FEED = size
+    try:
+        yield
+    finally:
+        records.READ, records.FEED = before
+
+
+def cut(path: Path, size: int) -> list[bytes]:
+    lines = Lines(path)
+    found = []
+    while lines.more():
+        found.append(b"".join(lines.pieces(size)))
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("block", [1, 7, 1 << 18])
+def test_every_form_gives_the_text_and_the_hash_of_the_file(
+    tmp_path: Path, form: str, block: int
+) -> None:
+    raw = FORMS[form](TEXT)
+    lines = Lines(write(tmp_path, raw))
+    with reading(block):
+        found = []
+        while lines.more():
+            found.append(b"".join(lines.pieces(3000)))
+    assert b"".join(found) == TEXT
+    assert lines.sha256 == hashlib.sha256(raw).hexdigest()
+    assert (lines.read, lines.offset, lines.line) == (len(raw), len(TEXT), 400)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "plain"])
+def test_a_file_that_ends_early_is_told_with_the_byte(tmp_path: Path, form: str) -> None:
+    small = TEXT[:3000]
+    raw = FORMS[form](small)
+    ends = {len(FORMS[form](b""))} if "," in form else set()
+    told = 0
+    for size in range(4, len(raw)):
+        path = write(tmp_path, raw[:size])
+        try:
+            found = b"".join(cut(path, 100))
+        except CorruptInput as error:
+            told += 1
+            assert str(path) in str(error), "it names the file"
+            assert f"byte {size}" in str(error), "and the place"
+        else:
+            # the one early end that cannot be seen: between two frames
+            assert "frames" in form or "skippable" in form or ends, size
+            assert small.startswith(found.removesuffix(b"\n"))
+    assert told >= len(raw) - 4 - 2 * (raw.count(NO_TEXT) + 6)
+
+
+@pytest.mark.parametrize("form", ["gz", "bz2", "xz", "zst checked"])
+def test_a_flipped_byte_never_gives_another_text(tmp_path: Path, form: str) -> None:
+    raw = FORMS[form](TEXT)
+    harmless = 0
+    for place in range(6, len(raw), 7):
+        path = write(tmp_path, raw[:place] + bytes([raw[place] ^ 0x10]) + raw[place + 1 :])
+        try:
+            assert b"".join(cut(path, 1000)) == TEXT
+            harmless += 1
+        except CorruptInput as error:
+            assert str(path) in str(error)
+    assert harmless <= 2, "only a header's idle field is not guarded by a checksum"
+
+
+def test_what_follows_a_frame_and_is_none_is_told_with_the_byte(tmp_path: Path) -> None:
+    raw = zstandard.compress(TEXT)
+    path = write(tmp_path, raw + b"garbage")
+    with pytest.raises(CorruptInput, match=f"near byte {len(raw)}"):
+        cut(path, 1000)
+
+
+def test_damage_names_the_unit(tmp_path: Path) -> None:
+    path = write(tmp_path, zstandard.compress(TEXT)[:-5])
+    with pytest.raises(CorruptInput) as caught:
+        list(Lines(path, unit=tmp_path).pieces(10**9))
+    assert caught.value.unit == tmp_path
+
+
+def test_nothing_comes_out_of_an_empty_file(tmp_path: Path) -> None:
+    for empty in (b"", zstandard.compress(b""), gzip.compress(b""), NO_TEXT):
+        lines = Lines(write(tmp_path, empty))
+        assert not lines.more()
+        assert list(lines.pieces(10)) == []
+
+
+def expected(text: bytes, size: int) -> list[bytes]:
+    """The cut, said plainly: the first line end at or after `size` bytes ends a group."""
+    text += b"" if text.endswith(b"\n") or not text else b"\n"
+    groups = []
+    while text:
+        end = text.find(b"\n", size - 1) + 1 or len(text)
+        groups.append(text[:end])
+        text = text[end:]
+    return groups
+
+
+texts = st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"")), max_size=40).map(
+    b"\n".join
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=texts,
+    size=st.integers(1, 120),
+    block=st.integers(1, 50),
+    form=st.sampled_from(["plain", "gz", "zst", "zst frames"]),
+)
+def test_cuts_depend_on_the_text_alone(
+    tmp_path_factory: pytest.TempPathFactory, text: bytes, size: int, block: int, form: str
+) -> None:
+    if any(text.startswith(magic) for magic, _ in records.CODECS) and form == "plain":
+        return
+    path = write(tmp_path_factory.getbasetemp(), FORMS[form](text))
+    with reading(block):
+        found = cut(path, size)
+    assert found == expected(text, size)
+    assert all(group.endswith(b"\n") for group in found)
+
+
+def test_a_line_longer_than_any_block_is_not_cut(tmp_path: Path) -> None:
+    long = b"y" * 3_000_000
+    path = write(tmp_path, zstandard.compress(b"a\n" + long + b"\nb"))
+    assert cut(path, 2) == [b"a\n", long + b"\n", b"b\n"]
+
+
+HUNGRY = """
+import resource, sys
+from pathlib import Path
+from pipeline.data.records import Lines
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+lines = Lines(Path(sys.argv[1]))
+while lines.more():
+    for piece in lines.pieces(256_000_000):
+        pass
+print(lines.offset, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("form", ["zst", "gz", "xz", "bz2"])
+def test_memory_stays_small_whatever_the_ratio(tmp_path: Path, form: str) -> None:
+    block = b'{"text": "all work and no play makes jack a dull boy"}\n' * 200_000
+    compress = {
+        "zst": zstandard.ZstdCompressor().compressobj(),
+        "bz2": bz2.BZ2Compressor(1),
+        "xz": lzma.LZMACompressor(preset=0),
+    }.get(form)
+    path = tmp_path / "corpus"
+    if compress is None:
+        with gzip.open(path, "wb", 1) as file:
+            for _ in range(20):
+                file.write(block)
+        count = 20
+    else:
+        count = 20 if form == "zst" else 10
+        with path.open("wb") as raw:
+            for _ in range(count):
+                raw.write(compress.compress(block))
+            raw.write(compress.flush())
+    done = subprocess.run(
+        [sys.executable, "-c", HUNGRY, str(path)],
+        capture_output=True, text=True, timeout=60, check=True,
+        cwd=Path(records.__file__).parents[2],
+    )  # fmt: skip
+    offset, grown = map(int, done.stdout.split())
+    assert offset == count * len(block)
+    assert grown < 100_000, f"{path.stat().st_size} bytes took {grown} KB"
+
+
+def parse(line: bytes, text: str = "text", name: str | None = None, by: str | None = None):
+    return Reader(text, name, by).parse(line, "corpus:7")
+
+
+def test_a_record_has_text_id_and_the_value_that_decides_its_split() -> None:
+    line = b'{"text": "T", "meta": {"id": 12, "case": "Roe"}}'
+    assert parse(line, "text", "meta.id", "meta.case") == Record("T", "12", "Roe")
+    assert parse(line) == Record("T", "corpus:7", "T"), "the place and the text stand in"
+    assert parse(line, "text", "meta.none", "text.none") == Record("T", "corpus:7", "T")
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (b'{"text": "a\\ud800b"}', "a�b"),
+        (b'{"text": "a\\ud83d\\ude00b"}', "a😀b"),
+        (b'{"text": ["one", "t\\ud800wo"]}', "one\n\nt�wo"),
+        (b'\xef\xbb\xbf{"text": "after a byte order mark"}', "after a byte order mark"),
+        (b'{"text": "CRLF"}\r', "CRLF"),
+        (b'  \t{"text": " spaces stay "}  ', " spaces stay "),
+        (b'{"text": ["a", "b"]}', "a\n\nb"),
+        (b'"a line that is only a string"', "a line that is only a string"),
+        (b'{"text": "nul \\u0000 stays"}', "nul \0 stays"),
+        (b'{"text": "first", "text": "last"}', "last"),
+        ('{"text": "naïve \\u0041"}'.encode(), "naïve A"),
+    ],
+)
+def test_text_is_read_as_it_is(line: bytes, text: str) -> None:
+    record = parse(line)
+    assert isinstance(record, Record)
+    assert record.text == text
+    record.text.encode()
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"   ", b"\r", b"\xef\xbb\xbf", b'{"text": ""}', b'{"text": " \\n\\t"}', b'""',
+             b'{"text": []}', b'{"text": [""]}'],
+)  # fmt: skip
+def test_blank_lines_and_blank_texts_are_passed_over(line: bytes) -> None:
+    assert parse(line) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "not JSON"),
+        (b"{'text': 'single quotes'}", "not JSON"),
+        (b'{"text": "cut o', "not JSON"),
+        (b'{"text": "cut \\u00', "not JSON"),
+        (b'{"text": "latin \xe9"}', "not JSON"),
+        (b'{"text": "latin \xe9 \\u0041"}', "not JSON"),
+        (b'{"text": "\\x"}', "not JSON"),
+        (b'{"text": "a"} {"text": "b"}', "not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"text": "\\ud800", "a": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"text": 12}', "field text is int, not text"),
+        (b'{"text": ["a", 1]}', "field text is list, not text"),
+        (b'{"text": {"a": 1}}', "field text is dict, not text"),
+        (b'{"text": null}', "no field text"),
+        (b'{"body": "x"}', "no field text"),
+        (b"12", "no field text"),
+        (b"[1]", "no field text"),
+    ],
+)
+def test_a_line_that_is_no_record_says_why(line: bytes, reason: str) -> None:
+    bad = parse(line)
+    assert isinstance(bad, Bad)
+    assert reason in bad.reason
+
+
+def test_dots_go_into_nested_objects() -> None:
+    assert parse(b'{"a": {"b": {"c": "deep"}}}', "a.b.c") == Record("deep", "corpus:7", "deep")
+    assert parse(b'{"a": {"b": 1}}', "a.b.c") == Bad("no field a.b.c")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60) | st.text(max_size=40).map(lambda t: t.encode("utf-8", "replace")))
+def test_no_line_is_too_strange_to_be_judged(line: bytes) -> None:
+    found = parse(line.replace(b"\n", b""), "text", "id", "by")
+    assert found is None or isinstance(found, Record | Bad)
