@@ -29,8 +29,8 @@ def removable(root: Path, dataset: str | None) -> list[Path]:
                 found.append(folder)
             else:
                 found += [path for pattern in LEFTOVERS for path in sorted(folder.glob(pattern))]
-    for folder in named:
-        if folder.parent.parent == root / "runs" or folder.parent.parent == root / "models":
+    for folder in sorted(named):
+        if folder.parents[1] in (root / "runs", root / "models"):
             found += [path for pattern in LEFTOVERS for path in sorted(folder.glob(pattern))]
     return list(dict.fromkeys(found))
 

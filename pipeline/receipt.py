@@ -210,26 +210,32 @@ def commit(
 def adopt(twin: Path, folder: Path, stamp: Stamp, guard: Callable[[], None] = lambda: None) -> bool:
     """Commit the content of `twin`, made by the same recipe from equal inputs under another key.
 
-    Its files are hard-linked (copied where that cannot be), the units it lists come with it.
+    Its files are hard-linked (copied where that cannot be), the units it lists come with it. They
+    are read in full first: damage that was met here would otherwise come back with every adoption.
 
     Returns:
-        False if the twin is not whole, or not of that making.
+        False if the twin is not whole, is damaged, or not of that making.
     """
     receipt = whole(twin)
     if receipt is None or (receipt.own, receipt.inputs) != (stamp.own, stamp.inputs):
         return False
-    for name in receipt.units:
-        listed = load(twin.parent / name)
-        if listed is None:
-            return False
-        _copy(twin.parent / name, listed, folder, stamp, guard)
-    _copy(twin, receipt, folder, stamp, guard)
+    try:
+        for name in receipt.units:
+            listed = load(twin.parent / name)
+            if listed is None:
+                return False
+            _copy(twin.parent / name, listed, folder, stamp, guard)
+        _copy(twin, receipt, folder, stamp, guard)
+    except CorruptInput:
+        return False
     return True
 
 
 def _copy(
     source: Path, receipt: Receipt, folder: Path, stamp: Stamp, guard: Callable[[], None]
 ) -> None:
+    for name in receipt.outputs:
+        verify(source, name, receipt)
     same = Stamp(stamp.key, receipt.own, receipt.inputs, stamp.code)
     with commit(folder, source.name, same, guard) as draft:
         draft.facts, draft.units = receipt.facts, receipt.units

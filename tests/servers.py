@@ -7,13 +7,18 @@ folders of files given as model and data set repos. Both record every request.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+
+LFS = (".safetensors", ".bin", ".gz", ".parquet")
 
 
 @dataclass
@@ -182,3 +187,105 @@ class FileServer(Server):
         for at in range(0, len(body), 4096):
             handler.wfile.write(body[at : at + 4096])
         handler.wfile.flush()
+
+
+class HubServer(Server):
+    """A hub with one commit per repo.
+
+    Args:
+        models: Repo id → folder of its files; `datasets` likewise.
+        refuse: Repo id → (status, X-Error-Code) to answer to every request for it.
+
+    `spoil` replaces the first bytes of LFS files, though not in what is said of their hash.
+    """
+
+    def __init__(
+        self,
+        models: dict[str, Path] | None = None,
+        datasets: dict[str, Path] | None = None,
+        refuse: dict[str, tuple[int, str]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.repos = {"models": models or {}, "datasets": datasets or {}}
+        self.refuse = refuse or {}
+        self.commit = "c0ffee" * 6 + "c0ff"
+        self.spoil = b""
+
+    def answer(self, handler: Any, request: Request, body: bytes) -> None:
+        api = re.match(
+            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/([a-z-]+)/([^/]+))?(.*)", request.path
+        )
+        raw = re.match(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", request.path)
+        kind, repo = (api[1], api[2]) if api else (raw[1] or "models", raw[2]) if raw else ("", "")
+        if repo in self.refuse:
+            status, code = self.refuse[repo]
+            return send(handler, status, {"X-Error-Code": code, "X-Error-Message": "no"})
+        folder = self.repos.get(kind, {}).get(repo)
+        if folder is None:
+            return send(handler, 404, {"X-Error-Code": "RepoNotFound"})
+        revision = api[4] if api else raw[3] if raw else None
+        if revision not in (None, "main", self.commit):
+            return send(handler, 404, {"X-Error-Code": "RevisionNotFound"})
+        if raw:
+            return self._file(handler, request, folder / raw[4])
+        assert api
+        if api[3] == "tree":
+            return self._json(handler, self._tree(folder, api[5].strip("/")))
+        if api[3] == "paths-info":
+            asked = (
+                json.loads(body)["paths"]
+                if body.startswith(b"{")
+                else parse_qs(body.decode())["paths"]
+            )
+            return self._json(handler, [e for e in self._tree(folder, "") if e["path"] in asked])
+        return self._json(handler, self._info(kind, repo, folder))
+
+    def _json(self, handler: Any, value: Any) -> None:
+        send(handler, 200, {"Content-Type": "application/json"}, json.dumps(value).encode())
+
+    def _info(self, kind: str, repo: str, folder: Path) -> dict[str, Any]:
+        files = [e for e in self._tree(folder, "") if e["type"] == "file"]
+        siblings = [
+            {"rfilename": e["path"], "size": e["size"], "blobId": e["oid"]}
+            | ({"lfs": e["lfs"]} if "lfs" in e else {})
+            for e in files
+        ]
+        return {"id": repo, "sha": self.commit, "private": False, "siblings": siblings, "tags": []}
+
+    def _tree(self, folder: Path, under: str) -> list[dict[str, Any]]:
+        """All entries of a repo, recursively; weights and data are in LFS, as on the hub."""
+        entries: list[dict[str, Any]] = []
+        for path in sorted((folder / under).rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if path.is_dir():
+                entries.append({"type": "directory", "path": name, "oid": "0" * 40, "size": 0})
+                continue
+            data = path.read_bytes()
+            entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data)}
+            entry["oid"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            if path.suffix in LFS:
+                digest = hashlib.sha256(data).hexdigest()
+                entry["lfs"] = {
+                    "oid": digest,
+                    "sha256": digest,
+                    "size": len(data),
+                    "pointerSize": 130,
+                }
+            entries.append(entry)
+        return entries
+
+    def _file(self, handler: Any, request: Request, path: Path) -> None:
+        if not path.is_file():
+            return send(handler, 404, {"X-Error-Code": "EntryNotFound"})
+        data = path.read_bytes()
+        if path.suffix in LFS:
+            data = self.spoil + data[len(self.spoil) :]
+        etag = '"' + hashlib.sha256(data).hexdigest() + '"'
+        headers = {"ETag": etag, "X-Repo-Commit": self.commit, "Accept-Ranges": "bytes"}
+        headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(len(data))}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
+        if asked is None:
+            return send(handler, 200, headers, data)
+        start, end = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+        headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
+        return send(handler, 206, headers, data[start : end + 1])

@@ -16,7 +16,7 @@ from pipeline.data.docstrings import SMALLEST, document, harvest
 from pipeline.errors import Interrupted, UserError
 from pipeline.stop import Stop
 
-PROSE = "It is written here at some length, so that the module is not too small to be taken. " * 3
+PROSE = " ".join(["It is written here at length, for a module that is small is not taken."] * 4)
 MODULE = f'''"""A module about things.
 
     It has an indented paragraph. {PROSE}
@@ -83,7 +83,8 @@ def test_documents(package: str, tmp_path: Path) -> None:
     assert documents[names[3]] == {
         "text": "\n\n".join(
             [
-                f"grist_sample.things\nA module about things.\n\nIt has an indented paragraph. {PROSE}".rstrip(),
+                "grist_sample.things\nA module about things.",
+                f"It has an indented paragraph. {PROSE}",
                 "plain\nDo the plain thing.",
                 "Thing\nA thing.",
                 "Thing.turn\nTurn it by \\alpha.",

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from servers import FileServer
 
 from pipeline.data import http
 from pipeline.data.answers import Answer, Verdict, judge
@@ -22,7 +23,6 @@ from pipeline.data.http import Patience, fetch, probe, probe_all
 from pipeline.data.partial import Bound, room_is_needed
 from pipeline.errors import CorruptInput, InputError, Interrupted, UserError
 from pipeline.stop import Stop
-from tests.servers import FileServer
 
 DATA = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(300_000)
@@ -301,6 +301,15 @@ def test_wrong_hash(server: FileServer, part: Path) -> None:
     assert caught.value.exit_code == 3
     assert not part.exists()
     assert get(part, server.url + "/other", server.url + "/file").url == server.url + "/file"
+
+
+def test_wrong_start_is_fetched_anew(server: FileServer, part: Path) -> None:
+    server.files["/file"] = OTHER
+    size = leave_half(server, part)
+    server.files["/file"] = DATA  # under the same ETag
+    assert get(part, server.url + "/file").sha256 == SHA
+    assert part.read_bytes() == DATA
+    assert server.ranges() == [None, f"bytes={size}-", None]
 
 
 def test_wrong_size(server: FileServer, part: Path) -> None:

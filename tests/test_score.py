@@ -14,7 +14,7 @@ from pipeline.errors import Interrupted
 from pipeline.model.measure import bits_per_byte, change, interval, perplexity
 from pipeline.model.score import Windows, score
 from pipeline.stop import Stop
-from tests.tiny import WORDS, make_model
+from tiny import WORDS, make_model
 
 CONTEXT = 48
 PREFIX = 0

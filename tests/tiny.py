@@ -6,6 +6,7 @@ tokens: `<s>` 0 (bos), `</s>` 1 (eos), `<pad>` 2; none of them is added by encod
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,41 @@ def make_config(family: str) -> Any:
     if family == "llama":
         return LlamaConfig(intermediate_size=128, num_key_value_heads=2, **size)
     raise ValueError(f"no tiny model of family {family!r}: opt, gpt2, llama")
+
+
+def make_old_form(folder: Path, to: Path, shards: int = 1) -> Path:
+    """A model as `facebook/opt-125m` is published: fp16 pickles, vocab.json and merges.txt."""
+    import torch
+    from safetensors.torch import load_file
+
+    to.mkdir(parents=True)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"dtype": "float16", "torch_dtype": "float16"}
+    (to / "config.json").write_text(json.dumps(config))
+    bpe = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (to / "vocab.json").write_text(json.dumps(bpe["vocab"]))
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in bpe["merges"]]
+    (to / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    token: dict[str, Any] = {
+        "lstrip": False,
+        "normalized": True,
+        "rstrip": False,
+        "single_word": False,
+    }
+    names = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}
+    settings: dict[str, Any] = {
+        k: {"__type": "AddedToken", "content": v} | token for k, v in names.items()
+    }
+    settings |= {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "errors": "replace"}
+    (to / "tokenizer_config.json").write_text(json.dumps(settings))
+    weights = {k: v.half() for k, v in load_file(folder / "model.safetensors").items()}
+    if shards == 1:
+        torch.save(weights, to / "pytorch_model.bin")
+        return to
+    files = [f"pytorch_model-{k + 1:05}-of-{shards:05}.bin" for k in range(shards)]
+    where = {key: files[k % shards] for k, key in enumerate(weights)}
+    for name in files:
+        torch.save({k: v for k, v in weights.items() if where[k] == name}, to / name)
+    index = {"metadata": {"total_size": 1}, "weight_map": where}
+    (to / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return to

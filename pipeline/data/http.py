@@ -67,7 +67,10 @@ class Patience:
     sync: int = 32 << 20
 
 
-def probe(url: str, patience: Patience = Patience()) -> Remote:
+PATIENCE = Patience()
+
+
+def probe(url: str, patience: Patience = PATIENCE) -> Remote:
     """Ask what a URL has, by a request for its first byte.
 
     Raises:
@@ -91,7 +94,7 @@ def probe(url: str, patience: Patience = Patience()) -> Remote:
     return Remote(url, answer.status, answer.total, answer.etag, answer.modified)
 
 
-def probe_all(urls: Sequence[str], patience: Patience = Patience()) -> Remote:
+def probe_all(urls: Sequence[str], patience: Patience = PATIENCE) -> Remote:
     """The first of several mirrors that answers.
 
     Raises:
@@ -115,7 +118,7 @@ def fetch(
     stop: Stop,
     progress: Progress,
     headers: Mapping[str, str] | None = None,
-    patience: Patience = Patience(),
+    patience: Patience = PATIENCE,
 ) -> Fetched:
     """Get one content from the first mirror that delivers it, going on where `part` ends.
 
@@ -165,17 +168,19 @@ class _Job:
     patience: Patience
 
     def run(self, url: str) -> Fetched:
+        store, kept = self.store, self.store.have(url) > 0
         bound = self._copy(url) if url.startswith("file:") else self._download(url)
-        store, found = self.store, self.store.sha256.hexdigest()
-        wrong = ""
+        found, wrong = store.sha256.hexdigest(), ""
         if self.sha256 and found != self.sha256:
             wrong = f"the sha256 is {found}, expected {self.sha256}"
         elif not self.sha256 and self.size not in (None, store.size):
             wrong = f"{store.size} bytes, expected {self.size}"
-        if wrong:
-            store.discard()
-            raise CorruptInput(f"{url}: {wrong}")
-        return Fetched(store.path, url, store.size, found, bound.etag, bound.modified)
+        if not wrong:
+            return Fetched(store.path, url, store.size, found, bound.etag, bound.modified)
+        store.discard()
+        if kept:  # what was there before may be to blame: once more, from the start
+            return self.run(url)
+        raise CorruptInput(f"{url}: {wrong}")
 
     def _copy(self, url: str) -> Bound:
         bound, store = _local(url), self.store

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from pipeline.data.answers import status_line
-from pipeline.data.http import Fetched, Patience, fetch
+from pipeline.data.http import PATIENCE, Fetched, Patience, fetch
 from pipeline.data.partial import (
     BLOCK,
     Progress,
@@ -93,8 +93,6 @@ def fetch_dataset(dataset: Dataset, part: Path, stop: Stop, progress: Progress) 
         InputError: The hub, the data set or its split is not there, or breaks off.
         Interrupted: A stop was asked for.
     """
-    import zstandard
-
     repo = dataset.urls[0].removeprefix("hf://")
     commit = resolve(repo, dataset.revision, "dataset")
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +182,7 @@ def fetch_repo(
     folder: Path,
     stop: Stop,
     progress: Progress,
-    patience: Patience = Patience(),
+    patience: Patience = PATIENCE,
 ) -> dict[str, Any]:
     """Download config, tokenizer and weights of a model, each file resumable and verified.
 
@@ -213,12 +211,15 @@ def fetch_repo(
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     listed = {f.rfilename: f for f in info.siblings or []}
     names = choose(repo, sorted(listed))
-    sizes = {name: listed[name].size or 0 for name in names}
-    total, done = sum(sizes.values()), 0
+    total, done = sum(listed[name].size or 0 for name in names), 0
     folder.mkdir(parents=True, exist_ok=True)
     there = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
     check_room(folder, total - there)
     token = {k: v for k, v in build_hf_headers().items() if k == "authorization"}
+
+    def show(there: int, _: int | None) -> None:
+        progress(done + there, total)
+
     for name in names:
         lfs = listed[name].lfs
         try:
@@ -228,7 +229,7 @@ def fetch_repo(
                 sha256=lfs.sha256 if lfs else None,
                 size=listed[name].size,
                 stop=stop,
-                progress=lambda there, _, before=done: progress(before + there, total),
+                progress=show,
                 headers=token,
                 patience=patience,
             )
@@ -290,7 +291,7 @@ def _reason(error: Exception) -> str:
 
     hub = constants.ENDPOINT
     if isinstance(error, errors.GatedRepoError):
-        return f"gated: its terms must be accepted on {hub}, and HF_TOKEN must be set"
+        return f"it is gated: accept its terms on {hub} and set HF_TOKEN"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{hub} has no such revision of it"
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -298,7 +299,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so nothing is downloaded"
     if isinstance(error, errors.HfHubHTTPError):
-        return f"{hub} answers: {status_line(error.response.status_code)}"
+        status = error.response.status_code
+        token = ", so HF_TOKEN is missing or not valid" if status in (401, 403) else ""
+        return f"{hub} answers: {status_line(status)}{token}"
     said = next(iter(str(error).strip().splitlines()), "")
     network = isinstance(error, OSError) or type(error).__module__.startswith("httpx")
     fault = f"{hub} cannot be reached" if network else "it cannot be read"

@@ -172,7 +172,7 @@ def check_room(folder: Path, needed: int | None) -> None:
     if needed is not None and needed > free:
         raise UserError(
             f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed",
-            "make room, or let ROOT= name a larger disk",
+            "make room, or let RUNS= name a larger disk",
         )
 
 

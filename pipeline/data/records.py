@@ -24,7 +24,7 @@ import zstandard
 from pipeline.errors import CorruptInput
 
 READ = 256 * 1024
-FEED = 4096  # raw bytes a decoder is given at once: 20 KB of JSON can hold 200 MB
+FEED = 2048  # raw bytes a decoder is given at once: 20 KB of JSON can hold 200 MB
 ZSTD_WINDOW = 2**31
 SURROGATES = re.compile("[\ud800-\udfff]")
 

@@ -28,7 +28,7 @@ DEFINITIONS = {
     "paired": (
         "adapted minus base on the same documents, nats per token (below zero: adapted is better), "
         "with the 95 % interval of a bootstrap over documents; perplexity_change_percent is "
-        "100 (exp(difference) - 1)"
+        "100 (exp(difference) − 1)"
     ),
 }
 """The measures in words, as they go into reports."""

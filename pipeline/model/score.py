@@ -145,6 +145,8 @@ def judging(model: Any, device: torch.device, precision: Precision) -> Iterator[
             module.training = training
 
 
+PADDING = 8
+"""A row is padded by at most this part of its batch's width."""
 _Window = tuple[int, int, int, int]
 """Document, start, first, end."""
 
@@ -154,13 +156,15 @@ def _batches(lengths: Sequence[int], windows: Windows, batch_tokens: int) -> lis
     every = [(d, *window) for d, length in enumerate(lengths) for window in windows.cut(length)]
     every.sort(key=lambda w: (w[1] - w[3], w[0], w[1]))
     batches: list[list[_Window]] = []
+    width = 0
     for window in every:
-        if batches:
-            _, start, _, end = batches[-1][0]
-            if (len(batches[-1]) + 1) * (end - start) <= batch_tokens:
-                batches[-1].append(window)
-                continue
-        batches.append([window])
+        length = window[3] - window[1]
+        fits = batches and (len(batches[-1]) + 1) * width <= batch_tokens
+        if fits and width - length <= width // PADDING:
+            batches[-1].append(window)
+        else:
+            batches.append([window])
+            width = length
     return batches
 
 

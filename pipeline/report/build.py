@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 SECTIONS = ("dataset", "model", "download", "decompress", "tokenize", "train", "evaluate")
 SPLITS = ("validation", "test")
 _DEFINITIONS = {
-    "split": "by hash of the text, or of the field that dataset.split_by names; equal texts count once",
+    "split": "by hash of the text, or of the field dataset.split_by names; equal texts count once",
     "documents": "of each held-out split, those whose text has the lowest hash",
-    "context": "tokens the model saw at once; in longer documents a window moved on by stride tokens",
+    "context": "tokens the model sees at once; in longer documents a window moves by stride tokens",
 }
 
 
@@ -165,7 +165,7 @@ def _samples(inputs: Inputs) -> list[dict[str, Any]]:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """Every setting that decides results, and the dotted names of those that differ from defaults."""
+    """Every setting that decides results, and those that differ from the defaults."""
     values, changed = {}, []
     for name in SECTIONS:
         section = getattr(config, name)
@@ -189,8 +189,12 @@ def _provenance(inputs: Inputs) -> dict[str, Any]:
         "reported_by": provenance.code_version(),
         "packages": provenance.packages(),
         "hardware": provenance.hardware(),
-        "receipts": {
-            step: {name: {"key": r.key, "digest": r.digest} for name, r in given.receipts.items()}
+        "steps": {
+            step: {
+                "key": next(iter(given.receipts.values())).key,
+                "digest": given.digest,
+                "items": len(given.receipts),
+            }
             for step, given in inputs.items()
         },
     }

@@ -33,8 +33,9 @@ def verdict(found: dict[str, Any] | None) -> dict[str, str]:
     elif low <= 0 <= high:
         outcome = "undecided"
         words = (
-            f"no difference was shown: the perplexity of {documents} changed by {signed(percent)} %, "
-            f"and the 95 % interval, {signed(low)} to {signed(high)} %, includes zero."
+            f"no difference was shown: the perplexity of {documents} changed by "
+            f"{signed(percent)} %, and the 95 % interval, {signed(low)} to {signed(high)} %, "
+            "includes zero."
         )
     elif high < 0:
         outcome = "better"

@@ -1,0 +1,97 @@
+"""Which run is meant: the options that most commands share, and what they choose."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from jobs.profile import Profile, find_profile, find_root
+from pipeline.config import Config, resolve, thaw
+from pipeline.errors import UserError
+from pipeline.registry import find_dataset, ids
+from pipeline.settings import read_yaml
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was said on the command line."""
+
+    dataset: Annotated[str | None, typer.Option(help="Registry id, or a YAML file.")] = None
+    model: Annotated[str | None, typer.Option(help="Registry id, folder, or owner/name.")] = None
+    recipe: Annotated[str | None, typer.Option(help="Registry id, or a YAML file.")] = None
+    profile: Annotated[str | None, typer.Option(help="Where it runs.")] = None
+    name: Annotated[str | None, typer.Option(help="The run's name.")] = None
+    file: Annotated[str | None, typer.Option(help="A local copy of the corpus.")] = None
+    root: Annotated[str | None, typer.Option(help="Where everything goes.")] = None
+    words: Annotated[list[str] | None, typer.Argument(help="Settings, as train.lr=3e-4.")] = None
+
+    def site(self) -> Profile:
+        """The profile."""
+        return find_profile(self.profile)
+
+    def place(self) -> Path:
+        """The folder that holds `data/`, `models/` and `runs/`."""
+        return find_root(self.site(), self.root)
+
+    def config(self) -> Config:
+        """The configuration that these words mean.
+
+        Raises:
+            UserError: No data set is named, or something is unknown or wrong.
+        """
+        if not self.dataset:
+            known = ", ".join(ids("datasets"))
+            raise UserError("name a data set", f"e.g. make pipeline DATASET=nih; there are {known}")
+        return resolve(self.dataset, self.model, self.recipe, self.words, self.name, self.file)
+
+    def existing(self) -> Config:
+        """The frozen configuration of a run that was started: the newest, unless more is said.
+
+        Raises:
+            UserError: There is none.
+        """
+        runs, name = self.place() / "runs", self.name
+        if name is None and (self.model or self.recipe or self.words or self.file):
+            name = self.config().name
+        if name is not None:
+            found = [runs / name / "config.yaml"]
+        else:
+            found = sorted(runs.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+            if self.dataset:
+                wanted = find_dataset(self.dataset).id
+                found = [path for path in found if read_yaml(path)["dataset"]["id"] == wanted]
+        if not found or not found[-1].exists():
+            what = f"run {name!r}" if name else f"run of {self.dataset}" if self.dataset else "run"
+            raise UserError(f"there is no {what} in {runs}", "start one: make pipeline DATASET=…")
+        return thaw(found[-1])
+
+
+def selecting(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, whose first parameter is a `Selection`, the options that make one."""
+    hints = get_type_hints(Selection, include_extras=True)
+    _, *own = inspect.signature(command, eval_str=True).parameters.values()
+    shared = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(Selection)
+    ]
+    parameters = [*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *shared]
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        chosen = {field.name: values.pop(field.name) for field in fields(Selection)}
+        command(Selection(**chosen), **values)
+
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    return wrapper

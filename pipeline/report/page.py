@@ -1,0 +1,92 @@
+"""A report for people: `report.html`, one file that needs no network, and `report.md`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.report import figures
+from pipeline.report.curve import Curve
+from pipeline.report.verdict import number, signed
+
+TEMPLATES = Path(__file__).parent
+
+
+def render(
+    report: dict[str, Any],
+    curve: Curve | None,
+    changes: dict[str, Any],
+    samples: list[dict[str, Any]],
+    folder: Path,
+) -> None:
+    """Write `report.html`, `report.md` and the figures as SVG files.
+
+    Args:
+        report: Content of `report.json`.
+        curve: Of the training; None where there is none yet.
+        changes: By split, the change of each document, nats a token, (documents,).
+        samples: prompt, reference, and of base and tuned greedy and sampled.
+        folder: Where to.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    drawn = figures.draw(report, curve, changes)
+    for name, sizes in drawn.items():
+        file = folder / f"{name}.svg"
+        file.write_text(figures.standalone(sizes["wide"]), encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=lambda name: bool(name and name.endswith(".html")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "signed": signed,
+        "count": count,
+        "size": size,
+        "duration": duration,
+        "percent": percent,
+    }
+    content = {
+        **report,
+        "curve": curve,
+        "samples": samples,
+        "figures": {n: {s: Markup(svg) for s, svg in sizes.items()} for n, sizes in drawn.items()},
+        "colours": Markup(figures.css()),
+    }
+    for name in ("report.html", "report.md"):
+        template = environment.get_template("template" + Path(name).suffix)
+        (folder / name).write_text(template.render(content), encoding="utf-8")
+
+
+def count(value: float | None) -> str:
+    """A whole number with its thousands apart, a dash for none."""
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage."""
+    return f"{100 * share:.0f}\u00a0%"
+
+
+def size(value: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f}\u00a0bytes" if unit == "bytes" else f"{value:.3g}\u00a0{unit}"
+        value /= 1000
+    return f"{value:,.3g}\u00a0TB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit that suits them."""
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.1f}\u00a0s" if seconds < 10 else f"{seconds:.0f}\u00a0s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f}\u00a0min"
+    return f"{seconds / 3600:.1f}\u00a0h"

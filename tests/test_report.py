@@ -1,0 +1,333 @@
+"""The report: its numbers, its verdict, and a page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import receipt as receipts
+from pipeline.config import Config
+from pipeline.errors import CorruptInput
+from pipeline.model.measure import bits_per_byte, interval, perplexity
+from pipeline.receipt import Stamp
+from pipeline.registry import BaseModel, Dataset
+from pipeline.report.build import build
+from pipeline.report.curve import read_curve
+from pipeline.report.verdict import number, verdict
+from pipeline.stage import Input
+
+HOSTILE = '<script>alert("x")</script> & <b>bold</b>'
+
+
+@dataclass
+class Run:
+    """What the stages would leave of a run, without running them."""
+
+    root: Path
+    change: float = -0.2
+    documents: int = 300
+    restarts: int = 0
+
+    @property
+    def config(self) -> Config:
+        dataset = Dataset(id="nih", urls=["file:///corpus.jsonl.zst"], licence="public domain")
+        return Config(name="nih+a", dataset=dataset, model=BaseModel(id="tiny", repo="a/tiny"))
+
+    def unit(self, step: str, name: str, facts: dict[str, Any], **files: Any) -> Input:
+        folder = self.root / step
+        with receipts.commit(folder, name, Stamp(f"key of {step}", "own", {}, "abc123")) as draft:
+            for file, content in files.items():
+                path = draft.path / file.replace("_", ".")
+                if isinstance(content, pa.Table):
+                    pq.write_table(content, path)
+                else:
+                    path.write_text(json.dumps(content))
+            draft.facts = facts
+        receipt = receipts.whole(folder / name)
+        assert receipt
+        return Input(folder, {name: receipt})
+
+    def scores(self, who: str, split: str) -> Input:
+        generator = np.random.default_rng(len(split))
+        tokens = generator.integers(50, 900, self.documents)
+        size = tokens * 4
+        nll = generator.normal(3.2, 0.4, self.documents) * tokens
+        if who == "tuned":
+            nll = nll + generator.normal(self.change, 0.1, self.documents) * tokens
+        hashes = [f"{i:032x}" for i in range(self.documents)]
+        columns = {"document": range(self.documents), "hash": hashes, "nll": nll}
+        facts = {
+            "perplexity": perplexity(nll, tokens),
+            "bits_per_byte": bits_per_byte(nll, size),
+            "ci95": interval(nll, tokens, 200),
+            "documents": self.documents,
+            "of_documents": 4 * self.documents,
+            "tokens": int(tokens.sum()),
+            "bytes": int(size.sum()),
+            "context": 1024,
+            "stride": 512,
+            "precision": "bf16",
+            "weights": "int8",
+            "cpus": 2,
+            "gpus": 0,
+            "seconds": 31.5,
+        }
+        table = pa.table({**columns, "tokens": tokens, "bytes": size})
+        return self.unit(f"evaluate.{who}", split, facts, scores_parquet=table)
+
+    def samples(self, who: str) -> Input:
+        facts = {"seconds": 8.0, "cpus": 2, "gpus": 0, "precision": "bf16"}
+        sample = {
+            "prompt": "We propose to study the expression of",
+            "reference": "genes that are known to be involved.",
+            "greedy": f"{who}: the brain.",
+            "sampled": HOSTILE,
+        }
+        return self.unit(f"evaluate.{who}", "samples", facts, samples_json=[sample])
+
+    def metrics(self) -> None:
+        steps = list(range(1, 61))
+        rows: list[dict[str, Any]] = [{"kind": "start", "step": 0, "attempt": 1}]
+        for attempt in range(self.restarts + 1):
+            first = 0 if attempt == 0 else 20 * attempt - 5
+            last = 20 * (attempt + 1) if attempt < self.restarts else 60
+            if attempt:
+                rows.append({"kind": "start", "step": first, "attempt": attempt + 1})
+            for step in steps[first:last]:
+                loss = 3.3 - 0.5 * (1 - np.exp(-step / 15)) + 0.05 * np.sin(step * 7)
+                rows.append({"kind": "step", "step": step, "loss": loss, "seconds": 2.0})
+                if step % 10 == 0:
+                    loss = 3.2 - 0.4 * (1 - np.exp(-step / 15)) + 0.002 * max(0, step - 40)
+                    rows.append({"kind": "validation", "step": step, "loss": loss})
+        folder = self.root / "train.train"
+        folder.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "metrics.jsonl").write_text(text + '{"kind": "st')
+
+    def inputs(self, *without: str) -> dict[str, Input]:
+        self.metrics()
+        sums = {"documents": 1000, "tokens": 400_000, "bytes": 1_600_000}
+        trained = {
+            "method": "lora",
+            "steps": 60,
+            "tokens": 120_000,
+            "seconds": 120.0,
+            "tokens_per_second": 1000.0,
+            "best_step": 40,
+            "best_loss": 2.83,
+            "skipped": 0,
+            "attempts": 1 + self.restarts,
+            "precision": "bf16",
+            "trainable": 921_600,
+            "parameters": 135_436_608,
+        }
+        seal = {
+            "splits": dict.fromkeys(("train", "validation", "test"), sums),
+            "duplicates": {"train": 7, "validation": 0, "test": 1},
+            "quarantined": 3,
+            "empty": 2,
+        }
+        found = {
+            "download.corpus": self.unit("download.corpus", "corpus", {}),
+            "tokenize.seal": self.unit("tokenize.seal", "seal", seal),
+            "train.train": self.unit("train.train", "best", trained),
+        }
+        for who in ("base", "tuned"):
+            parts = [self.scores(who, "validation"), self.scores(who, "test"), self.samples(who)]
+            merged = {name: r for part in parts for name, r in part.receipts.items()}
+            found[f"evaluate.{who}"] = Input(parts[0].folder, merged)
+        return {step: given for step, given in found.items() if step not in without}
+
+    def build(self, *without: str) -> dict[str, Any]:
+        out = self.root / "out"
+        out.mkdir(parents=True, exist_ok=True)
+        return build(self.config, self.inputs(*without), out)
+
+    @property
+    def html(self) -> str:
+        return (self.root / "out/report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("run"), restarts=2)
+    run.build()
+    return run
+
+
+def test_the_numbers_are_where_the_contract_has_them(run: Run) -> None:
+    report = json.loads((run.root / "out/report.json").read_text())
+    assert report["corpus"]["documents"] == 3000
+    assert report["corpus"]["duplicates"] == 8
+    assert set(report["corpus"]) >= {"documents", "bytes", "tokens", "duplicates", "splits"}
+    for split in ("validation", "test"):
+        for who in ("base", "tuned"):
+            found = report["evaluation"][split][who]
+            assert set(found) >= {"perplexity", "bits_per_byte", "ci95", "precision"}
+            assert found["ci95"][0] < found["perplexity"] < found["ci95"][1]
+    assert report["training"]["interruptions"] == 2
+    names = {"steps", "tokens", "tokens_per_second", "best_step", "interruptions"}
+    assert set(report["training"]) >= names
+    assert report["stages"]["evaluate"] == {"seconds": 142.0, "units": 6}
+    assert report["cost"]["cpu_hours"] == pytest.approx((120 + 2 * 142) / 3600, abs=1e-3)
+    assert report["cost"]["gpu_hours"] is None, "the training did not say"
+    assert report["cost"]["lost_hours"] == pytest.approx(2 * 5 * 2 / 3600, abs=1e-4)
+    assert "prefix token" in report["definitions"]["perplexity"]
+    assert report["provenance"]["code"] == ["abc123"]
+    assert report["provenance"]["packages"]["torch"]
+
+
+def test_the_paired_change_is_the_planted_one(run: Run) -> None:
+    report = json.loads((run.root / "out/report.json").read_text())
+    paired = report["evaluation"]["test"]["paired"]
+    assert paired["ci95"][0] < -0.2 < paired["ci95"][1]
+    assert paired["ci95"][1] - paired["ci95"][0] < 0.05
+    percent = 100 * (np.exp(paired["difference"]) - 1)
+    assert paired["perplexity_change_percent"] == pytest.approx(percent)
+    assert report["verdict"]["outcome"] == "better"
+
+
+def found(low: float, middle: float, high: float, documents: int = 400) -> dict[str, Any]:
+    base, tuned = {"perplexity": 24.1}, {"perplexity": 24.1 * (1 + middle / 100)}
+    paired = {"perplexity_change_percent": middle, "ci95_percent": [low, high]}
+    return {"base": base, "tuned": tuned, "paired": paired, "documents": documents}
+
+
+def test_the_verdict_says_what_the_interval_allows() -> None:
+    better = verdict(found(-35.7, -33.5, -31.2))
+    assert better == {
+        "outcome": "better",
+        "figures": "24.10 → 16.03",
+        "words": "adaptation lowered the perplexity of 400 test documents by 33.5 % "
+        "(95 % interval 31.2 to 35.7 %).",
+    }
+    worse = verdict(found(5.1, 7.4, 9.8))
+    assert worse["outcome"] == "worse"
+    assert "is worse" in worse["words"]
+    assert "rose by 7.4 % (95 % interval 5.1 to 9.8 %)" in worse["words"]
+    for low, middle, high in [(-2.9, -1.3, 0.4), (-0.1, 1.0, 2.1), (0, 0, 0)]:
+        undecided = verdict(found(low, middle, high))
+        assert undecided["outcome"] == "undecided"
+        assert undecided["words"].startswith("no difference was shown")
+        assert "lowered" not in undecided["words"]
+    assert "−1.3 %" in verdict(found(-2.9, -1.3, 0.4))["words"]
+    few = verdict(found(-50, -50, -50, documents=1))
+    assert few["outcome"] == "undecided"
+    assert "1 test document changed" in few["words"]
+    assert verdict(None)["outcome"] == "open"
+
+
+def test_numbers_keep_four_digits() -> None:
+    given = [3.14159, 31.4159, 1234.56, 123456.7, 0.98765, -0.2, None]
+    wanted = ["3.142", "31.42", "1,235", "123,457", "0.988", "-0.200", "–"]
+    assert [number(value) for value in given] == wanted
+
+
+def test_the_page_needs_nothing_but_itself(run: Run) -> None:
+    html = run.html
+    assert not re.search(r"https?:", html), "no address at all, so no request"
+    assert not re.search(r"<script|@import|<link(?! rel=\"icon\" href=\"data:,\")", html)
+    assert set(re.findall(r"url\((.)", html)) == {"#"}
+    assert "&lt;script&gt;alert" in html, "what a model writes is text"
+    for name in ("intervals", "curve", "documents"):
+        svg = (run.root / f"out/{name}.svg").read_text()
+        assert svg.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+        assert "prefers-color-scheme:dark" in svg
+    assert html.count("<svg ") == 6, "three figures in two widths"
+    for colour in re.findall(r"(?:fill|stroke): ?([^;\"]+)", html):
+        assert colour in ("none",) or colour.startswith("var(--"), "figures follow the theme"
+
+
+def test_no_two_figures_share_an_id(run: Run) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', run.html)
+    assert len(ids) == len(set(ids)) > 0
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', run.html)) <= set(ids)
+
+
+def test_the_page_tells_of_restarts_best_checkpoint_and_overfitting(run: Run) -> None:
+    assert "2 restarts (dashed); 20\u00a0s of steps" in run.html
+    assert "Kept: the checkpoint of step 40" in run.html
+    assert ">best</text>" in run.html
+    assert ">restart</text>" in run.html
+    assert "validation loss rose again, to 2.847: the model began to overfit" in run.html
+    markdown = (run.root / "out/report.md").read_text()
+    assert "interruptions: 2" in markdown
+    assert "\n| test | adapted | " in markdown
+
+
+def test_the_last_of_repeated_steps_counts(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [
+        {"kind": "start", "step": 0},
+        *({"kind": "step", "step": i, "loss": 9.0, "seconds": 1.0} for i in (1, 2, 3)),
+        {"kind": "validation", "step": 3, "loss": 8.0},
+        {"kind": "start", "step": 1},
+        *({"kind": "step", "step": i, "loss": float(i), "seconds": 1.0} for i in (2, 3)),
+        {"kind": "validation", "step": 3, "loss": 7.0},
+        {"kind": "step", "step": 4, "loss": float("nan"), "seconds": 1.0, "skipped": True},
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\ntorn{")
+    curve = read_curve(path)
+    assert curve
+    assert curve.train == [(1, 9.0), (2, 2.0), (3, 3.0)]
+    assert curve.validation == [(3, 7.0)]
+    assert curve.best == (3, 7.0)
+    assert (curve.restarts, curve.lost_seconds) == ([1], 2.0)
+    assert read_curve(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize(
+    "without",
+    [
+        ("evaluate.base", "evaluate.tuned", "train.train"),
+        ("evaluate.tuned",),
+        ("evaluate.base", "evaluate.tuned"),
+    ],
+)
+def test_a_run_in_progress_has_a_report(tmp_path: Path, without: tuple[str, ...]) -> None:
+    run = Run(tmp_path)
+    report = run.build(*without)
+    assert report["verdict"]["outcome"] == "open"
+    assert "Not evaluated yet." in run.html
+    assert (report["training"] is None) == ("train.train" in without)
+
+
+def test_a_damaged_score_is_noticed(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    inputs = run.inputs()
+    path = inputs["evaluate.tuned"].folder / "test/scores.parquet"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptInput, match="is damaged"):
+        build(run.config, inputs, tmp_path)
+
+
+def test_scores_of_different_documents_are_not_compared(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    inputs = run.inputs()
+    run.documents = 299
+    other = run.scores("tuned", "test")
+    inputs["evaluate.tuned"].receipts["test"] = other.receipts["test"]
+    with pytest.raises(CorruptInput, match="different test documents"):
+        build(run.config, inputs, tmp_path)
+
+
+def test_the_same_inputs_make_the_same_bytes(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    inputs = run.inputs()
+    pages = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        build(run.config, inputs, tmp_path / name)
+        pages.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
+    assert pages[0] == pages[1]
+    assert len(pages[0]) == 6
