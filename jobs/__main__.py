@@ -189,14 +189,13 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (Interrupted, KeyboardInterrupt) as error:
-        told = f"interrupted ({error})" if str(error) else "interrupted"
-        print(f"{told}: progress is safe; run the same command to go on", file=sys.stderr)
+        why = f" ({error})" if str(error) else ""
+        print(f"interrupted{why}: progress is safe; run the same command to go on", file=sys.stderr)
         sys.exit(Interrupted.exit_code)
     except Exception as error:
-        told = getattr(error, "format_message", None)  # a mistake in the options, told by typer
-        if told is None:
+        if not hasattr(error, "format_message"):  # typer's: a mistake in the options
             raise
-        print(f"error: {told()}. See python -m jobs --help", file=sys.stderr)
+        print(f"error: {error.format_message()} See python -m jobs --help", file=sys.stderr)
         sys.exit(2)
 
 

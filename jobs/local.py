@@ -6,12 +6,14 @@ what happened. Stop it at any time; what was running goes on from its last safe 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,22 +61,21 @@ def run_plan(config: Config, plan: Plan, path: Path, profile: Profile, console: 
                 raise Interrupted(stop.reason)
             bar = bars.add_task(array.step, total=1.0, note="")
             started = time.monotonic()
-            _run_array(
-                config,
-                plan,
-                path,
-                array.step,
-                profile,
-                stop,
-                lambda done, note, bar=bar: bars.update(bar, completed=done, note=note),
-            )  # type: ignore[misc]
+            show = functools.partial(bars.update, bar)
+            _run_array(config, plan, path, array.step, profile, stop, show)
             bars.update(bar, completed=1.0, note="")
             if not console.is_terminal:
                 console.print(f"{array.step:<18} done in {time.monotonic() - started:.1f} s")
 
 
 def _run_array(
-    config: Config, plan: Plan, path: Path, step: str, profile: Profile, stop: Stop, show: Any
+    config: Config,
+    plan: Plan,
+    path: Path,
+    step: str,
+    profile: Profile,
+    stop: Stop,
+    show: Callable[..., None],
 ) -> None:
     root = Path(plan.root)
     node = find(config, root, step)
@@ -96,7 +97,8 @@ def _run_array(
                     task.ask_to_stop()
             time.sleep(POLL)
             states = [task.state() for task in tasks]
-            show(sum(_fraction(s) for s in states) / width, _note(states))
+            done = sum(_fraction(state) for state in states) / width
+            show(completed=done, note=_note(states))
     finally:
         for task in tasks:
             task.end()
@@ -126,7 +128,13 @@ class _Task:
             stdout=self._file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **dict.fromkeys(threads, str(cpus)), "PYTHONPATH": _code()},
+            env={
+                **os.environ,
+                **dict.fromkeys(threads, str(cpus)),
+                # threads that spin while they wait make a shared machine many times slower
+                "OMP_WAIT_POLICY": "PASSIVE",
+                "PYTHONPATH": _code(),
+            },
         )
 
     @property
@@ -179,5 +187,5 @@ def _fraction(state: dict[str, Any]) -> float:
 
 
 def _note(states: list[dict[str, Any]]) -> str:
-    facts = next((s["facts"] for s in states if s.get("facts")), {})
+    facts: dict[str, Any] = next((s["facts"] for s in states if s.get("facts")), {})
     return " ".join(f"{name} {value}" for name, value in facts.items())

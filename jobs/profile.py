@@ -53,7 +53,7 @@ def find_profile(name: str | None) -> Profile:
     )
     if not path.is_file():
         raise UserError(f"profile {name!r} is not known", nearest(name, known))
-    return build(Profile, read_yaml(path), f"profile {name}")  # type: ignore[no-any-return]
+    return build(Profile, read_yaml(path), f"profile {name}")
 
 
 def find_root(profile: Profile, root: str | None) -> Path:

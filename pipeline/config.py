@@ -145,4 +145,4 @@ def freeze(config: Config, root: Path) -> Path:
 
 def thaw(path: Path) -> Config:
     """The configuration in a `config.yaml`."""
-    return build(Config, read_yaml(path), str(path))  # type: ignore[no-any-return]
+    return build(Config, read_yaml(path), str(path))

@@ -45,7 +45,7 @@ class Lease:
         self._beats = 0
 
     def __enter__(self) -> Lease:
-        self._write()
+        self._write(os.O_CREAT)
         try:
             while not self._link():
                 self._outlast(self._read())
@@ -113,13 +113,13 @@ class Lease:
             with contextlib.suppress(OSError):
                 self._write()
 
-    def _write(self) -> None:
+    def _write(self, flags: int = 0) -> None:
         """Rewrite the private file in place: the lease is another name of the same inode."""
         self._beats += 1
         text = json.dumps(
             {"owner": self.owner, "label": self.label, "beats": f"{self._beats:012d}"}
         )
-        descriptor = os.open(self._private, os.O_WRONLY | os.O_CREAT, 0o666)
+        descriptor = os.open(self._private, os.O_WRONLY | flags, 0o666)
         try:
             os.pwrite(descriptor, text.encode(), 0)
             os.fsync(descriptor)

@@ -8,12 +8,14 @@ out of the recipe key.
 from __future__ import annotations
 
 import difflib
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import UserError
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -23,9 +25,10 @@ class Section(BaseModel):
 
     def keyed(self) -> dict[str, Any]:
         """The fields that decide the bytes of a result, as plain data for hashing."""
+        extras = {name: f.json_schema_extra for name, f in type(self).model_fields.items()}
         free = {
-            n for n, f in type(self).model_fields.items() if (f.json_schema_extra or {}).get("free")
-        }  # type: ignore[union-attr]
+            name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("free")
+        }
         return self.model_dump(mode="json", exclude=free)
 
 
@@ -89,7 +92,7 @@ def read_yaml(path: Any) -> dict[str, Any]:
     return value
 
 
-def build(model: type[Any], values: dict[str, Any], where: str) -> Any:
+def build(model: type[M], values: dict[str, Any], where: str) -> M:
     """Validate `values` as `model`; a mistake becomes a `UserError` with its place and rule."""
     try:
         return model.model_validate(values)

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +193,9 @@ def test_a_stopped_holder_that_goes_on_neither_confirms_nor_disturbs(path: Path)
             time.sleep(0.2)  # a few of its beats
             try:
                 held.confirm()
-                results.put("confirmed")
+                results.put(("confirmed", 0))
             except Busy as error:
-                results.put(str(error))
+                results.put((str(error), len(list(path.parent.iterdir()))))
 
     holder = FORK.Process(target=work)
     holder.start()
@@ -202,9 +203,11 @@ def test_a_stopped_holder_that_goes_on_neither_confirms_nor_disturbs(path: Path)
     kill(holder, signal.SIGSTOP)
     with lease(path, "follower", beat=1000.0) as held:
         content = path.read_text()
-        go.set()
         kill(holder, signal.SIGCONT)
-        assert results.get(timeout=WAIT) == "train-1234 was taken over by follower"
+        go.set()
+        said, files = results.get(timeout=WAIT)
+        assert said == "train-1234 was taken over by follower"
+        assert files == 2, "its heartbeat wrote nothing"
         holder.join(WAIT)
         assert path.read_text() == content
         held.confirm()
@@ -281,7 +284,7 @@ def test_however_many_follow_a_dead_holder_never_two_hold_at_once(path: Path, kn
     for turn in range(rounds):
         spans = sorted(span for t, _, spans in found if t == turn for span in spans)
         assert spans, "somebody gets it"
-        for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+        for (_, end), (start, _) in pairwise(spans):
             assert end < start, f"two held it in round {turn}: {spans}"
     left = [p.name for p in path.parent.iterdir()]
     assert left == []

@@ -24,7 +24,8 @@ def choose(corpus: Corpus, most: int, tokens: int | None) -> list[int]:
     order = [index for index in by_hash(corpus) if lengths[index]]
     if tokens is None:
         return order[:most]
-    chosen, left = [], tokens
+    chosen: list[int] = []
+    left = tokens
     for index in order:
         if len(chosen) == most:
             break

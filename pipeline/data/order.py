@@ -7,6 +7,8 @@ the number of ranks or micro-batches may change on the way. The shuffle is a sor
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,11 +17,15 @@ def shuffled(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """A permutation of `range(count)`, int64."""
     with np.errstate(over="ignore"):
         salt = _mix(np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(epoch))
-        return np.argsort(_mix(np.arange(count, dtype=np.uint64) + salt), kind="stable")
+        order: npt.NDArray[np.int64] = np.argsort(
+            _mix(np.arange(count, dtype=np.uint64) + salt), kind="stable"
+        )
+        return order
 
 
-def _mix(x: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
-    x = (x + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
+def _mix(x: Any) -> Any:
+    """Of uint64, a number or an array."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

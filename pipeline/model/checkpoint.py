@@ -1,4 +1,4 @@
-"""The state of a training, as the files of one unit.
+"""Checkpoints: the state of a training as the files of one unit, `step-…`.
 
 `trainable.safetensors` (what is learned: adapters, or all weights), `optimizer.pt` (optimizer,
 gradient scaler, random generators; loads with `weights_only`), `state.json` (numbers).
@@ -7,9 +7,14 @@ gradient scaler, random generators; loads with `weights_only`), `state.json` (nu
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from pipeline.errors import CorruptInput
+from pipeline.receipt import set_aside, verify
+from pipeline.stage import Context
 
 
 @dataclass
@@ -56,7 +61,12 @@ def save(folder: Path, model: Any, optimizer: Any, scaler: Any, state: State) ->
     (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
 
 
-def restore(folder: Path, model: Any, optimizer: Any, scaler: Any) -> State:
+def read(folder: Path) -> State:
+    """The numbers of a checkpoint."""
+    return State(**json.loads((folder / "state.json").read_text()))
+
+
+def restore(folder: Path, model: Any, optimizer: Any, scaler: Any) -> None:
     """Put a checkpoint back into model, optimizer, scaler and the random generators."""
     import torch
 
@@ -68,7 +78,6 @@ def restore(folder: Path, model: Any, optimizer: Any, scaler: Any) -> State:
     torch.set_rng_state(saved["random"].cpu())
     if saved["random_cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([state.cpu() for state in saved["random_cuda"]])
-    return State(**json.loads((folder / "state.json").read_text()))
 
 
 def restore_weights(folder: Path, model: Any) -> None:
@@ -80,3 +89,31 @@ def restore_weights(folder: Path, model: Any) -> None:
     with torch.no_grad():
         for name, parameter in trainable(model).items():
             parameter.copy_(weights[name])
+
+
+def name(step: int) -> str:
+    """The unit of the checkpoint of a step."""
+    return f"step-{step:08d}"
+
+
+def newest(ctx: Context) -> Path | None:
+    """The newest checkpoint whose bytes are sound; damaged ones are set aside, and it is said."""
+    for unit in sorted(ctx.folder.glob("step-*"), reverse=True):
+        receipt = ctx.has(unit.name)
+        try:
+            if receipt is None:
+                raise CorruptInput(f"{unit} is incomplete, or of another making")
+            for file in receipt.outputs:
+                verify(unit, file, receipt)
+            return unit
+        except CorruptInput as error:
+            aside = set_aside(unit, "damaged")
+            ctx.log(f"PASSED OVER a checkpoint: {error}; it is now {aside.name}")
+    return None
+
+
+def retire(ctx: Context, best: int, keep: int) -> None:
+    """Remove checkpoints other than the newest `keep` and that of the step `best`."""
+    for unit in sorted(ctx.folder.glob("step-*"))[:-keep]:
+        if unit.name != name(best):
+            shutil.rmtree(set_aside(unit, "retired"), ignore_errors=True)

@@ -132,10 +132,11 @@ def judging(model: Any, device: torch.device, precision: Precision) -> Iterator[
     """The model in evaluation mode, under a precision, without gradients; afterwards as before."""
     import torch
 
-    from pipeline.model.load import autocast
+    from pipeline.model.load import autocast, keep_arithmetic
 
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    keep_arithmetic(model, device)
     try:
         # not inference_mode: its tensors stay behind in int8 layers and break a later backward
         with torch.no_grad(), autocast(device, precision):

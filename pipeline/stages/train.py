@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import socket
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +15,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.data.choose import choose
+from pipeline.data.encoder import Encoder
 from pipeline.data.order import Order
 from pipeline.data.packing import Batch, How, Packing, make_batch, pack
 from pipeline.data.shards import Corpus, open_corpus
-from pipeline.errors import CorruptInput, UserError
+from pipeline.errors import UserError
 from pipeline.model import checkpoint, load, loop
 from pipeline.model import optimizer as optimizers
 from pipeline.model import schedule as schedules
 from pipeline.model.checkpoint import State
 from pipeline.model.guard import Guard
+from pipeline.model.journal import Journal
+from pipeline.model.publish import publish
 from pipeline.model.score import Windows, score
-from pipeline.receipt import Receipt, set_aside, verify
+from pipeline.model.write import write
+from pipeline.receipt import Receipt, verify
 from pipeline.settings import Section, free
 from pipeline.stage import Context, Inputs, Item, Step
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 DEFAULT_TOKENS = 500_000_000
+PROMPT, SAMPLE = 24, 40
 
 
 class TrainConfig(Section):
@@ -154,39 +157,40 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     optimizer = optimizers.make_optimizer(
         model, settings.optimizer, settings.betas, settings.eps, settings.decay
     )
-    journal = _Journal(ctx)
-    state, scaler = _resume(model, optimizer, device, settings, ctx)
+    unit = checkpoint.newest(ctx)
+    state = checkpoint.read(unit) if unit else State(precision=settings.precision)
+    # what the first step resolved binds those after it, on whatever device they come to run
+    precision = load.pick_precision(state.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    torch.manual_seed(settings.seed)
+    if unit:
+        checkpoint.restore(unit, model, optimizer, scaler)
+    state.precision, state.attempts = precision, state.attempts + 1
+    journal, encoder = Journal(ctx.folder, state.step, state.attempts), Encoder(base)
     total = _steps(settings, data.packing)
     ctx.log(
         f"{total} steps of {settings.batch} × {settings.length} slots, from step {state.step}; "
         f"{sum(p.numel() for p in checkpoint.trainable(model).values()):,} weights learn; "
         f"{settings.weights} weights, {state.precision} on {device}"
     )
-    learner = loop.Learner(
-        model,
-        optimizer,
-        scaler,
-        device,
-        state.precision,  # type: ignore[arg-type]
-        settings.clip,
-        Guard(settings.patience),
-    )
+    guard = Guard(settings.patience)
+    learner = loop.Learner(model, optimizer, scaler, device, precision, settings.clip, guard)
     warmup = math.ceil(settings.warmup * total)
 
     def rate(step: int) -> float:
         return schedules.rate(step, total, settings.lr, settings.floor, warmup, settings.schedule)
 
     def log(row: dict[str, Any]) -> None:
-        journal.add({**row, "attempt": state.attempts})
+        journal.add(row)
         loss = {"validation" if row["kind"] == "validation" else "loss": round(row["loss"], 4)}
         ctx.progress(state.step, total, "steps", **loss)
 
     def save(state: State) -> None:
-        name = f"step-{state.step:08d}"
+        name = checkpoint.name(state.step)
         if ctx.has(name) is None:
             with ctx.commit(name) as draft:
                 checkpoint.save(draft.path, model, optimizer, scaler, state)
-        _retire(ctx, state, settings.keep_checkpoints)
+        checkpoint.retire(ctx, state.best_step, settings.keep_checkpoints)
 
     windows = Windows(
         min(settings.length, base_receipt.facts["context"]), settings.length, data.prefix
@@ -195,19 +199,12 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     def validate(state: State) -> float:
         documents = [data.validation.document(i) for i in data.chosen]
         nll, tokens = score(model, documents, windows, device, learner.precision, stop=ctx.stop)
-        journal.sample(state.step, _write_on(model, base, documents[0], data, device))
-        model.train()
+        opening = documents[0][:PROMPT].tolist()
+        ends = (data.prefix, data.end)
+        (text,) = write(model, [opening], SAMPLE, *ends, device, learner.precision, stop=ctx.stop)
+        journal.sample(state.step, encoder.decode(opening), encoder.decode(text))
         return float(nll.sum() / tokens.sum())
 
-    journal.add(
-        {
-            "kind": "start",
-            "step": state.step,
-            "attempt": state.attempts,
-            "time": time.time(),
-            "host": socket.gethostname(),
-        }
-    )
     loop.fit(
         learner,
         state,
@@ -218,7 +215,7 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         log=log,
         stop=ctx.stop,
     )
-    _publish(config, item, ctx, model, state, base)
+    publish(ctx, item.name, model, state, settings.method, base, config.model)
 
 
 def _check(settings: TrainConfig, base: Receipt, device: Any) -> None:
@@ -237,8 +234,6 @@ def _check(settings: TrainConfig, base: Receipt, device: Any) -> None:
 
 
 def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context) -> Data:
-    import numpy as np
-
     settings = config.train
     sealed, receipt = inputs["tokenize.seal"].one()
     seal = json.loads(verify(sealed, "seal.json", receipt).read_text())
@@ -248,14 +243,13 @@ def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context) -> Data:
         for split in ("train", "validation")
     )
     packing = pack(train.offsets, settings.length, settings.packing)
-    lowest = np.argsort(validation.hashes.view(">u8").reshape(-1, 2)[:, 0], kind="stable")
     return Data(
         train,
         packing,
         Order(len(packing), settings.batch, settings.seed),
         settings.micro_batch,
         validation,
-        lowest[: settings.validation_documents].tolist(),
+        choose(validation, settings.validation_documents, None),
         base.facts["prefix_id"],
         base.facts["end_id"],
     )
@@ -273,47 +267,12 @@ def _model(config: Config, base: Path, device: Any) -> Any:
             settings.rank,
             settings.alpha,
             settings.dropout,
-            _names(settings.targets),
+            settings.targets,
             settings.seed,
         )
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
-
-
-def _names(targets: tuple[str, ...] | str) -> list[str] | str:
-    return targets if isinstance(targets, str) else list(targets)
-
-
-def _resume(
-    model: Any, optimizer: Any, device: Any, settings: TrainConfig, ctx: Context
-) -> tuple[State, Any]:
-    """The state of the newest whole checkpoint, or a new one; damaged ones are set aside."""
-    import torch
-
-    precision = load.pick_precision(settings.precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    torch.manual_seed(settings.seed)
-    state = State(precision=precision)
-    for unit in sorted(ctx.folder.glob("step-*"), reverse=True):
-        receipt = ctx.has(unit.name)
-        try:
-            if receipt is None:
-                raise CorruptInput(f"{unit} is incomplete, or of another making")
-            for file in receipt.outputs:
-                verify(unit, file, receipt)
-        except CorruptInput as error:
-            ctx.log(
-                f"PASSED OVER a checkpoint: {error}; it is now {set_aside(unit, 'damaged').name}"
-            )
-            continue
-        state = checkpoint.restore(unit, model, optimizer, scaler)
-        break
-    if state.precision != precision and settings.precision == "auto":
-        ctx.log(f"precision stays {state.precision}, as at the first step (here: {precision})")
-        load.pick_precision(state.precision, device)
-    state.attempts += 1
-    return state, scaler
 
 
 def _steps(settings: TrainConfig, packing: Packing) -> int:
@@ -326,111 +285,6 @@ def _steps(settings: TrainConfig, packing: Packing) -> int:
         tokens = settings.tokens or min(packing.pairs, DEFAULT_TOKENS)
         windows = len(packing) * tokens / packing.pairs
     return max(1, math.ceil(round(windows / settings.batch, 6)))
-
-
-def _retire(ctx: Context, state: State, keep: int) -> None:
-    """Remove checkpoints other than the newest few and the best."""
-    found = sorted(path for path in ctx.folder.glob("step-*"))
-    for path in found[:-keep]:
-        if path.name != f"step-{state.best_step:08d}":
-            shutil.rmtree(set_aside(path, "retired"), ignore_errors=True)
-
-
-def _write_on(model: Any, base: Path, document: Any, data: Data, device: Any) -> dict[str, str]:
-    """What the model now writes after the opening of a held-out document, greedily."""
-    import torch
-
-    from pipeline.data.encoder import Encoder
-
-    encoder = Encoder(base)
-    opening = [int(token) for token in document[:24]]
-    inputs = torch.tensor([[data.prefix, *opening]], device=device)
-    model.eval()
-    with torch.no_grad():
-        output = model.generate(
-            input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=40,
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=data.end,
-            pad_token_id=data.end,
-        )
-    written = output[0, inputs.shape[1] :].tolist()
-    return {"prompt": encoder.decode(opening), "text": encoder.decode(written)}
-
-
-def _publish(
-    config: Config, item: Item, ctx: Context, model: Any, state: State, base: Path
-) -> None:
-    """Commit the best weights, by validation loss, in the form that peft or transformers loads."""
-    import torch
-
-    name = f"step-{state.best_step:08d}"
-    receipt = ctx.has(name)
-    if receipt is None:
-        raise CorruptInput(f"the best checkpoint {ctx.folder / name} is gone")
-    verify(ctx.folder / name, "trainable.safetensors", receipt)
-    checkpoint.restore_weights(ctx.folder / name, model)
-    learned = checkpoint.trainable(model)
-    if not all(bool(torch.isfinite(p).all()) for p in learned.values()):
-        raise UserError("the best weights are not finite", "try a lower train.lr")
-    with ctx.commit(item.name) as draft:
-        if config.train.method == "lora":
-            # without the switch peft asks the hub whether the vocabulary has grown
-            model.save_pretrained(draft.path, save_embedding_layers=False)
-            (draft.path / "README.md").unlink(missing_ok=True)
-            _name_base(draft.path / "adapter_config.json", config)
-        else:
-            model.save_pretrained(draft.path)
-            for file in ("tokenizer.json", "tokenizer_config.json"):
-                shutil.copyfile(base / file, draft.path / file)
-        for file in draft.path.iterdir():
-            file.chmod(0o644)
-        draft.facts = {
-            "method": config.train.method,
-            "steps": state.step,
-            "tokens": state.tokens,
-            "seconds": round(state.seconds, 3),
-            "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
-            "best_step": state.best_step,
-            "best_loss": state.best_loss,
-            "skipped": state.skipped,
-            "attempts": state.attempts,
-            "precision": state.precision,
-            "trainable": sum(p.numel() for p in learned.values()),
-            "parameters": sum(p.numel() for p in model.parameters()),
-        }
-
-
-def _name_base(path: Path, config: Config) -> None:
-    """Let the adapter name its base as the world knows it, not as a path of this machine."""
-    content = json.loads(path.read_text())
-    content["base_model_name_or_path"] = config.model.repo or config.model.id
-    content["revision"] = config.model.revision
-    path.write_text(json.dumps(content, indent=2, sort_keys=True))
-
-
-class _Journal:
-    """The two files that grow meanwhile: metrics and sampled texts, a JSON object a line."""
-
-    def __init__(self, ctx: Context) -> None:
-        self._folder = ctx.folder
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            path = self._folder / name
-            if path.exists() and not path.read_bytes().endswith(b"\n"):
-                # a kill tore the last line; what follows must not be glued to it
-                path.write_bytes(path.read_bytes() + b"\n")
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._append("metrics.jsonl", row)
-
-    def sample(self, step: int, texts: dict[str, str]) -> None:
-        self._append("samples.jsonl", {"step": step, **texts})
-
-    def _append(self, name: str, row: dict[str, Any]) -> None:
-        with (self._folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _folder(config: Config, keys: Mapping[str, str]) -> str:
