@@ -55,7 +55,7 @@ def run_plan(config: Config, plan: Plan, path: Path, profile: Profile, console: 
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}", style="dim"),
     )
-    with Progress(*columns, console=console, refresh_per_second=4) as bars:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         for array in plan.arrays:
             if stop.reason:
                 raise Interrupted(stop.reason)

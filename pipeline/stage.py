@@ -7,6 +7,8 @@ many tasks share the items. No step knows how it is scheduled, skipped, committe
 
 from __future__ import annotations
 
+import contextlib
+import glob
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -238,8 +240,8 @@ def _lease(work: Work, item: Item, ctx: Context) -> Iterator[Callable[[], None]]
 
 def _twins(work: Work, item: Item) -> Iterator[Path]:
     """Finished items of the same name in folders of the same kind: this step under other keys."""
-    kind, dash, _ = work.folder.name.partition("-")
-    for sibling in sorted(work.folder.parent.glob(f"{kind}-*" if dash else "")):
+    kind, _, _ = work.folder.name.partition("-")
+    for sibling in sorted(work.folder.parent.glob(f"{glob.escape(kind)}-*")):
         if sibling != work.folder and (sibling / item.name).is_dir():
             yield sibling / item.name
 
@@ -251,6 +253,8 @@ def _damage_set_aside() -> Iterator[None]:
     except CorruptInput as error:
         if error.unit is None or not error.unit.is_dir():
             raise
-        aside = receipts.set_aside(error.unit, "damaged")
-        hint = f"It was set aside as {aside.name}; run the same command again to rebuild it"
+        aside = ""
+        with contextlib.suppress(FileNotFoundError):  # another task may be quicker
+            aside = f" as {receipts.set_aside(error.unit, 'damaged').name}"
+        hint = f"It was set aside{aside}; run the same command again to rebuild it"
         raise CorruptInput(error.what, hint) from None

@@ -19,6 +19,7 @@ from pipeline.data.choose import by_hash, choose
 from pipeline.data.encoder import Encoder
 from pipeline.data.shards import Corpus, open_corpus
 from pipeline.errors import CorruptInput, Interrupted, UserError
+from pipeline.model import load
 from pipeline.model.measure import bits_per_byte, perplexity
 from pipeline.settings import build
 from pipeline.stage import Context, run_item
@@ -171,18 +172,23 @@ def test_an_interrupted_score_ends_with_the_same_bytes(
     assert not list(unit.parent.glob(".partial-*"))
 
 
-def test_batches_scored_in_another_way_are_not_gone_on_from(
-    finished: Config, root: Path, tmp_path: Path, small: Callable[..., Config]
+def test_batches_scored_under_another_precision_are_not_gone_on_from(
+    finished: Config, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = Path(shutil.copytree(root, tmp_path / "root"))
     unit = find(finished, again, "evaluate.base").work.folder / "test"
     shutil.rmtree(unit)
     stop, seen = Stop(), []
+    monkeypatch.setattr(load, "pick_precision", lambda wanted, device: "bf16")
     with pytest.raises(Interrupted):
         run(finished, again, "evaluate.base", "test", stop, progress=lambda *a: stop.set("a test"))
-    other = small(*WORDS[:2], "evaluate.prompts=2", "evaluate.batch_tokens=256")
-    run(other, again, "evaluate.base", "test", progress=lambda *a: seen.append(a[0]))
+    monkeypatch.setattr(load, "pick_precision", lambda wanted, device: "fp32")
+    run(finished, again, "evaluate.base", "test", progress=lambda *a: seen.append(a[0]))
+    assert len(seen) == len(set(seen)) > 1
     assert seen[-1] == facts(finished, root, "evaluate.base", "test")["tokens"]
+    items = find(finished, again, "evaluate.tuned").items or []
+    wanted = {item.name: item.data["precision"] for item in items}
+    assert wanted["test"] == "fp32", "the adapted model follows"
 
 
 def test_a_new_learning_rate_scores_only_the_adapted_model_again(

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import WORDS, make_model
 
 from pipeline.errors import Interrupted
 from pipeline.model.measure import bits_per_byte, change, interval, perplexity
 from pipeline.model.score import Windows, score
 from pipeline.stop import Stop
-from tiny import WORDS, make_model
 
 CONTEXT = 48
 PREFIX = 0

@@ -33,6 +33,23 @@ class StopAt(Stop):
         return "a test" if self.looks < 0 else None
 
 
+class StopAfter(Stop):
+    """Asks for a stop, or raises an error of its own, once the metrics hold a step."""
+
+    def __init__(self, folder: Path, step: int, error: type[BaseException] | None = None) -> None:
+        super().__init__()
+        self.path, self.sign, self.error = folder / "metrics.jsonl", f'"step": {step},', error
+
+    def check(self) -> None:
+        """Raise when the time has come."""
+        if self.path.exists() and self.sign in self.path.read_text():
+            raise self.error or Interrupted("a test")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL within one process: nothing is saved on the way out."""
+
+
 def result(node: Node) -> tuple[dict[str, str], float]:
     """sha256 of what was learned, and the best loss."""
     (receipt,) = node.done.values()
@@ -86,19 +103,9 @@ def test_a_killed_training_repeats_at_most_one_interval(
     whole = result(train(small(name="whole"), tmp_path))
     config = small(name="killed")
 
-    class Killed(BaseException):
-        pass
-
-    class Kill(Stop):
-        steps = 0
-
-        def check(self) -> None:
-            Kill.steps += 1
-            if Kill.steps == 7:
-                raise Killed
-
+    folder = find(config, tmp_path, "train.train").work.folder
     with pytest.raises(Killed):
-        train(config, tmp_path, Kill())
+        train(config, tmp_path, StopAfter(folder, 5, Killed))
     before = [
         row["step"]
         for row in metrics(find(config, tmp_path, "train.train"))
@@ -117,9 +124,9 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     whole = result(train(small(name="whole"), tmp_path))
     config = small(name="damaged")
-    with pytest.raises(Interrupted):
-        train(config, tmp_path, StopAt(7))
     folder = find(config, tmp_path, "train.train").work.folder
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, StopAfter(folder, 5))
     newest = sorted(folder.glob("step-*"))[-1]
     content = bytearray((newest / "optimizer.pt").read_bytes())
     content[len(content) // 2] ^= 1

@@ -39,7 +39,7 @@ def css() -> str:
     light, dark = (
         "".join(f"--{name}:{pair[i]};" for name, pair in COLOURS.items()) for i in (0, 1)
     )
-    return f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+    return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
 
 
 def draw(
@@ -148,13 +148,14 @@ def _thin(steps: Any, losses: Any) -> tuple[Any, Any]:
 def _smooth(steps: Any, losses: Any) -> tuple[Any, Any]:
     """Means over up to 60 equal stretches."""
     stretches = np.array_split(np.arange(len(steps)), min(60, max(1, len(steps) // 3)))
-    return tuple(np.array([values[s].mean() for s in stretches]) for values in (steps, losses))
+    means = [np.array([v[s].mean() for s in stretches]) for v in (steps, losses)]
+    return means[0], means[1]
 
 
 def _documents(ax: Any, changes: Any) -> None:
     """How many documents changed by how much."""
     low, high = np.quantile([*changes, 0.0], [0.002, 0.998])
-    width = max(high - low, 1e-6) / 36
+    width = max(high - low, 1e-6) / np.clip(2 * np.sqrt(len(changes)), 9, 36)
     # zero is the edge of a bin, so that each stands for one side
     bins = np.arange(np.floor(low / width), np.ceil(high / width) + 1.5) * width
     counts, _ = np.histogram(np.clip(changes, bins[0], bins[-1]), bins)
@@ -164,6 +165,7 @@ def _documents(ax: Any, changes: Any) -> None:
     ax.axvline(0, color=_stand_in("ink"), lw=1)
     ax.set_xlabel("change of the document’s loss, nats per token")
     ax.set_ylabel("documents")
+    ax.locator_params(axis="y", integer=True, nbins=6)
     for side, text in ((-1, "← easier"), (1, "harder →")):
         align = "left" if side < 0 else "right"
         place = {"transform": ax.transAxes, "ha": align, "va": "bottom"}
@@ -185,7 +187,7 @@ def _paint(name: str, plot: Callable[[Any], None], width: float, ratio: float) -
     return _adapt(file.getvalue())
 
 
-def _style() -> dict[str, Any]:
+def _style() -> Any:
     ink, muted, line = (_stand_in(name) for name in ("ink", "muted", "line"))
     return {
         "svg.fonttype": "none",

@@ -30,7 +30,7 @@ from pipeline.model.score import Kept, Windows, score
 from pipeline.model.write import write
 from pipeline.receipt import verify
 from pipeline.report.build import SECTIONS, build
-from pipeline.settings import Section, free
+from pipeline.settings import Section
 from pipeline.stage import Context, Inputs, Item, Step
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class EvaluateConfig(Section):
     in what is left, in that order; if not even one does, the first. `context`: tokens seen at once;
     None is the model's own, at most 1,024. `stride`: how far a window moves in longer documents;
     None is half the context. `prompts`: held-out documents whose first `prompt_tokens` are written
-    on, by `new_tokens`. `resamples`: of the bootstrap. `batch_tokens`: in a batch; it moves scores
-    by rounding alone.
+    on, by `new_tokens`. `resamples`: of the bootstrap. `batch_tokens`: in a batch, which
+    decides results: LLM.int8 looks for outliers over a whole batch, a part in a thousand.
     """
 
     max_documents: int = Field(2000, ge=1)
@@ -62,7 +62,7 @@ class EvaluateConfig(Section):
     prompt_tokens: int = Field(32, ge=1)
     new_tokens: int = Field(64, ge=1)
     resamples: int = Field(2000, ge=100)
-    batch_tokens: int = free(4096, ge=1)
+    batch_tokens: int = Field(4096, ge=1)
 
     @model_validator(mode="after")
     def _moves_on(self) -> EvaluateConfig:
@@ -81,18 +81,21 @@ class EvaluateConfig(Section):
 
 def base_items(config: Config, inputs: Inputs) -> list[Item]:
     """A score for each held-out split, and the samples."""
-    given = {name: inputs[name].digest for name in ("tokenize.seal", "download.model")}
-    return [Item(name, given) for name in (*SPLITS, SAMPLES)]
+    return [Item(name, _read(inputs)) for name in (*SPLITS, SAMPLES)]
 
 
 def tuned_items(config: Config, inputs: Inputs) -> list[Item]:
     """The same as for the base model, under the precision that its scores were made under."""
-    base = inputs["evaluate.base"].receipts
-    tuned = {"train.train": inputs["train.train"].digest}
-    return [
-        Item(item.name, item.inputs | tuned | {"precision": base[item.name].facts["precision"]})
-        for item in base_items(config, inputs)
-    ]
+    items = []
+    for name, base in inputs["evaluate.base"].receipts.items():
+        how = {"precision": base.facts["precision"]}
+        read = {**_read(inputs), "train.train": inputs["train.train"].digest, **how}
+        items.append(Item(name, read, how))
+    return items
+
+
+def _read(inputs: Inputs) -> dict[str, str]:
+    return {name: inputs[name].digest for name in ("tokenize.seal", "download.model")}
 
 
 def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
@@ -147,7 +150,7 @@ def _prepare(config: Config, item: Item, inputs: Inputs, ctx: Context) -> _Bench
 
     torch.set_num_threads(ctx.cpus)
     device = load.pick_device(ctx.gpus, ctx.local_rank)
-    precision = load.pick_precision(item.inputs.get("precision", config.train.precision), device)
+    precision = load.pick_precision(item.data.get("precision", config.train.precision), device)
     split = "test" if item.name == SAMPLES else item.name
     sealed, seal_receipt = inputs["tokenize.seal"].one()
     seal = json.loads(verify(sealed, "seal.json", seal_receipt).read_text())
@@ -180,10 +183,7 @@ def _score(
     chosen = choose(corpus, settings.max_documents, settings.max_tokens)
     windows = settings.windows(bench.context, bench.prefix)
     total = int(np.diff(corpus.offsets)[chosen].sum())
-    kept = Kept(
-        ctx.partial,
-        {"batch": settings.batch_tokens, "on": bench.device.type, "precision": bench.precision},
-    )
+    kept = Kept(ctx.partial, {"precision": bench.precision, "device": bench.device.type})
     through = sum(int(counts.sum()) for _, _, counts in kept.parts)
 
     def keep(*part: Any) -> None:

@@ -1,0 +1,327 @@
+"""The training step does not depend on how it is cut, and refuses to learn nonsense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.data.packing import Batch, make_batch, pack
+from pipeline.data.shards import Corpus
+from pipeline.errors import Interrupted, UserError
+from pipeline.model.checkpoint import State, trainable
+from pipeline.model.guard import Guard
+from pipeline.model.load import add_lora, load_base
+from pipeline.model.loop import Learner, Plan, fit
+from pipeline.model.loss import IGNORE
+from pipeline.model.optimizer import make_optimizer
+from pipeline.stop import Stop
+
+Models = Callable[[str], Path]
+# one document a window: 64, 3, 41, 2, 64, 9, 1 and 30 real tokens
+LENGTHS = (70, 2, 40, 1, 63, 8, 0, 29)
+LENGTH = 64
+
+
+def batches(cuts: tuple[int, ...], order: tuple[int, ...] = tuple(range(8))) -> list[Batch]:
+    """All windows in `order`, as micro-batches of those sizes."""
+    ids = np.random.default_rng(5).integers(3, 512, sum(LENGTHS)).astype(np.uint16)
+    offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int64)
+    empty = np.zeros(len(LENGTHS), np.int64), np.zeros(len(LENGTHS), "V16")
+    corpus = Corpus(ids, offsets, *empty, digest="")
+    packing = pack(offsets, LENGTH, "pad")
+    ends = np.cumsum((0, *cuts))
+    assert ends[-1] == len(LENGTHS)
+    return [make_batch(corpus, packing, order[a:b], prefix=0, end=1) for a, b in pairwise(ends)]
+
+
+def learner(models: Models, method: str = "full", patience: int = 2, clip: float = 1.0) -> Learner:
+    import torch
+
+    device = torch.device("cpu")
+    torch.manual_seed(0)
+    model = load_base(models("llama"), "fp32", device)
+    if method == "lora":
+        model = add_lora(model, 4, 8, 0.0, "all-linear", seed=0)
+        with torch.no_grad():  # as after some steps: at first, half of all gradients are zero
+            for name, parameter in trainable(model).items():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.05)
+    else:
+        model.requires_grad_(True)
+    model.train()
+    optimizer = make_optimizer(model, "adamw", (0.9, 0.95), 1e-4, 0.01)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return Learner(model, optimizer, scaler, device, "fp32", clip, Guard(patience))
+
+
+def weights(learner: Learner) -> dict[str, Any]:
+    return {name: p.detach().clone() for name, p in trainable(learner.model).items()}
+
+
+def same(one: dict[str, Any], other: dict[str, Any], **tolerance: float) -> None:
+    import torch
+
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(
+            value, other[name], **tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def changed(one: dict[str, Any], other: dict[str, Any]) -> int:
+    return sum(bool((value != other[name]).any()) for name, value in one.items())
+
+
+CUTS = [(1,) * 8, (2, 2, 2, 2), (3, 1, 4), (7, 1)]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_step_does_not_depend_on_how_it_is_cut(models: Models, method: str) -> None:
+    """Whole or in micro-batches whose real tokens differ a hundredfold: the same new weights."""
+    whole = learner(models, method)
+    before = weights(whole)
+    row = whole.step(0, batches((8,)), 1e-2)
+    after = weights(whole)
+    assert changed(before, after) == len(before), "everything learned"
+    assert row["tokens"] == sum(min(n + 1, LENGTH) for n in LENGTHS)
+    for cuts in CUTS:
+        other = learner(models, method)
+        found = other.step(0, batches(cuts), 1e-2)
+        assert found["loss"] == pytest.approx(row["loss"], rel=1e-5)
+        assert found["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
+        assert found["tokens"] == row["tokens"]
+        same(weights(other), after, rtol=1e-4, atol=2e-6)
+
+
+def test_the_order_within_a_step_does_not_matter(models: Models) -> None:
+    one, other = learner(models), learner(models)
+    one.step(0, batches((4, 4)), 1e-2)
+    other.step(0, batches((4, 4), (7, 3, 1, 5, 2, 0, 6, 4)), 1e-2)
+    same(weights(one), weights(other), rtol=1e-4, atol=2e-6)
+
+
+def test_the_loss_is_the_mean_over_real_tokens_and_not_over_micro_batches(models: Models) -> None:
+    import torch
+
+    found = learner(models).step(0, batches((1,) * 8), 0.0)
+    model = learner(models).model
+    sums, counts = [], []
+    for batch in batches((1,) * 8):
+        real = int((batch.targets != IGNORE).sum())
+        with torch.no_grad():
+            logits = model(input_ids=batch.inputs[:, :real]).logits[0]
+        sums.append(
+            float(
+                torch.nn.functional.cross_entropy(logits, batch.targets[0, :real], reduction="sum")
+            )
+        )
+        counts.append(real)
+    assert found["loss"] == pytest.approx(sum(sums) / sum(counts), rel=1e-5)
+    naive = np.mean([s / c for s, c in zip(sums, counts, strict=True)])
+    assert abs(naive - found["loss"]) > 1e-3, "the two differ, so the check is sharp"
+
+
+def test_steps_in_a_row_do_not_depend_on_how_they_are_cut(models: Models) -> None:
+    one, other = learner(models), learner(models)
+    for step in range(4):
+        first = one.step(step, batches((8,)), 3e-3)
+        second = other.step(step, batches((3, 1, 4)), 3e-3)
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
+    same(weights(one), weights(other), rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_are_clipped_and_the_norm_before_is_told(models: Models) -> None:
+    free, tight = learner(models, clip=1e9), learner(models, clip=0.01)
+    norm = free.step(0, batches((8,)), 0.0)["grad_norm"]
+    assert tight.step(0, batches((8,)), 0.0)["grad_norm"] == pytest.approx(norm)
+    total = sum(float(p.grad.pow(2).sum()) for p in trainable(tight.model).values()) ** 0.5
+    assert total == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_rate_of_zero_changes_nothing(models: Models) -> None:
+    ours = learner(models)
+    before = weights(ours)
+    assert not ours.step(0, batches((8,)), 0.0)["skipped"]
+    assert changed(before, weights(ours)) == 0
+
+
+def spoil(learner: Learner, factor: float) -> Any:
+    """Multiply the logits, as an overflow would; returns what ends it."""
+    return learner.model.get_output_embeddings().register_forward_hook(
+        lambda module, args, output: output * factor
+    )
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace(
+    models: Models, factor: float
+) -> None:
+    import torch
+
+    ours, undisturbed = learner(models), learner(models)
+    for each in (ours, undisturbed):
+        each.step(0, batches((8,)), 1e-3)
+    before = weights(ours)
+    hook = spoil(ours, factor)
+    row = ours.step(1, batches((8,)), 1e-3)
+    hook.remove()
+    assert row["skipped"]
+    assert not np.isfinite(row["loss"]), "it is told as it was"
+    assert changed(before, weights(ours)) == 0
+    for each in (ours, undisturbed):
+        assert not each.step(2, batches((4, 4)), 1e-3)["skipped"]
+    assert changed(weights(ours), weights(undisturbed)) == 0, "the optimizer saw nothing of it"
+    assert all(torch.isfinite(p).all() for p in weights(ours).values())
+
+
+def test_too_many_such_steps_in_a_row_end_the_training(models: Models) -> None:
+    ours = learner(models, patience=2)
+    before = weights(ours)
+    hook = spoil(ours, float("nan"))
+    for step in (10, 11):
+        assert ours.step(step, batches((8,)), 1e-3)["skipped"]
+    with pytest.raises(UserError, match="training diverged: at step 12 loss is nan") as caught:
+        ours.step(12, batches((8,)), 1e-3)
+    assert caught.value.exit_code == 2
+    assert "lower train.lr" in str(caught.value)
+    assert changed(before, weights(ours)) == 0
+    hook.remove()
+
+
+def test_a_good_step_between_begins_the_count_anew(models: Models) -> None:
+    ours = learner(models, patience=1)
+    for step in range(6):
+        hook = spoil(ours, float("nan") if step % 2 else 1.0)
+        assert ours.step(step, batches((8,)), 1e-3)["skipped"] == bool(step % 2)
+        hook.remove()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_model_that_gets_no_gradient_is_told_at_once(models: Models, method: str) -> None:
+    ours = learner(models, method)
+    hook = spoil(ours, 0.0)
+    with pytest.raises(UserError, match="no trainable weight received a gradient"):
+        ours.step(0, batches((8,)), 1e-3)
+    hook.remove()
+    ours.step(0, batches((8,)), 1e-3)
+
+
+def test_a_scale_that_overflows_is_lowered_until_steps_are_taken(models: Models) -> None:
+    import torch
+
+    plain = learner(models, patience=100)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.5)
+    ours = Learner(
+        plain.model, plain.optimizer, scaler, plain.device, "fp32", 1.0, plain.guard
+    )  # fmt: skip
+    before = weights(ours)
+    steps = 0
+    while ours.step(steps, batches((8,)), 1e-3)["skipped"]:
+        assert changed(before, weights(ours)) == 0
+        steps += 1
+    assert steps > 0, "it did overflow"
+    reference = learner(models)
+    reference.step(0, batches((8,)), 1e-3)
+    same(weights(ours), weights(reference), rtol=1e-4, atol=1e-6)
+
+
+class Run:
+    """A training of some steps on the same windows, and what it asked its stage to do."""
+
+    def __init__(self, models: Models, losses: list[float], state: State | None = None) -> None:
+        self.learner = learner(models)
+        self.state = state or State()
+        self.losses = losses
+        self.events: list[str] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        yield from batches((8,))
+
+    def validate(self, state: State) -> float:
+        self.events.append(f"validate {state.step}")
+        return self.losses.pop(0)
+
+    def save(self, state: State) -> None:
+        self.events.append(f"save {state.step}")
+
+    def go(self, total: int, every: int, keep: int, stop: Stop | None = None) -> None:
+        fit(
+            self.learner, self.state, Plan(total, every, keep, lambda step: 1e-3),
+            batches=self.batches, validate=self.validate, save=self.save, log=self.rows.append,
+            stop=stop or Stop(),
+        )  # fmt: skip
+
+
+def test_a_training_validates_saves_and_ends_where_it_should(models: Models) -> None:
+    run = Run(models, [3.0, 3.5, 2.0, 2.5])
+    run.go(total=5, every=2, keep=3)
+    assert run.events == [
+        "validate 0", "save 0",
+        "validate 2",
+        "save 3",
+        "validate 4", "save 4",
+        "validate 5",
+    ]  # fmt: skip
+    steps = [row for row in run.rows if row["kind"] == "step"]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5]
+    assert run.state.step == 5
+    assert run.state.tokens == sum(row["tokens"] for row in steps)
+    assert (run.state.best_step, run.state.best_loss) == (4, 2.0)
+    run.go(total=5, every=2, keep=3)
+    assert len(run.events) == 7, "a finished training has nothing left to do"
+
+
+class StopAt(Stop):
+    """Asks for a stop at the n-th look."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.looks = looks
+
+    @property
+    def reason(self) -> str | None:
+        """None until the look that counts."""
+        self.looks -= 1
+        return "a test" if self.looks < 0 else None
+
+
+def test_a_stop_saves_at_a_boundary_and_the_rest_is_as_it_would_have_been(models: Models) -> None:
+    losses = [3.0, 2.5, 2.0]
+    whole = Run(models, list(losses))
+    whole.go(total=4, every=2, keep=10)
+    for looks in range(4):
+        run = Run(models, list(losses))
+        with pytest.raises(Interrupted, match="a test"):
+            run.go(4, 2, 10, StopAt(looks))
+        assert run.events[-1] == f"save {run.state.step}"
+        assert run.state.step == looks
+        run.go(4, 2, 10)
+        assert changed(weights(run.learner), weights(whole.learner)) == 0
+        assert [e for e in run.events if "validate" in e] == [
+            "validate 0",
+            "validate 2",
+            "validate 4",
+        ]
+
+
+def test_a_stop_within_a_validation_repeats_it_later(models: Models) -> None:
+    class Impatient(Run):
+        """Is interrupted in its first validation."""
+
+        def validate(self, state: State) -> float:
+            if not self.events:
+                self.events.append("interrupted")
+                raise Interrupted("a test")
+            return super().validate(state)
+
+    run = Impatient(models, [3.0, 2.0])
+    with pytest.raises(Interrupted):
+        run.go(1, 5, 5)
+    run.go(1, 5, 5)
+    assert run.events == ["interrupted", "save 0", "validate 0", "save 0", "validate 1", "save 1"]

@@ -1,0 +1,257 @@
+"""Packing loses nothing, leaks nothing and wastes next to nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.packing import Batch, Packing, make_batch, pack
+from pipeline.data.shards import Corpus
+from pipeline.model.loss import IGNORE
+
+PREFIX, END = 0, 1
+LENGTHS = st.lists(st.integers(0, 60), max_size=60)
+
+
+def offsets_of(lengths: list[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def corpus_of(lengths: list[int], words: int = 512) -> Corpus:
+    """Documents of those lengths; no token is special."""
+    ids = np.random.default_rng(0).integers(3, words, sum(lengths)).astype(np.uint16)
+    count = len(lengths)
+    return Corpus(
+        ids, offsets_of(lengths), np.zeros(count, np.int64), np.zeros(count, "V16"), "digest"
+    )
+
+
+def sequence(corpus: Corpus, document: int) -> list[int]:
+    """A document as the model is to see it."""
+    return [PREFIX, *corpus.document(document).tolist(), END]
+
+
+def pieces(packing: Packing) -> list[tuple[int, int, int]]:
+    return [tuple(piece) for w in range(len(packing)) for piece in packing.of(w).tolist()]
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 40))
+def test_every_pair_of_every_document_stands_in_one_window_once(
+    lengths: list[int], length: int
+) -> None:
+    packing = pack(offsets_of(lengths), length)
+    found = sorted(
+        (document, pair)
+        for document, first, count in pieces(packing)
+        for pair in range(first, first + count)
+    )
+    assert found == [(d, pair) for d, n in enumerate(lengths) for pair in range(n + 1)]
+    assert packing.pairs == len(found)
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 40))
+def test_no_window_overflows_or_is_empty_and_what_fits_is_not_cut(
+    lengths: list[int], length: int
+) -> None:
+    packing = pack(offsets_of(lengths), length)
+    for window in range(len(packing)):
+        assert 0 < packing.of(window)[:, 2].sum() <= length
+    parts = pieces(packing)
+    for document, count in enumerate(lengths):
+        mine = sorted(first for d, first, _ in parts if d == document)
+        assert len(mine) == -(-(count + 1) // length), "cut as seldom as can be"
+        assert mine == list(range(0, count + 1, length))
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 40))
+def test_best_fit_is_what_a_plain_search_finds(lengths: list[int], length: int) -> None:
+    """Largest first, each into the fullest window that has room."""
+    packing = pack(offsets_of(lengths), length)
+    sizes = sorted((count for _, _, count in pieces(packing)), reverse=True)
+    rooms: list[int] = []
+    for size in sizes:
+        fitting = [room for room in rooms if room >= size]
+        if fitting:
+            rooms[rooms.index(min(fitting))] -= size
+        else:
+            rooms.append(length - size)
+    filled = [int(packing.of(window)[:, 2].sum()) for window in range(len(packing))]
+    assert sorted(filled) == sorted(length - room for room in rooms)
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 40), st.sampled_from(["best-fit", "pad"]))
+def test_the_same_documents_are_always_packed_alike(
+    lengths: list[int], length: int, how: Any
+) -> None:
+    one, other = (pack(offsets_of(lengths), length, how) for _ in range(2))
+    assert one.pieces.tobytes() == other.pieces.tobytes()
+    assert one.windows.tobytes() == other.windows.tobytes()
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 40))
+def test_padding_gives_every_document_a_window_and_cuts_it_off(
+    lengths: list[int], length: int
+) -> None:
+    packing = pack(offsets_of(lengths), length, "pad")
+    assert pieces(packing) == [(d, 0, min(n + 1, length)) for d, n in enumerate(lengths)]
+    assert len(packing) == len(lengths)
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(6.0, 1.0), (7.5, 0.8), (5.0, 1.5)])
+def test_little_is_wasted_on_lengths_as_they_are(mean: float, spread: float) -> None:
+    lengths = np.random.default_rng(1).lognormal(mean, spread, 20_000).astype(np.int64)
+    packing = pack(offsets_of(lengths), 1024)
+    fill = packing.pairs / (len(packing) * 1024)
+    assert fill >= 0.95, fill
+    assert packing.pairs == (lengths + 1).sum()
+
+
+def test_many_documents_are_packed_while_one_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    lengths = np.random.default_rng(2).lognormal(6.5, 1.0, 200_000).astype(np.int64)
+    started = time.perf_counter()
+    packing = pack(offsets_of(lengths), 1024)
+    with capsys.disabled():
+        print(
+            f"\n200,000 documents into {len(packing):,} windows in "
+            f"{time.perf_counter() - started:.2f} s, "
+            f"{100 * packing.pairs / (len(packing) * 1024):.1f} % full"
+        )
+    assert packing.pairs == (lengths + 1).sum()
+
+
+def plainly(corpus: Corpus, packing: Packing, windows: list[int]) -> list[list[list[int]]]:
+    """Inputs, targets, positions and segments, slot by slot."""
+    found: list[list[list[int]]] = [[], [], [], []]
+    for window in windows:
+        rows: list[list[int]] = [[], [], [], []]
+        for number, (document, first, count) in enumerate(packing.of(window).tolist()):
+            tokens = sequence(corpus, document)
+            for place in range(count):
+                pair = tokens[first + place : first + place + 2]
+                for row, value in zip(rows, [*pair, place, number], strict=True):
+                    row.append(value)
+        for row, value in zip(rows, [END, IGNORE, 0, -1], strict=True):
+            row += [value] * (packing.length - len(row))
+        for table, row in zip(found, rows, strict=True):
+            table.append(row)
+    return found
+
+
+def tables(batch: Batch) -> list[list[list[int]]]:
+    return [t.tolist() for t in (batch.inputs, batch.targets, batch.positions, batch.segments)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(LENGTHS.filter(bool), st.integers(1, 40), st.sampled_from(["best-fit", "pad"]), st.data())
+def test_a_batch_holds_what_the_packing_says(
+    lengths: list[int], length: int, how: Any, data: st.DataObject
+) -> None:
+    corpus = corpus_of(lengths)
+    packing = pack(corpus.offsets, length, how)
+    windows = data.draw(st.lists(st.integers(0, len(packing) - 1), min_size=1, max_size=5))
+    batch = make_batch(corpus, packing, windows, PREFIX, END)
+    assert tables(batch) == plainly(corpus, packing, windows)
+    import torch
+
+    assert {t.dtype for t in (batch.inputs, batch.targets, batch.positions, batch.segments)} == {
+        torch.int64
+    }
+
+
+def test_a_long_document_is_cut_and_no_pair_is_lost_at_the_seam() -> None:
+    corpus = corpus_of([7])
+    packing = pack(corpus.offsets, 3)
+    batch = make_batch(corpus, packing, range(len(packing)), PREFIX, END)
+    tokens = sequence(corpus, 0)
+    pairs = [
+        (a, b)
+        for row, wanted in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True)
+        for a, b in zip(row, wanted, strict=True)
+        if b != IGNORE
+    ]
+    assert sorted(pairs) == sorted(pairwise(tokens))
+
+
+def test_an_end_token_within_a_document_is_a_token_like_any_other() -> None:
+    """Masks go by place; a text may contain the end token's id, or even be made of it."""
+    corpus = corpus_of([4, 4])
+    corpus.ids[:] = END
+    batch = make_batch(corpus, pack(corpus.offsets, 10), [0], PREFIX, END)
+    assert batch.targets.tolist() == [[END] * 10]
+    assert batch.segments.tolist() == [[0] * 5 + [1] * 5]
+
+
+def test_a_token_sees_its_own_segment_and_the_past() -> None:
+    import torch
+
+    corpus = corpus_of([2, 3, 8, 1])
+    packing = pack(corpus.offsets, 10)
+    batch = make_batch(corpus, packing, range(len(packing)), PREFIX, END)
+    mask = batch.mask(torch.float32)
+    assert mask.shape == (len(packing), 1, 10, 10)
+    assert mask.dtype == torch.float32, "a boolean one is taken the wrong way round in places"
+    assert torch.isfinite(mask).all(), "a row of -inf would become NaN"
+    for window in range(len(packing)):
+        segments = batch.segments[window].tolist()
+        for query in range(10):
+            for key in range(10):
+                sees = segments[query] == segments[key] and key <= query
+                assert (mask[window, 0, query, key] == 0) == sees
+                assert sees or mask[window, 0, query, key] < -1e30
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
+def test_a_packed_document_is_read_as_if_it_were_alone(
+    models: Callable[[str], Path], family: str
+) -> None:
+    import torch
+
+    from pipeline.model.load import backbone, load_base
+
+    model = load_base(models(family), "fp32", torch.device("cpu"))
+    with torch.no_grad():  # larger weights: what leaks in has to show
+        for parameter in model.parameters():
+            parameter.mul_(3 if parameter.dim() > 1 else 1)
+    corpus = corpus_of([20, 5, 9, 0, 31, 70, 1])
+    packing = pack(corpus.offsets, 40)
+    batch = make_batch(corpus, packing, range(len(packing)), PREFIX, END)
+    body, head = backbone(model)
+    with torch.no_grad():
+        together = head(
+            body(
+                input_ids=batch.inputs,
+                attention_mask=batch.mask(torch.float32),
+                position_ids=batch.positions,
+                use_cache=False,
+            ).last_hidden_state
+        )
+    assert torch.isfinite(together).all(), "padding included"
+    compared, shared = 0, 0
+    for window in range(len(packing)):
+        slot = 0
+        for document, first, count in packing.of(window).tolist():
+            tokens = sequence(corpus, document)[first : first + count]
+            with torch.no_grad():
+                alone = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+            difference = (together[window, slot : slot + count] - alone).abs().max()
+            assert difference < 1e-4, f"document {document} of window {window}"
+            assert alone.std() > 0.1, "the logits are not flat, so the check is sharp"
+            slot += count
+            compared += count
+            shared += slot > count
+    assert compared == packing.pairs
+    assert shared >= 3, "documents did share windows"

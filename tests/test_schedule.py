@@ -1,0 +1,77 @@
+"""Learning rates: where they start, where they end, and that nothing happens in between."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.model.schedule import Kind, rate
+
+KINDS: tuple[Kind, ...] = ("cosine", "linear", "constant")
+SHAPES = st.tuples(
+    st.integers(1, 400), st.floats(1e-6, 1.0), st.floats(0.0, 1.0), st.floats(0.0, 0.9)
+)
+
+
+def curve(total: int, peak: float, floor: float, warmup: int, kind: Kind) -> list[float]:
+    return [rate(step, total, peak, floor, warmup, kind) for step in range(total)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_endpoints(kind: Kind) -> None:
+    found = curve(100, 2e-4, 0.1, 10, kind)
+    assert found[0] == pytest.approx(2e-5), "not zero: the first step learns"
+    assert found[9] == pytest.approx(2e-4)
+    assert found[10] == pytest.approx(2e-4)
+    assert found[99] == pytest.approx(2e-4 if kind == "constant" else 2e-5)
+    assert max(found) == pytest.approx(2e-4)
+
+
+def test_half_way() -> None:
+    assert rate(50, 101, 1.0, 0.0, 0, "cosine") == pytest.approx(0.5)
+    assert rate(25, 101, 1.0, 0.0, 0, "cosine") == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert rate(25, 101, 1.0, 0.2, 0, "linear") == pytest.approx(0.8)
+
+
+def test_the_first_project_s_curve() -> None:
+    found = curve(1000, 5e-4, 0.1, 3, "cosine")
+    assert found[2] == pytest.approx(5e-4)
+    assert found[-1] == pytest.approx(5e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(SHAPES)
+def test_it_rises_through_the_warm_up_and_never_after(
+    kind: Kind, shape: tuple[int, float, float, float]
+) -> None:
+    total, peak, floor, share = shape
+    warmup = math.ceil(share * total)
+    found = curve(total, peak, floor, warmup, kind)
+    tiny = 1e-12 * peak
+    assert all(a < b for a, b in pairwise(found[:warmup]))
+    assert all(a >= b - tiny for a, b in pairwise(found[warmup:]))
+    assert all(0 < value <= peak + tiny for value in found[:warmup])
+    assert all(floor * peak - tiny <= value <= peak + tiny for value in found[warmup:])
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear"])
+@given(SHAPES, st.integers(0, 1000))
+def test_beyond_the_end_it_stays_at_the_floor(
+    kind: Kind, shape: tuple[int, float, float, float], beyond: int
+) -> None:
+    total, peak, floor, share = shape
+    warmup = math.ceil(share * (total - 1))
+    last = rate(total + beyond, total, peak, floor, warmup, kind)
+    assert last == pytest.approx(floor * peak, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("total", [1, 2, 3])
+@pytest.mark.parametrize("warmup", [0, 1, 2, 3])
+def test_the_shortest_trainings_have_a_rate(kind: Kind, total: int, warmup: int) -> None:
+    for value in curve(total, 1.0, 0.1, warmup, kind):
+        assert 0.1 <= value <= 1.0
