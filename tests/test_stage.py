@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -347,11 +348,11 @@ def test_damage_that_was_adopted_does_not_come_back(
     flip(part / "text")
     for each, mended in ((other, "done"), (one, "adopted")):
         for config_ in (one, other):
-            receipt.set_aside(unit_of(config_, root, "count.words", "part-2"), "gone")
+            shutil.rmtree(unit_of(config_, root, "count.words", "part-2"), ignore_errors=True)
         with pytest.raises(CorruptInput):
             go(each, root)
         assert go(each, root)[1] == mended
-        go(other, root)
+    go(other, root)
     for each in (other, one):
         assert set(go(each, root)) == {"skipped"}
     assert {k: v for k, v in content(root).items() if k in good} == good
@@ -430,7 +431,7 @@ def test_a_kill_at_any_instant_costs_one_unit_and_changes_no_byte(
     chance = random.Random(3)
     kitchen.slowness = 0.0005
     kills = 0
-    for turn in range(14):
+    for turn in range(11):
         root = tmp_path / f"killed-{turn}"
         for _ in itertools.count():
             pid = os.fork()
@@ -451,9 +452,8 @@ def test_a_kill_at_any_instant_costs_one_unit_and_changes_no_byte(
             assert status == signal.SIGKILL, "a run after a kill does not fail"
             kills += 1
         assert content(root) == wanted
-        left = [p.name for p in root.glob("data/*/.*") if not p.name.startswith(".partial")]
-        assert left == [], "what the dead left is swept away"
-    assert kills >= 40, "the storm is worth its name"
+        assert not list(root.glob("data/*/.tmp-*")), "what the dead left is swept away"
+    assert kills >= 30, "the storm is worth its name"
 
 
 def test_an_item_that_commits_nothing_is_not_done(
