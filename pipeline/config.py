@@ -43,6 +43,8 @@ class Config(Section):
     def _fits(self) -> Config:
         if not self.name or self.name.startswith(".") or re.search(r"[/\0\n]", self.name):
             raise ValueError(f"the run name {self.name!r} cannot be a folder's name")
+        if len(self.name.encode()) > 200:
+            raise ValueError(f"the run name {self.name[:20]!r}… is longer than 200 bytes")
         return self
 
 
@@ -80,7 +82,10 @@ def resolve(
     if not overrides:
         config = base
     else:
-        config = build(Config, merge(plain, parse_overrides(overrides)), "ARGS")
+        changes = parse_overrides(overrides)
+        if "name" in changes:
+            raise UserError("ARGS: the run's name is not a setting", "write NAME=… beside ARGS")
+        config = build(Config, merge(plain, changes), "ARGS")
     if name is not None:
         return config
     differs = [config.model.id] if model_name != (data.model or MODEL) else []

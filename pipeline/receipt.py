@@ -75,6 +75,11 @@ class Receipt:
         """Content digest: hash of the sorted sha256 of the outputs and of the units listed."""
         return hash_json(sorted([*(o.sha256 for o in self.outputs.values()), *self.units.values()]))
 
+    def verify(self, unit: Path) -> None:
+        """Read every file of the unit's folder and compare; raises as `verify` does."""
+        for name in self.outputs:
+            verify(unit, name, self)
+
 
 @dataclass
 class Draft:

@@ -7,7 +7,9 @@ out of the recipe key.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import math
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -21,7 +23,9 @@ M = TypeVar("M", bound=BaseModel)
 class Section(BaseModel):
     """A group of settings: frozen, strict about names and types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
     def keyed(self) -> dict[str, Any]:
         """The fields that decide the bytes of a result, as plain data for hashing."""
@@ -56,17 +60,16 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
             node = node.setdefault(name, {})
             if not isinstance(node, dict):
                 raise UserError(f"{word!r} goes into {name}, which another word sets to {node!r}")
-        node[field] = _number(value)
+        node[field] = value if text.startswith(("'", '"')) else _number(value)
     return tree
 
 
 def _number(value: Any) -> Any:
     """YAML 1.1 reads 3e-4 as a string; everybody who types it means a number."""
-    if isinstance(value, str):
-        try:
-            return float(value) if any(c in value for c in "eE.") else value
-        except ValueError:
-            return value
+    if isinstance(value, str) and any(c in value for c in "eE."):
+        with contextlib.suppress(ValueError):
+            number = float(value)
+            return number if math.isfinite(number) else value  # 12e4567 is somebody's commit
     return value
 
 
@@ -97,8 +100,12 @@ def build(model: type[M], values: dict[str, Any], where: str) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
+        told: dict[str, list[str]] = {}
+        for each in error.errors():
+            place, rule = _explain(model, each)
+            told.setdefault(place, []).append(rule)
         raise UserError(
-            f"{where}: " + "; ".join(_explain(model, e) for e in error.errors())
+            f"{where}: " + "; ".join(place + _either(rules) for place, rules in told.items())
         ) from None
 
 
@@ -108,27 +115,38 @@ def nearest(word: str, words: list[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"valid are: {', '.join(sorted(words))}"
 
 
-def _explain(model: type[BaseModel], error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
+def _either(rules: list[str]) -> str:
+    """The rules of a field as one: a union has one for each of its types."""
+    return " or ".join([rules[0], *(rule.removeprefix("Input should be ") for rule in rules[1:])])
+
+
+def _explain(model: type[BaseModel], error: Any) -> tuple[str, str]:
+    """What was given where, and the rule that it breaks."""
+    fields, section = _walk(model, error["loc"])
     if error["type"] == "extra_forbidden":
-        owner = _section_at(model, error["loc"][:-1])
-        return (
-            f"unknown setting {place}; {nearest(str(error['loc'][-1]), sorted(owner.model_fields))}"
-        )
-    rule = error["msg"].removeprefix("Value error, ")
+        name = str(error["loc"][-1])
+        hint = nearest(name, sorted(section.model_fields))
+        return f"unknown setting {'.'.join([*fields, name])}; ", hint
+    place = ".".join(fields)
     if error["type"] == "missing":
-        return f"{place} is missing"
+        return f"{place} is missing", ""
+    rule = error["msg"].removeprefix("Value error, ")
     if not place or isinstance(error["input"], dict):
-        return f"{place + ': ' if place else ''}{rule}"
-    return f"{place} = {error['input']!r}: {rule}"
+        return f"{place}: " if place else "", rule
+    return f"{place} = {error['input']!r}: ", rule
 
 
-def _section_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel]:
-    for name in path:
-        annotation = model.model_fields[name].annotation if name in model.model_fields else None
+def _walk(model: type[BaseModel], place: tuple[Any, ...]) -> tuple[list[str], type[BaseModel]]:
+    """The fields on the way to a place (pydantic adds types and indices), and the last section."""
+    fields: list[str] = []
+    for name in place:
+        if name not in model.model_fields:
+            break
+        fields.append(name)
+        annotation = model.model_fields[name].annotation
         candidates = [annotation, *get_args(annotation)]
         found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
         if not found:
             break
         model = found[0]
-    return model
+    return fields, model

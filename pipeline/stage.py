@@ -141,7 +141,8 @@ class Context:
     """What surrounds a step while it runs; built by the scheduler's side, or by a test.
 
     `cpus`, `gpus`: granted here. `rank`, `local_rank`, `world`, `rendezvous`: the process among its
-    peers. `attempt`: how often this task was started before. `label`, `gone`: see `Lease`.
+    peers. `attempt`: how often this task was started before. `label`, `gone`: see `Lease`. `memo`:
+    what the items of one task may share, such as a loaded model.
     """
 
     stop: Stop = field(default_factory=Stop)
@@ -157,6 +158,7 @@ class Context:
     label: str = "unnamed"
     gone: Gone = lambda label: None
     code: str = ""
+    memo: dict[str, Any] = field(default_factory=dict)
     folder: Path = Path()
     partial: Path = Path()
     stamp: Stamp = field(default_factory=lambda: Stamp("", "", {}))

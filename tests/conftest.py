@@ -1,10 +1,10 @@
-"""A small corpus, a small model, and a run of the pipeline on them, for every test that wants one."""
+"""A small corpus, a small model, and a run of the pipeline on them, for tests that want them."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,7 +79,7 @@ SMALL = [
 
 @pytest.fixture(scope="session")
 def small(dataset: Path, models: Callable[[str], Path]) -> Callable[..., Config]:
-    """The configuration of a run that takes seconds: `small("train.lr=1", family="opt", name="x")`."""
+    """The configuration of a run that takes seconds: `small("train.lr=1", family="opt")`."""
 
     def config(*words: str, family: str = "llama", name: str = "small") -> Config:
         model = str(models(family))
@@ -101,10 +101,8 @@ def advance(config: Config, root: Path, until: str, stop: Stop | None = None) ->
 
 
 @pytest.fixture(scope="session")
-def prepared(
-    tmp_path_factory: pytest.TempPathFactory, small: Callable[..., Config]
-) -> Iterator[Path]:
-    """A root in which corpus, model and shards of `small()` are ready. Do not change what is there."""
+def prepared(tmp_path_factory: pytest.TempPathFactory, small: Callable[..., Config]) -> Path:
+    """A root in which the shards of `small()` are ready. Do not change what is there."""
     root = tmp_path_factory.mktemp("prepared")
     advance(small(), root, "tokenize.seal")
-    yield root
+    return root

@@ -177,7 +177,7 @@ def test_clean_removes_leftovers_and_nothing_that_is_named(
     root = tmp_path / "root"
     shutil.copytree(prepared, root)
     freeze(small(), root)
-    kept = {path for path in root.rglob("receipt.json")}
+    kept = set(root.rglob("receipt.json"))
     chunks = next(root.glob("data/*/chunks-*"))
     (chunks / ".tmp-x-host-1-abcdef01").mkdir()
     (chunks / ".damaged-y").mkdir()
@@ -189,7 +189,7 @@ def test_clean_removes_leftovers_and_nothing_that_is_named(
     assert jobs("clean").returncode == 0
     assert not orphan.exists()
     assert not list(chunks.glob(".*-*"))
-    assert {path for path in root.rglob("receipt.json")} == kept
+    assert set(root.rglob("receipt.json")) == kept
 
 
 def test_hostile_names_survive(

@@ -158,9 +158,9 @@ def test_make_pipeline_passes_hostile_words(
     tmp_path: Path, models: Callable[[str], Path], dataset: Path
 ) -> None:
     name, root = "-a b'c\"é", tmp_path / "ro ot"
+    values = {"DATASET": dataset, "MODEL": models("opt"), "NAME": name, "RUNS": root}
     done = subprocess.run(
-        ["make", "plan", f"DATASET={dataset}", f"MODEL={models('opt')}", f"NAME={name}"]
-        + [f"RUNS={root}", f"PYTHON={sys.executable}"],
+        ["make", "plan", *(f"{k}={v}" for k, v in values.items()), f"PYTHON={sys.executable}"],
         cwd=HERE,
         capture_output=True,
         text=True,

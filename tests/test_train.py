@@ -115,7 +115,8 @@ def test_a_killed_training_repeats_at_most_one_interval(
     rows = metrics(node)
     again = [row["step"] for row in rows if row["kind"] == "step"][len(before) :]
     assert result(node) == whole
-    assert before and before[-1] - again[0] + 1 <= config.train.checkpoint_every
+    assert before
+    assert before[-1] - again[0] + 1 <= config.train.checkpoint_every
 
 
 def test_a_damaged_checkpoint_is_passed_over_loudly(

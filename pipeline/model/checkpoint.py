@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CorruptInput
-from pipeline.receipt import set_aside, verify
+from pipeline.receipt import set_aside
 from pipeline.stage import Context
 
 
@@ -103,8 +103,7 @@ def newest(ctx: Context) -> Path | None:
         try:
             if receipt is None:
                 raise CorruptInput(f"{unit} is incomplete, or of another making")
-            for file in receipt.outputs:
-                verify(unit, file, receipt)
+            receipt.verify(unit)
             return unit
         except CorruptInput as error:
             aside = set_aside(unit, "damaged")

@@ -67,6 +67,8 @@ def publish(
             "skipped": state.skipped,
             "attempts": state.attempts,
             "precision": state.precision,
+            "cpus": ctx.cpus,
+            "gpus": ctx.gpus,
             "trainable": sum(p.numel() for p in learned.values()),
             "parameters": sum(p.numel() for p in model.parameters()),
         }

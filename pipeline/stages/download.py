@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +59,7 @@ def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         InputError: No mirror delivers it.
         CorruptInput: What is delivered is not what the registry names.
     """
+    started = time.monotonic()
     dataset = config.dataset
     ctx.partial.mkdir(parents=True, exist_ok=True)
     part = ctx.partial / "corpus.part"
@@ -83,7 +85,12 @@ def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         # renamed only once the receipt is sure to follow: a kill in between costs a new download
         part.rename(draft.path / name)
         draft.hashes[name] = fetched.sha256
-        draft.facts = {"url": fetched.url, "etag": fetched.etag, "modified": fetched.modified}
+        draft.facts = {
+            "url": fetched.url,
+            "etag": fetched.etag,
+            "modified": fetched.modified,
+            "seconds": round(time.monotonic() - started, 3),
+        }
     shutil.rmtree(ctx.partial, ignore_errors=True)
 
 

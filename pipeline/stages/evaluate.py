@@ -23,12 +23,12 @@ from pydantic import Field, model_validator
 
 from pipeline.data.choose import by_hash, choose
 from pipeline.data.encoder import Encoder
-from pipeline.data.shards import Corpus, open_corpus
+from pipeline.data.seal import open_sealed
+from pipeline.data.shards import Corpus
 from pipeline.model import load
 from pipeline.model.measure import bits_per_byte, interval, perplexity
 from pipeline.model.score import Kept, Windows, score
 from pipeline.model.write import write
-from pipeline.receipt import verify
 from pipeline.report.build import SECTIONS, build
 from pipeline.settings import Section
 from pipeline.stage import Context, Inputs, Item, Step
@@ -89,7 +89,7 @@ def tuned_items(config: Config, inputs: Inputs) -> list[Item]:
     items = []
     for name, base in inputs["evaluate.base"].receipts.items():
         how = {"precision": base.facts["precision"]}
-        read = {**_read(inputs), "train.train": inputs["train.train"].digest, **how}
+        read = _read(inputs) | {"train.train": inputs["train.train"].digest} | how
         items.append(Item(name, read, how))
     return items
 
@@ -152,27 +152,28 @@ def _prepare(config: Config, item: Item, inputs: Inputs, ctx: Context) -> _Bench
     device = load.pick_device(ctx.gpus, ctx.local_rank)
     precision = load.pick_precision(item.data.get("precision", config.train.precision), device)
     split = "test" if item.name == SAMPLES else item.name
-    sealed, seal_receipt = inputs["tokenize.seal"].one()
-    seal = json.loads(verify(sealed, "seal.json", seal_receipt).read_text())
-    verify(sealed, "duplicates.npz", seal_receipt)
-    shards = inputs["tokenize.shards"].folder
-    corpus = open_corpus(shards, sealed, seal, seal_receipt.digest, split, ctx.code)
-    base, base_receipt = inputs["download.model"].one()
-    for file in base_receipt.outputs:
-        verify(base, file, base_receipt)
-    settings, folder, adapter = config.train, base, None
+    corpus = open_sealed(inputs, split, ctx.code)
+    base, receipt = inputs["download.model"].one()
+    if "model" not in ctx.memo:
+        ctx.memo["model"] = _load(config, inputs, device)
+    ends = receipt.facts["prefix_id"], receipt.facts["end_id"]
+    context = receipt.facts.get("context")
+    return _Bench(ctx.memo["model"], device, precision, corpus, base, context, *ends)
+
+
+def _load(config: Config, inputs: Inputs, device: torch.device) -> Any:
+    """The base model, or the adapted one where the training is among the inputs."""
+    settings = config.train
+    folder, receipt = inputs["download.model"].one()
+    receipt.verify(folder)
+    adapter = None
     if "train.train" in inputs:
-        best, receipt = inputs["train.train"].one()
-        for file in receipt.outputs:
-            verify(best, file, receipt)
-        adapter = best if receipt.facts["method"] == "lora" else None
-        folder = base if adapter else best
+        best, trained = inputs["train.train"].one()
+        trained.verify(best)
+        adapter = best if trained.facts["method"] == "lora" else None
+        folder = folder if adapter else best
     model = load.load_base(folder, settings.weights, device, settings.threshold, settings.keep)
-    if adapter:
-        model = load.load_adapter(model, adapter)
-    facts = base_receipt.facts
-    context, prefix, end = facts.get("context"), facts["prefix_id"], facts["end_id"]
-    return _Bench(model, device, precision, corpus, base, context, prefix, end)
+    return load.load_adapter(model, adapter) if adapter else model
 
 
 def _score(
@@ -227,29 +228,17 @@ def _samples(bench: _Bench, settings: EvaluateConfig, ctx: Context) -> list[dict
     room = bench.context or LONGEST
     opening = min(settings.prompt_tokens, room // 2)
     length = min(settings.new_tokens, room - opening - 1)
-    documents = (bench.corpus.document(index) for index in by_hash(bench.corpus))
-    long = (ids.tolist() for ids in documents if len(ids) > opening)
-    chosen = list(islice(long, settings.prompts))
-    if not chosen:
-        return []
-
-    def written(sampled: bool) -> list[str]:
-        openings = [document[:opening] for document in chosen]
-        how = bench.prefix, bench.end, bench.device, bench.precision
-        texts = write(bench.model, openings, length, *how, sampled=sampled, stop=ctx.stop)
-        ctx.progress(1 + sampled, 2, "samples")
-        return [encoder.decode(text) for text in texts]
-
-    encoder = Encoder(bench.base)
-    return [
-        {
-            "prompt": encoder.decode(document[:opening]),
-            "reference": encoder.decode(document[opening : opening + length]),
-            "greedy": greedy,
-            "sampled": sampled,
-        }
-        for document, greedy, sampled in zip(chosen, written(False), written(True), strict=True)
-    ]
+    documents = (bench.corpus.document(index).tolist() for index in by_hash(bench.corpus))
+    chosen = list(islice((ids for ids in documents if len(ids) > opening), settings.prompts))
+    prompts = [ids[:opening] for ids in chosen]
+    texts = {"prompt": prompts, "reference": [ids[opening : opening + length] for ids in chosen]}
+    how = bench.prefix, bench.end, bench.device, bench.precision
+    for number, name in enumerate(("greedy", "sampled") if chosen else ()):
+        sampled = name == "sampled"
+        texts[name] = write(bench.model, prompts, length, *how, sampled=sampled, stop=ctx.stop)
+        ctx.progress(number + 1, 2, "samples")
+    decode = Encoder(bench.base).decode
+    return [{n: decode(ids[i]) for n, ids in texts.items()} for i in range(len(chosen))]
 
 
 def report_items(config: Config, inputs: Inputs) -> list[Item]:
@@ -273,10 +262,6 @@ def _base_folder(config: Config, keys: Mapping[str, str]) -> str:
 
 def _tuned_folder(config: Config, keys: Mapping[str, str]) -> str:
     return f"runs/{config.name}/evaluate-{keys['evaluate.tuned']}"
-
-
-def _report_folder(config: Config, keys: Mapping[str, str]) -> str:
-    return f"runs/{config.name}"
 
 
 _NEEDS = ("tokenize.shards", "tokenize.seal", "download.model")
@@ -305,7 +290,7 @@ _REPORT = Step(
     uses=(),
     reads=("name", *SECTIONS),
     needs=("download.corpus", "decompress.chunks", *_NEEDS, "train.train", _BASE.name, _TUNED.name),
-    folder=_report_folder,
+    folder=lambda config, keys: f"runs/{config.name}",
     items=report_items,
     run=report,
 )

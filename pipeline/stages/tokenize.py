@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import xxhash
 from pydantic import model_validator
 
 from pipeline.data.encoder import Encoder
 from pipeline.data.records import Bad, Lines, Reader, Record
-from pipeline.data.shards import SPLITS, Writer, hashes
+from pipeline.data.seal import card, judge
+from pipeline.data.shards import SPLITS, Writer
 from pipeline.errors import CorruptInput
 from pipeline.receipt import Receipt, expect, load, verify
 from pipeline.settings import Section, free
@@ -203,105 +205,40 @@ def seal_items(config: Config, inputs: Inputs) -> list[Item]:
 def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Verify every shard, count, find duplicate texts, and write the card of the data set.
 
-    Of equal texts the first in a held-out split stays, else the first of all; the others are listed
-    in `duplicates.npz` as (shard, row) by split.
-
     Raises:
         CorruptInput: A shard is damaged, a split is empty, or too many lines were malformed.
     """
-    import numpy as np
-
-    shards = sorted(inputs["tokenize.shards"].receipts)
-    tables, places = [], []
-    totals: dict[str, Any] = {s: {"documents": 0, "tokens": 0, "bytes": 0} for s in SPLITS}
-    quarantined = empty = 0
-    for index, shard in enumerate(shards):
-        ctx.stop.check()
-        receipt = inputs["tokenize.shards"].receipts[shard]
-        unit = inputs["tokenize.shards"].folder / shard
-        quarantined += receipt.facts["quarantined"]
-        empty += receipt.facts["empty"]
-        for rank, split in enumerate(("test", "validation", "train")):
-            found = hashes(verify(unit, f"{split}.parquet", receipt))
-            tables.append(found)
-            place = np.empty((len(found), 3), dtype=np.int64)
-            place[:, 0], place[:, 1], place[:, 2] = rank, index, np.arange(len(found))
-            places.append(place)
-            for name in totals[split]:
-                totals[split][name] += receipt.facts["splits"][split][name]
-        ctx.progress(index + 1, len(shards), "shards")
+    given = inputs["tokenize.shards"]
+    facts = [given.receipts[name].facts for name in sorted(given.receipts)]
+    quarantined = sum(f["quarantined"] for f in facts)
     if quarantined > config.tokenize.max_bad_lines:
         raise _too_many(
-            quarantined, config.tokenize.max_bad_lines, "see quarantine.jsonl of each shard"
+            quarantined, config.tokenize.max_bad_lines, "see the quarantine.jsonl of each shard"
         )
-    duplicates = _duplicates(np.concatenate(tables), np.concatenate(places))
-    sizes = _drop(inputs, shards, duplicates, totals)
+    totals, duplicates = judge(given, ctx)
     for split in SPLITS:
         if not totals[split]["documents"]:
             raise CorruptInput(
                 f"the {split} split is empty: the corpus has too few documents",
-                f'Hold out a larger share, e.g. ARGS="tokenize.{split}=0.2"'
-                if split != "train"
-                else "Check dataset.text_field",
+                "Check dataset.text_field"
+                if split == "train"
+                else f'Hold out a larger share, e.g. ARGS="tokenize.{split}=0.2"',
             )
     content = {
         "splits": totals,
-        "duplicates": sizes,
-        "shards": shards,
+        "duplicates": {split: len(found) for split, found in duplicates.items()},
+        "shards": sorted(given.receipts),
         "quarantined": quarantined,
-        "empty": empty,
-        **{k: receipt.facts[k] for k in ("encoder", "vocabulary")},
+        "empty": sum(f["empty"] for f in facts),
+        "encoder": facts[0]["encoder"],
+        "vocabulary": facts[0]["vocabulary"],
     }
     with ctx.commit(item.name) as draft:
         (draft.path / "seal.json").write_text(json.dumps(content, indent=1))
-        np.savez(draft.path / "duplicates.npz", **duplicates)
+        np.savez(draft.path / "duplicates.npz", **duplicates)  # type: ignore[arg-type]
         draft.facts = {k: content[k] for k in ("splits", "duplicates", "quarantined", "empty")}
-    (ctx.folder / "README.md").write_text(_card(config, content))
-
-
-def _duplicates(table: Any, places: Any) -> dict[str, Any]:
-    """(shard, row) of every repetition of a text, by split; the first in rank, shard, row stays."""
-    import numpy as np
-
-    halves = table.view(">u8").reshape(-1, 2)
-    order = np.lexsort((places[:, 2], places[:, 1], places[:, 0], halves[:, 1], halves[:, 0]))
-    same = np.zeros(len(order), dtype=bool)
-    same[1:] = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
-    extra = places[order[same]]
-    extra = extra[np.lexsort((extra[:, 2], extra[:, 1]))]
-    return {
-        s: extra[extra[:, 0] == r][:, 1:] for r, s in enumerate(("test", "validation", "train"))
-    }
-
-
-def _drop(inputs: Inputs, shards: list[str], duplicates: Any, totals: Any) -> dict[str, int]:
-    """Take the duplicates out of the totals; returns how many documents each split loses."""
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    for split, found in duplicates.items():
-        for index in np.unique(found[:, 0]).tolist():
-            path = inputs["tokenize.shards"].folder / shards[index] / f"{split}.parquet"
-            table = pq.read_table(path, columns=["input_ids", "bytes"])
-            table = table.take(found[found[:, 0] == index][:, 1])
-            totals[split]["documents"] -= len(table)
-            totals[split]["tokens"] -= sum(len(ids) for ids in table["input_ids"])
-            totals[split]["bytes"] -= sum(size.as_py() for size in table["bytes"])
-    return {split: len(found) for split, found in duplicates.items()}
-
-
-def _card(config: Config, content: dict[str, Any]) -> str:
-    files = "\n".join(f"  - split: {s}\n    path: chunk-*/{s}.parquet" for s in SPLITS)
-    counts = "\n".join(
-        f"| {s} | {v['documents']:,} | {v['tokens']:,} |" for s, v in content["splits"].items()
-    )
-    return (
-        f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}\n---\n"
-        f"# {config.dataset.id}, tokenized for {config.model.id}\n\n"
-        f"`datasets.load_dataset(<this folder>)` opens it. Rows hold `input_ids`, nothing added.\n"
-        f"Encoded by {content['encoder']}. Without duplicates:\n\n"
-        f"| split | documents | tokens |\n|---|---|---|\n{counts}\n"
-    )
+    title = f"{config.dataset.id}, tokenized for {config.model.id}"
+    (ctx.folder / "README.md").write_text(card(title, content))
 
 
 def _folder(config: Config, keys: Mapping[str, str]) -> str:

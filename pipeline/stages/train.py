@@ -6,9 +6,8 @@ Checkpoints are units `step-…`; the product is the unit `best`. Meanwhile `met
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +18,8 @@ from pipeline.data.choose import choose
 from pipeline.data.encoder import Encoder
 from pipeline.data.order import Order
 from pipeline.data.packing import Batch, How, Packing, make_batch, pack
-from pipeline.data.shards import Corpus, open_corpus
+from pipeline.data.seal import open_sealed
+from pipeline.data.shards import Corpus
 from pipeline.errors import UserError
 from pipeline.model import checkpoint, load, loop
 from pipeline.model import optimizer as optimizers
@@ -30,7 +30,7 @@ from pipeline.model.journal import Journal
 from pipeline.model.publish import publish
 from pipeline.model.score import Windows, score
 from pipeline.model.write import write
-from pipeline.receipt import Receipt, verify
+from pipeline.receipt import Receipt
 from pipeline.settings import Section, free
 from pipeline.stage import Context, Inputs, Item, Step
 
@@ -54,7 +54,8 @@ class TrainConfig(Section):
     pass. At most one of `tokens`, `epochs`, `steps` sets the length of the training; without any it
     is one epoch, at most 500 M tokens.
 
-    `validate_every`, `checkpoint_every`: in steps. `validation_documents`: lowest text hash first.
+    `validate_every`, `checkpoint_every`: in steps. `validation_documents`: lowest text hash first,
+    those that fit into `validation_tokens`.
     """
 
     method: Literal["lora", "full"] = "lora"
@@ -90,6 +91,7 @@ class TrainConfig(Section):
 
     validate_every: int = Field(100, ge=1)
     validation_documents: int = Field(200, ge=1)
+    validation_tokens: int | None = Field(None, ge=1)
     checkpoint_every: int = free(50, ge=1)
     keep_checkpoints: int = free(2, ge=1)
 
@@ -148,8 +150,7 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     torch.set_num_threads(ctx.cpus)
     settings = config.train
     base, base_receipt = inputs["download.model"].one()
-    for file in base_receipt.outputs:
-        verify(base, file, base_receipt)
+    base_receipt.verify(base)
     device = load.pick_device(ctx.gpus, ctx.local_rank)
     _check(settings, base_receipt, device)
     data = _data(config, inputs, base_receipt, ctx)
@@ -235,13 +236,8 @@ def _check(settings: TrainConfig, base: Receipt, device: Any) -> None:
 
 def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context) -> Data:
     settings = config.train
-    sealed, receipt = inputs["tokenize.seal"].one()
-    seal = json.loads(verify(sealed, "seal.json", receipt).read_text())
-    verify(sealed, "duplicates.npz", receipt)
-    train, validation = (
-        open_corpus(inputs["tokenize.shards"].folder, sealed, seal, receipt.digest, split, ctx.code)
-        for split in ("train", "validation")
-    )
+    train = open_sealed(inputs, "train", ctx.code)
+    validation = open_sealed(inputs, "validation", ctx.code)
     packing = pack(train.offsets, settings.length, settings.packing)
     return Data(
         train,
@@ -249,7 +245,7 @@ def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context) -> Data:
         Order(len(packing), settings.batch, settings.seed),
         settings.micro_batch,
         validation,
-        choose(validation, settings.validation_documents, None),
+        choose(validation, settings.validation_documents, settings.validation_tokens),
         base.facts["prefix_id"],
         base.facts["end_id"],
     )
@@ -287,10 +283,6 @@ def _steps(settings: TrainConfig, packing: Packing) -> int:
     return max(1, math.ceil(round(windows / settings.batch, 6)))
 
 
-def _folder(config: Config, keys: Mapping[str, str]) -> str:
-    return f"runs/{config.name}/train-{keys['train.train']}"
-
-
 STEPS = (
     Step(
         stage="train",
@@ -299,7 +291,7 @@ STEPS = (
         uses=("train",),
         reads=("name", "model"),
         needs=("tokenize.shards", "tokenize.seal", "download.model"),
-        folder=_folder,
+        folder=lambda config, keys: f"runs/{config.name}/train-{keys['train.train']}",
         items=items,
         run=run,
         exclusive=True,

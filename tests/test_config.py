@@ -1,0 +1,462 @@
+"""A configuration is right or refused in words, and a change of it re-runs what it has to."""
+
+from __future__ import annotations
+
+import os
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from pipeline import dag, registry
+from pipeline.config import Config, differences, freeze, keyed, resolve, thaw
+from pipeline.errors import UserError
+from pipeline.settings import Section, merge, parse_overrides
+
+SECTIONS = [name for name, field in Config.model_fields.items() if name != "name"]
+
+
+def refusal(*arguments: Any, **named: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        resolve(*arguments, **named)
+    assert caught.value.exit_code == 2
+    told = str(caught.value)
+    assert "\n" not in told, "one line"
+    return told
+
+
+def words(*overrides: str) -> Config:
+    return resolve("nih", overrides=list(overrides))
+
+
+def refused(*overrides: str) -> str:
+    return refusal("nih", overrides=list(overrides))
+
+
+# What the registry holds
+
+
+def test_the_registry_holds_what_is_promised() -> None:
+    opt = {f"opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b")}
+    gpt2 = {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"}
+    assert {"demo", "nih", "nih-v1", "law", "law-v1", "law-cap"} <= set(registry.ids("datasets"))
+    assert opt | gpt2 | {"smollm2-135m"} <= set(registry.ids("models"))
+    assert {"lora-8bit", "lora", "full", "demo", "original"} <= set(registry.ids("recipes"))
+
+
+@pytest.mark.parametrize("name", registry.ids("datasets"))
+def test_every_data_set_resolves_and_says_where_to_go_instead(name: str) -> None:
+    config = resolve(name)
+    assert config.name == config.dataset.id == name
+    assert config.dataset.instead in (None, *registry.ids("datasets"))
+    assert config.dataset.licence, "what may be done with it is said"
+    assert len(dag.keys(config)) == len(dag.STEPS)
+
+
+@pytest.mark.parametrize("name", registry.ids("models"))
+def test_every_model_resolves_at_a_pinned_revision(name: str) -> None:
+    model = resolve("nih", name).model
+    assert model.id == name
+    if model.repo:
+        assert model.revision
+        assert model.revision != "main"
+
+
+@pytest.mark.parametrize("name", registry.ids("recipes"))
+def test_every_recipe_resolves(name: str) -> None:
+    assert resolve("nih", recipe=name).train.batch > 0
+
+
+def test_the_recipe_of_the_first_project_is_its_settings() -> None:
+    train = resolve("nih", recipe="original").train
+    assert (train.method, train.precision, train.packing) == ("full", "fp16", "pad")
+    assert (train.lr, train.lr * train.floor) == (5e-4, 5e-5)
+    assert (train.betas, train.eps, train.decay, train.clip) == ((0.9, 0.95), 1e-8, 0.01, 1.0)
+    assert (train.micro_batch, train.batch // train.micro_batch, train.length) == (64, 4, 512)
+    assert (train.epochs, train.warmup, train.schedule) == (8, 0.003, "cosine")
+    lora = resolve("nih", recipe="original-lora").train
+    assert (lora.rank, lora.alpha, lora.dropout, lora.threshold) == (16, 32, 0.2, 3.0)
+    assert (lora.targets, lora.keep) == (("q_proj", "v_proj"), ("lm_head",))
+    assert (lora.weights, lora.optimizer) == ("int8", "adamw8bit")
+
+
+def test_a_data_set_may_be_a_file_of_one_s_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("urls: [https://localhost/mine.jsonl]\ntext_field: body\nmodel: gpt2\n")
+    config = resolve(str(path))
+    assert (config.name, config.dataset.text_field, config.model.id) == ("mine", "body", "gpt2")
+    path.write_text("urls: [https://localhost/mine.jsonl]\ntext_feld: body\n")
+    assert "unknown setting text_feld; did you mean text_field?" in refusal(str(path))
+    path.write_text("- a list\n")
+    assert "holds list, not settings" in refusal(str(path))
+    path.write_text("urls: [unclosed")
+    assert "cannot read" in refusal(str(path))
+    path.unlink()
+    assert refusal(str(path)) == f"there is no file {path}"
+
+
+def test_a_local_copy_stands_in_for_the_urls(tmp_path: Path) -> None:
+    path = tmp_path / "it's a $copy.jsonl.zst"
+    path.touch()
+    config = resolve("nih", file=str(path))
+    assert config.dataset.urls == [path.as_uri()]
+    assert config.dataset.sha256 == resolve("nih").dataset.sha256
+    assert "there is no such file" in refusal("nih", file=str(tmp_path / "none"))
+
+
+def test_a_model_may_be_a_folder_or_a_hub_repository(tmp_path: Path) -> None:
+    folder = tmp_path / "my model (v2)"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    model = resolve("nih", str(folder)).model
+    assert (model.id, model.path) == ("my-model-v2", str(folder))
+    model = resolve("nih", "owner/name").model
+    assert (model.id, model.repo, model.revision) == ("owner--name", "owner/name", "main")
+    assert resolve("nih", "owner/name@v1.0").model.revision == "v1.0"
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("nihh",), "dataset 'nihh' is not known. did you mean nih?"),
+        (("nih", "opt-125n"), "model 'opt-125n' is not known. did you mean opt-125m?"),
+        (("nih", None, "lora8bit"), "recipe 'lora8bit' is not known. did you mean lora-8bit?"),
+    ],
+)
+def test_an_unknown_name_is_told_with_the_nearest(arguments: Any, told: str) -> None:
+    assert refusal(*arguments) == told
+
+
+def test_a_name_that_is_near_to_none_is_told_with_all() -> None:
+    told = refusal("zzzzzz")
+    assert all(name in told for name in registry.ids("datasets"))
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("train.lrr=1", "unknown setting train.lrr; did you mean lr?"),
+        ("trian.lr=1", "unknown setting trian; did you mean train?"),
+        ("dataset.text_feld=x", "unknown setting dataset.text_feld; did you mean text_field?"),
+        ("lr=1", "unknown setting lr; valid are: dataset, decompress"),
+        ("train.lr.x=1", "train.lr = {'x': 1}"),
+        ("train.lr=fast", "train.lr = 'fast': Input should be a valid number"),
+        ("train.lr=", "train.lr = None: Input should be a valid number"),
+        ("train.lr=0", "train.lr = 0: Input should be greater than 0"),
+        ("train.lr=.inf", "train.lr = inf: Input should be a finite number"),
+        ("train.lr=.nan", "train.lr = nan: Input should be a finite number"),
+        ("train.batch=many", "train.batch = 'many': Input should be a valid integer"),
+        ("train.batch=1.5", "train.batch = 1.5: Input should be a valid integer"),
+        ("train.method=ful", "train.method = 'ful': Input should be 'lora' or 'full'"),
+        ("train.gradient_checkpointing=maybe", "train.gradient_checkpointing = 'maybe': Input"),
+        ("train.betas=[1,2,3]", "train.betas = [1, 2, 3]: Tuple should have at most 2 items"),
+        ("train.keep=lm_head", "train.keep = 'lm_head': Input should be a valid tuple"),
+        ("tokenize.validation=fast", "'fast': Input should be 'auto' or a valid number"),
+        ("tokenize.validation=0.7", "tokenize: validation and test must lie between 0 and 0.5"),
+        ("train=5", "train = 5: Input should be a valid dictionary"),
+        ("dataset.urls=[ftp://x]", "'ftp://x' must start with https://"),
+        ("dataset.sha256=abc", "dataset.sha256 = 'abc': String should match"),
+        ("name=x", "the run's name is not a setting. write NAME="),
+        ("train.lr", "cannot read 'train.lr'. write it as section.field=value"),
+        (".lr=1", "cannot read '.lr=1'"),
+        ("=1", "cannot read '=1'"),
+        ("train.lr={a", "the value of train.lr is not YAML: '{a'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_told_with_its_name_value_and_rule(word: str, told: str) -> None:
+    assert told in refused(word)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["train.method=full"], "train.method=full cannot train weights=int8; use fp32"),
+        (["train.tokens=5", "train.epochs=1"], "at most one of train.tokens, train.epochs"),
+        (["train.steps=5", "train.epochs=1"], "at most one of train.tokens, train.epochs"),
+        (["train.batch=4"], "train.micro_batch=8 is more than train.batch=4"),
+        (["train.lr=1", "train.lr.x=2"], "goes into lr, which another word sets to 1"),
+        (["model.path=/x"], "name exactly one of repo, path, package"),
+    ],
+)
+def test_an_impossible_combination_is_refused(overrides: list[str], told: str) -> None:
+    assert told in refused(*overrides)
+
+
+def test_every_mistake_is_told_and_not_only_the_first() -> None:
+    told = refused("train.lrr=1", "train.batch=many", "decompres.level=1")
+    for name in ("train.lrr", "train.batch", "decompres"):
+        assert name in told
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "two\nlines", "nul\0", "x" * 201])
+def test_a_name_that_cannot_be_a_folder_is_refused(name: str) -> None:
+    assert "the run name" in refusal("nih", name=name)
+
+
+@pytest.mark.parametrize("name", ["try2", "it's é $x", "a+b=c", "x" * 200])
+def test_any_other_name_is_taken_as_it_is(name: str, tmp_path: Path) -> None:
+    config = resolve("nih", name=name, overrides=["train.lr=1"])
+    assert config.name == name
+    assert freeze(config, tmp_path).parent.name == name
+
+
+# How values are read
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-4", 3e-4), ("3E4", 30000.0), ("1_000", 1000), ("1.5", 1.5), ("true", True),
+        ("null", None), ("", None), ("text", "text"), ("[a, b]", ["a", "b"]), ("'3e-4'", "3e-4"),
+        ("12e4567", "12e4567"), ("e", "e"), ("a=b", "a=b"), ("https://x/y.z", "https://x/y.z"),
+    ],
+)  # fmt: skip
+def test_a_value_is_what_one_means_by_it(text: str, value: Any) -> None:
+    found = parse_overrides([f"train.x={text}"])
+    assert found == {"train": {"x": value}}
+    assert type(found["train"]["x"]) is type(value)
+
+
+def test_numbers_arrive_as_numbers_and_names_as_names() -> None:
+    config = words("train.lr=3e-4", "train.tokens=1e6", 'model.revision="1234567"')
+    assert (config.train.lr, config.train.tokens) == (3e-4, 1_000_000)
+    assert config.model.revision == "1234567"
+    assert words("model.revision=12e4567").model.revision == "12e4567"
+
+
+def test_the_last_word_counts_and_sections_are_merged() -> None:
+    config = words("train.lr=1", "train.seed=3", "train.lr=2")
+    assert (config.train.lr, config.train.seed) == (2, 3)
+    one, other = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 9}, "e": 4}
+    assert merge(one, other) == {"a": {"b": 9, "c": 2}, "d": 3, "e": 4}
+    assert one == {"a": {"b": 1, "c": 2}, "d": 3}, "nothing is changed in place"
+
+
+# Names of runs
+
+
+def test_a_run_is_named_by_what_is_not_the_default() -> None:
+    assert resolve("nih").name == "nih"
+    assert words("train.lr=3e-4").name == "nih+train.lr=0.0003"
+    assert words("train.seed=0").name == "nih", "the default, said aloud"
+    assert words("tokenize.tasks=3").name == "nih", "no part of the result"
+    assert resolve("nih", "gpt2", "full").name == "nih+gpt2+full"
+    assert resolve("nih", "opt-125m", "lora-8bit").name == "nih"
+    one, other = words("train.seed=1", "train.lr=2"), words("train.lr=2", "train.seed=1")
+    assert one.name == other.name == "nih+train.lr=2.0+train.seed=1"
+
+
+@given(st.lists(st.text("aé/ \t$'", min_size=1, max_size=30), min_size=1, max_size=8))
+def test_a_long_name_is_shortened_and_still_tells_runs_apart(keep: list[str]) -> None:
+    name, other = (
+        words(f"train.keep={yaml.safe_dump(value, default_flow_style=True, width=10**6)}").name
+        for value in (keep, [*keep, "b"])
+    )
+    assert name != other
+    assert name.startswith("nih+train.keep=")
+    for each in (name, other):
+        assert len(each) <= 80
+        assert not {*" /\t\n"} & {*each}
+
+
+# The frozen configuration
+
+
+def test_a_frozen_configuration_comes_back_as_it_was(tmp_path: Path) -> None:
+    for config in (
+        resolve("nih"),
+        resolve("law", "gpt2", "original", ["train.lr=1e-5", "train.betas=[0.8, 0.999]"], "x"),
+        words("train.keep=[a, '1e5', 'null', 'é']", 'model.revision="007"'),
+    ):
+        assert thaw(freeze(config, tmp_path)) == config
+
+
+def test_a_name_that_stands_for_another_configuration_is_refused(tmp_path: Path) -> None:
+    freeze(resolve("nih", name="try"), tmp_path)
+    other = resolve("nih", "gpt2", overrides=["train.lr=1", "train.keep=[x]"], name="try")
+    with pytest.raises(UserError, match="run 'try' exists with another configuration") as caught:
+        freeze(other, tmp_path)
+    told = str(caught.value)
+    assert "train.lr: 0.0002 there, 1.0 now" in told
+    assert "train.keep: [] there, ['x'] now" in told
+    assert "model.id: 'opt-125m' there, 'gpt2' now" in told
+    assert told.endswith("choose another NAME")
+    assert "train.seed" not in told
+    assert thaw(tmp_path / "runs" / "try" / "config.yaml").train.lr == 2e-4, "it is not touched"
+
+
+def test_what_decides_nothing_may_change_under_a_name(tmp_path: Path) -> None:
+    freeze(resolve("nih", name="try"), tmp_path)
+    path = freeze(resolve("nih", name="try", overrides=["tokenize.tasks=3"]), tmp_path)
+    assert thaw(path).tokenize.tasks == 3, "the newest counts"
+
+
+# What a change re-runs
+
+
+def other(field: FieldInfo, value: Any) -> Iterator[Any]:
+    """Valid values of a field that differ from `value`."""
+    numbers = [value * 2, value / 2] if isinstance(value, float) else []
+    whole = [value + 1, value * 2] if type(value) is int else []
+    options: list[Any] = []
+    for kind in (field.annotation, *typing.get_args(field.annotation)):
+        if typing.get_origin(kind) is typing.Literal:
+            options += typing.get_args(kind)
+        elif kind is not NoneType:
+            options += {
+                bool: [True, False],
+                int: [4000],
+                float: [0.25],
+                str: ["other", "f" * 64],
+            }.get(typing.cast(Any, kind), [["https://other/x"], ("other",), (0.1, 0.2)])
+    adapter = TypeAdapter(typing.Annotated[field.annotation, field])
+    for candidate in (*numbers, *whole, *options):
+        try:
+            valid = adapter.validate_python(candidate)
+        except ValidationError:
+            continue
+        if valid != value:
+            yield valid
+
+
+def fields(free: bool) -> list[str]:
+    """Every field of every section, as dotted names."""
+    found = []
+    for section in SECTIONS:
+        model = Config.model_fields[section].annotation
+        assert issubclass(model, Section)
+        inside = set(model.model_validate(example(section)).keyed())
+        found += [f"{section}.{n}" for n in model.model_fields if (n not in inside) == free]
+    return found
+
+
+def example(section: str) -> dict[str, Any]:
+    urls = {"id": "any", "urls": ["https://localhost/any"]}
+    return {"dataset": urls, "model": {"id": "any", "repo": "any/any"}}.get(section, {})
+
+
+@pytest.fixture(scope="module")
+def base() -> Config:
+    """A corpus without a known hash: where it comes from is what names it."""
+    return Config.model_validate(
+        {"name": "any", "dataset": example("dataset"), "model": example("model")}
+    )
+
+
+def changed(config: Config, path: str) -> Config:
+    """The configuration with another value in one field."""
+    section, name = path.split(".")
+    old = getattr(config, section)
+    value = next(other(type(old).model_fields[name], getattr(old, name)), None)
+    assert value is not None, f"say in other() how {path} could differ"
+    return config.model_copy(update={section: old.model_copy(update={name: value})})
+
+
+# id names a folder, no content; a corpus is named by its hash, else by where it comes from
+NAMES = {"dataset.id", "model.id"}
+PROPERTIES = {
+    "dataset.content": {f"dataset.{n}" for n in ("sha256", "urls", "revision", "subset", "split")},
+    "model.content": {f"model.{n}" for n in ("repo", "revision", "path", "package", "gguf")},
+}
+
+
+def declaring(path: str) -> set[str]:
+    """The steps whose `uses` name a field, its section, or a property made from it."""
+    return {
+        step.name
+        for step in dag.STEPS
+        if any(path in PROPERTIES.get(u, ()) or u in (path, path.split(".")[0]) for u in step.uses)
+    }
+
+
+def downstream(names: set[str]) -> set[str]:
+    found = set(names)
+    for step in dag.STEPS:
+        if found & set(step.needs):
+            found.add(step.name)
+    return found
+
+
+@pytest.mark.parametrize("path", fields(free=False))
+def test_a_changed_field_changes_the_keys_of_what_declares_it_and_of_what_needs_that(
+    base: Config, path: str
+) -> None:
+    new = changed(base, path)
+    assert set(differences(base, new)) == {path}
+    own = {step.name for step in dag.STEPS if step.own_key(base) != step.own_key(new)}
+    assert own == declaring(path)
+    assert bool(own) != (path in NAMES), "a field that nobody declares decides nothing"
+    one, two = dag.keys(base), dag.keys(new)
+    assert {name for name in one if one[name] != two[name]} == downstream(own)
+
+
+@pytest.mark.parametrize("path", fields(free=True))
+def test_a_free_field_changes_no_key(base: Config, path: str) -> None:
+    new = changed(base, path)
+    assert new != base
+    assert differences(base, new) == {}
+    assert dag.keys(new) == dag.keys(base)
+
+
+def test_a_corpus_of_known_hash_is_the_same_from_any_mirror(base: Config) -> None:
+    def at(url: str, digest: str) -> dict[str, str]:
+        dataset = base.dataset.model_copy(update={"urls": [url], "sha256": digest})
+        return dag.keys(base.model_copy(update={"dataset": dataset}))
+
+    assert at("https://one/x", "a" * 64) == at("file:///two/y", "a" * 64)
+    assert at("https://one/x", "a" * 64) != at("https://one/x", "b" * 64)
+
+
+def test_the_learning_rate_changes_training_and_what_follows_and_nothing_before() -> None:
+    one, two = dag.keys(words()), dag.keys(words("train.lr=3e-4"))
+    moved = {name for name in one if one[name] != two[name]}
+    assert moved == {"train.train", "evaluate.tuned", "evaluate.report"}
+
+
+def test_keys_do_not_depend_on_the_name_or_the_machine(base: Config) -> None:
+    renamed = base.model_copy(update={"name": "other"})
+    assert dag.keys(renamed) == dag.keys(base)
+    assert all(len(key) == 64 for key in dag.keys(base).values())
+    assert len(set(dag.keys(base).values())) == len(dag.STEPS)
+
+
+def test_every_setting_that_a_step_names_is_there(base: Config) -> None:
+    """A renamed field must not silently fall out of a key."""
+    for step in dag.STEPS:
+        for path in (*step.uses, *step.reads):
+            value: Any = base
+            for name in path.split("."):
+                assert hasattr(value, name), f"{step.name} names {path}"
+                value = getattr(value, name)
+
+
+def test_every_step_needs_only_what_comes_before(base: Config) -> None:
+    seen: set[str] = set()
+    for step in dag.STEPS:
+        assert set(step.needs) <= seen, step.name
+        assert step.name.split(".")[0] == step.stage
+        seen.add(step.name)
+    assert dag.STAGES == ("download", "decompress", "tokenize", "train", "evaluate")
+
+
+def test_sections_are_frozen_and_say_what_is_keyed(base: Config) -> None:
+    with pytest.raises(ValidationError):
+        base.train.lr = 1  # type: ignore[misc]
+    assert set(keyed(base)) == set(SECTIONS)
+    assert os.fspath(Path(registry.CONF)).endswith("pipeline/conf")
+
+
+def test_the_configuration_does_not_care_about_the_order_of_words() -> None:
+    make: Callable[..., Config] = words
+    assert make("train.seed=1", "train.lr=1") == make("train.lr=1", "train.seed=1")
