@@ -177,7 +177,8 @@ def clean(
 def _show_result(folder: Path) -> None:
     """The last lines of a finished run: what it came to, and where to read more."""
     content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    print(content["verdict"])
+    verdict = content["verdict"]
+    print(f"test perplexity {verdict['figures']}: {verdict['words']}".replace("  ", " "))
     print(f"report: {folder / 'report.html'}")
 
 

@@ -10,6 +10,7 @@ What it costs: every output is hashed once when written, and once more by the st
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -279,8 +280,9 @@ def _place(temporary: Path, final: Path, receipt: Receipt) -> None:
             temporary.rename(final)
             _sync(final.parent)
             return
-        except OSError:
-            if not final.exists():
+        except OSError as error:
+            # not "is it there?": a third one may just have moved it out of the way
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
         winner = whole(final)
         if winner and (winner.key, winner.inputs, winner.digest) == (

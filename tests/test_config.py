@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -150,7 +149,7 @@ def test_a_name_that_is_near_to_none_is_told_with_all() -> None:
         ("trian.lr=1", "unknown setting trian; did you mean train?"),
         ("dataset.text_feld=x", "unknown setting dataset.text_feld; did you mean text_field?"),
         ("lr=1", "unknown setting lr; valid are: dataset, decompress"),
-        ("train.lr.x=1", "train.lr = {'x': 1}"),
+        ("train.lr.x=1", "train.lr: Input should be a valid number"),
         ("train.lr=fast", "train.lr = 'fast': Input should be a valid number"),
         ("train.lr=", "train.lr = None: Input should be a valid number"),
         ("train.lr=0", "train.lr = 0: Input should be greater than 0"),
@@ -454,9 +453,3 @@ def test_sections_are_frozen_and_say_what_is_keyed(base: Config) -> None:
     with pytest.raises(ValidationError):
         base.train.lr = 1  # type: ignore[misc]
     assert set(keyed(base)) == set(SECTIONS)
-    assert os.fspath(Path(registry.CONF)).endswith("pipeline/conf")
-
-
-def test_the_configuration_does_not_care_about_the_order_of_words() -> None:
-    make: Callable[..., Config] = words
-    assert make("train.seed=1", "train.lr=1") == make("train.lr=1", "train.seed=1")

@@ -290,6 +290,23 @@ def test_however_many_follow_a_dead_holder_never_two_hold_at_once(path: Path, kn
     assert left == []
 
 
+def test_who_comes_late_to_a_dead_holder_does_not_rob_the_one_who_was_quicker(path: Path) -> None:
+    kill(hold(path, "dead"))
+    quick = lease(path, "quick", is_gone)
+
+    def gone(label: str) -> bool:
+        if label == "quick":
+            return False
+        quick.__enter__()  # between the look at the dead one and the taking of its lease
+        return True
+
+    with pytest.raises(Busy, match="is being worked on by quick"), lease(path, "late", gone):
+        pytest.fail("it was taken")
+    quick.confirm()
+    quick.__exit__()
+    assert list(path.parent.iterdir()) == []
+
+
 def test_waiting_for_a_lease_ends_when_it_is_given_back(path: Path) -> None:
     started, done = threading.Event(), threading.Event()
 

@@ -182,13 +182,16 @@ def keep_arithmetic(model: Any, device: torch.device) -> None:
     bitsandbytes quantizes activations too in evaluation there: another arithmetic than the one that
     was trained, at two thirds of the speed and twice the memory. On a GPU both are the same.
     """
-    if device.type != "cpu" or not is_quantized(model):
-        return
+    for layer in _int8_layers(model) if device.type == "cpu" else ():
+        layer.training = True
+
+
+def _int8_layers(model: Any) -> list[Any]:
+    if not is_quantized(model):
+        return []
     import bitsandbytes as bnb
 
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear8bitLt):
-            module.training = True
+    return [module for module in model.modules() if isinstance(module, bnb.nn.Linear8bitLt)]
 
 
 def is_quantized(model: Any) -> bool:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 DEFAULT_TOKENS = 500_000_000
-PROMPT, SAMPLE = 24, 40
+PROMPT = 24
 
 
 class TrainConfig(Section):
@@ -55,7 +55,8 @@ class TrainConfig(Section):
     is one epoch, at most 500 M tokens.
 
     `validate_every`, `checkpoint_every`: in steps. `validation_documents`: lowest text hash first,
-    those that fit into `validation_tokens`.
+    those that fit into `validation_tokens`. `sample_tokens`: written on after a held-out opening
+    at each validation.
     """
 
     method: Literal["lora", "full"] = "lora"
@@ -92,6 +93,7 @@ class TrainConfig(Section):
     validate_every: int = Field(100, ge=1)
     validation_documents: int = Field(200, ge=1)
     validation_tokens: int | None = Field(None, ge=1)
+    sample_tokens: int = free(40, ge=1)
     checkpoint_every: int = free(50, ge=1)
     keep_checkpoints: int = free(2, ge=1)
 
@@ -201,8 +203,8 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         documents = [data.validation.document(i) for i in data.chosen]
         nll, tokens = score(model, documents, windows, device, learner.precision, stop=ctx.stop)
         opening = documents[0][:PROMPT].tolist()
-        ends = (data.prefix, data.end)
-        (text,) = write(model, [opening], SAMPLE, *ends, device, learner.precision, stop=ctx.stop)
+        ends, length = (data.prefix, data.end), settings.sample_tokens
+        (text,) = write(model, [opening], length, *ends, device, learner.precision, stop=ctx.stop)
         journal.sample(state.step, encoder.decode(opening), encoder.decode(text))
         return float(nll.sum() / tokens.sum())
 
