@@ -213,48 +213,6 @@ def commit(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def adopt(twin: Path, folder: Path, stamp: Stamp, guard: Callable[[], None] = lambda: None) -> bool:
-    """Commit the content of `twin`, made by the same recipe from equal inputs under another key.
-
-    Its files are hard-linked (copied where that cannot be), the units it lists come with it. They
-    are read in full first: damage that was met here would otherwise come back with every adoption.
-
-    Returns:
-        False if the twin is not whole, is damaged, or not of that making.
-    """
-    receipt = whole(twin)
-    if receipt is None or (receipt.own, receipt.inputs) != (stamp.own, stamp.inputs):
-        return False
-    try:
-        for name in receipt.units:
-            listed = load(twin.parent / name)
-            if listed is None:
-                return False
-            _copy(twin.parent / name, listed, folder, stamp, guard)
-        _copy(twin, receipt, folder, stamp, guard)
-    except CorruptInput:
-        return False
-    return True
-
-
-def _copy(
-    source: Path, receipt: Receipt, folder: Path, stamp: Stamp, guard: Callable[[], None]
-) -> None:
-    for name in receipt.outputs:
-        verify(source, name, receipt)
-    same = Stamp(stamp.key, receipt.own, receipt.inputs, stamp.code)
-    with commit(folder, source.name, same, guard) as draft:
-        draft.facts, draft.units = receipt.facts, receipt.units
-        for name, output in receipt.outputs.items():
-            target = draft.path / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(source / name, target)
-            except OSError:
-                shutil.copyfile(source / name, target)
-            draft.hashes[name] = output.sha256
-
-
 def sweep(folder: Path) -> None:
     """Remove temporary folders whose writer is gone: dead on this host, or a day old."""
     ours = re.compile(rf"-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}$")

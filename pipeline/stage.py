@@ -8,7 +8,6 @@ many tasks share the items. No step knows how it is scheduled, skipped, committe
 from __future__ import annotations
 
 import contextlib
-import glob
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from pipeline.lease import Gone, Lease
 from pipeline.receipt import Draft, Receipt, Stamp, hash_json
 from pipeline.settings import Section
 from pipeline.stop import Stop
+from pipeline.twin import adopt, twins
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -212,8 +212,8 @@ def run_item(work: Work, item: Item, ctx: Context) -> str:
     with _lease(work, item, ctx) as guard:
         if work.done(item):
             return "skipped"
-        for twin in _twins(work, item):
-            if receipts.adopt(twin, work.folder, stamp, guard):
+        for twin in twins(work.folder, item.name):
+            if adopt(twin, work.folder, stamp, guard):
                 return "adopted"
         bound = replace(
             ctx,
@@ -238,14 +238,6 @@ def _lease(work: Work, item: Item, ctx: Context) -> Iterator[Callable[[], None]]
         return
     with Lease(work.folder / f".lease-{item.name}", ctx.label, ctx.gone) as lease:
         yield lease.confirm
-
-
-def _twins(work: Work, item: Item) -> Iterator[Path]:
-    """Finished items of the same name in folders of the same kind: this step under other keys."""
-    kind, _, _ = work.folder.name.partition("-")
-    for sibling in sorted(work.folder.parent.glob(f"{glob.escape(kind)}-*")):
-        if sibling != work.folder and (sibling / item.name).is_dir():
-            yield sibling / item.name
 
 
 @contextmanager

@@ -30,6 +30,7 @@ FLOORS = [
     r"pipeline|pipeline\.(data|model|report|stages)",
     r"pipeline\.errors",
     r"pipeline\.(settings|stop|receipt|lease|provenance)",
+    r"pipeline\.twin",
     r"pipeline\.(registry|stage)",
     r"pipeline\.(data|model|report)\..*",
     r"pipeline\.stages\..*",

@@ -19,7 +19,8 @@ from servers import FileServer
 
 from pipeline.data import http
 from pipeline.data.answers import Answer, Verdict, judge
-from pipeline.data.http import Patience, fetch, probe, probe_all
+from pipeline.data.client import Again, Patience, waiting
+from pipeline.data.http import fetch, probe, probe_all
 from pipeline.data.partial import Bound, room_is_needed
 from pipeline.errors import CorruptInput, InputError, Interrupted, UserError
 from pipeline.stop import Stop
@@ -223,10 +224,10 @@ def test_busy_server_is_asked_again(server: FileServer, part: Path) -> None:
 def test_waits() -> None:
     state = namedtuple("State", "attempt_number outcome")
     outcome = namedtuple("Outcome", "exception")
-    wait = http._waiting(Patience(base=1, cap=10, asked=300))
+    wait = waiting(Patience(base=1, cap=10, asked=300))
 
     def after(number: int, seconds: float | None) -> float:
-        return wait(state(number, outcome(lambda: http._Again("", seconds))))
+        return wait(state(number, outcome(lambda: Again("", seconds))))
 
     assert [after(n, None) for n in (1, 2, 3, 4, 5, 6)] == [1, 2, 4, 8, 10, 10]
     assert [after(1, s) for s in (0.0, 7.0, 1e6)] == [0, 7, 300]

@@ -30,8 +30,8 @@ WEIGHTS = random.Random(3).randbytes(400_000)
 Run = Callable[[HubServer, str], dict[str, Any]]
 START = """
 import json, pathlib
-from pipeline.data import hub
-from pipeline.data.http import Patience
+from pipeline.data import hub, rows
+from pipeline.data.client import Patience
 from pipeline.errors import Failure, Interrupted
 from pipeline.registry import Dataset
 from pipeline.stop import Stop
@@ -200,7 +200,7 @@ def test_no_hub(run: Run) -> None:
     code = """
 out["model"] = said(lambda: hub.fetch_repo("me/x", None, here / "x", Stop(), quiet, quick))
 dataset = Dataset(id="x", urls=["hf://me/x"])
-out["dataset"] = said(lambda: hub.fetch_dataset(dataset, here / "part", Stop(), quiet))
+out["dataset"] = said(lambda: rows.fetch_dataset(dataset, here / "part", Stop(), quiet))
 """
     out = run(server, code)
     reached = r"http://127.0.0.1:9 cannot be reached (ConnectError: "
@@ -268,11 +268,11 @@ def rows_of(part: Path) -> tuple[list[Any], int]:
 
 def test_dataset(run: Run, cases: Path, tmp_path: Path) -> None:
     code = """
-hub.ROWS = 100
+rows.ROWS = 100
 dataset = Dataset(id="cases", urls=["hf://me/cases"], revision="main")
 
 def take(name, stop=None, progress=quiet):
-    fetched = hub.fetch_dataset(dataset, here / name, stop or Stop(), progress)
+    fetched = rows.fetch_dataset(dataset, here / name, stop or Stop(), progress)
     return [fetched.url, fetched.size, fetched.sha256, fetched.etag]
 
 out["whole"] = take("whole")
@@ -287,12 +287,12 @@ out["again"] = take("pieces")
 sidecar = json.loads((here / "pieces.json").read_text()) | {"sha256": "0" * 64, "whole": False}
 (here / "pieces.json").write_text(json.dumps(sidecar))
 out["damaged"] = take("pieces")
-hub.ROWS = 250
+rows.ROWS = 250
 out["even"] = take("even")
 wrong = dataset.model_copy(update={"split": "trian"})
-out["split"] = said(lambda: hub.fetch_dataset(wrong, here / "x", Stop(), quiet))
+out["split"] = said(lambda: rows.fetch_dataset(wrong, here / "x", Stop(), quiet))
 wrong = dataset.model_copy(update={"subset": "nosuch"})
-out["subset"] = said(lambda: hub.fetch_dataset(wrong, here / "x", Stop(), quiet))
+out["subset"] = said(lambda: rows.fetch_dataset(wrong, here / "x", Stop(), quiet))
 """
     with HubServer(datasets={"me/cases": cases}) as server:
         out = run(server, code)

@@ -9,14 +9,14 @@ mean the next mirror.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pipeline.data.answers import Answer, Verdict, ask, judge, status_line
+from pipeline.data.client import PATIENCE, Again, Patience, open_client, telling, waiting
 from pipeline.data.partial import BLOCK, Bound, Part, Progress, check_room
 from pipeline.errors import CorruptInput, InputError
 from pipeline.stop import Stop
@@ -50,26 +50,6 @@ class Fetched:
     modified: str | None = None
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long to insist: times in seconds, `sync` as in `Part`.
-
-    `attempts` counts tries in a row that bring no new byte. The wait between them is `base`, twice
-    that, and so on up to `cap`, or what the server asks for (Retry-After) up to `asked`.
-    """
-
-    attempts: int = 6
-    base: float = 1.0
-    cap: float = 60.0
-    asked: float = 300.0
-    connect: float = 20.0
-    read: float = 30.0
-    sync: int = 32 << 20
-
-
-PATIENCE = Patience()
-
-
 def probe(url: str, patience: Patience = PATIENCE) -> Remote:
     """Ask what a URL has, by a request for its first byte.
 
@@ -81,12 +61,12 @@ def probe(url: str, patience: Patience = PATIENCE) -> Remote:
         return Remote(url, 200, bound.size, None, bound.modified)
     headers = {"Accept-Encoding": "identity", "Range": "bytes=0-0"}
     try:
-        with _client(patience) as client, _telling(url):
+        with open_client(patience) as client, telling(url):
             with client.stream("GET", url, headers=headers) as response:
                 answer = Answer.of(response)
             if answer.status in NO_RANGED_GET:
                 answer = Answer.of(client.head(url, headers=ask(0, None)))
-    except _Again as error:
+    except Again as error:
         raise InputError(f"{url}: {error}") from error
     verdict = judge(answer, 0, None, None)
     if verdict is not Verdict.START:
@@ -204,16 +184,16 @@ class _Job:
 
         again = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self.patience.attempts),
-            wait=_waiting(self.patience),
-            retry=tenacity.retry_if_exception_type(_Again),
+            wait=waiting(self.patience),
+            retry=tenacity.retry_if_exception_type(Again),
             sleep=self._sleep,
             reraise=True,
         )
         try:
-            with _client(self.patience) as client:
+            with open_client(self.patience) as client:
                 while not again(self._attempt, client, url, self.store.have(url)):
                     self._sleep(self.patience.base)
-        except _Again as error:
+        except Again as error:
             why = f"{url}: {error}, {self.patience.attempts} times in a row"
             raise InputError(why) from error
         assert self.store.bound is not None
@@ -223,15 +203,15 @@ class _Job:
         """One request: True when the file is whole, False when it has grown.
 
         Raises:
-            _Again: It has not grown.
+            Again: It has not grown.
         """
         try:
-            with _telling(url):
+            with telling(url):
                 self._request(client, url)
             total = self.store.bound.size if self.store.bound else None
             if total not in (None, self.store.size):
-                raise _Again(f"the answer ended after {self.store.size} of {total} bytes")
-        except _Again:
+                raise Again(f"the answer ended after {self.store.size} of {total} bytes")
+        except Again:
             if self.store.have(url) > before:
                 return False
             raise
@@ -251,10 +231,10 @@ class _Job:
                 case Verdict.DONE:
                     return
                 case Verdict.AGAIN:
-                    raise _Again(status_line(answer.status), answer.retry_after)
+                    raise Again(status_line(answer.status), answer.retry_after)
                 case Verdict.DROP:
                     store.discard()
-                    raise _Again(verdict.value)
+                    raise Again(verdict.value)
                 case Verdict.START:
                     check_room(store.path.parent, answer.total or self.size)
                     store.begin(Bound(url, answer.etag, answer.modified, answer.total))
@@ -274,45 +254,6 @@ class _Job:
         while (left := end - time.monotonic()) > 0:
             self.stop.check()
             time.sleep(min(left, 0.2))
-
-
-class _Again(Exception):
-    """A passing fault; `after`: seconds to wait that the server asked for."""
-
-    def __init__(self, why: str, after: float | None = None) -> None:
-        super().__init__(why)
-        self.after = after
-
-
-def _waiting(patience: Patience) -> Callable[[Any], float]:
-    """Tenacity's wait: exponential, or what the server asked for."""
-
-    def wait(state: Any) -> float:
-        backoff = min(patience.base * 2.0 ** (state.attempt_number - 1), patience.cap)
-        asked = getattr(state.outcome.exception(), "after", None)
-        return backoff if asked is None else max(0.0, min(asked, patience.asked))
-
-    return wait
-
-
-def _client(patience: Patience) -> httpx.Client:
-    import httpx
-
-    timeout = httpx.Timeout(patience.read, connect=patience.connect)
-    return httpx.Client(timeout=timeout, follow_redirects=True, headers={"User-Agent": "gristmill"})
-
-
-@contextmanager
-def _telling(url: str) -> Iterator[None]:
-    """Turn what httpx raises into what a retry may cure, and what it may not."""
-    import httpx
-
-    try:
-        yield
-    except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
-        raise InputError(f"{url}: {error}") from error
-    except httpx.TransportError as error:
-        raise _Again(str(error) or type(error).__name__) from error
 
 
 def _refusal(url: str, answer: Answer, verdict: Verdict) -> InputError:

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlparse
 
 from pydantic import Field
 
-from pipeline.data import docstrings, http, hub
+from pipeline.data import docstrings, http, rows
 from pipeline.model import source
 from pipeline.receipt import hash_file, hash_json
 from pipeline.registry import Dataset
@@ -69,7 +69,7 @@ def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         fetched = docstrings.harvest(rest.split(","), part, ctx.stop, ctx.progress, limit)
         name = f"{dataset.id}.jsonl.zst"
     elif scheme == "hf":
-        fetched = hub.fetch_dataset(dataset, part, ctx.stop, ctx.progress)
+        fetched = rows.fetch_dataset(dataset, part, ctx.stop, ctx.progress)
         name = f"{dataset.id}.jsonl.zst"
     else:
         fetched = http.fetch(

@@ -55,8 +55,7 @@ class TrainConfig(Section):
     is one epoch, at most 500 M tokens.
 
     `validate_every`, `checkpoint_every`: in steps. `validation_documents`: lowest text hash first,
-    those that fit into `validation_tokens`. `sample_tokens`: written on after a held-out opening
-    at each validation.
+    those that fit into `validation_tokens`. `sample_tokens`: written on at each validation.
     """
 
     method: Literal["lora", "full"] = "lora"

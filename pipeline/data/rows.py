@@ -1,0 +1,141 @@
+"""Data sets of the Hugging Face hub as one `.jsonl.zst`.
+
+Rows are streamed and written as many small zstd frames; after each the sidecar says how to go on,
+so an interrupted download ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.data.http import Fetched
+from pipeline.data.hub import resolve, telling
+from pipeline.data.partial import BLOCK, Progress, read_json, room_is_needed, write_json
+from pipeline.errors import InputError
+from pipeline.registry import Dataset
+from pipeline.stop import Stop
+
+ROWS = 1000
+LEVEL = 3
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The sidecar of a data set: `size` bytes with `sha256` hold `rows` rows of `source`.
+
+    `state`: how the stream goes on after them. `whole`: there is nothing after them.
+    """
+
+    source: list[str | None]
+    size: int = 0
+    rows: int = 0
+    sha256: str = ""
+    state: dict[str, Any] = field(default_factory=dict)
+    whole: bool = False
+
+
+def fetch_dataset(dataset: Dataset, part: Path, stop: Stop, progress: Progress) -> Fetched:
+    """Write the rows of a hub data set to `part`, one JSON object a line, keys sorted.
+
+    Args:
+        dataset: Its first URL is `hf://owner/name`; revision, subset and split are its own.
+        part: The `.jsonl.zst` to write; beside it lies `<part>.json`. Both may be left from before.
+        stop: Looked at between rows; what was written up to the last full frame is kept.
+        progress: Called with (bytes written, None) after each frame.
+
+    Returns:
+        The file; its `etag` is the commit.
+
+    Raises:
+        InputError: The hub, the data set or its split is not there, or breaks off.
+        Interrupted: A stop was asked for.
+    """
+    repo = dataset.urls[0].removeprefix("hf://")
+    commit = resolve(repo, dataset.revision, "dataset")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    frames, digest = _resume(part, [repo, commit, dataset.subset, dataset.split], stop)
+    if not frames.whole:
+        frames = _stream(dataset, repo, frames, digest, part, stop, progress)
+    if not frames.rows:
+        raise InputError(f"hf://{repo}: the split {dataset.split!r} has no rows")
+    return Fetched(part, dataset.urls[0], frames.size, frames.sha256, etag=commit)
+
+
+def _stream(
+    dataset: Dataset,
+    repo: str,
+    frames: Frames,
+    digest: Any,
+    part: Path,
+    stop: Stop,
+    progress: Progress,
+) -> Frames:
+    """Write the rows that are missing, frame by frame."""
+    import datasets
+    import zstandard
+
+    with telling(repo, "dataset"):
+        stream = datasets.load_dataset(
+            repo, dataset.subset, split=dataset.split, revision=frames.source[1], streaming=True
+        )
+    if frames.state:
+        stream.load_state_dict(frames.state)
+    rows = _rows(stream, repo, stop)
+    encoder = msgspec.json.Encoder(order="sorted", enc_hook=str)
+    with room_is_needed(part), part.open("ab") as file:
+        while not frames.whole:
+            lines = [encoder.encode(row) + b"\n" for row in itertools.islice(rows, ROWS)]
+            if lines:
+                data = zstandard.ZstdCompressor(level=LEVEL).compress(b"".join(lines))
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                digest.update(data)
+            frames = Frames(
+                source=frames.source,
+                size=frames.size + (len(data) if lines else 0),
+                rows=frames.rows + len(lines),
+                sha256=digest.hexdigest(),
+                state=stream.state_dict(),
+                whole=len(lines) < ROWS,
+            )
+            write_json(_sidecar(part), frames)
+            progress(frames.size, None)
+    return frames
+
+
+def _rows(stream: Any, repo: str, stop: Stop) -> Iterator[Any]:
+    with telling(repo, "dataset"):
+        for row in stream:
+            stop.check()
+            yield row
+
+
+def _resume(part: Path, source: list[str | None], stop: Stop) -> tuple[Frames, Any]:
+    """What is there of this source, cut after its last full frame, and the hash so far."""
+    frames, digest = read_json(_sidecar(part), Frames), hashlib.sha256()
+    if frames and frames.source == source and part.is_file():
+        left = frames.size
+        with part.open("rb") as file:
+            while left > 0 and (block := file.read(min(BLOCK, left))):
+                stop.check()
+                digest.update(block)
+                left -= len(block)
+        if left == 0 and digest.hexdigest() == frames.sha256:
+            os.truncate(part, frames.size)
+            return frames, digest
+    _sidecar(part).unlink(missing_ok=True)
+    part.unlink(missing_ok=True)
+    return Frames(source), hashlib.sha256()
+
+
+def _sidecar(part: Path) -> Path:
+    return part.with_name(part.name + ".json")

@@ -1,0 +1,65 @@
+"""Equal work under another key: found beside where it would go, and taken over, not done again.
+
+So a changed setting upstream that ends in the same content re-runs nothing downstream.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipeline.errors import CorruptInput
+from pipeline.receipt import Receipt, Stamp, commit, load, verify, whole
+
+
+def twins(folder: Path, item: str) -> Iterator[Path]:
+    """Units of that name in sibling folders of the same kind: `kind-…` with other keys."""
+    kind, _, _ = folder.name.partition("-")
+    for sibling in sorted(folder.parent.glob(f"{glob.escape(kind)}-*")):
+        if sibling != folder and (sibling / item).is_dir():
+            yield sibling / item
+
+
+def adopt(twin: Path, folder: Path, stamp: Stamp, guard: Callable[[], None] = lambda: None) -> bool:
+    """Commit the content of `twin`, made by the same recipe from equal inputs under another key.
+
+    Its files are hard-linked (copied where that cannot be), the units it lists come with it. They
+    are read in full first: damage that was met here would otherwise come back with every adoption.
+
+    Returns:
+        False if the twin is not whole, is damaged, or not of that making.
+    """
+    receipt = whole(twin)
+    if receipt is None or (receipt.own, receipt.inputs) != (stamp.own, stamp.inputs):
+        return False
+    try:
+        for name in receipt.units:
+            listed = load(twin.parent / name)
+            if listed is None:
+                return False
+            _copy(twin.parent / name, listed, folder, stamp, guard)
+        _copy(twin, receipt, folder, stamp, guard)
+    except CorruptInput:
+        return False
+    return True
+
+
+def _copy(
+    source: Path, receipt: Receipt, folder: Path, stamp: Stamp, guard: Callable[[], None]
+) -> None:
+    for name in receipt.outputs:
+        verify(source, name, receipt)
+    same = Stamp(stamp.key, receipt.own, receipt.inputs, stamp.code)
+    with commit(folder, source.name, same, guard) as draft:
+        draft.facts, draft.units = receipt.facts, receipt.units
+        for name, output in receipt.outputs.items():
+            target = draft.path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source / name, target)
+            except OSError:
+                shutil.copyfile(source / name, target)
+            draft.hashes[name] = output.sha256
