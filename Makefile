@@ -33,10 +33,10 @@ options = $(call flag,model,MODEL) $(call flag,recipe,RECIPE) $(call flag,profil
 python = python=$$(sh env/bootstrap.sh $1) && exec "$$python"
 jobs = $(call python,product) -m jobs
 
-pipeline: ## Queue what is still to do for DATASET, or run it here where there is no SLURM
+pipeline: ## Do what is still to do for DATASET, all five stages
 	@$(jobs) submit $(corpus) $(options)
 
-plan: ## Show what pipeline would do, and submit nothing
+plan: ## Show what pipeline would do, and change nothing
 	@$(jobs) plan $(corpus) $(options)
 
 status: ## Show how far the newest run of DATASET is
@@ -45,10 +45,10 @@ status: ## Show how far the newest run of DATASET is
 logs: ## Show the logs of the newest run of DATASET
 	@$(jobs) logs $(corpus) $(options)
 
-report: ## Write the report of the newest run of DATASET
+report: ## Show the report of the newest run of DATASET
 	@$(jobs) report $(corpus) $(options)
 
-clean: ## Remove what the newest run of DATASET no longer needs
+clean: ## Remove leftovers, and data of DATASET that no run names any more
 	@$(jobs) clean $(corpus) $(options)
 
 demo: ## Run the whole pipeline here on a small corpus: no cluster, no account

@@ -79,7 +79,12 @@ def _version(package: str) -> str | None:
 def _git(top: Path, *words: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(top), *words], capture_output=True, text=True, timeout=10, check=False
+            # no optional locks: a kill in the middle must not leave one in the user's repository
+            ["git", "--no-optional-locks", "-C", str(top), *words],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
