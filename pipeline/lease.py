@@ -32,12 +32,19 @@ class Lease:
         gone: Whether the process behind a label has ended.
         patience: Seconds without a heartbeat after which a holder counts as dead.
         beat: Seconds between heartbeats.
+        check: Called while waiting; may raise to give up.
     """
 
     def __init__(
-        self, path: Path, label: str, gone: Gone, patience: float = 300.0, beat: float = 20.0
+        self,
+        path: Path,
+        label: str,
+        gone: Gone,
+        patience: float = 300.0,
+        beat: float = 20.0,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.path, self.label, self.gone = path, label, gone
+        self.path, self.label, self.gone, self.check = path, label, gone, check
         self.patience, self.beat = patience, beat
         self.owner = uuid.uuid4().hex
         self._private = self._private_of(self.owner)
@@ -86,7 +93,8 @@ class Lease:
             )
         since = time.monotonic()
         while not known and time.monotonic() - since < self.patience:
-            time.sleep(min(self.beat / 4, self.patience / 4))
+            self.check()
+            time.sleep(min(1.0, self.beat / 4, self.patience / 4))
             if (now := self._read()) != seen:
                 if now is None or now["owner"] != seen["owner"]:
                     return

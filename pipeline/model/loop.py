@@ -7,13 +7,14 @@ the gradient does not depend on how the step is cut.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.packing import Batch
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, UserError
 from pipeline.model.checkpoint import State, trainable
 from pipeline.model.guard import Guard, check_gradients
 from pipeline.model.load import Precision, autocast, backbone
@@ -62,7 +63,9 @@ class Learner:
         if number < 2:
             check_gradients(learning.items())
         norm = float(torch.nn.utils.clip_grad_norm_(list(learning.values()), self.clip))
-        taken = self.guard.accepts(number, total, norm)
+        # fp16 begins with a loss scale that is too large, on purpose, and halves it
+        calibrating = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        taken = self.guard.accepts(number, total, norm, calibrating)
         if taken:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -125,6 +128,11 @@ def fit(
             stop.check()
             if state.validated < state.step and _due(state.step, plan.validate_every, plan.total):
                 loss = validate(state)
+                if not math.isfinite(loss):
+                    raise UserError(
+                        f"the validation loss at step {state.step} is {loss}",
+                        "try train.precision=fp32; at step 0 the base model is at fault",
+                    )
                 state.validated = state.step
                 if loss < state.best_loss:
                     state.best_loss, state.best_step = loss, state.step

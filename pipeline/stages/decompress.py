@@ -67,7 +67,9 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         raise CorruptInput(f"{unit / name} holds no text", unit=unit)
     with ctx.commit(item.name) as draft:
         draft.units = {chunk: r.digest for chunk, r in made.items()}
-        draft.facts = {"lines": lines.line, "bytes": lines.offset, "source": name}
+        first = {chunk: r.facts["first_line"] for chunk, r in made.items()}
+        size = {"lines": lines.line, "bytes": lines.offset}
+        draft.facts = {**size, "source": name, "first_lines": first}
 
 
 def _write(chunk: str, lines: Lines, config: Config, ctx: Context) -> Receipt:

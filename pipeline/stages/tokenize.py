@@ -21,7 +21,7 @@ from pipeline.data.records import Bad, Lines, Reader, Record
 from pipeline.data.seal import card, judge
 from pipeline.data.shards import SPLITS, Writer
 from pipeline.errors import CorruptInput
-from pipeline.receipt import Receipt, expect, load, verify
+from pipeline.receipt import expect, load, verify
 from pipeline.settings import Section, free
 from pipeline.stage import Context, Inputs, Item, Step
 from pipeline.stages.decompress import CHUNK
@@ -58,7 +58,7 @@ def items(config: Config, inputs: Inputs) -> list[Item]:
     """One item a chunk."""
     chunks = inputs["decompress.chunks"]
     _, complete = chunks.one()
-    model, receipt = inputs["download.model"].one()
+    _, receipt = inputs["download.model"].one()
     small = complete.facts["bytes"] < SMALL
     shares = {
         name: (0.05 if small else 0.005) if share == "auto" else share
@@ -67,15 +67,17 @@ def items(config: Config, inputs: Inputs) -> list[Item]:
             ("test", config.tokenize.test),
         ]
     }
+    source, first = complete.facts["source"], complete.facts["first_lines"]
+    read = {
+        "tokenizer": receipt.outputs["tokenizer.json"].sha256,
+        "split": json.dumps(shares, sort_keys=True),
+    }
     return [
+        # the place is in the ids of records that bring none, and in the quarantine
         Item(
             chunk,
-            {
-                "chunk": digest,
-                "tokenizer": receipt.outputs["tokenizer.json"].sha256,
-                "split": json.dumps(shares, sort_keys=True),
-            },
-            {"shares": shares, "source": complete.facts["source"], "model": str(model)},
+            {**read, "chunk": digest, "place": f"{source}:{first[chunk]}"},
+            {"shares": shares, "source": source, "first_line": first[chunk]},
         )
         for chunk, digest in sorted(complete.units.items())
     ]
@@ -98,7 +100,7 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         writers = {split: Writer(draft.path / f"{split}.parquet") for split in SPLITS}
         lines = Lines(unit / CHUNK, unit)
         quarantine = _Quarantine(draft.path / "quarantine.jsonl", config, item.data["source"])
-        for batch in _batches(_records(lines, config, item, receipt, quarantine)):
+        for batch in _batches(_records(lines, config, item, quarantine)):
             ctx.stop.check()
             for record, ids in zip(batch, encoder.encode([r.text for r in batch]), strict=True):
                 text = record.text.encode()
@@ -158,11 +160,9 @@ def _too_many(count: int, limit: int, last: str) -> CorruptInput:
     )
 
 
-def _records(
-    lines: Lines, config: Config, item: Item, receipt: Receipt, quarantine: _Quarantine
-) -> Iterator[Record]:
+def _records(lines: Lines, config: Config, item: Item, quarantine: _Quarantine) -> Iterator[Record]:
     reader = Reader(config.dataset.text_field, config.dataset.id_field, config.dataset.split_by)
-    number = int(receipt.facts["first_line"])
+    number = int(item.data["first_line"])
     while lines.more():
         for line in b"".join(lines.pieces(BATCH)).split(b"\n")[:-1]:
             number += 1

@@ -87,7 +87,7 @@ class TrainConfig(Section):
     epochs: float | None = Field(None, gt=0)
     steps: int | None = Field(None, ge=1)
     gradient_checkpointing: bool = True
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
     validate_every: int = Field(100, ge=1)
     validation_documents: int = Field(200, ge=1)
