@@ -51,8 +51,11 @@ report: ## Show the report of the newest run of DATASET
 clean: ## Remove leftovers, and data of DATASET that no run names any more
 	@$(jobs) clean $(corpus) $(options)
 
+fixed = $(if $(value DATASET)$(value MODEL)$(value RECIPE)$(value FILE),$(error make demo is one \
+	fixed run; for another: make pipeline DATASET=demo MODEL=...))
+
 demo: ## Run the whole pipeline here on a small corpus: no cluster, no account
-	@$(call python,product demo) -m jobs submit --dataset=demo --model=smollm2-135m --recipe=demo \
+	@$(fixed)$(call python,product demo) -m jobs submit --dataset=demo --model=smollm2-135m --recipe=demo \
 		--profile=local $(call flag,name,NAME) $(call flag,root,RUNS) $(words)
 
 test test-fast: export OMP_NUM_THREADS = 1

@@ -36,7 +36,7 @@ def submit(chosen: Selection) -> None:
     from pipeline.config import freeze
 
     config, place = chosen.config(), chosen.place()
-    probe(config, place)
+    probe(config, place, chosen.site().granted_gpus())
     freeze(config, place)
     plan = make_plan(config, place)
     if plan.arrays:
@@ -193,6 +193,11 @@ def main() -> None:
         why = f" ({error})" if str(error) else ""
         print(f"interrupted{why}: progress is safe; run the same command to go on", file=sys.stderr)
         sys.exit(Interrupted.exit_code)
+    except OSError as error:
+        from jobs.task import remedy
+
+        print(f"error: {error.strerror}: {error.filename}. {remedy(error)}", file=sys.stderr)
+        sys.exit(InputError.exit_code)
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's: a mistake in the options
             raise

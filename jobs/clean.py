@@ -8,8 +8,9 @@ from pathlib import Path
 from pipeline.config import thaw
 from pipeline.dag import survey
 from pipeline.errors import UserError
+from pipeline.receipt import abandoned
 
-LEFTOVERS = (".tmp-*", ".damaged-*", ".stale-*", ".retired-*")
+LEFTOVERS = (".damaged-*", ".stale-*", ".retired-*")
 
 
 def removable(root: Path, dataset: str | None) -> list[Path]:
@@ -28,11 +29,17 @@ def removable(root: Path, dataset: str | None) -> list[Path]:
             if folder not in named:
                 found.append(folder)
             else:
-                found += [path for pattern in LEFTOVERS for path in sorted(folder.glob(pattern))]
+                found += _leftovers(folder)
     for folder in sorted(named):
         if folder.parents[1] in (root / "runs", root / "models"):
-            found += [path for pattern in LEFTOVERS for path in sorted(folder.glob(pattern))]
+            found += _leftovers(folder)
     return list(dict.fromkeys(found))
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """What killed tasks and repairs left in a folder; the temporary folders of live ones stay."""
+    set_aside = [path for pattern in LEFTOVERS for path in sorted(folder.glob(pattern))]
+    return set_aside + [path for path in sorted(folder.glob(".tmp-*")) if abandoned(path)]
 
 
 def _named(root: Path) -> set[Path]:

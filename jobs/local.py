@@ -22,13 +22,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jobs.plan import Plan, tasks_of
 from jobs.profile import Profile
-from jobs.task import logs_folder
+from jobs.task import logs_folder, process_gone
 from pipeline.config import Config
 from pipeline.dag import find
-from pipeline.errors import Failure, Interrupted
+from pipeline.errors import Busy, Failure, Interrupted
 from pipeline.stop import Stop
 
 POLL = 0.2
+STOPPED = (-signal.SIGINT, -signal.SIGTERM)
 
 
 class TaskFailed(Failure):
@@ -46,6 +47,7 @@ def run_plan(config: Config, plan: Plan, path: Path, profile: Profile, console: 
         TaskFailed: A task failed; its message and the place of its log are in it.
         Interrupted: A signal asked for a stop and all tasks have saved.
     """
+    _alone(logs_folder(Path(plan.root), plan.name))
     stop = Stop()
     stop.on_signals(signal.SIGINT, signal.SIGTERM)
     columns = (
@@ -66,6 +68,21 @@ def run_plan(config: Config, plan: Plan, path: Path, profile: Profile, console: 
             bars.update(bar, completed=1.0, note="")
             if not console.is_terminal:
                 console.print(f"{array.step:<18} done in {time.monotonic() - started:.1f} s")
+
+
+def _alone(folder: Path) -> None:
+    """Refuse to start beside another foreground run of the same plan."""
+    for path in folder.glob("*.json"):
+        state = _read(path)
+        if state.get("state") == "running" and process_gone(state.get("label", "")) is False:
+            raise Busy(f"this run is going on already, in process {state['label']}", "make logs")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def _run_array(
@@ -103,9 +120,9 @@ def _run_array(
         for task in tasks:
             task.end()
     for task in tasks:
-        if task.code not in (0, 75):
+        if task.code not in (0, 75) and not (task.code in STOPPED and (task.asked or stop.reason)):
             raise task.failure()
-    if any(task.code == 75 for task in tasks):
+    if any(task.code for task in tasks):
         raise Interrupted(stop.reason or "a task was asked to stop")
 
 
@@ -119,7 +136,7 @@ class _Task:
         self.log = folder / f"{step}-{element}.log"
         self._state = folder / f"{step}-{element}.json"
         self._state.unlink(missing_ok=True)
-        self._asked = False
+        self.asked = False
         self._file: IO[bytes] = self.log.open("ab")
         threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
         words = ["run", step, f"--plan={plan}", f"--element={element}/{of}", f"--cpus={cpus}"]
@@ -145,9 +162,9 @@ class _Task:
         return self._process.poll() is None
 
     def ask_to_stop(self) -> None:
-        if not self._asked and self.running():
+        if not self.asked and self.running():
             self._process.send_signal(signal.SIGTERM)
-            self._asked = True
+            self.asked = True
 
     def end(self) -> None:
         """Wait for the process; leave none behind."""
@@ -156,10 +173,7 @@ class _Task:
         self._file.close()
 
     def state(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads(self._state.read_text()))
-        except (OSError, ValueError):
-            return {}
+        return _read(self._state)
 
     def failure(self) -> TaskFailed:
         state = self.state()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.dag import Node, survey
+from pipeline.files import write_text
 from pipeline.receipt import hash_json
 from pipeline.stage import Step
 
@@ -40,9 +41,7 @@ class Plan:
         content = asdict(self)
         path = Path(self.root) / "runs" / self.name / "plans" / f"{hash_json(content)[:12]}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
         return path
 
 

@@ -6,34 +6,31 @@ from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.dag import find
-from pipeline.errors import InputError
-from pipeline.stages.download import local_file
+from pipeline.errors import InputError, UserError
 
 
-def probe(config: Config, root: Path) -> None:
-    """Ask the mirrors of a corpus that is not there yet whether they have it.
+def probe(config: Config, root: Path, gpus: int) -> None:
+    """Refuse what cannot work here, and ask the mirrors of a corpus that is not there yet.
 
     Raises:
-        InputError: None has; each is named with what it answered, and the next data set to try.
+        UserError: The settings need a GPU, and there is none.
+        InputError: No mirror has the corpus; each is named with what it answered, and the next
+            data set to try.
     """
+    train = config.train
+    if not gpus and (train.precision == "fp16" or train.weights == "nf4"):
+        asked = "train.weights=nf4" if train.weights == "nf4" else "train.precision=fp16"
+        raise UserError(f"{asked} needs a GPU, and there is none here", "use int8, and auto")
+    dataset = config.dataset
+    if not dataset.urls[0].startswith(("http", "file:")):
+        return
     if find(config, root, "download.corpus").complete:
         return
-    dataset = config.dataset
-    hint = (
-        f"try DATASET={dataset.instead}, or FILE=/a/local/copy"
-        if dataset.instead
-        else "try FILE=/a/local/copy"
-    )
-    path = local_file(dataset)
-    if path is not None:
-        if not path.is_file():
-            raise InputError(f"data set {dataset.id}: there is no file {path}", hint)
-    elif dataset.urls[0].startswith("http"):
-        from pipeline.data.http import probe_all
+    from pipeline.data.http import probe_all
 
-        try:
-            probe_all(dataset.urls)
-        except InputError as error:
-            raise InputError(
-                f"data set {dataset.id} cannot be reached: {error.what}", hint
-            ) from None
+    try:
+        probe_all(dataset.urls)
+    except InputError as error:
+        other = f"DATASET={dataset.instead}, or " if dataset.instead else ""
+        hint = f"try {other}FILE=/a/local/copy"
+        raise InputError(f"data set {dataset.id} cannot be reached: {error.what}", hint) from None

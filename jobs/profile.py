@@ -48,6 +48,8 @@ def find_profile(name: str | None) -> Profile:
     """
     known = sorted(path.stem for path in PROFILES.glob("*.yaml"))
     name = name or "local"
+    if name == "local" and not (PROFILES / "local.yaml").exists():
+        return Profile()  # an installed package has no profiles beside it
     path = (
         Path(name).expanduser() if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     )

@@ -65,11 +65,16 @@ class Selection:
             found = sorted(runs.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
             if self.dataset:
                 wanted = find_dataset(self.dataset).id
-                found = [path for path in found if read_yaml(path)["dataset"]["id"] == wanted]
+                found = [path for path in found if _dataset_of(path) == wanted]
         if not found or not found[-1].exists():
             what = f"run {name!r}" if name else f"run of {self.dataset}" if self.dataset else "run"
             raise UserError(f"there is no {what} in {runs}", "start one: make pipeline DATASET=…")
         return thaw(found[-1])
+
+
+def _dataset_of(path: Path) -> str | None:
+    dataset = read_yaml(path).get("dataset")
+    return dataset.get("id") if isinstance(dataset, dict) else None
 
 
 def selecting(command: Callable[..., None]) -> Callable[..., None]:

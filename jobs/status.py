@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,8 @@ def _task(path: Path) -> dict[str, Any]:
     if state == "running" and process_gone(content.get("label", "")):
         state, content["message"] = "interrupted", "its process ended without a word"
     done, total = content.get("done", 0), content.get("total")
-    spent = content.get("time", time.time()) - content.get("started", time.time())
-    rate = done / spent if spent > 0 else 0.0
+    spent = content.get("time", 0.0) - content.get("since", 0.0)
+    rate = max(0, done - content.get("first", 0)) / spent if spent > 0 else 0.0
     return {
         "state": state,
         "message": content.get("message"),

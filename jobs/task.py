@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import socket
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from pipeline import provenance
 from pipeline.config import Config
 from pipeline.dag import find
 from pipeline.errors import Failure, InputError, Interrupted
+from pipeline.files import write_text
 from pipeline.stage import Context, run_item
 from pipeline.stop import Stop
 
@@ -31,16 +35,21 @@ class Journal:
 
     def progress(self, done: int, total: int | None, unit: str = "bytes", **facts: Any) -> None:
         """Note the progress of the item at hand; written at most every half second."""
+        self.content.setdefault("first", done)
         self.content |= {"done": done, "total": total, "unit": unit, "facts": facts}
         if time.monotonic() - self._written > EVERY:
             self.write()
 
+    def begin(self, item: str, number: int, items: int) -> None:
+        """Note that an item begins, the `number`-th of `items`."""
+        self.content.pop("first", None)
+        self.write(item=item, number=number, items=items, since=time.time(), done=0, total=None)
+
     def write(self, **more: Any) -> None:
         """Write the file now."""
         self.content |= {**more, "time": time.time()}
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.content))
-        temporary.replace(self.path)
+        with contextlib.suppress(OSError):  # it is only news: no work ends for want of it
+            write_text(self.path, json.dumps(self.content))
         self._written = time.monotonic()
 
 
@@ -77,7 +86,10 @@ def prepare(step: str, root: Path) -> None:
     """Set what libraries read at import: offline after download, caches below the root."""
     if not step.startswith("download."):
         os.environ.update(dict.fromkeys(OFFLINE, "1"))
-    os.environ.setdefault("HF_HOME", str(root / "cache" / "huggingface"))
+    # not HF_HOME: the user's login is there
+    for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_XET_CACHE", "HF_ASSETS_CACHE"):
+        os.environ.setdefault(name, str(root / "cache" / name.lower()))
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     os.environ.setdefault("TRITON_CACHE_DIR", str(root / "cache" / "triton"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / "cache" / "inductor"))
     os.environ.setdefault("MPLCONFIGDIR", str(root / "cache" / "matplotlib"))
@@ -130,7 +142,7 @@ def run_task(
             code=provenance.code_version(),
         )
         for number, item in enumerate(mine):
-            journal.write(item=item.name, number=number, items=len(mine), done=0, total=None)
+            journal.begin(item.name, number, len(mine))
             outcome = run_item(node.work, item, ctx)
             outcomes[outcome] += 1
             ctx.log(f"{step} {item.name}: {outcome}")
@@ -142,7 +154,7 @@ def run_task(
         raise
     except OSError as error:
         failure = InputError(
-            f"{step}: {error.strerror or error} ({error.filename or root})", _remedy(error)
+            f"{step}: {error.strerror or error} ({error.filename or root})", remedy(error)
         )
         journal.write(state="failed", message=str(failure), exit_code=failure.exit_code)
         raise failure from error
@@ -154,9 +166,8 @@ def run_task(
     return outcomes
 
 
-def _remedy(error: OSError) -> str:
-    import errno
-
+def remedy(error: OSError) -> str:
+    """What to do about an error of the file system."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "Make room, or choose another place with RUNS=…; finished work stays"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -14,11 +14,11 @@ import yaml
 from pydantic import model_validator
 
 from pipeline.errors import UserError
+from pipeline.files import write_text
 from pipeline.receipt import hash_json
 from pipeline.registry import BaseModel, Dataset, entry, find_dataset, find_model
 from pipeline.settings import Section, build, merge, parse_overrides, read_yaml
 from pipeline.stages.decompress import DecompressConfig
-from pipeline.stages.download import DownloadConfig
 from pipeline.stages.evaluate import EvaluateConfig
 from pipeline.stages.tokenize import TokenizeConfig
 from pipeline.stages.train import TrainConfig
@@ -33,7 +33,6 @@ class Config(Section):
     name: str
     dataset: Dataset
     model: BaseModel
-    download: DownloadConfig = DownloadConfig()
     decompress: DecompressConfig = DecompressConfig()
     tokenize: TokenizeConfig = TokenizeConfig()
     train: TrainConfig = TrainConfig()
@@ -109,8 +108,7 @@ def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
 
 def keyed(config: Config) -> dict[str, Any]:
     """The settings that decide results, by section."""
-    sections = ("dataset", "model", "download", "decompress", "tokenize", "train", "evaluate")
-    return {name: getattr(config, name).keyed() for name in sections}
+    return {name: getattr(config, name).keyed() for name in Config.model_fields if name != "name"}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -142,9 +140,7 @@ def freeze(config: Config, root: Path) -> Path:
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)
     return path
 
 

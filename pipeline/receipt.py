@@ -9,7 +9,6 @@ What it costs: every output is hashed once when written, and once more by the st
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CorruptInput
+from pipeline.files import sync, write_text
 
 NAME = "receipt.json"
 DAY = 86400.0
@@ -56,7 +56,8 @@ class Stamp:
 class Receipt:
     """The record inside a unit's folder.
 
-    `units` names the units (with their digests) that this one declares complete.
+    `units` names the units (with their digests) that this one declares complete. `notes` are
+    outputs that say how it came about, such as timings; the content digest leaves them out.
     """
 
     unit: str
@@ -65,6 +66,7 @@ class Receipt:
     inputs: dict[str, str]
     outputs: dict[str, Output]
     units: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     host: str = ""
@@ -74,7 +76,8 @@ class Receipt:
     @property
     def digest(self) -> str:
         """Content digest: hash of the sorted sha256 of the outputs and of the units listed."""
-        return hash_json(sorted([*(o.sha256 for o in self.outputs.values()), *self.units.values()]))
+        made = (o.sha256 for name, o in self.outputs.items() if name not in self.notes)
+        return hash_json(sorted([*made, *self.units.values()]))
 
     def verify(self, unit: Path) -> None:
         """Read every file of the unit's folder and compare; raises as `verify` does."""
@@ -92,6 +95,7 @@ class Draft:
     path: Path
     facts: dict[str, Any] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
 
 
@@ -199,33 +203,38 @@ def commit(
             inputs=stamp.inputs or {},
             outputs=_seal(draft),
             units=draft.units,
+            notes=draft.notes,
             facts=draft.facts,
             seconds=round(time.monotonic() - started, 3),
             host=socket.gethostname(),
             code=stamp.code,
             written=time.time(),
         )
-        _write(temporary / NAME, json.dumps(asdict(receipt), indent=1, ensure_ascii=False))
-        _sync(temporary)
+        write_text(temporary / NAME, json.dumps(asdict(receipt), indent=1, ensure_ascii=False))
+        sync(temporary)
         guard()
         _place(temporary, folder / name, receipt)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def abandoned(temporary: Path) -> bool:
+    """Whether the writer of a temporary folder is gone: dead on this host, or silent for a day."""
+    ours = re.search(rf"-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}$", temporary.name)
+    try:
+        if ours and Path("/proc/self").exists() and not Path(f"/proc/{ours[1]}").exists():
+            return True
+        return time.time() - temporary.stat().st_mtime > DAY
+    except OSError:
+        return False
+
+
 def sweep(folder: Path) -> None:
     """Remove what dead writers left: temporary folders, and day-old names of leases."""
-    ours = re.compile(rf"-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}$")
-    for path in folder.glob(".tmp-*"):
-        match = ours.search(path.name)
-        with contextlib.suppress(OSError):
-            dead = match is not None and not Path(f"/proc/{match[1]}").exists()
-            if dead or time.time() - path.stat().st_mtime > DAY:
-                shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".lease-*.*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > DAY:
-                path.unlink()
+    for path in filter(abandoned, folder.glob(".tmp-*")):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in filter(abandoned, folder.glob(".lease-*.*")):
+        path.unlink(missing_ok=True)
 
 
 def set_aside(unit: Path, why: str) -> Path:
@@ -240,7 +249,7 @@ def _place(temporary: Path, final: Path, receipt: Receipt) -> None:
     for _ in range(10):
         try:
             temporary.rename(final)
-            _sync(final.parent)
+            sync(final.parent)
             return
         except OSError as error:
             # not "is it there?": a third one may just have moved it out of the way
@@ -266,20 +275,5 @@ def _seal(draft: Draft) -> dict[str, Output]:
     for path in sorted(p for p in draft.path.rglob("*") if p.is_file()):
         name = path.relative_to(draft.path).as_posix()
         outputs[name] = Output(path.stat().st_size, draft.hashes.get(name) or hash_file(path))
-        _sync(path)
+        sync(path)
     return outputs
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,8 +19,9 @@ class Dataset(Section):
     """A corpus: where it is fetched from and how its records are read.
 
     `urls` are mirrors of one content, tried in order. `https://`, `http://`, `file://` name a file,
-    `hf://owner/name` a hub data set, `docstrings://a,b` the docstrings of installed packages.
-    `instead` is the id to try when it cannot be had; `model` and `recipe` are its own defaults.
+    `hf://owner/name` a hub data set, `docstrings://a,b` the docstrings of installed packages, of
+    which `max_bytes` are taken at most. `instead` is the id to try when it cannot be had; `model`
+    and `recipe` are its own defaults.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -30,6 +31,7 @@ class Dataset(Section):
     revision: str | None = None
     subset: str | None = None
     split: str = "train"
+    max_bytes: int | None = Field(None, ge=1000)
     text_field: str = "text"
     id_field: str | None = None
     split_by: str | None = None
@@ -49,11 +51,20 @@ class Dataset(Section):
                 )
         return urls
 
+    def keyed(self) -> dict[str, Any]:
+        """As for any section, with the content in place of the ways to it."""
+        ways = ("urls", "sha256", "revision", "subset", "split", "max_bytes")
+        return {k: v for k, v in super().keyed().items() if k not in ways} | {
+            "content": self.content
+        }
+
     @property
     def content(self) -> dict[str, Any]:
         """What names the corpus: its hash where known, else where it comes from."""
         if self.sha256:
             return {"sha256": self.sha256}
+        if self.urls[0].startswith("docstrings:"):
+            return {"urls": self.urls, "max_bytes": self.max_bytes}
         return {
             "urls": self.urls,
             "revision": self.revision,
@@ -144,6 +155,8 @@ def find_model(name: str) -> BaseModel:
     ):
         repo, _, revision = name.partition("@")
         values = {"id": repo.replace("/", "--"), "repo": repo, "revision": revision or "main"}
+    elif name.startswith(("/", ".", "~")) and path.suffix != ".yaml":
+        raise UserError(f"MODEL={name}: there is no such folder with a config.json")
     else:
         values = entry("models", name)
     model: BaseModel = build(BaseModel, values, f"model {name}")

@@ -16,9 +16,9 @@ from pipeline.receipt import Receipt, Stamp, commit, load, verify, whole
 
 
 def twins(folder: Path, item: str) -> Iterator[Path]:
-    """Units of that name in sibling folders of the same kind: `kind-…` with other keys."""
-    kind, _, _ = folder.name.partition("-")
-    for sibling in sorted(folder.parent.glob(f"{glob.escape(kind)}-*")):
+    """Units of that name in folders of the same kind: under other keys, data sets or runs."""
+    kind = glob.escape(folder.name.partition("-")[0])
+    for sibling in sorted(folder.parent.parent.glob(f"*/{kind}-*")):
         if sibling != folder and (sibling / item).is_dir():
             yield sibling / item
 
@@ -54,7 +54,7 @@ def _copy(
         verify(source, name, receipt)
     same = Stamp(stamp.key, receipt.own, receipt.inputs, stamp.code)
     with commit(folder, source.name, same, guard) as draft:
-        draft.facts, draft.units = receipt.facts, receipt.units
+        draft.facts, draft.units, draft.notes = receipt.facts, receipt.units, receipt.notes
         for name, output in receipt.outputs.items():
             target = draft.path / name
             target.parent.mkdir(parents=True, exist_ok=True)

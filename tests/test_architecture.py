@@ -28,7 +28,7 @@ HEAVY = {
 # Each floor stands on those before it; modules of one floor may use each other, but not in a ring.
 FLOORS = [
     r"pipeline|pipeline\.(data|model|report|stages)",
-    r"pipeline\.errors",
+    r"pipeline\.(errors|files)",
     r"pipeline\.(settings|stop|receipt|lease|provenance)",
     r"pipeline\.twin",
     r"pipeline\.(registry|stage)",

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -179,7 +180,10 @@ def test_clean_removes_leftovers_and_nothing_that_is_named(
     freeze(small(), root)
     kept = set(root.rglob("receipt.json"))
     chunks = next(root.glob("data/*/chunks-*"))
-    (chunks / ".tmp-x-host-1-abcdef01").mkdir()
+    host = socket.gethostname()
+    dead, live = (chunks / f".tmp-x-{host}-{pid}-abcdef01" for pid in (2**22 + 1, os.getpid()))
+    dead.mkdir()
+    live.mkdir()
     (chunks / ".damaged-y").mkdir()
     orphan = chunks.with_name("chunks-00000000")
     orphan.mkdir()
@@ -188,7 +192,7 @@ def test_clean_removes_leftovers_and_nothing_that_is_named(
     assert str(orphan) in shown.stdout
     assert jobs("clean").returncode == 0
     assert not orphan.exists()
-    assert not list(chunks.glob(".*-*"))
+    assert list(chunks.glob(".*-*")) == [live]
     assert set(root.rglob("receipt.json")) == kept
 
 

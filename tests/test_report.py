@@ -107,13 +107,12 @@ class Run:
                 if step % 10 == 0:
                     loss = 3.2 - 0.4 * (1 - np.exp(-step / 15)) + 0.002 * max(0, step - 40)
                     rows.append({"kind": "validation", "step": step, "loss": loss})
-        folder = self.root / "train.train"
+        folder = self.root / "train.train" / "best"
         folder.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "metrics.jsonl").write_text(text + '{"kind": "st')
 
     def inputs(self, *without: str) -> dict[str, Input]:
-        self.metrics()
         sums = {"documents": 1000, "tokens": 400_000, "bytes": 1_600_000}
         trained = {
             "method": "lora",
@@ -140,6 +139,7 @@ class Run:
             "tokenize.seal": self.unit("tokenize.seal", "seal", seal),
             "train.train": self.unit("train.train", "best", trained),
         }
+        self.metrics()
         for who in ("base", "tuned"):
             parts = [self.scores(who, "validation"), self.scores(who, "test"), self.samples(who)]
             merged = {name: r for part in parts for name, r in part.receipts.items()}

@@ -50,10 +50,10 @@ class Killed(BaseException):
     """Stands for SIGKILL within one process: nothing is saved on the way out."""
 
 
-def result(node: Node) -> tuple[dict[str, str], float]:
-    """sha256 of what was learned, and the best loss."""
+def result(node: Node) -> tuple[str, float]:
+    """Digest of what was learned, and the best loss."""
     (receipt,) = node.done.values()
-    return {n: o.sha256 for n, o in receipt.outputs.items()}, receipt.facts["best_loss"]
+    return receipt.digest, receipt.facts["best_loss"]
 
 
 def train(config: Config, root: Path, stop: Stop | None = None) -> Node:
@@ -74,8 +74,9 @@ def metrics(node: Node) -> list[dict[str, object]]:
 def test_stopping_at_any_moment_changes_nothing(family: str, small: Small, tmp_path: Path) -> None:
     words = ("train.dropout=0.1",)
     config = small(*words, family=family, name="whole")
-    whole = result(advance(config, tmp_path, "train.train"))
+    whole = result(advance(config, tmp_path / "whole", "train.train"))
     broken = small(*words, family=family, name="broken")
+    advance(broken, tmp_path, "tokenize.seal")
     stops, looks = 0, 1
     while True:
         try:
@@ -89,8 +90,9 @@ def test_stopping_at_any_moment_changes_nothing(family: str, small: Small, tmp_p
 
 def test_full_training_with_8_bit_optimizer_resumes_exactly(small: Small, tmp_path: Path) -> None:
     words = ("train.method=full", "train.weights=fp32", "train.optimizer=adamw8bit")
-    whole = result(advance(small(*words, name="whole"), tmp_path, "train.train"))
+    whole = result(advance(small(*words, name="whole"), tmp_path / "whole", "train.train"))
     broken = small(*words, name="broken")
+    advance(broken, tmp_path, "tokenize.seal")
     with pytest.raises(Interrupted):
         train(broken, tmp_path, StopAt(6))
     assert result(train(broken, tmp_path)) == whole
@@ -99,8 +101,9 @@ def test_full_training_with_8_bit_optimizer_resumes_exactly(small: Small, tmp_pa
 def test_a_killed_training_repeats_at_most_one_interval(
     small: Small, prepared: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    whole = result(train(small(name="whole"), tmp_path))
+    for place in (tmp_path / "whole", tmp_path):
+        shutil.copytree(prepared, place, dirs_exist_ok=True)
+    whole = result(train(small(name="whole"), tmp_path / "whole"))
     config = small(name="killed")
 
     folder = find(config, tmp_path, "train.train").work.folder
@@ -122,8 +125,9 @@ def test_a_killed_training_repeats_at_most_one_interval(
 def test_a_damaged_checkpoint_is_passed_over_loudly(
     small: Small, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    whole = result(train(small(name="whole"), tmp_path))
+    for place in (tmp_path / "whole", tmp_path):
+        shutil.copytree(prepared, place, dirs_exist_ok=True)
+    whole = result(train(small(name="whole"), tmp_path / "whole"))
     config = small(name="damaged")
     folder = find(config, tmp_path, "train.train").work.folder
     with pytest.raises(Interrupted):
@@ -193,3 +197,49 @@ def test_targets_that_fit_nothing_are_refused_naming_those_that_do(
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     with pytest.raises(UserError, match="q_proj"):
         train(small("train.targets=[query]"), tmp_path)
+
+
+def test_another_setting_of_a_later_stage_takes_the_training_over(
+    small: Small, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    first = train(small(name="first"), tmp_path)
+    later = small("evaluate.resamples=300", name="later")
+    node = find(later, tmp_path, "train.train")
+    assert run_item(node.work, (node.items or [])[0], Context(log=print)) == "adopted"
+    node = find(later, tmp_path, "train.train")
+    assert result(node) == result(first)
+    assert (node.work.folder / "best" / "metrics.jsonl").exists()
+
+
+def test_a_best_checkpoint_that_is_damaged_does_not_block(
+    small: Small, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    config = small("train.lr=0.5", "train.warmup=0", "train.checkpoint_every=1")
+    folder = find(config, tmp_path, "train.train").work.folder
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, StopAfter(folder, 5))
+    (best,) = {
+        json.loads((u / "state.json").read_text())["best_step"] for u in folder.glob("step-*5")
+    }
+    (folder / f"step-{best:08d}" / "trainable.safetensors").write_bytes(b"")
+    capsys.readouterr()
+    node = train(config, tmp_path)
+    assert "PASSED OVER" in capsys.readouterr().out
+    assert node.complete
+
+
+def test_the_base_drops_nothing_out_whatever_its_configuration_says(
+    models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import torch
+
+    from pipeline.model.load import load_base
+
+    shutil.copytree(models("opt"), tmp_path / "opt")
+    path = tmp_path / "opt" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dropout": 0.5}))
+    model = load_base(tmp_path / "opt", "fp32", torch.device("cpu")).train()
+    ids = torch.arange(20)[None]
+    assert torch.equal(model(ids).logits, model(ids).logits)

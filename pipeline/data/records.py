@@ -190,7 +190,7 @@ class Reader:
         name = _at(value, self.id_field) if self.id_field else None
         group = _at(value, self.split_by) if self.split_by else None
         return Record(
-            text, place if name is None else str(name), text if group is None else str(group)
+            text, place if name is None else str(name), text if group in (None, "") else str(group)
         )
 
 
@@ -200,9 +200,8 @@ def _decode(line: bytes) -> Any:
         return msgspec.json.decode(line)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        if b"\\u" not in line:
-            raise ValueError(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass  # the standard library also takes lone surrogates, and NaN as pandas writes it
     try:
         return _repair(json.loads(line))
     except RecursionError:

@@ -7,6 +7,7 @@ held out is never learned from.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from pipeline.data.shards import SPLITS, Corpus, hashes, open_corpus
+from pipeline.files import write_text
 from pipeline.receipt import verify
 from pipeline.stage import Context, Input, Inputs
 
@@ -99,11 +101,26 @@ def open_sealed(inputs: Inputs, split: str, code: str = "") -> Corpus:
     receipt.verify(sealed)
     content = json.loads((sealed / "seal.json").read_text())
     folder = inputs["tokenize.shards"].folder
+    write_card(folder, content)
     return open_corpus(folder, sealed, content, receipt.digest, split, code)
 
 
-def card(title: str, content: dict[str, Any]) -> str:
-    """The README with which `datasets.load_dataset` opens the folder of the shards."""
+def what_is_read(inputs: Inputs) -> dict[str, str]:
+    """The corpus, the base model, and the tokens that are put around each document."""
+    _, receipt = inputs["download.model"].one()
+    ends = f"{receipt.facts['prefix_id']} {receipt.facts['end_id']}"
+    named = ("tokenize.seal", "download.model")
+    return {"ends": ends, **{name: inputs[name].digest for name in named}}
+
+
+def write_card(folder: Path, content: dict[str, Any]) -> None:
+    """Write the README with which `datasets.load_dataset` opens the folder, unless it is there."""
+    path = folder / "README.md"
+    if not path.exists():
+        write_text(path, _card(folder.name, content))
+
+
+def _card(title: str, content: dict[str, Any]) -> str:
     files = "\n".join(f"  - split: {s}\n    path: chunk-*/{s}.parquet" for s in SPLITS)
     counts = "\n".join(
         f"| {split} | {total['documents']:,} | {total['tokens']:,} |"

@@ -6,6 +6,7 @@ ids of a split end to end in one memory-mapped array, duplicates left out.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,9 @@ def _build(folder: Path, seal: dict[str, Any], split: str, out: Path, sealed: Pa
     kept = seal["splits"][split]
     kind = np.uint16 if seal["vocabulary"] <= 1 << 16 else np.uint32
     ids = np.lib.format.open_memmap(out / "ids.npy", "w+", dtype=kind, shape=(kept["tokens"],))
+    with (out / "ids.npy").open("r+b") as file:
+        # a full disk shall be an error here, not a SIGBUS at some later write
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size or 1)
     offsets = np.zeros(kept["documents"] + 1, dtype=np.int64)
     size = np.zeros(kept["documents"], dtype=np.int64)
     digests = np.zeros(kept["documents"], dtype="V16")

@@ -97,18 +97,31 @@ def name(step: int) -> str:
 
 
 def newest(ctx: Context) -> Path | None:
-    """The newest checkpoint whose bytes are sound; damaged ones are set aside, and it is said."""
+    """The newest checkpoint that is sound, as is the best one it refers to.
+
+    Others are set aside, and it is said.
+    """
     for unit in sorted(ctx.folder.glob("step-*"), reverse=True):
-        receipt = ctx.has(unit.name)
-        try:
-            if receipt is None:
-                raise CorruptInput(f"{unit} is incomplete, or of another making")
-            receipt.verify(unit)
-            return unit
-        except CorruptInput as error:
+        if unit.exists() and _sound(ctx, unit):
+            best = ctx.folder / name(read(unit).best_step)
+            if best == unit or read(unit).best_step < 0 or _sound(ctx, best):
+                return unit
             aside = set_aside(unit, "damaged")
-            ctx.log(f"PASSED OVER a checkpoint: {error}; it is now {aside.name}")
+            ctx.log(f"PASSED OVER {unit.name}, whose best is gone; it is now {aside.name}")
     return None
+
+
+def _sound(ctx: Context, unit: Path) -> bool:
+    try:
+        receipt = ctx.has(unit.name)
+        if receipt is None:
+            raise CorruptInput(f"{unit} is missing, incomplete, or of another making")
+        receipt.verify(unit)
+        return True
+    except CorruptInput as error:
+        aside = set_aside(unit, "damaged").name if unit.exists() else "gone"
+        ctx.log(f"PASSED OVER a checkpoint: {error}; it is now {aside}")
+        return False
 
 
 def retire(ctx: Context, best: int, keep: int) -> None:

@@ -17,6 +17,16 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+DROPOUTS = (
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "layerdrop",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+)
+
 Weights = Literal["fp32", "bf16", "int8", "nf4"]
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -72,6 +82,7 @@ def load_base(
     device: torch.device,
     threshold: float = 6.0,
     keep: Sequence[str] = (),
+    dropout: float = 0.0,
 ) -> Any:
     """The causal language model of a folder in HF form, frozen, in evaluation mode.
 
@@ -81,6 +92,7 @@ def load_base(
         device: Where to.
         threshold: Outlier threshold of LLM.int8 (arXiv 2208.07339).
         keep: Modules that stay unquantized, besides the output head.
+        dropout: Of the model itself, whatever its configuration says: OPT and GPT-2 bring 0.1.
 
     Raises:
         UserError: The folder does not hold a causal language model that transformers knows.
@@ -107,8 +119,13 @@ def load_base(
             llm_int8_skip_modules=skip,
         )
     try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        for name in DROPOUTS:
+            if hasattr(config, name):
+                setattr(config, name, 0.0 if name == "layerdrop" else dropout)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=dtype,
             quantization_config=quantization,
             device_map={"": str(device)} if quantization else None,

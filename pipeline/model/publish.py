@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.errors import CorruptInput, UserError
 from pipeline.model import checkpoint
 from pipeline.model.checkpoint import State
+from pipeline.model.journal import METRICS, SAMPLES
 from pipeline.receipt import verify
 from pipeline.registry import BaseModel
 from pipeline.stage import Context
@@ -56,6 +57,9 @@ def publish(
                 shutil.copyfile(base / name, draft.path / name)
         for path in draft.path.iterdir():
             path.chmod(0o644)  # safetensors writes for the owner only
+        for name in (METRICS, SAMPLES):
+            shutil.copyfile(ctx.folder / name, draft.path / name)
+        draft.notes = [METRICS, SAMPLES]
         draft.facts = {
             "method": method,
             "steps": state.step,
@@ -75,7 +79,7 @@ def publish(
 
 
 def _name_base(path: Path, named: BaseModel) -> None:
-    """Let the adapter name its base as the world knows it, not as a path of this machine."""
+    """Let the adapter name its base as the world knows it: a path would differ by machine."""
     content = json.loads(path.read_text())
     content["base_model_name_or_path"] = named.repo or named.id
     content["revision"] = named.revision

@@ -26,11 +26,12 @@ from pipeline.stage import Inputs
 if TYPE_CHECKING:
     from pipeline.config import Config
 
-SECTIONS = ("dataset", "model", "download", "decompress", "tokenize", "train", "evaluate")
+SECTIONS = ("dataset", "model", "decompress", "tokenize", "train", "evaluate")
 SPLITS = ("validation", "test")
 _DEFINITIONS = {
     "split": "by hash of the text, or of the field dataset.split_by names; equal texts count once",
-    "documents": "of each held-out split, those whose text has the lowest hash",
+    "documents": "of each held-out split, lowest text hash first, at most evaluate.max_documents; "
+    "under evaluate.max_tokens those that still fit, which favours shorter ones",
     "context": "tokens the model sees at once; in longer documents a window moves by stride tokens",
 }
 
@@ -145,7 +146,7 @@ def _training(inputs: Inputs, curve: Curve | None) -> dict[str, Any] | None:
 def _curve(inputs: Inputs) -> Curve | None:
     if "train.train" not in inputs:
         return None
-    return read_curve(inputs["train.train"].folder / "metrics.jsonl")
+    return read_curve(inputs["train.train"].folder / "best" / "metrics.jsonl")
 
 
 def _samples(inputs: Inputs) -> list[dict[str, Any]]:

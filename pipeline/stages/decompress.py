@@ -15,7 +15,7 @@ from pydantic import Field
 
 from pipeline.data.records import Lines
 from pipeline.errors import CorruptInput
-from pipeline.receipt import Receipt, expect, set_aside
+from pipeline.receipt import Receipt, expect, hash_file, set_aside
 from pipeline.settings import Section
 from pipeline.stage import Context, Inputs, Item, Step
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 CHUNK = "chunk.jsonl.zst"
+COPY = "Get a sound copy and give it with FILE="
 
 
 class DecompressConfig(Section):
@@ -58,13 +59,16 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
             ctx.progress(lines.read, receipt.outputs[name].size)
         expect(lines.sha256, unit, name, receipt)
     except CorruptInput as error:
-        if error.unit == unit:
-            # what was cut from a damaged file is not to be trusted either
-            for chunk in made:
-                set_aside(ctx.folder / chunk, "damaged")
+        if error.unit != unit:
+            raise
+        if hash_file(unit / name) == receipt.outputs[name].sha256:
+            raise CorruptInput(f"{error.what}; it was so when it came", COPY) from None
+        # what was cut from a damaged file is not to be trusted either
+        for chunk in made:
+            set_aside(ctx.folder / chunk, "damaged")
         raise
     if not made:
-        raise CorruptInput(f"{unit / name} holds no text", unit=unit)
+        raise CorruptInput(f"{unit / name} holds no text", COPY)
     with ctx.commit(item.name) as draft:
         draft.units = {chunk: r.digest for chunk, r in made.items()}
         first = {chunk: r.facts["first_line"] for chunk, r in made.items()}

@@ -6,6 +6,7 @@ After this stage nothing needs the network.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -14,26 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
-from pydantic import Field
-
 from pipeline.data import docstrings, http, rows
 from pipeline.model import source
 from pipeline.receipt import hash_file, hash_json
 from pipeline.registry import Dataset
-from pipeline.settings import Section
 from pipeline.stage import Context, Inputs, Item, Step
 
 if TYPE_CHECKING:
     from pipeline.config import Config
-
-
-class DownloadConfig(Section):
-    """What is fetched.
-
-    `max_bytes`: text to harvest at most, for corpora that are made here (`docstrings://`).
-    """
-
-    max_bytes: int | None = Field(None, ge=1000)
 
 
 def local_file(dataset: Dataset) -> Path | None:
@@ -43,9 +32,9 @@ def local_file(dataset: Dataset) -> Path | None:
 
 
 def corpus_items(config: Config, inputs: Inputs) -> list[Item]:
-    """One item: the corpus. A local file counts as another one when its size or time changes."""
+    """One item: the corpus. A local file without a known hash changes with its size and time."""
     path = local_file(config.dataset)
-    if path is None:
+    if path is None or config.dataset.sha256:
         return [Item("corpus", {})]
     if not path.exists():
         return [Item("corpus", None)]
@@ -65,8 +54,9 @@ def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     part = ctx.partial / "corpus.part"
     scheme, _, rest = dataset.urls[0].partition("://")
     if scheme == "docstrings":
-        limit = config.download.max_bytes
-        fetched = docstrings.harvest(rest.split(","), part, ctx.stop, ctx.progress, limit)
+        fetched = docstrings.harvest(
+            rest.split(","), part, ctx.stop, ctx.progress, dataset.max_bytes
+        )
         name = f"{dataset.id}.jsonl.zst"
     elif scheme == "hf":
         fetched = rows.fetch_dataset(dataset, part, ctx.stop, ctx.progress)
@@ -82,8 +72,11 @@ def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         )
         name = re.sub(r"[/\0]", "_", Path(unquote(urlparse(fetched.url).path)).name) or "corpus"
     with ctx.commit(item.name) as draft:
-        # renamed only once the receipt is sure to follow: a kill in between costs a new download
-        part.rename(draft.path / name)
+        # the partial file keeps its name until the unit stands: a failing commit costs nothing
+        try:
+            os.link(part, draft.path / name)
+        except OSError:
+            part.rename(draft.path / name)
         draft.hashes[name] = fetched.sha256
         draft.facts = {
             "url": fetched.url,
@@ -136,7 +129,7 @@ STEPS = (
         stage="download",
         name="download.corpus",
         version=1,
-        uses=("dataset.content", "download"),
+        uses=("dataset.content",),
         reads=("dataset",),
         needs=(),
         folder=_corpus_folder,

@@ -23,8 +23,9 @@ from pydantic import Field, model_validator
 
 from pipeline.data.choose import by_hash, choose
 from pipeline.data.encoder import Encoder
-from pipeline.data.seal import open_sealed
+from pipeline.data.seal import open_sealed, what_is_read
 from pipeline.data.shards import Corpus
+from pipeline.errors import UserError
 from pipeline.model import load
 from pipeline.model.measure import bits_per_byte, interval, perplexity
 from pipeline.model.score import Kept, Windows, score
@@ -81,21 +82,17 @@ class EvaluateConfig(Section):
 
 def base_items(config: Config, inputs: Inputs) -> list[Item]:
     """A score for each held-out split, and the samples."""
-    return [Item(name, _read(inputs)) for name in (*SPLITS, SAMPLES)]
+    return [Item(name, what_is_read(inputs)) for name in (*SPLITS, SAMPLES)]
 
 
 def tuned_items(config: Config, inputs: Inputs) -> list[Item]:
     """The same as for the base model, under the precision that its scores were made under."""
     items = []
     for name, base in inputs["evaluate.base"].receipts.items():
-        how = {"precision": base.facts["precision"]}
-        read = _read(inputs) | {"train.train": inputs["train.train"].digest} | how
+        how = {name: base.facts[name] for name in ("precision", "device")}
+        read = what_is_read(inputs) | {"train.train": inputs["train.train"].digest} | how
         items.append(Item(name, read, how))
     return items
-
-
-def _read(inputs: Inputs) -> dict[str, str]:
-    return {name: inputs[name].digest for name in ("tokenize.seal", "download.model")}
 
 
 def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
@@ -151,6 +148,11 @@ def _prepare(config: Config, item: Item, inputs: Inputs, ctx: Context) -> _Bench
     torch.set_num_threads(ctx.cpus)
     device = load.pick_device(ctx.gpus, ctx.local_rank)
     precision = load.pick_precision(item.data.get("precision", config.train.precision), device)
+    if (there := item.data.get("device", device.type)) != device.type:
+        raise UserError(
+            f"the base model was scored on {there}, and 8-bit arithmetic differs on {device.type}",
+            "evaluate where the base model was scored, or remove its scores-… folder",
+        )
     split = "test" if item.name == SAMPLES else item.name
     corpus = open_sealed(inputs, split, ctx.code)
     base, receipt = inputs["download.model"].one()

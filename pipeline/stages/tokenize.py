@@ -18,7 +18,7 @@ from pydantic import model_validator
 
 from pipeline.data.encoder import Encoder
 from pipeline.data.records import Bad, Lines, Reader, Record
-from pipeline.data.seal import card, judge
+from pipeline.data.seal import judge, write_card
 from pipeline.data.shards import SPLITS, Writer
 from pipeline.errors import CorruptInput
 from pipeline.receipt import expect, load, verify
@@ -155,7 +155,7 @@ class _Quarantine:
 
 def _too_many(count: int, limit: int, last: str) -> CorruptInput:
     return CorruptInput(
-        f"more than {limit} malformed lines ({count} so far; the last: {last})",
+        f"more than {limit} malformed lines ({count} so far; {last})",
         'Check dataset.text_field, or allow more with ARGS="tokenize.max_bad_lines=…"',
     )
 
@@ -213,7 +213,7 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     quarantined = sum(f["quarantined"] for f in facts)
     if quarantined > config.tokenize.max_bad_lines:
         raise _too_many(
-            quarantined, config.tokenize.max_bad_lines, "see the quarantine.jsonl of each shard"
+            quarantined, config.tokenize.max_bad_lines, f"see {ctx.folder}/*/quarantine.jsonl"
         )
     totals, duplicates = judge(given, ctx)
     for split in SPLITS:
@@ -237,8 +237,7 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         (draft.path / "seal.json").write_text(json.dumps(content, indent=1))
         np.savez(draft.path / "duplicates.npz", **duplicates)  # type: ignore[arg-type]
         draft.facts = {k: content[k] for k in ("splits", "duplicates", "quarantined", "empty")}
-    title = f"{config.dataset.id}, tokenized for {config.model.id}"
-    (ctx.folder / "README.md").write_text(card(title, content))
+    write_card(ctx.folder, content)
 
 
 def _folder(config: Config, keys: Mapping[str, str]) -> str:

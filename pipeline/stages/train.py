@@ -1,7 +1,7 @@
 """Train: adapt the base model to the train split, choosing by loss on the validation split.
 
-Checkpoints are units `step-…`; the product is the unit `best`. Meanwhile `metrics.jsonl` and
-`samples.jsonl` grow beside them; a step that a restart repeats appears again, the last one counts.
+Checkpoints are units `step-…`; the product is the unit `best`. Metrics and samples grow beside;
+a step that a restart repeats appears again, the last one counts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,7 @@ from pipeline.data.choose import choose
 from pipeline.data.encoder import Encoder
 from pipeline.data.order import Order
 from pipeline.data.packing import Batch, How, Packing, make_batch, pack
-from pipeline.data.seal import open_sealed
+from pipeline.data.seal import open_sealed, what_is_read
 from pipeline.data.shards import Corpus
 from pipeline.errors import UserError
 from pipeline.model import checkpoint, load, loop
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TOKENS = 500_000_000
 PROMPT = 24
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(Section):
@@ -46,7 +47,8 @@ class TrainConfig(Section):
 
     `method`: adapters, or all weights. `weights`: how the frozen base is kept. `threshold`, `keep`:
     outlier threshold of LLM.int8, and modules left unquantized. `rank`, `alpha`, `dropout`,
-    `targets`: of LoRA; targets are module names, or all-linear.
+    `targets`: of LoRA, but under method full `dropout` is the model's; targets are module names, or
+    all-linear.
 
     `lr`: peak; `floor`: share of it at the end; `warmup`: share of the steps. `decay`: of matrices.
 
@@ -73,11 +75,11 @@ class TrainConfig(Section):
     floor: float = Field(0.1, ge=0, le=1)
     warmup: float = Field(0.03, ge=0, lt=1)
     schedule: schedules.Kind = "cosine"
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0)
-    patience: int = Field(5, ge=0)
+    patience: int = free(5, ge=0)
 
     length: int = Field(1024, ge=8)
     packing: How = "best-fit"
@@ -86,7 +88,7 @@ class TrainConfig(Section):
     tokens: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     steps: int | None = Field(None, ge=1)
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = free(True)
     seed: int = Field(0, ge=0, lt=2**63)
 
     validate_every: int = Field(100, ge=1)
@@ -135,7 +137,7 @@ class Data:
 
 def items(config: Config, inputs: Inputs) -> list[Item]:
     """One item: the training."""
-    return [Item("best", {n: inputs[n].digest for n in ("tokenize.seal", "download.model")})]
+    return [Item("best", what_is_read(inputs))]
 
 
 def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
@@ -175,8 +177,8 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         f"{sum(p.numel() for p in checkpoint.trainable(model).values()):,} weights learn; "
         f"{settings.weights} weights, {state.precision} on {device}"
     )
-    guard = Guard(settings.patience)
-    learner = loop.Learner(model, optimizer, scaler, device, precision, settings.clip, guard)
+    judges = settings.clip, Guard(settings.patience)
+    learner = loop.Learner(model, optimizer, scaler, device, precision, *judges)
     warmup = math.ceil(settings.warmup * total)
 
     def rate(step: int) -> float:
@@ -186,6 +188,10 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         journal.add(row)
         loss = {"validation" if row["kind"] == "validation" else "loss": round(row["loss"], 4)}
         ctx.progress(state.step, total, "steps", **loss)
+        if row["kind"] == "validation" or state.step % 10 == 0:
+            ctx.log(
+                f"step {state.step} of {total}: " + " ".join(f"{k} {v}" for k, v in loss.items())
+            )
 
     def save(state: State) -> None:
         name = checkpoint.name(state.step)
@@ -254,19 +260,15 @@ def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context) -> Data:
 
 def _model(config: Config, base: Path, device: Any) -> Any:
     settings = config.train
-    model = load.load_base(base, settings.weights, device, settings.threshold, settings.keep)
+    lora = settings.method == "lora"
+    how = settings.weights, device, settings.threshold, settings.keep
+    model = load.load_base(base, *how, dropout=0.0 if lora else settings.dropout)
     if settings.gradient_checkpointing:
         # the reentrant kind cuts the graph of a frozen base: nothing would learn
         model.activation_checkpointing_enable({"use_reentrant": False})
-    if settings.method == "lora":
-        return load.add_lora(
-            model,
-            settings.rank,
-            settings.alpha,
-            settings.dropout,
-            settings.targets,
-            settings.seed,
-        )
+    if lora:
+        adapters = settings.rank, settings.alpha, settings.dropout, settings.targets
+        return load.add_lora(model, *adapters, seed=settings.seed)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
@@ -276,11 +278,8 @@ def _steps(settings: TrainConfig, packing: Packing) -> int:
     """Optimizer steps of the whole training."""
     if settings.steps:
         return settings.steps
-    if settings.epochs:
-        windows = len(packing) * settings.epochs
-    else:
-        tokens = settings.tokens or min(packing.pairs, DEFAULT_TOKENS)
-        windows = len(packing) * tokens / packing.pairs
+    tokens = settings.tokens or min(packing.pairs, DEFAULT_TOKENS)
+    windows = len(packing) * (settings.epochs or tokens / packing.pairs)
     return max(1, math.ceil(round(windows / settings.batch, 6)))
 
 
