@@ -27,6 +27,8 @@ from pipeline.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = random.Random(3).randbytes(400_000)
+pytestmark = pytest.mark.slow  # every test starts a Python with the hub's libraries
+
 Run = Callable[[HubServer, str], dict[str, Any]]
 START = """
 import json, pathlib

@@ -70,6 +70,7 @@ def metrics(node: Node) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_stopping_at_any_moment_changes_nothing(family: str, small: Small, tmp_path: Path) -> None:
     words = ("train.dropout=0.1",)
