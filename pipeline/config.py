@@ -85,6 +85,8 @@ def resolve(
         if "name" in changes:
             raise UserError("ARGS: the run's name is not a setting", "write NAME=… beside ARGS")
         config = build(Config, merge(plain, changes), "ARGS")
+    if config.model.context:
+        config.train.window(config.model.context)
     if name is not None:
         return config
     differs = [config.model.id] if model_name != (data.model or MODEL) else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.settings import Section, build, free, nearest, read_yaml
 
 CONF = Path(__file__).parent / "conf"
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions")
 SHA256 = r"^[0-9a-f]{64}$"
 
 
@@ -77,7 +79,8 @@ class BaseModel(Section):
     """A causal language model and its tokenizer, at a pinned revision.
 
     Exactly one source: `repo` (hub), `path` (a local folder in HF form), or `package` with `gguf`
-    (weights that a Python package ships).
+    (weights that a Python package ships). `context`: tokens it can see, where that is known before
+    it is there.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -89,6 +92,7 @@ class BaseModel(Section):
     prefix_token: str | None = None
     end_token: str | None = None
     parameters: int | None = free(None)
+    context: int | None = free(None, ge=1)
     about: str = free("")
 
     @model_validator(mode="after")
@@ -147,7 +151,11 @@ def find_model(name: str) -> BaseModel:
     path = Path(name).expanduser()
     if (path / "config.json").is_file():
         safe = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("-.") or "model"
-        values: dict[str, Any] = {"id": safe, "path": str(path.resolve())}
+        values: dict[str, Any] = {
+            "id": safe,
+            "path": str(path.resolve()),
+            "context": _context(path),
+        }
     elif (
         name not in ids("models")
         and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name)
@@ -161,3 +169,13 @@ def find_model(name: str) -> BaseModel:
         values = entry("models", name)
     model: BaseModel = build(BaseModel, values, f"model {name}")
     return model
+
+
+def _context(folder: Path) -> int | None:
+    """Tokens that a local model can see, as its config.json says."""
+    try:
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = (said.get(name) for name in CONTEXT_NAMES) if isinstance(said, dict) else ()
+    return next((value for value in found if isinstance(value, int) and value > 0), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+from tiny import POSITIONS
 
 from pipeline import dag, registry
 from pipeline.config import Config, differences, freeze, keyed, resolve, thaw
@@ -186,10 +187,20 @@ def test_a_wrong_setting_is_told_with_its_name_value_and_rule(word: str, told: s
         (["train.batch=4"], "train.micro_batch=8 is more than train.batch=4"),
         (["train.lr=1", "train.lr.x=2"], "goes into lr, which another word sets to 1"),
         (["model.path=/x"], "name exactly one of repo, path, package"),
+        (["train.length=4096"], "train.length=4096 is longer than the model's context of 2048"),
     ],
 )
 def test_an_impossible_combination_is_refused(overrides: list[str], told: str) -> None:
     assert told in refused(*overrides)
+
+
+def test_the_context_of_a_local_model_is_known(models: Callable[[str], Path]) -> None:
+    for family in ("opt", "gpt2", "llama"):
+        with pytest.raises(UserError, match=f"context of {POSITIONS}"):
+            resolve("nih", str(models(family)), overrides=[f"train.length={POSITIONS + 1}"])
+        config = resolve("nih", str(models(family)), "original", ["train.length=128"])
+        assert config.train.window(config.model.context) == 128
+        assert resolve("nih", str(models(family))).train.window(POSITIONS) == POSITIONS
 
 
 def test_every_mistake_is_told_and_not_only_the_first() -> None:

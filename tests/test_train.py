@@ -178,14 +178,6 @@ def test_the_adapter_opens_with_peft(small: Small, prepared: Path, tmp_path: Pat
     assert all(p.abs().sum() > 0 for p in learned)
 
 
-def test_a_window_longer_than_the_context_is_refused(
-    small: Small, prepared: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    with pytest.raises(UserError, match=r"train\.length=512 .* context of 256"):
-        train(small("train.length=512"), tmp_path)
-
-
 def test_4_bits_on_a_cpu_are_refused(small: Small, prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     with pytest.raises(UserError, match="nf4 does not learn on a CPU"):

@@ -37,6 +37,7 @@ from pipeline.stage import Context, Inputs, Item, Step
 if TYPE_CHECKING:
     from pipeline.config import Config
 
+LONGEST = 1024
 DEFAULT_TOKENS = 500_000_000
 PROMPT = 24
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -52,9 +53,9 @@ class TrainConfig(Section):
 
     `lr`: peak; `floor`: share of it at the end; `warmup`: share of the steps. `decay`: of matrices.
 
-    `length`: slots of a window. `batch`: windows of an optimizer step; `micro_batch`: of a forward
-    pass. At most one of `tokens`, `epochs`, `steps` sets the length of the training; without any it
-    is one epoch, at most 500 M tokens.
+    `length`: slots of a window; None is the model's context, at most 1,024. `batch`: windows of an
+    optimizer step; `micro_batch`: of a forward pass. At most one of `tokens`, `epochs`, `steps`
+    sets the length of the training; without any it is one epoch, at most 500 M tokens.
 
     `validate_every`, `checkpoint_every`: in steps. `validation_documents`: lowest text hash first,
     those that fit into `validation_tokens`. `sample_tokens`: written on at each validation.
@@ -81,7 +82,7 @@ class TrainConfig(Section):
     clip: float = Field(1.0, gt=0)
     patience: int = free(5, ge=0)
 
-    length: int = Field(1024, ge=8)
+    length: int | None = Field(None, ge=8)
     packing: How = "best-fit"
     batch: int = Field(64, ge=1)
     micro_batch: int = free(8, ge=1)
@@ -112,6 +113,19 @@ class TrainConfig(Section):
                 "windows of a whole optimizer step"
             )
         return self
+
+    def window(self, context: int | None) -> int:
+        """Slots of a window for a model of that context (None: no limit).
+
+        Raises:
+            UserError: `length` is more than that.
+        """
+        if self.length and context and self.length > context:
+            raise UserError(
+                f"train.length={self.length} is longer than the model's context of {context}",
+                f'use ARGS="train.length={context}"',
+            )
+        return self.length or min(LONGEST, context or LONGEST)
 
 
 @dataclass(frozen=True)
@@ -155,7 +169,7 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     base, base_receipt = inputs["download.model"].one()
     base_receipt.verify(base)
     device = load.pick_device(ctx.gpus, ctx.local_rank)
-    _check(settings, base_receipt, device)
+    _check(settings, device)
     data = _data(config, inputs, base_receipt, ctx)
     model = _model(config, base, device)
     optimizer = optimizers.make_optimizer(
@@ -173,7 +187,7 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     journal, encoder = Journal(ctx.folder, state.step, state.attempts), Encoder(base)
     total = _steps(settings, data.packing)
     ctx.log(
-        f"{total} steps of {settings.batch} × {settings.length} slots, from step {state.step}; "
+        f"{total} steps of {settings.batch} × {data.packing.length} slots, from step {state.step}; "
         f"{sum(p.numel() for p in checkpoint.trainable(model).values()):,} weights learn; "
         f"{settings.weights} weights, {state.precision} on {device}"
     )
@@ -200,9 +214,7 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
                 checkpoint.save(draft.path, model, optimizer, scaler, state)
         checkpoint.retire(ctx, state.best_step, settings.keep_checkpoints)
 
-    windows = Windows(
-        min(settings.length, base_receipt.facts["context"]), settings.length, data.prefix
-    )
+    windows = Windows(data.packing.length, data.packing.length, data.prefix)
 
     def validate(state: State) -> float:
         documents = [data.validation.document(i) for i in data.chosen]
@@ -226,13 +238,7 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     publish(ctx, item.name, model, state, settings.method, base, config.model)
 
 
-def _check(settings: TrainConfig, base: Receipt, device: Any) -> None:
-    context = base.facts.get("context")
-    if context and settings.length > context:
-        raise UserError(
-            f"train.length={settings.length} is longer than the model's context of {context}",
-            f'use ARGS="train.length={context}"',
-        )
+def _check(settings: TrainConfig, device: Any) -> None:
     if settings.weights == "nf4" and device.type == "cpu":
         raise UserError(
             "train.weights=nf4 does not learn on a CPU: validation repacks the weights and every "
@@ -245,7 +251,8 @@ def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context) -> Data:
     settings = config.train
     train = open_sealed(inputs, "train", ctx.code)
     validation = open_sealed(inputs, "validation", ctx.code)
-    packing = pack(train.offsets, settings.length, settings.packing)
+    length = settings.window(base.facts["context"])
+    packing = pack(train.offsets, length, settings.packing)
     return Data(
         train,
         packing,
