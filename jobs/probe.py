@@ -28,9 +28,16 @@ def probe(config: Config, root: Path, gpus: int) -> None:
         return
     from pipeline.data.http import probe_all
 
+    first = next(iter(dataset.files.values()))  # of many years one stands for all
     try:
-        probe_all(dataset.urls)
+        found = probe_all(first)
     except InputError as error:
         other = f"DATASET={dataset.instead}, or " if dataset.instead else ""
         hint = f"try {other}FILE=/a/local/copy"
         raise InputError(f"data set {dataset.id} cannot be reached: {error.what}", hint) from None
+    # published sizes are off by a few bytes at times; the sha256 decides, later
+    if dataset.size and found.size and abs(found.size - dataset.size) > dataset.size // 100:
+        raise InputError(
+            f"{found.url} has {found.size} bytes, data set {dataset.id} {dataset.size}",
+            "For a sample or another version write a YAML file with it in urls: see README",
+        )

@@ -15,6 +15,7 @@ from pipeline.settings import Section, build, free, nearest, read_yaml
 CONF = Path(__file__).parent / "conf"
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions")
 SHA256 = r"^[0-9a-f]{64}$"
+YEARS = r"^[0-9]{4}(-[0-9]{4})?$"
 
 
 class Dataset(Section):
@@ -22,12 +23,16 @@ class Dataset(Section):
 
     `urls` are mirrors of one content, tried in order. `https://`, `http://`, `file://` name a file,
     `hf://owner/name` a hub data set, `docstrings://a,b` the docstrings of installed packages, of
-    which `max_bytes` are taken at most. `instead` is the id to try when it cannot be had; `model`
-    and `recipe` are its own defaults.
+    which `max_bytes` are taken at most. With `years` (`2020` or `1985-2024`) there is one file a
+    year, and `{year}` stands for it in the URLs. `form` is how the files hold records, see
+    `pipeline.data.tables`. `instead` is the id to try when it cannot be had; `model` and `recipe`
+    are its own defaults.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     urls: list[str] = Field(min_length=1)
+    years: str | None = Field(None, pattern=YEARS)
+    form: Literal["jsonl", "nih-exporter", "courtlistener"] = "jsonl"
     sha256: str | None = Field(None, pattern=SHA256)
     size: int | None = free(None, ge=0)
     revision: str | None = None
@@ -53,9 +58,41 @@ class Dataset(Section):
                 )
         return urls
 
+    @field_validator("years", mode="before")
+    @classmethod
+    def _one_year_is_a_number_in_yaml(cls, years: Any) -> Any:
+        return str(years) if type(years) is int else years
+
+    @field_validator("years")
+    @classmethod
+    def _in_order(cls, years: str | None) -> str | None:
+        if years and years[:4] > years[-4:]:
+            raise ValueError("the first year comes after the last")
+        return years
+
+    @model_validator(mode="after")
+    def _years_fit(self) -> Dataset:
+        holds = {bool(re.match(r"(https?|file)://.*\{year\}", url)) for url in self.urls}
+        if holds != {self.years is not None}:
+            raise ValueError(
+                f"years={self.years} with urls={self.urls}: where years is given, every URL is "
+                "https://, http:// or file:// with {year} in it, and where it is not, none is"
+            )
+        if self.years and (self.sha256 or self.size is not None):
+            raise ValueError(f"years={self.years}: sha256 and size name one file, years several")
+        return self
+
+    @property
+    def files(self) -> dict[str, list[str]]:
+        """The mirrors of each file of the corpus: by year, in order, or of the one `corpus`."""
+        if self.years is None:
+            return {"corpus": self.urls}
+        span = range(int(self.years[:4]), int(self.years[-4:]) + 1)
+        return {f"{year}": [url.replace("{year}", f"{year}") for url in self.urls] for year in span}
+
     def keyed(self) -> dict[str, Any]:
         """As for any section, with the content in place of the ways to it."""
-        ways = ("urls", "sha256", "revision", "subset", "split", "max_bytes")
+        ways = ("urls", "years", "sha256", "revision", "subset", "split", "max_bytes")
         return {k: v for k, v in super().keyed().items() if k not in ways} | {
             "content": self.content
         }
@@ -69,6 +106,7 @@ class Dataset(Section):
             return {"urls": self.urls, "max_bytes": self.max_bytes}
         return {
             "urls": self.urls,
+            "years": self.years,
             "revision": self.revision,
             "subset": self.subset,
             "split": self.split,
@@ -136,14 +174,15 @@ def entry(kind: Kind, name: str) -> dict[str, Any]:
 
 
 def find_dataset(name: str, file: str | None = None) -> Dataset:
-    """The data set of that name; `file` is a local copy of it, used in place of its URLs."""
+    """The data set of that name; `file` is a local copy of it, used in place of all its files."""
     dataset: Dataset = build(Dataset, entry("datasets", name), f"dataset {name}")
     if file is None:
         return dataset
     path = Path(file).expanduser().resolve()
     if not path.is_file():
-        raise UserError(f"FILE={file}: there is no such file")
-    return dataset.model_copy(update={"urls": [path.as_uri()]})
+        what = "that is a folder" if path.is_dir() else "there is no such file"
+        raise UserError(f"FILE={file}: {what}")
+    return dataset.model_copy(update={"urls": [path.as_uri()], "years": None})
 
 
 def find_model(name: str) -> BaseModel:
@@ -156,6 +195,8 @@ def find_model(name: str) -> BaseModel:
             "path": str(path.resolve()),
             "context": _context(path),
         }
+    elif name.startswith(("/", ".", "~")) and path.suffix != ".yaml":
+        raise UserError(f"MODEL={name}: there is no such folder with a config.json")
     elif (
         name not in ids("models")
         and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name)
@@ -163,8 +204,6 @@ def find_model(name: str) -> BaseModel:
     ):
         repo, _, revision = name.partition("@")
         values = {"id": repo.replace("/", "--"), "repo": repo, "revision": revision or "main"}
-    elif name.startswith(("/", ".", "~")) and path.suffix != ".yaml":
-        raise UserError(f"MODEL={name}: there is no such folder with a config.json")
     else:
         values = entry("models", name)
     model: BaseModel = build(BaseModel, values, f"model {name}")

@@ -47,7 +47,9 @@ def refused(*overrides: str) -> str:
 def test_the_registry_holds_what_is_promised() -> None:
     opt = {f"opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b")}
     gpt2 = {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"}
-    assert {"demo", "nih", "nih-v1", "law", "law-v1", "law-cap"} <= set(registry.ids("datasets"))
+    pile = {"nih", "nih-v1", "law", "law-v1"}
+    sources = {"nih-exporter", "law-courtlistener", "law-cap"}
+    assert {"demo"} | pile | sources <= set(registry.ids("datasets"))
     assert opt | gpt2 | {"smollm2-135m"} <= set(registry.ids("models"))
     assert {"lora-8bit", "lora", "full", "demo", "original"} <= set(registry.ids("recipes"))
 
@@ -110,6 +112,57 @@ def test_a_local_copy_stands_in_for_the_urls(tmp_path: Path) -> None:
     assert config.dataset.urls == [path.as_uri()]
     assert config.dataset.sha256 == resolve("nih").dataset.sha256
     assert "there is no such file" in refusal("nih", file=str(tmp_path / "none"))
+
+
+def test_a_local_copy_stands_in_for_all_years(tmp_path: Path) -> None:
+    path = tmp_path / "2020.zip"
+    path.touch()
+    dataset = resolve("nih-exporter", file=str(path)).dataset
+    assert dataset.files == {"corpus": [path.as_uri()]}
+    assert dataset.form == "nih-exporter"
+
+
+def years(word: str) -> list[str]:
+    return list(resolve("nih-exporter", overrides=[f"dataset.years={word}"]).dataset.files)
+
+
+def test_there_is_one_file_a_year() -> None:
+    assert years("2020") == years("'2020'") == years("2020-2020") == ["2020"]
+    assert years("2019-2021") == ["2019", "2020", "2021"]
+    dataset = resolve("nih-exporter").dataset
+    assert len(dataset.files) == 40
+    assert dataset.files["1985"] == [
+        "https://reporter.nih.gov/exporter/abstracts/download/1985",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["dataset.years=2021-2020"], "dataset.years = '2021-2020': the first year comes after"),
+        (["dataset.years=20"], "dataset.years = '20': String should match"),
+        (["dataset.years=2020-"], "dataset.years = '2020-': String should match"),
+        (["dataset.years=1985,1990"], "dataset.years = '1985,1990': String should match"),
+        (["dataset.years=true"], "dataset.years = True: Input should be a valid string"),
+        (["dataset.years="], "dataset: years=None with urls=['https://reporter"),
+        (["dataset.urls=[https://x/a]"], "years=1985-2024 with urls=['https://x/a']: where years"),
+        (['dataset.urls=["https://x/{year}", https://y/a]'], "every URL is https://, http://"),
+        (["dataset.urls=['hf://x/{year}']"], "every URL is https://, http:// or file://"),
+        (["dataset.size=5"], "years=1985-2024: sha256 and size name one file, years several"),
+        ([f"dataset.sha256={'a' * 64}"], "sha256 and size name one file, years several"),
+        (["dataset.form=csv"], "dataset.form = 'csv': Input should be 'jsonl', 'nih-exporter'"),
+    ],
+)
+def test_years_that_cannot_be_are_told_with_their_rule(words: list[str], told: str) -> None:
+    assert told in refusal("nih-exporter", overrides=words)
+
+
+def test_other_years_are_another_corpus() -> None:
+    one, two = (
+        dag.keys(resolve("nih-exporter", overrides=[f"dataset.years={span}"]))
+        for span in ("2020-2021", "2020-2022")
+    )
+    assert {name for name in one if one[name] == two[name]} == {"download.model"}
 
 
 def test_a_model_may_be_a_folder_or_a_hub_repository(tmp_path: Path) -> None:
@@ -354,7 +407,7 @@ def fields(free: bool) -> list[str]:
     return found
 
 
-WAYS = {"urls", "sha256", "revision", "subset", "split", "max_bytes"}
+WAYS = {"urls", "years", "sha256", "revision", "subset", "split", "max_bytes"}
 
 
 def example(section: str) -> dict[str, Any]:
@@ -382,7 +435,9 @@ def changed(config: Config, path: str) -> Config:
 # id names a folder, no content; a corpus is named by its hash, else by where it comes from
 NAMES = {"dataset.id", "model.id"}
 PROPERTIES = {
-    "dataset.content": {f"dataset.{n}" for n in ("sha256", "urls", "revision", "subset", "split")},
+    "dataset.content": {
+        f"dataset.{n}" for n in ("sha256", "urls", "years", "revision", "subset", "split")
+    },
     "model.content": {f"model.{n}" for n in ("repo", "revision", "path", "package", "gguf")},
 }
 

@@ -201,9 +201,23 @@ def test_damaged_partial_starts_over(server: FileServer, part: Path, damage: str
 def test_complete_file_of_unknown_length(server: FileServer, part: Path) -> None:
     server.mood.length = False
     get(part, server.url + "/file")
+    sidecar = part.parent / "corpus.part.json"
+    told = json.loads(sidecar.read_text())
+    get(part, server.url + "/file")
+    assert server.ranges() == [None], "it was noted where it ends"
+    sidecar.write_text(json.dumps(told | {"size": None}))  # killed before that
     get(part, server.url + "/file")
     assert part.read_bytes() == DATA
     assert server.ranges() == [None, f"bytes={len(DATA)}-"], "416 says that nothing is missing"
+
+
+def test_a_whole_file_of_which_the_server_tells_nothing_is_not_fetched_twice(
+    server: FileServer, part: Path
+) -> None:
+    server.mood.length, server.mood.etag = False, None
+    get(part, server.url + "/file", sha256=None)
+    assert get(part, server.url + "/file", sha256=None).size == len(DATA)
+    assert server.ranges() == [None]
 
 
 def test_file_that_shrank_starts_over(server: FileServer, part: Path) -> None:

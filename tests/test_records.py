@@ -10,6 +10,7 @@ import lzma
 import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import records
+from pipeline.data import raw as module
+from pipeline.data.raw import Raw
 from pipeline.data.records import Bad, Lines, Reader, Record
 from pipeline.errors import CorruptInput
 
@@ -41,8 +43,18 @@ def streamed(text: bytes) -> bytes:
     return out.getvalue()
 
 
+def zipped(text: bytes) -> bytes:
+    """A zip of one file, in a folder of which there is an entry too."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(zipfile.ZipInfo("folder/", (2026, 1, 1, 0, 0, 0)), b"")
+        archive.writestr(zipfile.ZipInfo("folder/corpus", (2026, 1, 1, 0, 0, 0)), text, 8)
+    return out.getvalue()
+
+
 FORMS: dict[str, Callable[[bytes], bytes]] = {
     "plain": bytes,
+    "zip": zipped,
     "gz": gzip.compress,
     "bz2": bz2.compress,
     "xz": lzma.compress,
@@ -68,16 +80,16 @@ def write(folder: Path, data: bytes) -> Path:
 @contextmanager
 def reading(size: int) -> Iterator[None]:
     """Blocks of `size` raw bytes at once."""
-    before = records.READ, records.FEED
-    records.READ = records.FEED = size
+    before = module.READ, module.FEED
+    module.READ = module.FEED = size
     try:
         yield
     finally:
-        records.READ, records.FEED = before
+        module.READ, module.FEED = before
 
 
 def cut(path: Path, size: int) -> list[bytes]:
-    lines = Lines(path)
+    lines = Lines(Raw(path))
     found = []
     while lines.more():
         found.append(b"".join(lines.pieces(size)))
@@ -97,15 +109,16 @@ def tried(path: Path) -> bytes | str:
 def test_every_form_gives_the_text_and_the_hash_of_the_file(
     tmp_path: Path, form: str, block: int
 ) -> None:
-    raw = FORMS[form](TEXT)
-    lines = Lines(write(tmp_path, raw))
+    data = FORMS[form](TEXT)
+    file = Raw(write(tmp_path, data))
+    lines = Lines(file)
     with reading(block):
         found = []
         while lines.more():
             found.append(b"".join(lines.pieces(3000)))
     assert b"".join(found) == TEXT
-    assert lines.sha256 == hashlib.sha256(raw).hexdigest()
-    assert (lines.read, lines.offset, lines.line) == (len(raw), len(TEXT), 400)
+    assert file.sha256 == hashlib.sha256(data).hexdigest()
+    assert (file.read, lines.offset, lines.line) == (len(data), len(TEXT), 400)
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "plain"])
@@ -139,6 +152,28 @@ def test_a_flipped_byte_never_gives_another_text(tmp_path: Path, form: str) -> N
     assert harmless <= 2, "only a header's idle field is not guarded by a checksum"
 
 
+def test_a_flipped_byte_in_a_zip_never_gives_another_text(tmp_path: Path) -> None:
+    raw = zipped(TEXT)
+    told = 0
+    for place in range(4, len(raw)):  # the first four say that it is one
+        found = tried(write(tmp_path, raw[:place] + bytes([raw[place] ^ 0x10]) + raw[place + 1 :]))
+        told += found != TEXT
+        assert isinstance(found, str) or found == TEXT
+    assert told > len(raw) // 2
+
+
+@pytest.mark.parametrize(
+    ("names", "told"), [([], "0 files"), (["a", "b"], "2 files"), (["a/"], "0 files")]
+)
+def test_a_zip_holds_one_file(tmp_path: Path, names: list[str], told: str) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    with pytest.raises(CorruptInput, match=f"it holds {told}, not one"):
+        list(Raw(write(tmp_path, out.getvalue())))
+
+
 def test_what_follows_a_frame_and_is_none_is_told_with_the_byte(tmp_path: Path) -> None:
     raw = zstandard.compress(TEXT)
     path = write(tmp_path, raw + b"garbage")
@@ -149,13 +184,13 @@ def test_what_follows_a_frame_and_is_none_is_told_with_the_byte(tmp_path: Path) 
 def test_damage_names_the_unit(tmp_path: Path) -> None:
     path = write(tmp_path, zstandard.compress(TEXT)[:-5])
     with pytest.raises(CorruptInput) as caught:
-        list(Lines(path, unit=tmp_path).pieces(10**9))
+        list(Lines(Raw(path, unit=tmp_path)).pieces(10**9))
     assert caught.value.unit == tmp_path
 
 
 def test_nothing_comes_out_of_an_empty_file(tmp_path: Path) -> None:
     for empty in (b"", zstandard.compress(b""), gzip.compress(b""), NO_TEXT):
-        lines = Lines(write(tmp_path, empty))
+        lines = Lines(Raw(write(tmp_path, empty)))
         assert not lines.more()
         assert list(lines.pieces(10)) == []
 
@@ -186,7 +221,8 @@ texts = st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"")), ma
 def test_cuts_depend_on_the_text_alone(
     tmp_path_factory: pytest.TempPathFactory, text: bytes, size: int, block: int, form: str
 ) -> None:
-    if any(text.startswith(magic) for magic, _ in records.CODECS) and form == "plain":
+    known = (*(magic for magic, _ in module.CODECS), *module.ZIP)
+    if text.startswith(known) and form == "plain":
         return
     path = write(tmp_path_factory.getbasetemp(), FORMS[form](text))
     with reading(block):
@@ -204,9 +240,10 @@ def test_a_line_longer_than_any_block_is_not_cut(tmp_path: Path) -> None:
 HUNGRY = """
 import resource, sys
 from pathlib import Path
+from pipeline.data.raw import Raw
 from pipeline.data.records import Lines
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-lines = Lines(Path(sys.argv[1]))
+lines = Lines(Raw(Path(sys.argv[1])))
 while lines.more():
     for piece in lines.pieces(256_000_000):
         pass
@@ -214,19 +251,21 @@ print(lines.offset, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.parametrize("form", ["zst", "gz", "xz", "bz2 frames"])
+@pytest.mark.parametrize("form", ["zst", "gz", "xz", "bz2 frames", "zip"])
 def test_memory_stays_small_whatever_the_ratio(tmp_path: Path, form: str) -> None:
     text = b'{"text": "all work and no play makes jack a dull boy"}\n' * 3_800_000
     if form == "bz2 frames":
         raw = bz2.compress(text[: 55 * 16_000]) * (3_800_000 // 16_000)
         text = text[: 55 * 16_000 * (3_800_000 // 16_000)]
+    elif form == "zip":
+        raw = zipped(text)
     elif form == "xz":
         raw = lzma.compress(text, preset=0)
     else:
         raw = gzip.compress(text, 1) if form == "gz" else zstandard.compress(text)
     done = subprocess.run(
         [sys.executable, "-c", HUNGRY, str(write(tmp_path, raw))],
-        cwd=Path(records.__file__).parents[2],
+        cwd=Path(module.__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=60,

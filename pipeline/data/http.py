@@ -102,6 +102,8 @@ def fetch(
 ) -> Fetched:
     """Get one content from the first mirror that delivers it, going on where `part` ends.
 
+    Nothing is asked for where `part` is whole.
+
     Args:
         urls: Mirrors of one content, in order: http(s):// or file://.
         part: The file to write; beside it lies `<part>.json`. Both may be left from before.
@@ -156,6 +158,7 @@ class _Job:
         elif not self.sha256 and self.size not in (None, store.size):
             wrong = f"{store.size} bytes, expected {self.size}"
         if not wrong:
+            store.finish()
             return Fetched(store.path, url, store.size, found, bound.etag, bound.modified)
         store.discard()
         if kept:  # what was there before may be to blame: once more, from the start
@@ -218,12 +221,13 @@ class _Job:
         return True
 
     def _request(self, client: httpx.Client, url: str) -> None:
-        store, bound = self.store, None
-        if store.have(url) and store.bound and self._can_tell(store.bound):
-            bound = store.bound
-        have = store.size if bound else 0
-        if bound and bound.size == have:
+        store = self.store
+        bound = store.bound if store.have(url) else None
+        if bound and bound.size == store.size:
             return
+        if bound and not self._can_tell(bound):
+            bound = None
+        have = store.size if bound else 0
         with client.stream("GET", url, headers=self.headers | ask(have, bound)) as response:
             answer = Answer.of(response)
             verdict = judge(answer, have, bound, self.size)

@@ -86,6 +86,12 @@ class Part:
         self.path.touch(exist_ok=False)
         self.bound = bound
 
+    def finish(self) -> None:
+        """Note that the content ends here, for servers that do not tell its size."""
+        if self.bound is not None:  # a hard link has none
+            self.bound = replace(self.bound, size=self.size)
+            write_json(self.sidecar, self.bound)
+
     def discard(self) -> None:
         """Forget the partial file."""
         self.sidecar.unlink(missing_ok=True)

@@ -1,70 +1,33 @@
-"""Raw files to lines, lines to records.
-
-`Lines` streams any of zstd, gzip, xz, bzip2 or plain text in constant memory, over any number of
-frames, and hashes the raw bytes in the same pass. A stream that ends inside a frame is an error:
-libraries that hide this let a broken download pass for a short corpus.
-"""
+"""Bytes to lines, lines to records."""
 
 from __future__ import annotations
 
-import bz2
-import hashlib
 import json
-import lzma
 import re
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
-import zstandard
 
-from pipeline.errors import CorruptInput
-
-READ = 256 * 1024
-FEED = 2048  # raw bytes a decoder is given at once: 20 KB of JSON can hold 200 MB
-ZSTD_WINDOW = 2**31
 SURROGATES = re.compile("[\ud800-\udfff]")
-
-CODECS: list[tuple[bytes, Callable[[], Any]]] = [
-    (b"\x28\xb5\x2f\xfd", lambda: _zstd()),
-    *((bytes([0x50 + n]) + b"\x2a\x4d\x18", lambda: _zstd()) for n in range(16)),  # skippable
-    (b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),
-    (b"\xfd7zXZ\x00", lzma.LZMADecompressor),
-    (b"BZh", bz2.BZ2Decompressor),
-]
-
-
-def _zstd() -> Any:
-    return zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
 
 
 class Lines:
-    """The decompressed bytes of a file, handed out in pieces that end at line ends.
+    """A stream of bytes, handed out in pieces that end at line ends.
 
     Args:
-        path: The file; its codec is known by its first bytes, not by its name.
-        unit: The unit it belongs to, named in errors.
+        blocks: The bytes, cut anywhere.
 
     Attributes:
-        read: Raw bytes read so far.
         line: Lines handed out so far.
-        offset: Decompressed bytes handed out so far.
+        offset: Bytes handed out so far.
     """
 
-    def __init__(self, path: Path, unit: Path | None = None) -> None:
-        self.path, self.unit = path, unit
-        self.read = self.line = self.offset = 0
-        self._hash = hashlib.sha256()
-        self._blocks = self._decode()
+    def __init__(self, blocks: Iterable[bytes]) -> None:
+        self.line = self.offset = 0
+        self._blocks = iter(blocks)
         self._rest = b""
-
-    @property
-    def sha256(self) -> str:
-        """sha256 (hex) of the raw bytes read so far."""
-        return self._hash.hexdigest()
 
     def more(self) -> bool:
         """Whether there is anything left to hand out."""
@@ -78,7 +41,7 @@ class Lines:
     def pieces(self, size: int) -> Iterator[bytes]:
         """Hand out at least `size` bytes, up to the end of the line that reaches them.
 
-        The cut depends on the text alone. The last line of the file gets the line end it may lack.
+        The cut depends on the text alone. The last line gets the line end it may lack.
         """
         taken = 0
         while self.more():
@@ -98,44 +61,6 @@ class Lines:
         self.line += block.count(b"\n")
         self.offset += len(block)
         return block
-
-    def _raw(self) -> Iterator[bytes]:
-        with self.path.open("rb") as file:
-            while data := file.read(READ):
-                self.read += len(data)
-                self._hash.update(data)
-                yield data
-
-    def _decode(self) -> Iterator[bytes]:
-        raw = self._raw()
-        data = next(raw, b"")
-        codec = next((make for magic, make in CODECS if data.startswith(magic)), None)
-        if codec is None:
-            yield data
-            yield from raw
-            return
-        decoder, start = codec(), 0
-        while data:
-            fed = data[start : start + FEED]
-            try:
-                if decoder.eof:
-                    decoder = codec()
-                block = decoder.decompress(fed)
-            except (zstandard.ZstdError, zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-                place = self.read - len(data) + start
-                raise CorruptInput(
-                    f"{self.path} cannot be decompressed near byte {place}: {error}", unit=self.unit
-                ) from None
-            if block:
-                yield block
-            start += len(fed) - (len(decoder.unused_data) if decoder.eof else 0)
-            if start == len(data):
-                data, start = next(raw, b""), 0
-        if not decoder.eof:
-            raise CorruptInput(
-                f"{self.path} ends in the middle of a compressed frame, at byte {self.read}",
-                unit=self.unit,
-            )
 
 
 @dataclass(frozen=True)

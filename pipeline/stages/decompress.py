@@ -1,6 +1,6 @@
-"""Decompress: the raw file, cut into line-aligned chunks that can be worked on independently.
+"""Decompress: the raw files as JSON lines, cut into chunks that can be worked on independently.
 
-One pass over the raw file in constant memory, hashing it on the way. A chunk that is already
+One pass over the raw files in constant memory, hashing them on the way. A chunk that is already
 committed is read over, compared and not written again, so an interrupted pass goes on where it was.
 """
 
@@ -13,7 +13,9 @@ import xxhash
 import zstandard
 from pydantic import Field
 
+from pipeline.data.raw import Raw
 from pipeline.data.records import Lines
+from pipeline.data.tables import json_lines
 from pipeline.errors import CorruptInput
 from pipeline.receipt import Receipt, expect, hash_file, set_aside
 from pipeline.settings import Section
@@ -37,7 +39,7 @@ class DecompressConfig(Section):
 
 
 def items(config: Config, inputs: Inputs) -> list[Item]:
-    """One item: the input stream."""
+    """One item: the input stream, all files in order."""
     return [Item("complete", {"corpus": inputs["download.corpus"].digest})]
 
 
@@ -45,35 +47,38 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Cut the corpus into `chunk-…` units and list them in `complete`.
 
     Raises:
-        CorruptInput: The raw file cannot be decompressed, or is not the one that was downloaded.
+        CorruptInput: A raw file cannot be read, or is not the one that was downloaded.
     """
     unit, receipt = inputs["download.corpus"].one()
-    (name,) = receipt.outputs
-    lines = Lines(unit / name, unit)
+    raws = [Raw(unit / name, unit) for name in receipt.outputs]
+    total = sum(output.size for output in receipt.outputs.values())
+    lines = Lines(json_lines(raws, config.dataset.form))
     made: dict[str, Receipt] = {}
     try:
         while lines.more():
             ctx.stop.check()
             chunk = f"chunk-{len(made):05d}"
             made[chunk] = _known(chunk, lines, config, ctx) or _write(chunk, lines, config, ctx)
-            ctx.progress(lines.read, receipt.outputs[name].size)
-        expect(lines.sha256, unit, name, receipt)
+            ctx.progress(sum(raw.read for raw in raws), total)
+        for raw in raws:
+            expect(raw.sha256, unit, raw.path.name, receipt)
     except CorruptInput as error:
         if error.unit != unit:
             raise
-        if hash_file(unit / name) == receipt.outputs[name].sha256:
+        if all(hash_file(unit / name) == o.sha256 for name, o in receipt.outputs.items()):
             raise CorruptInput(f"{error.what}; it was so when it came", COPY) from None
         # what was cut from a damaged file is not to be trusted either
         for chunk in made:
             set_aside(ctx.folder / chunk, "damaged")
         raise
     if not made:
-        raise CorruptInput(f"{unit / name} holds no text", COPY)
+        raise CorruptInput(f"{unit} holds no text", COPY)
     with ctx.commit(item.name) as draft:
         draft.units = {chunk: r.digest for chunk, r in made.items()}
         first = {chunk: r.facts["first_line"] for chunk, r in made.items()}
         size = {"lines": lines.line, "bytes": lines.offset}
-        draft.facts = {**size, "source": name, "first_lines": first}
+        source = "-".join(dict.fromkeys([raws[0].path.name, raws[-1].path.name]))
+        draft.facts = {**size, "source": source, "first_lines": first}
 
 
 def _write(chunk: str, lines: Lines, config: Config, ctx: Context) -> Receipt:
@@ -123,7 +128,7 @@ STEPS = (
         stage="decompress",
         name="decompress.chunks",
         version=1,
-        uses=("decompress",),
+        uses=("decompress", "dataset.form"),
         needs=("download.corpus",),
         folder=_folder,
         items=items,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from pipeline.data import docstrings, http, rows
+from pipeline.data.partial import Progress
 from pipeline.model import source
 from pipeline.receipt import hash_file, hash_json
 from pipeline.registry import Dataset
@@ -25,24 +26,25 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 
-def local_file(dataset: Dataset) -> Path | None:
-    """The file on this machine that the data set's first URL names, if it names one."""
-    url = urlparse(dataset.urls[0])
-    return Path(unquote(url.path)) if url.scheme == "file" else None
+def local_files(dataset: Dataset) -> list[Path]:
+    """The files on this machine that the data set's first mirror names, if it names such."""
+    urls = [urlparse(mirrors[0]) for mirrors in dataset.files.values()]
+    return [Path(unquote(url.path)) for url in urls if url.scheme == "file"]
 
 
 def corpus_items(config: Config, inputs: Inputs) -> list[Item]:
     """One item: the corpus. A local file without a known hash changes with its size and time."""
-    path = local_file(config.dataset)
-    if path is None or config.dataset.sha256:
+    paths = local_files(config.dataset)
+    if not paths or config.dataset.sha256:
         return [Item("corpus", {})]
-    if not path.exists():
+    if not all(path.exists() for path in paths):
         return [Item("corpus", None)]
-    return [Item("corpus", {"file": f"{path.stat().st_size} {path.stat().st_mtime_ns}"})]
+    facts = [f"{path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
+    return [Item("corpus", {"file": " ".join(facts)})]
 
 
 def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Fetch the corpus into one file.
+    """Fetch the corpus: one file, or one a year.
 
     Raises:
         InputError: No mirror delivers it.
@@ -53,38 +55,57 @@ def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     ctx.partial.mkdir(parents=True, exist_ok=True)
     part = ctx.partial / "corpus.part"
     scheme, _, rest = dataset.urls[0].partition("://")
+    made = f"{dataset.id}.jsonl.zst"
     if scheme == "docstrings":
-        fetched = docstrings.harvest(
-            rest.split(","), part, ctx.stop, ctx.progress, dataset.max_bytes
-        )
-        name = f"{dataset.id}.jsonl.zst"
+        names, most = rest.split(","), dataset.max_bytes
+        found = {made: docstrings.harvest(names, part, ctx.stop, ctx.progress, most)}
     elif scheme == "hf":
-        fetched = rows.fetch_dataset(dataset, part, ctx.stop, ctx.progress)
-        name = f"{dataset.id}.jsonl.zst"
+        found = {made: rows.fetch_dataset(dataset, part, ctx.stop, ctx.progress)}
     else:
-        fetched = http.fetch(
-            dataset.urls,
-            part,
-            sha256=dataset.sha256,
-            size=dataset.size,
-            stop=ctx.stop,
-            progress=ctx.progress,
-        )
-        name = re.sub(r"[/\0]", "_", Path(unquote(urlparse(fetched.url).path)).name) or "corpus"
+        found = _fetch_files(dataset, ctx)
     with ctx.commit(item.name) as draft:
-        # the partial file keeps its name until the unit stands: a failing commit costs nothing
-        try:
-            os.link(part, draft.path / name)
-        except OSError:
-            part.rename(draft.path / name)
-        draft.hashes[name] = fetched.sha256
+        for name, fetched in found.items():
+            # the partial file keeps its name until the unit stands: a failing commit costs nothing
+            try:
+                os.link(fetched.path, draft.path / name)
+            except OSError:
+                fetched.path.rename(draft.path / name)
+            draft.hashes[name] = fetched.sha256
         draft.facts = {
-            "url": fetched.url,
-            "etag": fetched.etag,
-            "modified": fetched.modified,
+            "files": {
+                name: {"url": f.url, "etag": f.etag, "modified": f.modified}
+                for name, f in found.items()
+            },
             "seconds": round(time.monotonic() - started, 3),
         }
     shutil.rmtree(ctx.partial, ignore_errors=True)
+
+
+def _fetch_files(dataset: Dataset, ctx: Context) -> dict[str, http.Fetched]:
+    """Fetch every file of the corpus; by the name it gets, which sorts by year."""
+    found: dict[str, http.Fetched] = {}
+    for stem, urls in dataset.files.items():
+        fetched = http.fetch(
+            urls,
+            ctx.partial / f"{stem}.part",
+            sha256=dataset.sha256,
+            size=dataset.size,
+            stop=ctx.stop,
+            progress=_overall(ctx, dataset, found),
+        )
+        found[stem if dataset.years else _file_name(fetched.url)] = fetched
+    return found
+
+
+def _overall(ctx: Context, dataset: Dataset, found: dict[str, http.Fetched]) -> Progress:
+    """Progress over all files; how large those to come are is not known."""
+    before = sum(fetched.size for fetched in found.values())
+    several = dataset.years is not None
+    return lambda done, total: ctx.progress(before + done, None if several else total)
+
+
+def _file_name(url: str) -> str:
+    return re.sub(r"[/\0]", "_", Path(unquote(urlparse(url).path)).name) or "corpus"
 
 
 def model_items(config: Config, inputs: Inputs) -> list[Item]:

@@ -17,6 +17,7 @@ import xxhash
 from pydantic import model_validator
 
 from pipeline.data.encoder import Encoder
+from pipeline.data.raw import Raw
 from pipeline.data.records import Bad, Lines, Reader, Record
 from pipeline.data.seal import judge, write_card
 from pipeline.data.shards import SPLITS, Writer
@@ -98,17 +99,17 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     encoder = Encoder(model)
     with ctx.commit(item.name) as draft:
         writers = {split: Writer(draft.path / f"{split}.parquet") for split in SPLITS}
-        lines = Lines(unit / CHUNK, unit)
+        raw = Raw(unit / CHUNK, unit)
         quarantine = _Quarantine(draft.path / "quarantine.jsonl", config, item.data["source"])
-        for batch in _batches(_records(lines, config, item, quarantine)):
+        for batch in _batches(_records(Lines(raw), config, item, quarantine)):
             ctx.stop.check()
             for record, ids in zip(batch, encoder.encode([r.text for r in batch]), strict=True):
                 text = record.text.encode()
                 digest = xxhash.xxh3_128_digest(text)
                 split = _split(record, digest, item.data["shares"])
                 writers[split].add(record.id, ids, len(text), digest)
-            ctx.progress(lines.read, receipt.outputs[CHUNK].size)
-        expect(lines.sha256, unit, CHUNK, receipt)
+            ctx.progress(raw.read, receipt.outputs[CHUNK].size)
+        expect(raw.sha256, unit, CHUNK, receipt)
         quarantine.close()
         for writer in writers.values():
             writer.close()

@@ -1,0 +1,138 @@
+"""Raw files to bytes: zstd, gzip, xz, bzip2, zip or plain, streamed in constant memory.
+
+The raw bytes are hashed in the same pass. A stream that ends inside a frame is an error: libraries
+that hide this let a broken download pass for a short corpus.
+"""
+
+from __future__ import annotations
+
+import bz2
+import hashlib
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from pipeline.errors import CorruptInput
+
+READ = 256 * 1024
+FEED = 2048  # raw bytes a decoder is given at once: 20 KB of JSON can hold 200 MB
+ZSTD_WINDOW = 2**31
+
+CODECS: list[tuple[bytes, Callable[[], Any]]] = [
+    (b"\x28\xb5\x2f\xfd", lambda: _zstd()),
+    *((bytes([0x50 + n]) + b"\x2a\x4d\x18", lambda: _zstd()) for n in range(16)),  # skippable
+    (b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),
+    (b"\xfd7zXZ\x00", lzma.LZMADecompressor),
+    (b"BZh", bz2.BZ2Decompressor),
+]
+ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # with a file in it, and without
+
+
+def _zstd() -> Any:
+    return zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
+
+
+class Raw:
+    """The decompressed bytes of a file, in blocks: iterate over it, once.
+
+    Args:
+        path: The file; its codec is known by its first bytes, not by its name.
+        unit: The unit it belongs to, named in errors.
+
+    Attributes:
+        read: Raw bytes read so far.
+
+    Raises:
+        CorruptInput: While iterating, where the file is damaged or cut off.
+    """
+
+    def __init__(self, path: Path, unit: Path | None = None) -> None:
+        self.path, self.unit = path, unit
+        self.read = 0
+        self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """sha256 (hex) of the raw bytes read so far."""
+        return self._hash.hexdigest()
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self.path.open("rb") as plain:
+            file = _Watched(plain, self._saw)
+            data = file.read(READ)
+            codec = next((make for magic, make in CODECS if data.startswith(magic)), None)
+            if codec:
+                yield from self._decode(codec, data, file)
+            elif data.startswith(ZIP):
+                yield from self._unzip(file)
+            else:
+                while data:
+                    yield data
+                    data = file.read(READ)
+
+    def _saw(self, place: int, data: bytes) -> None:
+        """Hash what follows on the bytes hashed so far: a zip is read at its end first."""
+        new = data[self.read - place :] if place <= self.read else b""
+        self._hash.update(new)
+        self.read += len(new)
+
+    def _decode(self, codec: Callable[[], Any], data: bytes, file: _Watched) -> Iterator[bytes]:
+        decoder, start = codec(), 0
+        while data:
+            fed = data[start : start + FEED]
+            try:
+                if decoder.eof:
+                    decoder = codec()
+                block = decoder.decompress(fed)
+            except (zstandard.ZstdError, zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+                place = self.read - len(data) + start
+                raise CorruptInput(
+                    f"{self.path} cannot be decompressed near byte {place}: {error}", unit=self.unit
+                ) from None
+            if block:
+                yield block
+            start += len(fed) - (len(decoder.unused_data) if decoder.eof else 0)
+            if start == len(data):
+                data, start = file.read(READ), 0
+        if not decoder.eof:
+            raise CorruptInput(
+                f"{self.path} ends in the middle of a compressed frame, at byte {self.read}",
+                unit=self.unit,
+            )
+
+    def _unzip(self, file: _Watched) -> Iterator[bytes]:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = [member for member in archive.infolist() if not member.is_dir()]
+                if len(members) != 1:
+                    raise zipfile.BadZipFile(f"it holds {len(members)} files, not one")
+                with archive.open(members[0]) as stream:
+                    while block := stream.read(READ):
+                        yield block
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+            raise CorruptInput(
+                f"{self.path} is cut off or no sound zip (read up to byte {self.read}): {error}",
+                unit=self.unit,
+            ) from None
+        file.seek(self.read)
+        while file.read(READ):
+            pass
+
+
+class _Watched:
+    """A file that says what is read of it, and where."""
+
+    def __init__(self, file: IO[bytes], saw: Callable[[int, bytes], None]) -> None:
+        self._file, self._saw = file, saw
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        place = self._file.tell()
+        data = self._file.read(size)
+        self._saw(place, data)
+        return data
