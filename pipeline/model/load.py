@@ -95,13 +95,22 @@ def load_base(
         dropout: Of the model itself, whatever its configuration says: OPT and GPT-2 bring 0.1.
 
     Raises:
-        UserError: The folder does not hold a causal language model that transformers knows.
+        UserError: The folder does not hold a causal language model that transformers knows, or the
+            weights cannot learn on that device.
     """
     import torch
     import transformers
 
+    if weights == "nf4" and device.type == "cpu":
+        raise UserError(
+            "train.weights=nf4 does not learn on a CPU: validation repacks the weights and every "
+            "gradient is zero from then on",
+            "use train.weights=int8",
+        )
     # a warning per linear layer and forward pass, about a cast that is meant
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    # that a faster 4-bit kernel could be installed; 8 bits do not use it
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     quantization = None
     dtype = torch.float32 if weights == "fp32" else torch.bfloat16

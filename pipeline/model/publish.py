@@ -50,7 +50,7 @@ def publish(
             # without the switch peft asks the hub whether the vocabulary has grown
             model.save_pretrained(draft.path, save_embedding_layers=False)
             (draft.path / "README.md").unlink(missing_ok=True)
-            _name_base(draft.path / "adapter_config.json", named)
+            _settle_config(draft.path / "adapter_config.json", named)
         else:
             model.save_pretrained(draft.path)
             for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -78,9 +78,14 @@ def publish(
         }
 
 
-def _name_base(path: Path, named: BaseModel) -> None:
-    """Let the adapter name its base as the world knows it: a path would differ by machine."""
+def _settle_config(path: Path, named: BaseModel) -> None:
+    """Write the adapter's configuration so that it is the same wherever it was trained.
+
+    The base is named as the world knows it, not by a path; targets, a set to peft, are in order.
+    """
     content = json.loads(path.read_text())
+    if isinstance(content["target_modules"], list):
+        content["target_modules"].sort()
     content["base_model_name_or_path"] = named.repo or named.id
     content["revision"] = named.revision
     path.write_text(json.dumps(content, indent=2, sort_keys=True))
