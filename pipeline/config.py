@@ -25,6 +25,7 @@ from pipeline.stages.train import TrainConfig
 
 MODEL, RECIPE = "opt-125m", "lora-8bit"
 NAME_LENGTH = 80
+TOLD = 8
 
 
 class Config(Section):
@@ -96,7 +97,7 @@ def resolve(
 
 
 def _run_name(dataset: str, differs: list[str]) -> str:
-    name = "+".join([dataset, *(re.sub(r"[/\s]+", "_", word) for word in differs)])
+    name = "+".join([dataset, *(re.sub(r"[/:%\\\s]+", "_", word) for word in differs)])
     if len(name) <= NAME_LENGTH:
         return name
     return f"{name[: NAME_LENGTH - 9]}-{hash_json(differs)[:8]}"
@@ -123,23 +124,27 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def freeze(config: Config, root: Path) -> Path:
-    """Write the run's `config.yaml`.
+def check_name(config: Config, root: Path) -> Path:
+    """Where the run's `config.yaml` is, or will be.
 
     Raises:
         UserError: The name already stands for another configuration.
     """
     path = root / "runs" / config.name / "config.yaml"
-    if path.exists():
-        changed = differences(thaw(path), config)
-        if changed:
-            told = "; ".join(
-                f"{k}: {old!r} there, {new!r} now" for k, (old, new) in sorted(changed.items())
-            )
-            raise UserError(
-                f"run {config.name!r} exists with another configuration ({told})",
-                "choose another NAME",
-            )
+    changed = sorted(differences(thaw(path), config).items()) if path.exists() else []
+    if changed:
+        few = [f"{k}: {old!r} there, {new!r} now" for k, (old, new) in changed[:TOLD]]
+        more = [f"{len(changed) - TOLD} more"] * (len(changed) > TOLD)
+        raise UserError(
+            f"run {config.name!r} exists with another configuration ({'; '.join([*few, *more])})",
+            "choose another NAME",
+        )
+    return path
+
+
+def freeze(config: Config, root: Path) -> Path:
+    """Write the run's `config.yaml`; raises as `check_name`."""
+    path = check_name(config, root)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_text(path, text)

@@ -7,14 +7,21 @@ import uuid
 from pathlib import Path
 
 
-def write_text(path: Path, text: str) -> None:
-    """Put a file in the place of the one there, by one rename."""
+def write_text(path: Path, text: str, durable: bool = True) -> None:
+    """Put a file in the place of the one there, by one rename.
+
+    Args:
+        path: The file.
+        text: Its whole content.
+        durable: Whether it has to be on disk before; news need not be.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

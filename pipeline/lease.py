@@ -141,6 +141,11 @@ class Lease:
         return self.path.with_name(f"{self.path.name}.{owner}")
 
 
+def holder(path: Path) -> str | None:
+    """The label of who holds the lease at that path; None where nobody does."""
+    return (_parse(path) or {}).get("label")
+
+
 def _parse(path: Path) -> dict[str, str] | None:
     """The content of a lease file; None where there is none. A torn one has an unknown holder."""
     try:

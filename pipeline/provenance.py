@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -10,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+TOP = Path(__file__).resolve().parent.parent
+STAMP = "VERSION"
 PACKAGES = (
     *("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors"),
     *("numpy", "pyarrow", "zstandard", "xxhash"),
@@ -17,16 +20,34 @@ PACKAGES = (
 
 
 def code_version() -> str:
-    """The commit of the source tree, with `+dirty` where it was changed; else the version.
+    """The commit of the source tree, with a hash of what was changed since; else the version.
 
-    Only a tree whose top is ours counts: an installed copy may lie inside somebody else's.
+    Only a tree whose top is ours counts: an installed copy may lie inside somebody else's. A copy
+    of the tree that travels with a plan has it in the file `STAMP`.
     """
-    top = Path(__file__).resolve().parent.parent
-    if (top / ".git").exists():
-        commit = _git(top, "rev-parse", "--short=12", "HEAD")
+    stamp = TOP / STAMP
+    if stamp.is_file():
+        return stamp.read_text(encoding="utf-8").strip()
+    if (TOP / ".git").exists():
+        commit = _git("rev-parse", "--short=12", "HEAD")
         if commit:
-            return commit + ("+dirty" if _git(top, "status", "--porcelain", "-uno") else "")
+            diff = changes()
+            return commit + (f"+{hashlib.sha256(diff.encode()).hexdigest()[:8]}" if diff else "")
     return _version("gristmill") or "unknown"
+
+
+def changes() -> str:
+    """What the source tree has that its commit has not, as a diff; "" where there is no commit.
+
+    Of files that git does not know only code counts.
+    """
+    if not (TOP / ".git").exists():
+        return ""
+    diff = _git("diff", "--no-color", "--no-ext-diff", "HEAD")
+    for name in _git("ls-files", "--others", "--exclude-standard", "-z").split("\0"):
+        if name.endswith((".py", ".yaml")):
+            diff += f"\n--- /dev/null\n+++ b/{name}\n" + (TOP / name).read_text(errors="replace")
+    return diff
 
 
 def packages() -> dict[str, str]:
@@ -76,13 +97,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(top: Path, *words: str) -> str:
+def _git(*words: str) -> str:
     try:
         done = subprocess.run(
             # no optional locks: a kill in the middle must not leave one in the user's repository
-            ["git", "--no-optional-locks", "-C", str(top), *words],
+            ["git", "--no-optional-locks", "-C", str(TOP), *words],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=10,
             check=False,
         )

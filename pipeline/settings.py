@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -84,12 +84,28 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _integer(loader: Any, node: Any) -> Any:
+    return node.value if ":" in node.value else loader.construct_yaml_int(node)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1:00:00 is a text, and not, as in YAML 1.1, a number in base 60."""
+
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        **yaml.SafeLoader.yaml_constructors,
+        "tag:yaml.org,2002:int": _integer,
+    }
+
+
 def read_yaml(path: Any) -> dict[str, Any]:
     """A YAML file that must hold a mapping."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot read {path}{where}: {what}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {type(value).__name__}, not settings as `name: value` lines")
     return value
@@ -139,7 +155,12 @@ def _explain(model: type[BaseModel], error: Any) -> tuple[str, str]:
 def _walk(model: type[BaseModel], place: tuple[Any, ...]) -> tuple[list[str], type[BaseModel]]:
     """The fields on the way to a place (pydantic adds types and indices), and the last section."""
     fields: list[str] = []
+    is_key = False
     for name in place:
+        if is_key:  # of a mapping to sections
+            fields.append(str(name))
+            is_key = False
+            continue
         if name not in model.model_fields:
             break
         fields.append(name)
@@ -148,5 +169,5 @@ def _walk(model: type[BaseModel], place: tuple[Any, ...]) -> tuple[list[str], ty
         found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
         if not found:
             break
-        model = found[0]
+        model, is_key = found[0], get_origin(annotation) is dict
     return fields, model

@@ -192,6 +192,11 @@ class Work:
         return receipts.valid(self.folder / item.name, self.stamp(item))
 
 
+def lease_path(work: Work, item: Item) -> Path:
+    """Where the lease of an item of an exclusive step is."""
+    return work.folder / f".lease-{item.name}"
+
+
 def run_item(work: Work, item: Item, ctx: Context) -> str:
     """Compute one item unless it is done; safe to call at any time, from anywhere, twice.
 
@@ -236,8 +241,7 @@ def _lease(work: Work, item: Item, ctx: Context) -> Iterator[Callable[[], None]]
     if not work.step.exclusive or ctx.rank:
         yield lambda: None
         return
-    path = work.folder / f".lease-{item.name}"
-    with Lease(path, ctx.label, ctx.gone, check=ctx.stop.check) as lease:
+    with Lease(lease_path(work, item), ctx.label, ctx.gone, check=ctx.stop.check) as lease:
         yield lease.confirm
 
 

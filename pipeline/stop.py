@@ -18,15 +18,20 @@ class Stop:
 
     Args:
         deadline: Seconds on the monotonic clock after which the request stands by itself.
+
+    Attributes:
+        asked_by: The signal that asked first, if one did.
     """
 
     def __init__(self, deadline: float | None = None) -> None:
         self.deadline = deadline
+        self.asked_by: signal.Signals | None = None
         self._reason: str | None = None
 
-    def set(self, reason: str) -> None:
-        """Ask for a stop; the first reason is kept."""
-        self._reason = self._reason or reason
+    def set(self, reason: str, by: signal.Signals | None = None) -> None:
+        """Ask for a stop; the first reason, and the signal that was it, are kept."""
+        if self._reason is None:
+            self._reason, self.asked_by = reason, by
 
     @property
     def reason(self) -> str | None:
@@ -44,7 +49,7 @@ class Stop:
         """Let these signals set the flag (main thread only)."""
 
         def handler(number: int, frame: FrameType | None) -> None:
-            self.set(f"received {signal.Signals(number).name}")
+            self.set(f"received {signal.Signals(number).name}", signal.Signals(number))
 
         for number in signals:
             signal.signal(number, handler)
