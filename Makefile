@@ -4,7 +4,7 @@
 ##  DATASET  an id (pipeline/conf/datasets/), or the path of such a YAML file
 ##  MODEL    an id (pipeline/conf/models/), a local directory, or a hub repository
 ##  RECIPE   an id (pipeline/conf/recipes/)
-##  PROFILE  a site (slurm/profiles/); found by itself where it can be
+##  PROFILE  a site (slurm/profiles/); by itself the one that names this cluster, else default or local
 ##  NAME     what to call the run
 ##  FILE     a corpus file that is already here
 ##  ARGS     more words for the command line, as in ARGS="train.lr=3e-4 tokenize.tasks=16"
@@ -13,7 +13,8 @@
 ##  TORCH    the build of torch to install: cpu, cu126, ...
 
 .DEFAULT_GOAL := help
-.PHONY: pipeline plan status logs report clean demo test test-fast lint format help
+.PHONY: pipeline plan status logs cancel report clean demo test test-fast \
+	cluster-up cluster-down lint format help
 
 # What is run is said in the command itself: a NAME, FILE or MODEL that happens to be exported was
 # not meant for us (WSL exports NAME), and ours is not meant for the jobs.
@@ -26,9 +27,15 @@ export PYTHON TORCH
 quote = '$(subst ','\'',$1)'
 flag = $(if $(value $2),--$1=$(call quote,$(value $2)))
 words = $(foreach word,$(value ARGS),$(call quote,$(word)))
+newest = $(call flag,dataset,DATASET)
 corpus = $(if $(value DATASET),,$(error which DATASET? As in: make $@ DATASET=nih))$(call flag,dataset,DATASET)
 options = $(call flag,model,MODEL) $(call flag,recipe,RECIPE) $(call flag,profile,PROFILE) \
 	$(call flag,name,NAME) $(call flag,file,FILE) $(call flag,root,RUNS) $(words)
+
+# a misspelt variable would be passed over in silence
+known = $(what) PROFILE RUNS PYTHON TORCH SHELL MAKEFLAGS
+typed = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
+$(foreach v,$(filter-out $(known),$(typed)),$(error what is $v=? There are $(what) PROFILE RUNS PYTHON TORCH))
 
 python = python=$$(sh env/bootstrap.sh $1) && exec "$$python"
 jobs = $(call python,product) -m jobs
@@ -39,14 +46,17 @@ pipeline: ## Do what is still to do for DATASET, all five stages
 plan: ## Show what pipeline would do, and change nothing
 	@$(jobs) plan $(corpus) $(options)
 
-status: ## Show how far the newest run of DATASET is
-	@$(jobs) status $(corpus) $(options)
+status: ## Show how far the newest run is, of DATASET or of all
+	@$(jobs) status $(newest) $(options)
 
-logs: ## Show the logs of the newest run of DATASET
-	@$(jobs) logs $(corpus) $(options)
+logs: ## Show the ends of its logs; ARGS=-f follows them
+	@$(jobs) logs $(newest) $(options)
 
-report: ## Show the report of the newest run of DATASET
-	@$(jobs) report $(corpus) $(options)
+cancel: ## Take the jobs of the newest run of DATASET out of the queue; progress is safe
+	@$(jobs) cancel $(corpus) $(options)
+
+report: ## Show its report
+	@$(jobs) report $(newest) $(options)
 
 clean: ## Remove leftovers, and data of DATASET that no run names any more
 	@$(jobs) clean $(corpus) $(options)
@@ -66,14 +76,23 @@ test: ## Run all tests
 test-fast: ## Run the tests that need no cluster, no model and little time
 	@$(call python,product dev) -m pytest -m "not slow and not slurm and not model" $(words)
 
-lint: ## Check style and types
+cluster-up: ## Start the test cluster, a real SLURM of two nodes on this host
+	@tests/cluster/up.sh
+
+cluster-down: ## Stop the test cluster and its jobs
+	@tests/cluster/down.sh $(words)
+
+scripts = .ci/run $(wildcard env/*.sh tests/cluster/*.sh slurm/*.sh slurm/*.sbatch)
+
+lint: ## Check style and types, and the shell scripts where there is a shellcheck
 	@python=$$(sh env/bootstrap.sh product dev) && "$$python" -m ruff check . && \
-		"$$python" -m ruff format --check . && exec "$$python" -m mypy
+		"$$python" -m ruff format --check . && "$$python" -m mypy && \
+		{ ! command -v shellcheck >/dev/null || exec shellcheck $(scripts); }
 
 format: ## Rewrite the code in the project's style
 	@python=$$(sh env/bootstrap.sh product dev) && "$$python" -m ruff check --fix . && \
 		exec "$$python" -m ruff format .
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s%s\n", $$1, $$2} \
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s%s\n", $$1, $$2} \
 		/^##/ {notes = notes substr($$0, 3) "\n"} END {printf "%s", notes}' Makefile

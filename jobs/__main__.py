@@ -7,21 +7,23 @@ safe, 1 a defect of ours.
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from jobs.selection import Selection, selecting
-from pipeline.errors import Failure, InputError, Interrupted, UserError
+from pipeline.errors import Failure, InputError, Interrupted
+
+if TYPE_CHECKING:
+    from jobs.profile import Profile
+    from pipeline.config import Config
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
@@ -30,29 +32,58 @@ AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 @selecting
 def submit(chosen: Selection) -> None:
     """Do what is still to do of a run; doing it twice is safe."""
-    from jobs.local import run_plan
-    from jobs.plan import make_plan
     from jobs.probe import probe
     from pipeline.config import freeze
 
-    config, place = chosen.config(), chosen.place()
-    probe(config, place, chosen.site().granted_gpus())
+    config, place, site = chosen.config(), chosen.place(), chosen.site()
+    probe(config, place, site.granted_gpus())
     freeze(config, place)
+    if site.scheduler == "slurm":
+        _queue(config, place, site, chosen.words_for_make())
+    else:
+        _run_here(config, place, site)
+
+
+def _run_here(config: Config, place: Path, site: Profile) -> None:
+    from jobs.local import run_plan
+    from jobs.planner import make_plan
+
     plan = make_plan(config, place)
     if plan.arrays:
-        run_plan(config, plan, plan.write(), chosen.site(), out)
+        run_plan(plan, site, out)
     else:
         out.print(f"{config.name}: everything is done", markup=False)
     _show_result(place / "runs" / config.name / "report")
+
+
+def _queue(config: Config, place: Path, site: Profile, words: str) -> None:
+    from jobs.local import run_plan
+    from jobs.planner import make_plan
+    from jobs.submit import queue_plan
+
+    plan = make_plan(config, place)
+    first = tuple(a for a in plan.arrays if site.resources(a.step).where == "login")
+    if first:
+        run_plan(replace(plan, arrays=first), site, out)
+    queued = queue_plan(config, place, site)
+    for line in queued.told():
+        print(line)
+    if queued.jobs or queued.plan.live:
+        print(f"follow it: make status {words}    (or logs; cancel ends it)")
+    else:
+        _show_result(place / "runs" / config.name / "report")
 
 
 @app.command()
 @selecting
 def plan(chosen: Selection, as_json: AsJson = False) -> None:
     """Show what `submit` would do, and change nothing."""
-    from jobs.plan import make_plan
+    from jobs.planner import make_plan
+    from pipeline.config import check_name
 
-    made = make_plan(chosen.config(), chosen.place())
+    config, place, site = chosen.config(), chosen.place(), chosen.site()
+    check_name(config, place)
+    made = make_plan(config, place, chosen.queue())
     if as_json:
         print(json.dumps(asdict(made), indent=1))
         return
@@ -60,8 +91,12 @@ def plan(chosen: Selection, as_json: AsJson = False) -> None:
     for array in made.arrays:
         known = array.todo is not None
         items = f"{array.todo} of {array.items} items" if known else "items not known yet"
-        print(f"  {array.step:<18} {items}" + (f", {array.tasks} tasks" if array.tasks > 1 else ""))
-    if not made.arrays:
+        tasks = f", {len(array.elements)} tasks" if len(array.elements) > 1 else ""
+        asks = f"  ({site.resources(array.step).told()})" if site.scheduler == "slurm" else ""
+        print(f"  {array.step:<18} {items}{tasks}{asks}")
+    for step, jobs in made.live.items():
+        print(f"  {step:<18} in the queue: {' '.join(jobs)}")
+    if not made.arrays and not made.live:
         print("  nothing to do")
 
 
@@ -71,49 +106,65 @@ def run(
     chosen: Selection,
     step: Annotated[str, typer.Argument(help="A stage, or one step of it.")],
     plan: Annotated[Path | None, typer.Option(help="A plan's file, in place of a choice.")] = None,
-    element: Annotated[str, typer.Option(help="Which of how many tasks, as 0/1.")] = "0/1",
+    element: Annotated[str, typer.Option(help="Which of how many tasks, as 0/4.")] = "0/1",
     cpus: Annotated[int, typer.Option(help="Cores to use.")] = 1,
     gpus: Annotated[int, typer.Option(help="GPUs to use.")] = 0,
+    batch: Annotated[bool, typer.Option("--batch", help="As a step of a SLURM batch job.")] = False,
 ) -> None:
     """Run a stage, or one step of it, in this process: by hand, or as a task of a plan."""
-    from jobs.task import run_task
-    from pipeline.config import freeze, thaw
-    from pipeline.dag import STAGES, STEPS
-    from pipeline.settings import nearest
-    from pipeline.stop import Stop
+    from jobs.byhand import run_steps
+    from jobs.plan import read_plan
+    from pipeline.config import freeze
 
-    steps = [s.name for s in STEPS if step in (s.name, s.stage)]
-    if not steps:
-        known = [*STAGES, *(s.name for s in STEPS)]
-        raise UserError(f"there is no stage {step!r}", nearest(step, known))
-    index, _, of = element.partition("/")
-    if not (index.isdigit() and of.isdigit() and int(index) < int(of)):
-        raise UserError(f"--element={element} is not like 0/4: which element, of how many")
     if plan is not None:
-        content = json.loads(plan.read_text(encoding="utf-8"))
-        place = Path(content["root"])
-        config = thaw(place / "runs" / content["name"] / "config.yaml")
+        made = read_plan(plan)
+        config, place = made.settings, Path(made.root)
     else:
         config, place = chosen.config(), chosen.place()
         freeze(config, place)
-    stop = Stop()
-    stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-    for each in steps:
-        run_task(config, place, each, int(index), int(of), stop=stop, cpus=cpus, gpus=gpus)
+    run_steps(config, place, step, element, cpus=cpus, gpus=gpus, batch=batch)
 
 
 @app.command()
 @selecting
-def status(chosen: Selection, as_json: AsJson = False) -> None:
+def status(
+    chosen: Selection,
+    as_json: AsJson = False,
+    accounts: Annotated[bool, typer.Option("--accounts", help="Ask sacct, too.")] = False,
+) -> None:
     """Show where a run stands: the newest of the data set, unless more is said."""
-    from jobs.status import status as look
-    from jobs.status import table
+    from jobs.status import accounted, survey_run, table
 
-    found = look(chosen.existing(), chosen.place())
+    config, place = chosen.existing(), chosen.place()
+    queue = chosen.queue()
+    found = survey_run(config, place, queue)
+    if queue and queue.fault:
+        print(f"{queue.fault}; what follows is from files alone", file=sys.stderr)
+    if accounts:
+        found["accounts"] = accounted(config, place)
     if as_json:
         print(json.dumps(found, indent=1))
-    else:
-        out.print(table(found))
+        return
+    out.print(table(found))
+    if any(step["state"] in ("failed", "interrupted") for step in found["steps"]):
+        print(f"to go on: make pipeline {chosen.words_for_make()}")
+    for job, row in found.get("accounts", {}).items():
+        print(job, *row.values())
+
+
+@app.command()
+@selecting
+def cancel(chosen: Selection) -> None:
+    """Take a run's jobs out of the queue, but what others wait for; progress is safe."""
+    from jobs.cancel import cancel_run
+
+    found = cancel_run(chosen.existing(), chosen.place(), chosen.queue(strict=True))
+    if found.ended:
+        print(f"cancelled: {' '.join(found.ended)}")
+    if found.kept:
+        print(f"kept, because other runs wait for them: {' '.join(found.kept)}")
+    if not found.ended and not found.kept:
+        print("nothing of it is queued or running")
 
 
 @app.command()
@@ -124,22 +175,18 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", help="Go on showing what is added.")] = False,
 ) -> None:
     """Show the ends of a run's logs, the oldest first."""
-    from jobs.task import logs_folder
+    from jobs.logs import find_logs, tail
+    from jobs.logs import follow as growing
 
-    config = chosen.existing()
-    folder = logs_folder(chosen.place(), config.name)
-    found = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise InputError(f"{config.name} has no logs yet", "start it with make pipeline")
+    config, place = chosen.existing(), chosen.place()
+    found = find_logs(place, config.name)
+    if not found and not follow:
+        raise InputError(f"{config.name} has no logs yet", "see where it is with make status")
     for path in found:
-        print(f"== {path}")
-        print("\n".join(path.read_text(errors="replace").splitlines()[-lines:]))
+        print(f"== {path}\n{tail(path, lines)}")
     if follow:
-        with found[-1].open(errors="replace") as tail:
-            tail.seek(0, 2)
-            while True:
-                print(tail.read(), end="", flush=True)
-                time.sleep(0.5)
+        for text in growing(place, config.name, found):
+            print(text, end="", flush=True)
 
 
 @app.command()

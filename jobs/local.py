@@ -7,23 +7,27 @@ what happened. Stop it at any time; what was running goes on from its last safe 
 from __future__ import annotations
 
 import functools
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jobs.plan import Plan, tasks_of
+from jobs import journal, snapshot
+from jobs.allocation import process_gone, process_label
+from jobs.journal import FOREGROUND
+from jobs.plan import Array, Plan
+from jobs.planner import tasks_of
 from jobs.profile import Profile
-from jobs.task import logs_folder, process_gone
-from pipeline.config import Config
+from jobs.task import THREADS
 from pipeline.dag import find
 from pipeline.errors import Busy, Failure, Interrupted
 from pipeline.stop import Stop
@@ -40,15 +44,17 @@ class TaskFailed(Failure):
         self.exit_code = exit_code
 
 
-def run_plan(config: Config, plan: Plan, path: Path, profile: Profile, console: Console) -> None:
-    """Run the arrays one after another.
+def run_plan(plan: Plan, profile: Profile, console: Console) -> None:
+    """Run the arrays one after another, with a copy of the code as it is now.
 
     Raises:
         TaskFailed: A task failed; its message and the place of its log are in it.
         Interrupted: A signal asked for a stop and all tasks have saved.
     """
-    _alone(logs_folder(Path(plan.root), plan.name))
-    stop = Stop()
+    run = Path(plan.root) / "runs" / plan.name
+    _check_alone(run / "logs")
+    plan = replace(plan, code=str(snapshot.take(run)))
+    path, stop = plan.write(), Stop()
     stop.on_signals(signal.SIGINT, signal.SIGTERM)
     columns = (
         TextColumn("{task.description:<18}"),
@@ -57,54 +63,57 @@ def run_plan(config: Config, plan: Plan, path: Path, profile: Profile, console: 
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}", style="dim"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    bars = Progress(*columns, console=console, disable=not console.is_terminal)
+    with _noted(run / "logs" / FOREGROUND), bars:
         for array in plan.arrays:
             if stop.reason:
                 raise Interrupted(stop.reason)
             bar = bars.add_task(array.step, total=1.0, note="")
             started = time.monotonic()
             show = functools.partial(bars.update, bar)
-            _run_array(config, plan, path, array.step, profile, stop, show)
+            _run_array(plan, path, array, profile, stop, show)
             bars.update(bar, completed=1.0, note="")
             if not console.is_terminal:
                 console.print(f"{array.step:<18} done in {time.monotonic() - started:.1f} s")
 
 
-def _alone(folder: Path) -> None:
+@contextmanager
+def _noted(path: Path) -> Iterator[None]:
+    """Write down that this process looks after the run, so that it can be asked to end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    note = journal.Journal(path)
+    note.write(label=process_label(), state="running")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _check_alone(folder: Path) -> None:
     """Refuse to start beside another foreground run of the same plan."""
     for path in folder.glob("*.json"):
-        state = _read(path)
+        state = journal.read(path)
         if state.get("state") == "running" and process_gone(state.get("label", "")) is False:
-            raise Busy(f"this run is going on already, in process {state['label']}", "make logs")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return {}
+            raise Busy(f"this run is going on already: {state['label']}", "make logs")
 
 
 def _run_array(
-    config: Config,
     plan: Plan,
     path: Path,
-    step: str,
+    array: Array,
     profile: Profile,
     stop: Stop,
     show: Callable[..., None],
 ) -> None:
-    root = Path(plan.root)
+    root, config, step = Path(plan.root), plan.settings, array.step
     node = find(config, root, step)
     cpus = profile.granted_cpus()
-    width = 1
-    if node.work.step.many:
-        width = min(cpus, tasks_of(node.work.step, config, len(node.items or []) or None))
-    folder = logs_folder(root, plan.name)
+    width = tasks_of(node.work.step, config, node, cpus)
+    folder = journal.logs_folder(root, plan.name)
     folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, cpus // width)
     tasks = [
-        _Task(path, step, element, width, threads, profile.granted_gpus(), folder)
+        _Task(plan, path, step, element, width, threads, profile.granted_gpus(), folder)
         for element in range(width)
     ]
     try:
@@ -130,7 +139,15 @@ class _Task:
     """A child process that runs one element."""
 
     def __init__(
-        self, plan: Path, step: str, element: int, of: int, cpus: int, gpus: int, folder: Path
+        self,
+        plan: Plan,
+        path: Path,
+        step: str,
+        element: int,
+        of: int,
+        cpus: int,
+        gpus: int,
+        folder: Path,
     ) -> None:
         self.step = step
         self.log = folder / f"{step}-{element}.log"
@@ -138,8 +155,7 @@ class _Task:
         self._state.unlink(missing_ok=True)
         self.asked = False
         self._file: IO[bytes] = self.log.open("ab")
-        threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-        words = ["run", step, f"--plan={plan}", f"--element={element}/{of}", f"--cpus={cpus}"]
+        words = ["run", step, f"--plan={path}", f"--element={element}/{of}", f"--cpus={cpus}"]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "jobs", *words, f"--gpus={gpus}"],
             stdout=self._file,
@@ -147,10 +163,12 @@ class _Task:
             stdin=subprocess.DEVNULL,
             env={
                 **os.environ,
-                **dict.fromkeys(threads, str(cpus)),
+                **dict.fromkeys(THREADS, str(cpus)),
                 # threads that spin while they wait make a shared machine many times slower
                 "OMP_WAIT_POLICY": "PASSIVE",
-                "PYTHONPATH": _code(),
+                # without it the working folder would come before the copy of the code
+                "PYTHONSAFEPATH": "1",
+                "PYTHONPATH": snapshot.python_path(plan.code),
             },
         )
 
@@ -173,7 +191,7 @@ class _Task:
         self._file.close()
 
     def state(self) -> dict[str, Any]:
-        return _read(self._state)
+        return journal.read(self._state)
 
     def failure(self) -> TaskFailed:
         state = self.state()
@@ -184,12 +202,6 @@ class _Task:
             return TaskFailed(what, f"Run the same command to go on (log: {self.log})", 1)
         message = state.get("message") or f"{self.step} ended with code {self.code}"
         return TaskFailed(message, f"This is a defect; its traceback is in {self.log}", 1)
-
-
-def _code() -> str:
-    """PYTHONPATH with this code first, so that a task runs what planned it."""
-    here = str(Path(__file__).parent.parent)
-    return os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _fraction(state: dict[str, Any]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from jobs.profile import Profile, find_profile, find_root
+from jobs.queue import Queue, look
 from pipeline.config import Config, resolve, thaw
 from pipeline.errors import UserError
 from pipeline.registry import find_dataset, ids
@@ -38,6 +40,24 @@ class Selection:
     def place(self) -> Path:
         """The folder that holds `data/`, `models/` and `runs/`."""
         return find_root(self.site(), self.root)
+
+    def queue(self, strict: bool = False) -> Queue | None:
+        """The queue as it is now; None where plans do not go to SLURM.
+
+        Args:
+            strict: Whether it is an error that SLURM does not answer.
+        """
+        return look(self.place(), strict) if self.site().scheduler == "slurm" else None
+
+    def words_for_make(self) -> str:
+        """What to type after `make status` and the like to mean the same run."""
+        typed = {
+            "DATASET": self.dataset,
+            "NAME": self.name,
+            "PROFILE": self.profile,
+            "RUNS": self.root,
+        }
+        return " ".join(f"{name}={shlex.quote(v)}" for name, v in typed.items() if v)
 
     def config(self) -> Config:
         """The configuration that these words mean.

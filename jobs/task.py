@@ -2,84 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import os
-import socket
 import time
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from jobs.allocation import Allocation, process_gone, process_label
+from jobs.journal import Journal, logs_folder, progress_mark
 from pipeline import provenance
 from pipeline.config import Config
-from pipeline.dag import find
+from pipeline.dag import Node, find
 from pipeline.errors import Failure, InputError, Interrupted
-from pipeline.files import write_text
 from pipeline.stage import Context, run_item
 from pipeline.stop import Stop
 
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+LAG = 90.0  # network file systems may show an old listing for that long
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-EVERY = 0.5
-
-
-@dataclass
-class Journal:
-    """How far a task is, in a small file that others read: `logs/<step>-<element>.json`."""
-
-    path: Path
-    content: dict[str, Any] = field(default_factory=dict)
-    _written: float = 0.0
-
-    def progress(self, done: int, total: int | None, unit: str = "bytes", **facts: Any) -> None:
-        """Note the progress of the item at hand; written at most every half second."""
-        self.content.setdefault("first", done)
-        self.content |= {"done": done, "total": total, "unit": unit, "facts": facts}
-        if time.monotonic() - self._written > EVERY:
-            self.write()
-
-    def begin(self, item: str, number: int, items: int) -> None:
-        """Note that an item begins, the `number`-th of `items`."""
-        self.content.pop("first", None)
-        self.write(item=item, number=number, items=items, since=time.time(), done=0, total=None)
-
-    def write(self, **more: Any) -> None:
-        """Write the file now."""
-        self.content |= {**more, "time": time.time()}
-        with contextlib.suppress(OSError):  # it is only news: no work ends for want of it
-            write_text(self.path, json.dumps(self.content))
-        self._written = time.monotonic()
-
-
-def process_label(pid: int | None = None) -> str:
-    """A name for a process that no later one on this host will have."""
-    pid = pid or os.getpid()
-    return f"{socket.gethostname()}:{pid}:{_born(pid)}"
-
-
-def process_gone(label: str) -> bool | None:
-    """Whether the process of a label has ended; None if it is on another host."""
-    try:
-        host, pid, born = label.rsplit(":", 2)
-        return None if host != socket.gethostname() else _born(int(pid)) != born
-    except ValueError:
-        return None
-
-
-def _born(pid: int) -> str:
-    """Start time of a process, in clock ticks since boot; empty if there is none, or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def logs_folder(root: Path, name: str) -> Path:
-    """Where the logs of a run are."""
-    return root / "runs" / name / "logs"
 
 
 def prepare(step: str, root: Path) -> None:
@@ -103,8 +45,7 @@ def run_task(
     of: int = 1,
     *,
     stop: Stop,
-    cpus: int = 1,
-    gpus: int = 0,
+    allocation: Allocation,
 ) -> dict[str, int]:
     """Run every `of`-th item of a step, from `element` on, unless it is done.
 
@@ -119,24 +60,27 @@ def run_task(
     folder = logs_folder(root, config.name)
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / f"{step}-{element}.json")
-    journal.write(
-        label=process_label(), started=time.time(), element=element, of=of, state="running"
-    )
+    journal.start(allocation, element, of)
     outcomes = {"done": 0, "adopted": 0, "skipped": 0}
-    try:
-        node = find(config, root, step)
+    with _noting(journal, step, root):
+        node = _find_soon(config, root, step, LAG if allocation.job else 0.0, stop)
         if node.items is None:
             raise InputError(
                 f"{step} cannot start: {', '.join(node.work.step.needs)} are not all finished",
                 f"run: make pipeline DATASET={config.dataset.id}",
             )
+        journal.count_idle(progress_mark(node.work.folder))
         mine = node.items[element::of]
         ctx = Context(
             stop=stop,
             progress=journal.progress,
             log=lambda text: print(f"{time.strftime('%H:%M:%S')} {text}", flush=True),
-            cpus=cpus,
-            gpus=gpus,
+            cpus=allocation.cpus,
+            gpus=allocation.gpus,
+            rank=allocation.rank,
+            local_rank=allocation.local_rank,
+            world=allocation.world,
+            attempt=allocation.attempt,
             label=process_label(),
             gone=process_gone,
             code=provenance.code_version(),
@@ -146,6 +90,26 @@ def run_task(
             outcome = run_item(node.work, item, ctx)
             outcomes[outcome] += 1
             ctx.log(f"{step} {item.name}: {outcome}")
+        journal.write(state="done", number=len(mine), **outcomes)
+    return outcomes
+
+
+def _find_soon(config: Config, root: Path, step: str, lag: float, stop: Stop) -> Node:
+    """The node of a step, once this host's file system shows what another has finished."""
+    end = time.monotonic() + lag
+    while True:
+        node = find(config, root, step)
+        if node.items is not None or time.monotonic() > end:
+            return node
+        stop.check()
+        time.sleep(5.0)
+
+
+@contextmanager
+def _noting(journal: Journal, step: str, root: Path) -> Iterator[None]:
+    """Write down how a task ends that does not end well."""
+    try:
+        yield
     except Interrupted as error:
         journal.write(state="interrupted", message=str(error))
         raise
@@ -162,14 +126,12 @@ def run_task(
         message = f"{step}: {type(error).__name__}: {error}"
         journal.write(state="failed", message=message, exit_code=1)
         raise
-    journal.write(state="done", number=len(mine), **outcomes)
-    return outcomes
 
 
 def remedy(error: OSError) -> str:
     """What to do about an error of the file system."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "Make room, or choose another place with RUNS=…; finished work stays"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return "Choose a place that you may write to with RUNS=…"
     return "Run the same command again: finished work stays"

@@ -1,0 +1,116 @@
+"""How far tasks are, in small files that others read: `logs/<step>-<element>.json`.
+
+What is done is in the receipts; nothing is decided by these, but one thing: they count how often in
+a row SLURM has started a task again that brought nothing new, so that it does not do so for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.allocation import Allocation, process_label
+from pipeline.errors import UserError
+from pipeline.files import write_text
+
+FOREGROUND = "foreground.json"
+EVERY = 0.5
+EVERY_IN_JOBS = 5.0  # hundreds of them may write to one file system
+IDLE_RESTARTS = 5
+SHORT = 60.0
+
+
+def logs_folder(root: Path, name: str) -> Path:
+    """Where the logs of a run are."""
+    return root / "runs" / name / "logs"
+
+
+@dataclass
+class Journal:
+    """The file of one task, while it runs."""
+
+    path: Path
+    content: dict[str, Any] = field(default_factory=dict)
+    every: float = EVERY
+    _written: float = 0.0
+    _was_short: bool = False
+
+    def start(self, allocation: Allocation, element: int, of: int) -> None:
+        """Note that the task starts."""
+        before = read(self.path)
+        again = allocation.attempt and before.get("job") == allocation.job
+        self.every = EVERY_IN_JOBS if allocation.job else EVERY
+        self.content["restarts"] = before.get("restarts", 0) + 1 if again else 0
+        self.content["idle"] = before.get("idle", 0) if again else 0
+        self.content["mark"] = before.get("mark") if again else None
+        self._was_short = before.get("time", 0) - before.get("started", 0) < SHORT
+        self.write(
+            label=process_label(),
+            job=allocation.job,
+            started=time.time(),
+            element=element,
+            of=of,
+            state="running",
+        )
+
+    def count_idle(self, mark: str) -> None:
+        """Note what is there now, and give up if so many starts in a row have added nothing.
+
+        One that was over within a minute counts neither way: it was not given the time.
+
+        Args:
+            mark: Stands for all that is committed and half done; see `progress_mark`.
+
+        Raises:
+            UserError: This start is one too many.
+        """
+        same = self.content["mark"] == mark
+        idle = self.content["idle"] + (not self._was_short) if same else 0
+        self.write(idle=idle, mark=mark)
+        if idle > IDLE_RESTARTS:
+            raise UserError(
+                f"started again {idle} times without getting any further",
+                "give it more time, save more often, or see why in its log; then run make pipeline",
+            )
+
+    def progress(self, done: int, total: int | None, unit: str = "bytes", **facts: Any) -> None:
+        """Note the progress of the item at hand; written every now and then."""
+        self.content.setdefault("first", done)
+        self.content |= {"done": done, "total": total, "unit": unit, "facts": facts}
+        if time.monotonic() - self._written > self.every:
+            self.write()
+
+    def begin(self, item: str, number: int, items: int) -> None:
+        """Note that an item begins, the `number`-th of `items`."""
+        self.content.pop("first", None)
+        self.write(item=item, number=number, items=items, since=time.time(), done=0, total=None)
+
+    def write(self, **more: Any) -> None:
+        """Write the file now."""
+        self.content |= {**more, "time": time.time()}
+        with contextlib.suppress(OSError):  # it is only news: no work ends for want of it
+            write_text(self.path, json.dumps(self.content), durable=False)
+        self._written = time.monotonic()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a journal; empty where there is none."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def progress_mark(folder: Path) -> str:
+    """What stands for the progress in a step's folder: each commit and each byte changes it."""
+    units = sorted(path.parent.name for path in folder.glob("*/receipt.json"))
+    half_done = []
+    for path in sorted(folder.glob(".partial-*/**/*")):
+        with contextlib.suppress(OSError):
+            half_done.append(f"{path.name}:{os.stat(path).st_size}")
+    return " ".join([*units[-3:], str(len(units)), *half_done[-20:]])

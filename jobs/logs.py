@@ -1,0 +1,43 @@
+"""The logs of a run: those of tasks that ran here, and those that SLURM wrote, the oldest first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.journal import logs_folder
+
+EVERY = 0.5
+
+
+def find_logs(root: Path, name: str) -> list[Path]:
+    """The log files of a run, in order of the last line written."""
+    folder = logs_folder(root, name)
+    found = [*folder.glob("*.log"), *folder.glob("*/*_log.out")]
+    return sorted(found, key=lambda path: path.stat().st_mtime)
+
+
+def tail(path: Path, lines: int) -> str:
+    """The last lines of a log."""
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+
+
+def follow(root: Path, name: str, shown: list[Path]) -> Iterator[str]:
+    """What is added to the logs of a run from now on, new ones too; never ends by itself.
+
+    Yields:
+        Text as it comes; a line naming the log where it is another one than before.
+    """
+    places = {path: path.stat().st_size for path in shown}
+    current = shown[-1] if shown else None
+    while True:
+        for path in find_logs(root, name):
+            with path.open("rb") as file:
+                file.seek(places.get(path, 0))
+                text = file.read()
+            if text:
+                places[path] = places.get(path, 0) + len(text)
+                yield ("" if path == current else f"== {path}\n") + text.decode(errors="replace")
+                current = path
+        time.sleep(EVERY)

@@ -1,0 +1,145 @@
+"""What submitit pickles and runs: names only.
+
+All state is on disk, so the same pickle can be run again, on any node, after anything. On a stop
+that leaves time (USR2, the deadline) the task saves, and then submitit's own handler requeues the
+job. After a TERM it saves, too, but waits to be killed: SLURM has its own plans for the job then,
+and one that ends by itself in a preemption's grace time counts as timed out.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.allocation import Allocation, of_slurm
+from jobs.plan import read_plan
+from jobs.task import run_task
+from pipeline.errors import Busy, Failure, Interrupted
+from pipeline.stop import Stop
+
+TERM = signal.SIGTERM
+AGAIN = 30.0
+KILLED_WITHIN = 1800.0
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """One element of an array of a plan; see `jobs.plan`.
+
+    `minutes`: its time limit. `warning`: seconds before that at which SLURM tells it to save.
+    """
+
+    plan: str
+    step: str
+    element: int
+    minutes: int
+    warning: int
+
+    def __call__(self) -> None:
+        """Run it; submitit's handlers are in place."""
+        requeue = signal.getsignal(signal.SIGUSR2)
+        allocation = of_slurm(self.minutes, self.warning)
+        stop = listen(allocation.deadline)
+        done = False
+        try:
+            self._run(stop, allocation)
+            done = True
+        except Interrupted as why:
+            print(f"interrupted ({why}): progress is safe", flush=True)
+        except Failure as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(error.exit_code)
+        if runs_again(stop, allocation, done):
+            if not allocation.rank:
+                _requeue(requeue)
+            wait_to_be_killed(None)
+
+    def _run(self, stop: Stop, allocation: Allocation) -> None:
+        """Run the element, once nobody else is at it."""
+        plan = read_plan(Path(self.plan))
+        config, root, of = plan.settings, Path(plan.root), plan.array(self.step).of
+        while True:
+            try:
+                run_task(
+                    config, root, self.step, self.element, of, stop=stop, allocation=allocation
+                )
+                return
+            except Busy as busy:
+                # by hand, say; failing would take along what waits for this job
+                print(f"waiting: {busy.what}", flush=True)
+            end = time.monotonic() + AGAIN
+            while time.monotonic() < end:
+                stop.check()
+                time.sleep(1.0)
+
+    def checkpoint(self) -> Any:
+        """What submitit is to run next time: the same."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def listen(deadline: float | None) -> Stop:
+    """The flag, set by the signals with which SLURM announces an end."""
+    stop = Stop(deadline)
+    stop.on_signals(signal.SIGUSR2, TERM)
+    return stop
+
+
+def runs_again(stop: Stop, allocation: Allocation, done: bool) -> bool:
+    """Whether a job that was told to end has to run again; waits to be killed after a TERM.
+
+    Also one whose work was just done: if it ends by itself in a preemption's grace time it counts
+    as timed out, and what waits for it never runs. At its time limit it may.
+    """
+    if stop.asked_by == TERM:
+        wait_to_be_killed(allocation.deadline)
+    if done and (stop.asked_by is None or allocation.ends_soon):
+        return False
+    return stop.reason is not None
+
+
+def wait_to_be_killed(deadline: float | None) -> None:
+    """Hold still until SLURM ends the process, which is not ours to do.
+
+    Returns where it does not: after another signal, at the deadline, or half an hour.
+    """
+    print("waiting for SLURM to end this job", flush=True)
+    end = time.monotonic() + KILLED_WITHIN
+    again = Stop(end if deadline is None else min(end, deadline))
+    again.on_signals(signal.SIGUSR2)
+    while not again.reason:
+        time.sleep(1.0)
+
+
+def _requeue(handler: Callable[[int, None], None] | Any) -> None:
+    """Have submitit's handler requeue the job; it ends the process."""
+    _clear_half_written()
+    try:
+        handler(signal.SIGUSR2, None)
+    except (OSError, subprocess.SubprocessError) as error:
+        # no scontrol on compute nodes, or requeueing is not allowed here
+        print(
+            f"error: this job cannot be requeued ({error}). Progress is safe: run make pipeline "
+            "again to go on",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.exit(Interrupted.exit_code)
+
+
+def _clear_half_written() -> None:
+    """Remove what a kill in the middle of an earlier requeue left: submitit refuses to go on."""
+    from submitit import JobEnvironment
+
+    pickle = JobEnvironment().paths.submitted_pickle
+    leftover = pickle.with_suffix(pickle.suffix + ".save_tmp")
+    if leftover.exists() and pickle.exists():
+        os.unlink(leftover)
