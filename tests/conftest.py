@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,16 @@ import pytest
 import tiny
 import yaml
 import zstandard
+from cluster.fixture import cluster as cluster
+from cluster.fixture import no_scheduler as no_scheduler
+from cluster.fixture import only_where_asked_for as only_where_asked_for
 
 from pipeline.config import Config, resolve
 from pipeline.dag import STEPS, Node, find
 from pipeline.stage import Context, run_item
 from pipeline.stop import Stop
+
+os.environ["GRISTMILL_PROFILE"] = "local"
 
 
 def write_corpus(path: Path, documents: int = 120, seed: int = 0, frames: int = 1) -> Path:

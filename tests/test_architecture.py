@@ -23,7 +23,7 @@ FILES = {
 }
 HEAVY = {
     "torch", "transformers", "peft", "bitsandbytes", "datasets", "matplotlib", "httpx",
-    "huggingface_hub", "submitit",
+    "huggingface_hub", "submitit", "lxml",
 }  # fmt: skip
 # Each floor stands on those before it; modules of one floor may use each other, but not in a ring.
 FLOORS = [

@@ -48,7 +48,8 @@ def argv(recorder: Path, *words: str, **environment: str) -> list[str]:
 
 
 def targets() -> list[str]:
-    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    text = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
     return phony.split()
 
 
@@ -70,7 +71,7 @@ def test_args_are_split_into_words_and_nothing_more(recorder: Path) -> None:
     assert words == ["-m", "jobs", "plan", *expected]
 
 
-@pytest.mark.parametrize("target", ["status", "logs", "report", "clean"])
+@pytest.mark.parametrize("target", ["status", "logs", "cancel", "report", "clean"])
 def test_looking_after_a_run(recorder: Path, target: str) -> None:
     words = argv(recorder, target, "DATASET=nih", "NAME=try2")
     assert words == ["-m", "jobs", target, "--dataset=nih", "--name=try2"]
@@ -93,7 +94,19 @@ def test_what_runs_is_not_left_in_the_environment(recorder: Path) -> None:
     assert not names & {"DATASET", "NAME", "ARGS", "MAKEFLAGS"}
 
 
-@pytest.mark.parametrize("target", ["pipeline", "plan", "status", "logs", "report", "clean"])
+@pytest.mark.parametrize("target", ["status", "logs", "report"])
+def test_the_newest_run_needs_no_name(recorder: Path, target: str) -> None:
+    assert argv(recorder, target) == ["-m", "jobs", target]
+
+
+def test_a_misspelt_variable_is_told() -> None:
+    done = make("plan", "DATASET=nih", "RECIP=demo")
+    assert done.returncode == 2
+    assert "what is RECIP=?" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("target", ["pipeline", "plan", "cancel", "clean"])
 def test_a_missing_dataset_is_told_in_one_line(target: str) -> None:
     done = make(target)
     assert done.returncode == 2

@@ -169,7 +169,6 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     base, base_receipt = inputs["download.model"].one()
     base_receipt.verify(base)
     device = load.pick_device(ctx.gpus, ctx.local_rank)
-    _check(settings, device)
     data = _data(config, inputs, base_receipt, ctx)
     model = _model(config, base, device)
     optimizer = optimizers.make_optimizer(
@@ -236,15 +235,6 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         stop=ctx.stop,
     )
     publish(ctx, item.name, model, state, settings.method, base, config.model)
-
-
-def _check(settings: TrainConfig, device: Any) -> None:
-    if settings.weights == "nf4" and device.type == "cpu":
-        raise UserError(
-            "train.weights=nf4 does not learn on a CPU: validation repacks the weights and every "
-            "gradient is zero from then on",
-            "use train.weights=int8",
-        )
 
 
 def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context) -> Data:

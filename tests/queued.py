@@ -1,0 +1,165 @@
+"""A run in the test cluster's queue, and what its training left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import yaml
+from cluster.fixture import Cluster
+from conftest import SMALL
+
+from jobs import journal
+from jobs.allocation import LABEL, pid_of
+from jobs.plan import Plan, read_plan
+from jobs.profile import find_profile
+from jobs.submit import queue_plan
+from pipeline.config import Config, freeze
+from pipeline.dag import find
+from pipeline.receipt import load
+
+HERE = Path(__file__).parent.parent
+PATIENCE = 180.0
+
+
+@dataclass
+class Queued:
+    """A run whose jobs are in the queue; `jobs` are their ids by step, the newest submission's."""
+
+    cluster: Cluster
+    config: Config
+    root: Path
+    profile: dict[str, Any] = field(default_factory=dict)
+    jobs: dict[str, str] = field(default_factory=dict)
+    tree: Path = HERE
+
+    def command(self, *words: str, code: int = 0) -> str:
+        """What `python -m jobs …` prints about this run."""
+        command, *rest = words
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs", command, f"--root={self.root}", *rest],
+            cwd=self.tree,
+            env=os.environ | {"GRISTMILL_PROFILE": str(self.site())},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+    def submit(self) -> dict[str, str]:
+        """Queue what is to do, as `make pipeline` would; gives job ids by step."""
+        self.freeze()
+        self.jobs |= queue_plan(self.config, self.root, find_profile(str(self.site()))).jobs
+        return self.jobs
+
+    def freeze(self) -> None:
+        """Write the run's configuration."""
+        freeze(self.config, self.root)
+
+    def plan(self) -> Plan:
+        """The newest plan."""
+        folder = self.root / "runs" / self.config.name / "plans"
+        return read_plan(max(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns))
+
+    def words(self) -> list[str]:
+        """The run as words of the command line."""
+        dataset = Path(unquote(urlsplit(self.config.dataset.urls[0]).path)).with_name("small.yaml")
+        return [f"--dataset={dataset}", f"--model={self.config.model.path}", *SMALL]
+
+    def site(self) -> Path:
+        """The profile's file."""
+        path = self.root.parent / "site.yaml"
+        path.write_text(yaml.safe_dump({"extends": "gristmill-test", **self.profile}))
+        return path
+
+    def completes(self) -> None:
+        """Wait until every job has completed."""
+        self.cluster.wait(self.jobs.values(), "COMPLETED", timeout=PATIENCE)
+
+    def trains(self, step: int) -> None:
+        """Wait until training has taken that step."""
+        end = time.monotonic() + PATIENCE
+        while not any(taken >= step for taken in steps(self.config, self.root)):
+            assert time.monotonic() < end, self.logs()
+            time.sleep(0.1)
+
+    def logs(self) -> str:
+        """All logs, for a failing test to show."""
+        folder = self.root / "runs" / self.config.name / "logs"
+        return "\n".join(f"== {p}\n{p.read_text()}" for p in sorted(folder.glob("*/*.out")))
+
+    def starts(self, step: str, element: int) -> None:
+        """Wait until that task runs."""
+        end = time.monotonic() + PATIENCE
+        while self._journal(step, element).get("state") != "running":
+            assert time.monotonic() < end, self.logs()
+            time.sleep(0.02)
+
+    def ends(self, step: str, element: int) -> None:
+        """Wait until that element of the array has left the queue."""
+        end = time.monotonic() + PATIENCE
+        while any(job["id"] == f"{self.jobs[step]}_{element}" for job in self.cluster.squeue()):
+            assert time.monotonic() < end, self.logs()
+            time.sleep(0.2)
+
+    def restarts(self, step: str) -> int:
+        """How often SLURM has started the task again."""
+        return int(self._journal(step).get("restarts", 0))
+
+    def restarted(self, step: str) -> None:
+        """Wait until it was started again."""
+        end = time.monotonic() + PATIENCE
+        while not self.restarts(step):
+            assert time.monotonic() < end, self.logs()
+            time.sleep(0.2)
+
+    def requeued(self, job: str) -> None:
+        """Wait until a job is back in the queue and waits there."""
+        end = time.monotonic() + PATIENCE
+        while self.cluster.states([job]) != {job: "PENDING"}:
+            assert time.monotonic() < end, self.logs()
+            time.sleep(0.2)
+
+    def node(self, step: str) -> str:
+        """The node on which the task runs."""
+        return LABEL.fullmatch(self._journal(step)["label"])["host"]
+
+    def _journal(self, step: str, element: int = 0) -> dict[str, Any]:
+        folder = journal.logs_folder(self.root, self.config.name)
+        return journal.read(folder / f"{step}-{element}.json")
+
+    def process(self, step: str) -> int:
+        """The process id of a task that runs, of its element 0."""
+        return pid_of(self._journal(step)["label"])
+
+
+def steps(config: Config, root: Path) -> list[int]:
+    """The training steps that were taken, in order."""
+    path = find(config, root, "train.train").work.folder / "metrics.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    except OSError:
+        return []
+    return [row["step"] for row in rows if row["kind"] == "step"]
+
+
+def repeated(config: Config, root: Path) -> int:
+    """How many training steps were taken more than once."""
+    counts = Counter(steps(config, root))
+    return sum(count - 1 for count in counts.values())
+
+
+def adapter(config: Config, root: Path) -> str:
+    """Content digest of what training ended in."""
+    receipt = load(find(config, root, "train.train").work.folder / "best")
+    assert receipt is not None
+    return receipt.digest

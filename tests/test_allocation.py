@@ -1,0 +1,187 @@
+"""What a process was given, and whether another one lives."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import allocation, slurm
+from jobs.allocation import Allocation, job_of, of_slurm, pid_of, process_gone, process_label
+from jobs.journal import IDLE_RESTARTS, Journal, progress_mark, read
+from jobs.snapshot import record, source, take
+from pipeline.errors import UserError
+
+JOB = {
+    "SLURM_JOB_ID": "107",
+    "SLURM_ARRAY_JOB_ID": "100",
+    "SLURM_ARRAY_TASK_ID": "7",
+    "SLURM_CPUS_PER_TASK": "3",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+    "SLURM_NTASKS": "2",
+    "SLURM_RESTART_COUNT": "4",
+    "CUDA_VISIBLE_DEVICES": "0,1",
+}
+
+
+@pytest.fixture
+def in_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("in_a_job")
+def test_what_slurm_says_is_taken() -> None:
+    given = of_slurm()
+    assert (given.job, given.cpus, given.gpus, given.attempt) == ("100_7", 3, 2, 4)
+    assert (given.rank, given.local_rank, given.world) == (1, 1, 2)
+    assert given.deadline is None
+
+
+def test_the_end_is_known_from_slurm_or_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    assert of_slurm(10).deadline == pytest.approx(now + 600 - allocation.WARNING / 2, abs=5)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 300))
+    assert of_slurm(10).deadline == pytest.approx(now + 300 - allocation.WARNING / 2, abs=5)
+
+
+def test_a_process_is_known_to_live_and_to_be_gone() -> None:
+    assert process_gone(process_label()) is False
+    assert pid_of(process_label()) == os.getpid()
+    code = "from jobs.allocation import process_label as p; print(p())"
+    label = subprocess.run(
+        [sys.executable, "-c", code], cwd=source(), capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert process_gone(label) is True
+    assert process_gone("what is this?") is None
+
+
+@pytest.mark.usefixtures("in_a_job")
+def test_a_process_elsewhere_is_judged_by_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert job_of(process_label()) == "107"
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "c")
+    monkeypatch.setattr(slurm, "present", lambda: True)
+    user = f"process 5 of user {os.getuid()} on elsewhere, born 9"
+    for ended, known in ((True, True), (False, None)):
+        monkeypatch.setattr(slurm, "ended", lambda job, answer=ended: answer)
+        assert process_gone(f"job 106 of c, {user}") is known
+        assert process_gone(f"job 107 of c, {user}") is True, "what we are ran before, and not now"
+        assert process_gone(f"job 106 of other, {user}") is None
+        assert process_gone("job 106 of c, process 5 of user 77 on elsewhere, born 9") is None
+        assert process_gone(user) is None
+
+
+def test_the_gpus_are_counted_whoever_made_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value, count in (
+        ("ROCR_VISIBLE_DEVICES", "0,1", 2),
+        ("CUDA_VISIBLE_DEVICES", "-1", 0),
+        ("SLURM_JOB_GPUS", "3", 1),
+        ("SLURM_GPUS_ON_NODE", "4", 4),
+    ):
+        monkeypatch.setenv(name, value)
+        assert of_slurm().gpus == count
+
+
+def test_a_warning_near_the_end_is_that_of_the_time_limit() -> None:
+    assert of_slurm(4, warning=180).ends_soon
+    assert not of_slurm(20, warning=180).ends_soon
+    assert not of_slurm().ends_soon
+
+
+def as_if_long(path: Path) -> None:
+    """Let the start be an hour ago."""
+    content = read(path)
+    path.write_text(json.dumps(content | {"started": content["started"] - 3600}))
+
+
+def test_a_start_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "train.train-0.json"
+    for attempt in range(3 * IDLE_RESTARTS):
+        journal = Journal(path)
+        journal.start(Allocation(job="1", attempt=attempt), 0, 1)
+        journal.count_idle("same")
+    assert read(path)["idle"] == 0
+
+
+def test_starts_that_bring_nothing_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "train.train-0.json"
+    for attempt in range(IDLE_RESTARTS + 1):
+        journal = Journal(path)
+        journal.start(Allocation(job="1", attempt=attempt), 0, 1)
+        journal.count_idle("same")
+        assert (read(path)["restarts"], read(path)["idle"]) == (attempt, attempt)
+        as_if_long(path)
+    journal = Journal(path)
+    journal.start(Allocation(job="1", attempt=attempt + 1), 0, 1)
+    with pytest.raises(UserError, match="without getting any further"):
+        journal.count_idle("same")
+    for job, attempt, mark in (("1", 9, "another"), ("2", 0, "same"), (None, 0, "same")):
+        journal = Journal(path)
+        journal.start(Allocation(job=job, attempt=attempt), 0, 1)
+        journal.count_idle(mark)
+        assert read(path)["idle"] == 0
+
+
+def test_progress_is_each_commit_and_each_byte(tmp_path: Path) -> None:
+    marks = [progress_mark(tmp_path)]
+    (tmp_path / "unit").mkdir()
+    (tmp_path / "unit" / "receipt.json").write_text("{}")
+    marks.append(progress_mark(tmp_path))
+    (tmp_path / ".partial-x").mkdir()
+    (tmp_path / ".partial-x" / "part").write_text("a")
+    marks.append(progress_mark(tmp_path))
+    (tmp_path / ".partial-x" / "part").write_text("ab")
+    marks.append(progress_mark(tmp_path))
+    assert len(set(marks)) == 4
+    assert progress_mark(tmp_path) == marks[-1]
+
+
+def test_a_snapshot_is_the_code_and_says_its_version(tmp_path: Path) -> None:
+    from pipeline import provenance
+
+    folder = take(tmp_path)
+    assert take(tmp_path) == folder
+    assert [path.name for path in (tmp_path / "code").iterdir()] == [folder.name]
+    code = (
+        "import jobs.task, pipeline; from pipeline.provenance import code_version as v;"
+        "print(jobs.task.__file__, pipeline.__file__, v())"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=source(),
+        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    version = provenance.code_version()
+    assert told == [f"{folder}/jobs/task.py", f"{folder}/pipeline/__init__.py", version]
+
+
+def test_what_the_working_tree_changed_is_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import provenance
+
+    monkeypatch.setattr(provenance, "TOP", tmp_path / "tree")
+    assert record(tmp_path / "run") == provenance.code_version()
+    assert not (tmp_path / "run" / "code").exists()
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "a.py").write_text("one\n")
+    git = ["git", "-C", str(tree), "-c", "user.name=x", "-c", "user.email=x@y"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    clean = record(tmp_path / "run")
+    assert len(clean) == 12
+    (tree / "a.py").write_text("two\n")
+    version = record(tmp_path / "run")
+    assert version.startswith(clean + "+")
+    diff = (tmp_path / "run" / "code" / f"{version}.diff").read_text()
+    assert "-one\n+two\n" in diff

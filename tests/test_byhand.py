@@ -1,0 +1,141 @@
+"""`sbatch slurm/*.sbatch`: the same receipts and leases as in a plan, from wherever it is typed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cluster.fixture import Cluster
+from conftest import SMALL
+from queued import HERE, Queued, adapter, repeated
+
+from pipeline.config import Config
+from pipeline.dag import STAGES, find
+
+SCRIPTS = [HERE / "slurm" / f"{stage}.sbatch" for stage in STAGES]
+SMALLER = ("--mem=2000M", "--cpus-per-task=1", "--gpus-per-node=0")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_is_short_and_bash(script: Path) -> None:
+    assert script.read_text().count("\n") < 40
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_sbatch_takes_a_script_as_it_is(cluster: Cluster, script: Path) -> None:
+    # the test cluster has no such memory
+    cluster.run("sbatch", "--test-only", "--mem=2000M", script)
+
+
+@pytest.fixture
+def run(
+    cluster: Cluster, small: Callable[..., Config], prepared: Path, tmp_path: Path
+) -> Iterator[Queued]:
+    root = tmp_path / "the 'root' é"
+    shutil.copytree(prepared, root)
+    yield Queued(cluster, small(), root)
+    cluster.cancel_all()
+
+
+def sbatch(
+    run: Queued,
+    stage: str,
+    *options: str,
+    words: list[str],
+    cwd: Path = HERE,
+    script: Path | None = None,
+) -> str:
+    """Submit a stage of the run by hand; gives the job id."""
+    data, model, *_ = (word.partition("=")[2] for word in run.words())
+    given = {"MODEL": model, "NAME": run.config.name, "RUNS": str(run.root)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (given | {"PYTHON": sys.executable}).items():
+            patch.setenv(name, value)
+        more = (*SMALLER, "--output=%j.out", f"--chdir={run.root.parent}")
+        script = script or HERE / "slurm" / f"{stage}.sbatch"
+        told = run.cluster.run(
+            "sbatch", "--parsable", *more, *options, script, data, *words, cwd=cwd
+        )
+    return told
+
+
+def output(run: Queued, job: str) -> str:
+    return (run.root.parent / f"{job}.out").read_text()
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_tokenizing_by_hand_ends_in_the_seal(run: Queued, tmp_path: Path, prepared: Path) -> None:
+    folder = find(run.config, run.root, "tokenize.seal").work.folder
+    shutil.rmtree(folder)
+    array = sbatch(run, "tokenize", "--array=2-4", cwd=tmp_path, words=SMALL)
+    states = run.cluster.wait(array, "COMPLETED")
+    assert len(states) == 3
+    assert find(run.config, run.root, "tokenize.seal").complete
+    for shard in folder.glob("chunk-*/train.parquet"):
+        twin = prepared / shard.relative_to(run.root)
+        assert shard.read_bytes() == twin.read_bytes()
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_training_by_hand_beside_the_pipeline_and_after_it(
+    run: Queued, small: Callable[..., Config]
+) -> None:
+    long = ["train.steps=500", "train.checkpoint_every=400", "train.validate_every=1000"]
+    words = [*SMALL, *long]
+    run.config = small(*long)
+    planned = run.submit()["train.train"]
+    run.trains(20)
+    beside = sbatch(run, "train", words=words)
+    run.cluster.wait(beside, "FAILED")
+    assert "is being worked on by" in output(run, beside)
+    assert "Traceback" not in output(run, beside)
+    run.cluster.run("scancel", planned)
+    run.cluster.wait(planned, "CANCELLED")
+    after = sbatch(run, "train", words=words)
+    run.cluster.wait(after, "COMPLETED", timeout=180)
+    assert repeated(run.config, run.root) == 0
+    assert adapter(run.config, run.root)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_pipeline_waits_for_training_by_hand(run: Queued, small: Callable[..., Config]) -> None:
+    long = ["train.steps=500", "train.validate_every=1000"]
+    words = [*SMALL, *long]
+    run.config = small(*long)
+    job = sbatch(run, "train", words=words)
+    run.trains(5)
+    jobs = run.submit()
+    assert "train.train" not in jobs
+    waits = {row["name"].partition("-")[0]: row["dependency"] for row in run.cluster.squeue()}
+    assert f"afterok:{job}" in waits["evaluate.tuned"]
+    # told to end, it goes on by itself
+    run.cluster.run("scancel", "--signal=USR2", job)
+    run.completes()
+    run.cluster.wait(job, "COMPLETED")
+    assert "progress is safe" in output(run, job)
+    assert repeated(run.config, run.root) == 0
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_gpu_that_torch_cannot_use_is_told_in_one_line(
+    run: Queued, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # from a copy elsewhere, so that only GRISTMILL_ROOT says where the project is
+    monkeypatch.setenv("GRISTMILL_ROOT", str(HERE))
+    copy = shutil.copy(HERE / "slurm" / "train.sbatch", tmp_path / "mine.sbatch")
+    job = sbatch(run, "train", "--gpus-per-node=1", cwd=tmp_path, words=SMALL, script=copy)
+    run.cluster.wait(job, "FAILED")
+    (line,) = [row for row in output(run, job).splitlines() if row.startswith("error:")]
+    assert "GPU" in line
+    assert "Traceback" not in output(run, job)
+    assert line in run.command("logs", "--name=small")

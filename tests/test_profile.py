@@ -1,0 +1,166 @@
+"""What a site is like, said in YAML and checked before anything is queued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs import profile as profiles
+from jobs.profile import PROFILES, Profile, find_profile, find_root
+from pipeline.errors import UserError
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a profile's file and give its path."""
+
+    def make(name: str = "site", **values: Any) -> str:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return str(path)
+
+    return make
+
+
+@pytest.mark.parametrize("name", [path.stem for path in PROFILES.glob("*.yaml")])
+def test_every_profile_is_sound(name: str) -> None:
+    profile = find_profile(name)
+    assert profile.about
+    for step in ("download.corpus", "tokenize.shards", "train.train", "evaluate.report"):
+        assert profile.resources(step).time > 10
+
+
+def test_the_more_exact_name_wins_field_by_field(write: Write) -> None:
+    jobs = {
+        "default": {"partition": "cpu", "mem": "1G"},
+        "evaluate": {"mem": "9G", "gpus": 1},
+        "evaluate.report": {"gpus": 0},
+    }
+    profile = find_profile(write(jobs=jobs))
+    report, tuned = profile.resources("evaluate.report"), profile.resources("evaluate.tuned")
+    assert (report.partition, report.mem, report.gpus) == ("cpu", "9G", 0)
+    assert (tuned.mem, tuned.gpus) == ("9G", 1)
+    assert profile.resources("download.model").mem == "1G"
+
+
+def test_the_example_of_a_site_asks_for_what_it_says() -> None:
+    profile = find_profile("greene")
+    train = profile.resources("train.train")
+    assert (train.partition, train.gres, train.gpus) == ("rtx8000", "gpu:rtx8000:1", 0)
+    assert (train.mem, train.mem_per_cpu, train.time) == (None, "16G", 47 * 60 + 55)
+    assert (train.account, train.setup) == ("pr_000_general", ("module purge",))
+    assert train.granted_gpus == profile.granted_gpus() == 1
+    assert profile.resources("download.corpus").where == "login"
+    assert profile.resources("evaluate.report").granted_gpus == 0
+
+
+@pytest.mark.parametrize(
+    ("gres", "count"),
+    [("gpu", 1), ("gpu:2", 2), ("gpu:a100", 1), ("gpu:a100:4", 4), ("lustre:1,gpu:v100:2", 2)],
+)
+def test_gpus_are_counted_in_gres(gres: str, count: int) -> None:
+    assert profiles.Resources(gres=gres).granted_gpus == count
+
+
+@pytest.mark.parametrize(
+    ("time", "minutes"),
+    [(90, 90), ("90", 90), ("30:00", 30), ("47:55:00", 2875), ("2-00", 2880), ("1-00:00:30", 1441)],
+)
+def test_times_are_read_as_slurm_writes_them(time: Any, minutes: int) -> None:
+    assert profiles.Resources(time=time).time == minutes
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"jobs": {"trian": {}}}, "'trian' is no stage; did you mean train?"),
+        ({"jobs": {"train": {"time": 10}}}, "jobs.train.time = 10"),
+        ({"jobs": {"train": {"time": "soon"}}}, "D-HH:MM:SS"),
+        (
+            {"jobs": {"train": {"mem": "1G", "mem_per_cpu": "1G"}}},
+            "at most one of mem, mem_per_cpu",
+        ),
+        ({"jobs": {"train": {"gpus": 1, "gres": "gpu:1"}}}, "at most one of gpus, gres"),
+        ({"jobs": {"train": {"where": "login"}}}, "only download can"),
+        ({"jobs": {"train": {"partitions": "x"}}}, "did you mean partition?"),
+        ({"clutser": "x"}, "did you mean cluster?"),
+        ({"extends": "defualt"}, "did you mean default?"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(write: Write, values: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        find_profile(write(**values))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_default_is_more_than_what_is_inherited_for_a_stage(write: Write) -> None:
+    own = {"default": {"cpus": 7, "mem_per_cpu": "2G"}, "evaluate": {"gres": "gpu:a100:1"}}
+    profile = find_profile(write(extends="default", jobs=own))
+    train, tuned = profile.resources("train.train"), profile.resources("evaluate.tuned")
+    assert (train.cpus, train.mem, train.mem_per_cpu, train.gpus) == (7, None, "2G", 1)
+    assert (tuned.gres, tuned.gpus) == ("gpu:a100:1", 0)
+
+
+def test_a_time_needs_no_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text("jobs: {train: {time: 1:30:00}}\n")
+    assert find_profile(str(path)).resources("train.train").time == 90
+
+
+def test_one_extends_another_but_is_not_its_cluster(write: Write) -> None:
+    base = write("base", cluster="alpha", root="/a", jobs={"default": {"account": "x", "cpus": 3}})
+    profile = find_profile(write(extends=base, jobs={"default": {"cpus": 5}}))
+    resources = profile.resources("train.train")
+    assert (profile.cluster, profile.root) == (None, "/a")
+    assert (resources.account, resources.cpus) == ("x", 5)
+
+
+def test_extending_without_end_is_told(write: Write, tmp_path: Path) -> None:
+    write("one", extends=str(tmp_path / "two.yaml"))
+    with pytest.raises(UserError, match="has no end"):
+        find_profile(write("two", extends=str(tmp_path / "one.yaml")))
+
+
+@pytest.fixture
+def no_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine with a `sbatch`, whose profile is not said; gives its slurm.conf."""
+    (tmp_path / "sbatch").write_text("")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.delenv("GRISTMILL_PROFILE")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    return tmp_path / "slurm.conf"
+
+
+@pytest.mark.parametrize(
+    ("conf", "cluster"),
+    [("ClusterName=greene\n", "greene"), ("# x\nclustername = else\n", None)],
+)
+def test_the_cluster_s_name_chooses(no_name: Path, conf: str, cluster: str | None) -> None:
+    no_name.write_text(conf)
+    profile = find_profile(None)
+    assert (profile.scheduler, profile.cluster) == ("slurm", cluster)
+
+
+def test_without_sbatch_it_is_here(no_name: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert find_profile(None).scheduler == "local"
+
+
+def test_the_environment_may_name_it(no_name: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRISTMILL_PROFILE", "greene")
+    assert find_profile(None).cluster == "greene"
+    assert find_profile("local").scheduler == "local"
+
+
+def test_the_root_may_name_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "me")
+    assert find_root(Profile(root="/scratch/$USER/x"), None) == Path("/scratch/me/x")
+    assert find_root(Profile(root="/scratch"), "/tmp/../tmp/y") == Path("/tmp/y")

@@ -1,0 +1,164 @@
+"""A training that SLURM disturbs ends as one left alone, and repeats as little as can be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cluster.fixture import Cluster
+from conftest import advance
+from queued import Queued, adapter, repeated
+
+from pipeline.config import Config
+from pipeline.dag import find
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+STEPS, EVERY = 160, 40
+LONG = (
+    f"train.steps={STEPS}",
+    f"train.checkpoint_every={EVERY}",
+    "train.validate_every=1000",
+    "evaluate.max_documents=4",
+)
+
+
+@pytest.fixture(scope="module")
+def config(small: Callable[..., Config]) -> Config:
+    return small(*LONG)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, config: Config, prepared: Path) -> Path:
+    """A root in which all is done but the report, without a scheduler."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    shutil.copytree(prepared, root, dirs_exist_ok=True)
+    advance(config, root, "evaluate.tuned")
+    return root
+
+
+@pytest.fixture
+def run(cluster: Cluster, config: Config, undisturbed: Path, tmp_path: Path) -> Iterator[Queued]:
+    """The same in the queue, from where training begins."""
+    root = tmp_path / "the 'root' é"
+    shutil.copytree(undisturbed, root)
+    for done in ("train.train", "evaluate.tuned"):
+        shutil.rmtree(find(config, root, done).work.folder)
+    queued = Queued(cluster, config, root)
+    yield queued
+    cluster.cancel_all()
+
+
+def ends_as(run: Queued, undisturbed: Path, at_most: int) -> None:
+    """Every job of the run completes, in the same weights, with few steps done twice."""
+    run.completes()
+    assert adapter(run.config, run.root) == adapter(run.config, undisturbed)
+    assert repeated(run.config, run.root) <= at_most
+    assert (run.root / "runs" / run.config.name / "report" / "report.json").exists()
+    assert run.cluster.squeue() == []
+
+
+def test_a_user_signal_saves_and_requeues(run: Queued, undisturbed: Path) -> None:
+    job = run.submit()["train.train"]
+    run.trains(EVERY // 2)
+    run.cluster.run("scancel", "--signal=USR2", job)
+    ends_as(run, undisturbed, at_most=0)
+    assert run.restarts("train.train") == 1
+
+
+def test_a_time_limit_is_seen_in_time(run: Queued, undisturbed: Path) -> None:
+    job = run.submit()["train.train"]
+    run.trains(EVERY // 2)
+    # SLURM looks at limits every half minute; before its signal it sends a CONT
+    os.kill(run.process("train.train"), signal.SIGSTOP)
+    # the signal of 180 s before the end is due at once
+    run.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=2")
+    run.restarted("train.train")
+    ends_as(run, undisturbed, at_most=0)
+
+
+def test_a_requeue_by_somebody_else_loses_nothing(run: Queued, undisturbed: Path) -> None:
+    job = run.submit()["train.train"]
+    run.trains(EVERY // 2)
+    run.cluster.run("scontrol", "requeue", job)
+    ends_as(run, undisturbed, at_most=0)
+    assert run.restarts("train.train") == 1
+
+
+@pytest.mark.parametrize("warned", [True, False], ids=["user-signal", "term"])
+def test_making_room_for_a_higher_partition_loses_nothing(
+    run: Queued, undisturbed: Path, tmp_path: Path, warned: bool
+) -> None:
+    run.profile = {"jobs": {"train": {"partition": "low", "sbatch": {"nodelist": "node1"}}}}
+    before = run.cluster.set_line("SlurmctldParameters", "preempt_send_user_signal" * warned)
+    try:
+        run.submit()
+        run.trains(EVERY // 2)
+        words = ("--partition=high", "--nodelist=node1", "--cpus-per-task=4")
+        run.cluster.submit("sleep 1", *words, cwd=tmp_path)
+        run.restarted("train.train")
+    finally:
+        run.cluster.set_line("SlurmctldParameters", before)
+    ends_as(run, undisturbed, at_most=0)
+
+
+def test_a_node_that_goes_down_costs_at_most_an_interval_on_another(
+    run: Queued, undisturbed: Path
+) -> None:
+    run.submit()
+    run.trains(EVERY + 5)
+    node = run.node("train.train")
+    try:
+        for state in ("DOWN", "DRAIN"):  # as the slurmd lives, it would be back at once
+            run.cluster.run(
+                "scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=test"
+            )
+        run.restarted("train.train")
+        assert run.node("train.train") != node
+        ends_as(run, undisturbed, at_most=EVERY)
+    finally:
+        run.cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+
+def test_a_kill_costs_at_most_an_interval_and_a_second_submit_goes_on(
+    run: Queued, undisturbed: Path
+) -> None:
+    first = dict(run.submit())
+    run.trains(EVERY + 5)
+    os.kill(run.process("train.train"), signal.SIGKILL)
+    run.cluster.wait(first["train.train"], "FAILED")
+    run.cluster.wait([first["evaluate.tuned"], first["evaluate.report"]], "CANCELLED")
+    second = run.submit()
+    assert not set(first.values()) & set(second.values())
+    ends_as(run, undisturbed, at_most=EVERY)
+
+
+def test_a_job_that_gets_nowhere_is_given_up(run: Queued) -> None:
+    from jobs.journal import IDLE_RESTARTS, progress_mark
+
+    job = run.submit()["train.train"]
+    run.trains(1)
+    run.cluster.run("scontrol", "requeue", job)
+    run.requeued(job)
+    # as if it had been so all the time
+    path = run.root / "runs" / run.config.name / "logs" / "train.train-0.json"
+    mark = progress_mark(find(run.config, run.root, "train.train").work.folder)
+    content = json.loads(path.read_text()) | {"idle": IDLE_RESTARTS, "mark": mark}
+    content["started"] -= 3600
+    path.write_text(json.dumps(content))
+    run.cluster.wait(job, "FAILED", timeout=180)
+    assert "without getting any further" in run.logs()
+    run.cluster.wait(run.jobs["evaluate.report"], "CANCELLED")
+
+
+def test_a_signal_before_anybody_listens_does_no_harm(run: Queued, undisturbed: Path) -> None:
+    job = run.submit()["train.train"]
+    run.cluster.wait(job, "RUNNING")
+    for _ in range(5):
+        run.cluster.run("scancel", "--signal=USR2", job)
+    ends_as(run, undisturbed, at_most=0)
