@@ -35,7 +35,7 @@ def submit(chosen: Selection) -> None:
     from jobs.probe import probe
     from pipeline.config import freeze
 
-    config, place, site = chosen.config(), chosen.place(), chosen.site()
+    config, place, site = chosen.config(), chosen.place(), chosen.site
     probe(config, place, site.granted_gpus())
     freeze(config, place)
     if site.scheduler == "slurm":
@@ -81,7 +81,7 @@ def plan(chosen: Selection, as_json: AsJson = False) -> None:
     from jobs.planner import make_plan
     from pipeline.config import check_name
 
-    config, place, site = chosen.config(), chosen.place(), chosen.site()
+    config, place, site = chosen.config(), chosen.place(), chosen.site
     check_name(config, place)
     made = make_plan(config, place, chosen.queue())
     if as_json:

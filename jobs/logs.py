@@ -15,7 +15,8 @@ def find_logs(root: Path, name: str) -> list[Path]:
     """The log files of a run, in order of the last line written."""
     folder = logs_folder(root, name)
     found = [*folder.glob("*.log"), *folder.glob("*/*_log.out")]
-    return sorted(found, key=lambda path: path.stat().st_mtime)
+    there = [path for path in found if path.exists()]  # a link of work by hand may outlive its log
+    return sorted(there, key=lambda path: path.stat().st_mtime)
 
 
 def tail(path: Path, lines: int) -> str:

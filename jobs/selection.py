@@ -33,13 +33,14 @@ class Selection:
     root: Annotated[str | None, typer.Option(help="Where everything goes.")] = None
     words: Annotated[list[str] | None, typer.Argument(help="Settings, as train.lr=3e-4.")] = None
 
+    @functools.cached_property
     def site(self) -> Profile:
-        """The profile."""
+        """The profile; finding it may have to ask the cluster for its name."""
         return find_profile(self.profile)
 
     def place(self) -> Path:
         """The folder that holds `data/`, `models/` and `runs/`."""
-        return find_root(self.site(), self.root)
+        return find_root(self.site, self.root)
 
     def queue(self, strict: bool = False) -> Queue | None:
         """The queue as it is now; None where plans do not go to SLURM.
@@ -47,7 +48,7 @@ class Selection:
         Args:
             strict: Whether it is an error that SLURM does not answer.
         """
-        return look(self.place(), strict) if self.site().scheduler == "slurm" else None
+        return look(self.place(), strict) if self.site.scheduler == "slurm" else None
 
     def words_for_make(self) -> str:
         """What to type after `make status` and the like to mean the same run."""
