@@ -162,3 +162,13 @@ def test_a_signal_before_anybody_listens_does_no_harm(run: Queued, undisturbed: 
     for _ in range(5):
         run.cluster.run("scancel", "--signal=USR2", job)
     ends_as(run, undisturbed, at_most=0)
+
+
+def test_a_deadline_stands_in_for_a_signal_that_is_lost(run: Queued, undisturbed: Path) -> None:
+    # the first start is told that it ends in 94 s, so it saves half the warning's 180 s before that
+    soon = "export SLURM_JOB_END_TIME=$(($(date +%s) + 94))"
+    run.profile = {"jobs": {"train": {"setup": [f'[ -n "$SLURM_RESTART_COUNT" ] || {soon}']}}}
+    run.submit()
+    ends_as(run, undisturbed, at_most=0)
+    assert run.restarts("train.train") == 1
+    assert "time is up" in run.logs()
