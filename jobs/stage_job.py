@@ -8,6 +8,7 @@ and one that ends by itself in a preemption's grace time counts as timed out.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -90,6 +91,8 @@ def listen(deadline: float | None) -> Stop:
     """The flag, set by the signals with which SLURM announces an end."""
     stop = Stop(deadline)
     stop.on_signals(signal.SIGUSR2, TERM)
+    # as it ends, Python gives signals their defaults back: a late one would kill a job that is done
+    atexit.register(signal.signal, signal.SIGUSR2, signal.SIG_IGN)
     return stop
 
 

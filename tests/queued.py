@@ -83,7 +83,10 @@ class Queued:
 
     def completes(self) -> None:
         """Wait until every job has completed."""
-        self.cluster.wait(self.jobs.values(), "COMPLETED", timeout=PATIENCE)
+        try:
+            self.cluster.wait(self.jobs.values(), "COMPLETED", timeout=PATIENCE)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from None
 
     def trains(self, step: int) -> None:
         """Wait until training has taken that step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from jobs.journal import IDLE_RESTARTS, Journal, progress_mark, read
 from jobs.snapshot import record, source, take
 from pipeline.errors import UserError
 
+HERE = Path(__file__).parent.parent
 JOB = {
     "SLURM_JOB_ID": "107",
     "SLURM_ARRAY_JOB_ID": "100",
@@ -98,6 +100,26 @@ def as_if_long(path: Path) -> None:
     """Let the start be an hour ago."""
     content = read(path)
     path.write_text(json.dumps(content | {"started": content["started"] - 3600}))
+
+
+def test_a_warning_that_comes_as_python_ends_does_no_harm() -> None:
+    """By then Python has given the signals their defaults back."""
+    program = """
+import os, signal
+from jobs.stage_job import listen
+
+class Late:
+    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGUSR2):
+        kill(me, number)
+
+late = Late()
+{listen}
+"""
+    ends = {}
+    for line in ("signal.signal(signal.SIGUSR2, print)", "listen(None)"):
+        words = [sys.executable, "-c", program.format(listen=line)]
+        ends[line] = subprocess.run(words, cwd=HERE, timeout=60).returncode
+    assert list(ends.values()) == [-signal.SIGUSR2, 0]
 
 
 def test_a_start_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
