@@ -20,6 +20,7 @@ from pipeline.data.encoder import Encoder
 from pipeline.data.shards import Corpus, open_corpus
 from pipeline.errors import CorruptInput, Interrupted, UserError
 from pipeline.model import load
+from pipeline.model.evaluation import windows_for
 from pipeline.model.measure import bits_per_byte, perplexity
 from pipeline.settings import build
 from pipeline.stage import Context, run_item
@@ -233,7 +234,7 @@ def test_a_stride_that_leaves_tokens_out_is_refused() -> None:
     values = {"context": 64, "stride": 65}
     with pytest.raises(UserError, match=r"stride=65 is more than evaluate\.context=64"):
         build(EvaluateConfig, values, "evaluate")
-    windows = EvaluateConfig(context=None).windows(2048, 0)
+    windows = windows_for(EvaluateConfig(context=None), 2048, 0)
     assert (windows.context, windows.stride) == (1024, 512)
-    windows = EvaluateConfig(context=512).windows(256, 0)
+    windows = windows_for(EvaluateConfig(context=512), 256, 0)
     assert (windows.context, windows.stride) == (256, 128)

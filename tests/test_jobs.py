@@ -165,7 +165,15 @@ def test_status_is_quick_and_light(
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     loaded = set(yaml.safe_load(done.stderr.splitlines()[-1]))
-    assert not loaded & {"torch", "transformers", "peft", "bitsandbytes", "datasets", "matplotlib"}
+    assert not loaded & {
+        "torch",
+        "transformers",
+        "peft",
+        "bitsandbytes",
+        "datasets",
+        "numpy",
+        "pyarrow",
+    }
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(f"status: {spent:.2f} s of CPU")
 

@@ -19,6 +19,7 @@ import zstandard
 
 from pipeline.errors import CorruptInput
 
+CHUNK = "chunk.jsonl.zst"
 READ = 256 * 1024
 FEED = 2048  # raw bytes a decoder is given at once: 20 KB of JSON can hold 200 MB
 ZSTD_WINDOW = 2**31

@@ -105,14 +105,6 @@ def open_sealed(inputs: Inputs, split: str, code: str = "") -> Corpus:
     return open_corpus(folder, sealed, content, receipt.digest, split, code)
 
 
-def what_is_read(inputs: Inputs) -> dict[str, str]:
-    """The corpus, the base model, and the tokens that are put around each document."""
-    _, receipt = inputs["download.model"].one()
-    ends = f"{receipt.facts['prefix_id']} {receipt.facts['end_id']}"
-    named = ("tokenize.seal", "download.model")
-    return {"ends": ends, **{name: inputs[name].digest for name in named}}
-
-
 def write_card(folder: Path, content: dict[str, Any]) -> None:
     """Write the README with which `datasets.load_dataset` opens the folder, unless it is there."""
     path = folder / "README.md"

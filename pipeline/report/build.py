@@ -18,7 +18,7 @@ from pipeline import provenance
 from pipeline.errors import CorruptInput
 from pipeline.model import measure
 from pipeline.receipt import Receipt, verify
-from pipeline.report import cost, page
+from pipeline.report import SECTIONS, cost, page
 from pipeline.report.curve import Curve, read_curve
 from pipeline.report.verdict import verdict
 from pipeline.stage import Inputs
@@ -26,7 +26,6 @@ from pipeline.stage import Inputs
 if TYPE_CHECKING:
     from pipeline.config import Config
 
-SECTIONS = ("dataset", "model", "decompress", "tokenize", "train", "evaluate")
 SPLITS = ("validation", "test")
 _DEFINITIONS = {
     "split": "by hash of the text, or of the field dataset.split_by names; equal texts count once",

@@ -13,7 +13,7 @@ import xxhash
 import zstandard
 from pydantic import Field
 
-from pipeline.data.raw import Raw
+from pipeline.data.raw import CHUNK, Raw
 from pipeline.data.records import Lines
 from pipeline.data.tables import json_lines
 from pipeline.errors import CorruptInput
@@ -24,7 +24,6 @@ from pipeline.stage import Context, Inputs, Item, Step
 if TYPE_CHECKING:
     from pipeline.config import Config
 
-CHUNK = "chunk.jsonl.zst"
 COPY = "Get a sound copy and give it with FILE="
 
 

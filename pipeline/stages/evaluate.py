@@ -7,41 +7,22 @@ puts together what the receipts of the whole run say.
 
 from __future__ import annotations
 
-import json
-import shutil
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
-from pipeline.data.choose import by_hash, choose
-from pipeline.data.encoder import Encoder
-from pipeline.data.seal import open_sealed, what_is_read
-from pipeline.data.shards import Corpus
-from pipeline.errors import UserError
-from pipeline.model import load
-from pipeline.model.measure import bits_per_byte, interval, perplexity
-from pipeline.model.score import Kept, Windows, score
-from pipeline.model.write import write
-from pipeline.report.build import SECTIONS, build
+from pipeline.report import SECTIONS
 from pipeline.settings import Section
 from pipeline.stage import Context, Inputs, Item, Step
+from pipeline.stages.tokenize import what_is_read
 
 if TYPE_CHECKING:
-    import torch
-
     from pipeline.config import Config
 
 SPLITS = ("validation", "test")
 SAMPLES = "samples"
-LONGEST = 1024
 
 
 class EvaluateConfig(Section):
@@ -74,11 +55,6 @@ class EvaluateConfig(Section):
             )
         return self
 
-    def windows(self, context: int | None, prefix: int) -> Windows:
-        """How documents are cut for a model of that context (None: no limit)."""
-        width = min(self.context or LONGEST, context or LONGEST)
-        return Windows(width, min(self.stride or width // 2, width), prefix)
-
 
 def base_items(config: Config, inputs: Inputs) -> list[Item]:
     """A score for each held-out split, and the samples."""
@@ -103,144 +79,10 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         UserError: The device cannot compute under the precision of the base model's scores.
         CorruptInput: The corpus or the model is damaged.
     """
-    started = time.monotonic()
-    bench = _prepare(config, item, inputs, ctx)
-    facts = {
-        "precision": bench.precision,
-        "weights": config.train.weights,
-        "device": bench.device.type,
-        "cpus": ctx.cpus,
-        "gpus": ctx.gpus,
-    }
-    if item.name == SAMPLES:
-        samples = _samples(bench, config.evaluate, ctx)
-        with ctx.commit(item.name) as draft:
-            text = json.dumps(samples, indent=1, ensure_ascii=False)
-            (draft.path / "samples.json").write_text(text, encoding="utf-8")
-            draft.facts = facts | {"prompts": len(samples)}
-            draft.facts["seconds"] = round(time.monotonic() - started, 3)
-        return
-    table, measured, before = _score(bench, config.evaluate, ctx)
-    with ctx.commit(item.name) as draft:
-        pq.write_table(table, draft.path / "scores.parquet", compression="zstd")
-        draft.facts = facts | measured
-        draft.facts["seconds"] = round(before + time.monotonic() - started, 3)
-    shutil.rmtree(ctx.partial, ignore_errors=True)
+    from pipeline.model import evaluation
 
-
-@dataclass(frozen=True)
-class _Bench:
-    """A model ready to be judged, and the split it is judged by. `base`: folder with tokenizer."""
-
-    model: Any
-    device: torch.device
-    precision: load.Precision
-    corpus: Corpus
-    base: Path
-    context: int | None
-    prefix: int
-    end: int
-
-
-def _prepare(config: Config, item: Item, inputs: Inputs, ctx: Context) -> _Bench:
-    import torch
-
-    torch.set_num_threads(ctx.cpus)
-    device = load.pick_device(ctx.gpus, ctx.local_rank)
-    precision = load.pick_precision(item.data.get("precision", config.train.precision), device)
-    if (there := item.data.get("device", device.type)) != device.type:
-        raise UserError(
-            f"the base model was scored on {there}, and 8-bit arithmetic differs on {device.type}",
-            "evaluate where the base model was scored, or remove its scores-… folder",
-        )
-    split = "test" if item.name == SAMPLES else item.name
-    corpus = open_sealed(inputs, split, ctx.code)
-    base, receipt = inputs["download.model"].one()
-    if "model" not in ctx.memo:
-        ctx.memo["model"] = _load(config, inputs, device)
-    ends = receipt.facts["prefix_id"], receipt.facts["end_id"]
-    context = receipt.facts.get("context")
-    return _Bench(ctx.memo["model"], device, precision, corpus, base, context, *ends)
-
-
-def _load(config: Config, inputs: Inputs, device: torch.device) -> Any:
-    """The base model, or the adapted one where the training is among the inputs."""
-    settings = config.train
-    folder, receipt = inputs["download.model"].one()
-    receipt.verify(folder)
-    adapter = None
-    if "train.train" in inputs:
-        best, trained = inputs["train.train"].one()
-        trained.verify(best)
-        adapter = best if trained.facts["method"] == "lora" else None
-        folder = folder if adapter else best
-    model = load.load_base(folder, settings.weights, device, settings.threshold, settings.keep)
-    return load.load_adapter(model, adapter) if adapter else model
-
-
-def _score(
-    bench: _Bench, settings: EvaluateConfig, ctx: Context
-) -> tuple[pa.Table, dict[str, Any], float]:
-    """A row a document, what they add up to, and the seconds that earlier attempts put into it."""
-    corpus = bench.corpus
-    chosen = choose(corpus, settings.max_documents, settings.max_tokens)
-    windows = settings.windows(bench.context, bench.prefix)
-    total = int(np.diff(corpus.offsets)[chosen].sum())
-    kept = Kept(ctx.partial, {"precision": bench.precision, "device": bench.device.type})
-    through = sum(int(counts.sum()) for _, _, counts in kept.parts)
-
-    def keep(*part: Any) -> None:
-        nonlocal through
-        kept.add(*part)
-        through += int(part[2].sum())
-        ctx.progress(through, total, "tokens")
-
-    with kept:
-        nll, tokens = score(
-            bench.model,
-            [corpus.ids[corpus.offsets[i] : corpus.offsets[i + 1]] for i in chosen],
-            windows,
-            bench.device,
-            bench.precision,
-            batch_tokens=settings.batch_tokens,
-            stop=ctx.stop,
-            done=keep,
-            parts=kept.parts,
-        )
-    size = corpus.bytes[chosen]
-    hashes = [corpus.hashes[i].tobytes().hex() for i in chosen]
-    columns = {"document": chosen, "hash": hashes, "nll": nll, "tokens": tokens, "bytes": size}
-    facts = {
-        "perplexity": perplexity(nll, tokens),
-        "bits_per_byte": bits_per_byte(nll, size),
-        "ci95": interval(nll, tokens, settings.resamples),
-        "documents": len(chosen),
-        "of_documents": len(corpus),
-        "tokens": int(tokens.sum()),
-        "bytes": int(size.sum()),
-        "context": windows.context,
-        "stride": windows.stride,
-        "batch_tokens": settings.batch_tokens,
-    }
-    return pa.table(columns), facts, kept.seconds
-
-
-def _samples(bench: _Bench, settings: EvaluateConfig, ctx: Context) -> list[dict[str, str]]:
-    """Held-out openings, how they go on, and how the model goes on: greedily and drawn by lot."""
-    room = bench.context or LONGEST
-    opening = min(settings.prompt_tokens, room // 2)
-    length = min(settings.new_tokens, room - opening - 1)
-    documents = (bench.corpus.document(index).tolist() for index in by_hash(bench.corpus))
-    chosen = list(islice((ids for ids in documents if len(ids) > opening), settings.prompts))
-    prompts = [ids[:opening] for ids in chosen]
-    texts = {"prompt": prompts, "reference": [ids[opening : opening + length] for ids in chosen]}
-    how = bench.prefix, bench.end, bench.device, bench.precision
-    for number, name in enumerate(("greedy", "sampled") if chosen else ()):
-        sampled = name == "sampled"
-        texts[name] = write(bench.model, prompts, length, *how, sampled=sampled, stop=ctx.stop)
-        ctx.progress(number + 1, 2, "samples")
-    decode = Encoder(bench.base).decode
-    return [{n: decode(ids[i]) for n, ids in texts.items()} for i in range(len(chosen))]
+    compute = evaluation.write_samples if item.name == SAMPLES else evaluation.score_split
+    compute(config, item, inputs, ctx)
 
 
 def report_items(config: Config, inputs: Inputs) -> list[Item]:
@@ -254,6 +96,8 @@ def report(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     Raises:
         CorruptInput: A score or a sample is damaged.
     """
+    from pipeline.report.build import build
+
     with ctx.commit(item.name) as draft:
         build(config, inputs, draft.path)
 

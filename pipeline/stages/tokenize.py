@@ -8,30 +8,18 @@ is the same whatever chunk, task or order it comes in. Lines that are no records
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import xxhash
 from pydantic import model_validator
 
-from pipeline.data.encoder import Encoder
-from pipeline.data.raw import Raw
-from pipeline.data.records import Bad, Lines, Reader, Record
-from pipeline.data.seal import judge, write_card
-from pipeline.data.shards import SPLITS, Writer
-from pipeline.errors import CorruptInput
-from pipeline.receipt import expect, load, verify
 from pipeline.settings import Section, free
 from pipeline.stage import Context, Inputs, Item, Step
-from pipeline.stages.decompress import CHUNK
 
 if TYPE_CHECKING:
     from pipeline.config import Config
 
 SMALL = 5_000_000_000
-BATCH = 2_000_000
 
 
 class TokenizeConfig(Section):
@@ -90,112 +78,9 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     Raises:
         CorruptInput: The chunk or the tokenizer is damaged, or too many lines are no records.
     """
-    unit = inputs["decompress.chunks"].folder / item.name
-    model, model_receipt = inputs["download.model"].one()
-    verify(model, "tokenizer.json", model_receipt)
-    receipt = load(unit)
-    if receipt is None:
-        raise CorruptInput(f"{unit} has no receipt", unit=unit)
-    encoder = Encoder(model)
-    with ctx.commit(item.name) as draft:
-        writers = {split: Writer(draft.path / f"{split}.parquet") for split in SPLITS}
-        raw = Raw(unit / CHUNK, unit)
-        quarantine = _Quarantine(draft.path / "quarantine.jsonl", config, item.data["source"])
-        for batch in _batches(_records(Lines(raw), config, item, quarantine)):
-            ctx.stop.check()
-            for record, ids in zip(batch, encoder.encode([r.text for r in batch]), strict=True):
-                text = record.text.encode()
-                digest = xxhash.xxh3_128_digest(text)
-                split = _split(record, digest, item.data["shares"])
-                writers[split].add(record.id, ids, len(text), digest)
-            ctx.progress(raw.read, receipt.outputs[CHUNK].size)
-        expect(raw.sha256, unit, CHUNK, receipt)
-        quarantine.close()
-        for writer in writers.values():
-            writer.close()
-        draft.facts = {
-            "splits": {
-                split: {"documents": w.rows, "tokens": w.tokens, "bytes": w.bytes}
-                for split, w in writers.items()
-            },
-            "quarantined": quarantine.count,
-            "empty": quarantine.empty,
-            "encoder": encoder.name,
-            "vocabulary": encoder.vocabulary,
-        }
+    from pipeline.data.tokenization import tokenize
 
-
-class _Quarantine:
-    """The malformed lines of a chunk, written down with their place."""
-
-    def __init__(self, path: Path, config: Config, source: str) -> None:
-        self._file = path.open("w", encoding="utf-8")
-        self._limit, self._source = config.tokenize.max_bad_lines, source
-        self.count = self.empty = 0
-
-    def add(self, line: int, text: bytes, reason: str) -> None:
-        """Put a line aside.
-
-        Raises:
-            CorruptInput: It is one too many.
-        """
-        self.count += 1
-        if self.count > self._limit:
-            raise _too_many(self.count, self._limit, f"{self._source}, line {line}: {reason}")
-        entry = {
-            "file": self._source,
-            "line": line,
-            "reason": reason,
-            "text": text[:200].decode("utf-8", "replace"),
-        }
-        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _too_many(count: int, limit: int, last: str) -> CorruptInput:
-    return CorruptInput(
-        f"more than {limit} malformed lines ({count} so far; {last})",
-        'Check dataset.text_field, or allow more with ARGS="tokenize.max_bad_lines=…"',
-    )
-
-
-def _records(lines: Lines, config: Config, item: Item, quarantine: _Quarantine) -> Iterator[Record]:
-    reader = Reader(config.dataset.text_field, config.dataset.id_field, config.dataset.split_by)
-    number = int(item.data["first_line"])
-    while lines.more():
-        for line in b"".join(lines.pieces(BATCH)).split(b"\n")[:-1]:
-            number += 1
-            record = reader.parse(line, f"{item.data['source']}:{number}")
-            if isinstance(record, Record):
-                yield record
-            elif isinstance(record, Bad):
-                quarantine.add(number, line, record.reason)
-            else:
-                quarantine.empty += 1
-
-
-def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
-    batch, size = [], 0
-    for record in records:
-        batch.append(record)
-        size += len(record.text)
-        if size >= BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _split(record: Record, digest: bytes, shares: dict[str, float]) -> str:
-    """The split of a document: where its hash falls in [0, 1)."""
-    if record.split_by is not record.text:
-        digest = xxhash.xxh3_128_digest(record.split_by.encode())
-    point = int.from_bytes(digest[:8], "big") / 2**64
-    if point < shares["validation"]:
-        return "validation"
-    return "test" if point < shares["validation"] + shares["test"] else "train"
+    tokenize(config, item, inputs, ctx)
 
 
 def seal_items(config: Config, inputs: Inputs) -> list[Item]:
@@ -209,36 +94,17 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     Raises:
         CorruptInput: A shard is damaged, a split is empty, or too many lines were malformed.
     """
-    given = inputs["tokenize.shards"]
-    facts = [given.receipts[name].facts for name in sorted(given.receipts)]
-    quarantined = sum(f["quarantined"] for f in facts)
-    if quarantined > config.tokenize.max_bad_lines:
-        raise _too_many(
-            quarantined, config.tokenize.max_bad_lines, f"see {ctx.folder}/*/quarantine.jsonl"
-        )
-    totals, duplicates = judge(given, ctx)
-    for split in SPLITS:
-        if not totals[split]["documents"]:
-            raise CorruptInput(
-                f"the {split} split is empty: the corpus has too few documents",
-                "Check dataset.text_field"
-                if split == "train"
-                else f'Hold out a larger share, e.g. ARGS="tokenize.{split}=0.2"',
-            )
-    content = {
-        "splits": totals,
-        "duplicates": {split: len(found) for split, found in duplicates.items()},
-        "shards": sorted(given.receipts),
-        "quarantined": quarantined,
-        "empty": sum(f["empty"] for f in facts),
-        "encoder": facts[0]["encoder"],
-        "vocabulary": facts[0]["vocabulary"],
-    }
-    with ctx.commit(item.name) as draft:
-        (draft.path / "seal.json").write_text(json.dumps(content, indent=1))
-        np.savez(draft.path / "duplicates.npz", **duplicates)  # type: ignore[arg-type]
-        draft.facts = {k: content[k] for k in ("splits", "duplicates", "quarantined", "empty")}
-    write_card(ctx.folder, content)
+    from pipeline.data.tokenization import seal
+
+    seal(config, item, inputs, ctx)
+
+
+def what_is_read(inputs: Inputs) -> dict[str, str]:
+    """What later stages read: the corpus, the base model, the tokens put around each document."""
+    _, receipt = inputs["download.model"].one()
+    ends = f"{receipt.facts['prefix_id']} {receipt.facts['end_id']}"
+    named = ("tokenize.seal", "download.model")
+    return {"ends": ends, **{name: inputs[name].digest for name in named}}
 
 
 def _folder(config: Config, keys: Mapping[str, str]) -> str:

@@ -1,0 +1,200 @@
+"""Scores and samples of a model: what the stage `evaluate` computes.
+
+Base and adapted model read the same documents under the same precision, and continue the same
+openings.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data.choose import by_hash, choose
+from pipeline.data.encoder import Encoder
+from pipeline.data.seal import open_sealed
+from pipeline.data.shards import Corpus
+from pipeline.errors import UserError
+from pipeline.model import load
+from pipeline.model.measure import bits_per_byte, interval, perplexity
+from pipeline.model.score import Kept, Windows, score
+from pipeline.model.write import write
+from pipeline.stage import Context, Inputs, Item
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.config import Config
+    from pipeline.stages.evaluate import EvaluateConfig
+
+LONGEST = 1024
+
+
+def score_split(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+    """Score the split that the item names, with the adapted model where the training is given.
+
+    Raises:
+        Interrupted, UserError, CorruptInput: As `pipeline.stages.evaluate.run`.
+    """
+    started = time.monotonic()
+    bench = _prepare(config, item.name, item, inputs, ctx)
+    table, measured, before = _score(bench, config.evaluate, ctx)
+    with ctx.commit(item.name) as draft:
+        pq.write_table(table, draft.path / "scores.parquet", compression="zstd")
+        draft.facts = _circumstances(bench, config, ctx) | measured
+        draft.facts["seconds"] = round(before + time.monotonic() - started, 3)
+    shutil.rmtree(ctx.partial, ignore_errors=True)
+
+
+def write_samples(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+    """Go on from openings of held-out documents, with the same model as `score_split`.
+
+    Raises:
+        Interrupted, UserError, CorruptInput: As `pipeline.stages.evaluate.run`.
+    """
+    started = time.monotonic()
+    bench = _prepare(config, "test", item, inputs, ctx)
+    samples = _samples(bench, config.evaluate, ctx)
+    with ctx.commit(item.name) as draft:
+        text = json.dumps(samples, indent=1, ensure_ascii=False)
+        (draft.path / "samples.json").write_text(text, encoding="utf-8")
+        draft.facts = _circumstances(bench, config, ctx) | {"prompts": len(samples)}
+        draft.facts["seconds"] = round(time.monotonic() - started, 3)
+
+
+def _circumstances(bench: _Bench, config: Config, ctx: Context) -> dict[str, Any]:
+    return {
+        "precision": bench.precision,
+        "weights": config.train.weights,
+        "device": bench.device.type,
+        "cpus": ctx.cpus,
+        "gpus": ctx.gpus,
+    }
+
+
+def windows_for(settings: EvaluateConfig, context: int | None, prefix: int) -> Windows:
+    """How documents are cut for a model of that context (None: no limit)."""
+    width = min(settings.context or LONGEST, context or LONGEST)
+    return Windows(width, min(settings.stride or width // 2, width), prefix)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """A model ready to be judged, and the split it is judged by. `base`: folder with tokenizer."""
+
+    model: Any
+    device: torch.device
+    precision: load.Precision
+    corpus: Corpus
+    base: Path
+    context: int | None
+    prefix: int
+    end: int
+
+
+def _prepare(config: Config, split: str, item: Item, inputs: Inputs, ctx: Context) -> _Bench:
+    import torch
+
+    torch.set_num_threads(ctx.cpus)
+    device = load.pick_device(ctx.gpus, ctx.local_rank)
+    precision = load.pick_precision(item.data.get("precision", config.train.precision), device)
+    if (there := item.data.get("device", device.type)) != device.type:
+        raise UserError(
+            f"the base model was scored on {there}, and 8-bit arithmetic differs on {device.type}",
+            "evaluate where the base model was scored, or remove its scores-… folder",
+        )
+    corpus = open_sealed(inputs, split, ctx.code)
+    base, receipt = inputs["download.model"].one()
+    if "model" not in ctx.memo:
+        ctx.memo["model"] = _load(config, inputs, device)
+    ends = receipt.facts["prefix_id"], receipt.facts["end_id"]
+    context = receipt.facts.get("context")
+    return _Bench(ctx.memo["model"], device, precision, corpus, base, context, *ends)
+
+
+def _load(config: Config, inputs: Inputs, device: torch.device) -> Any:
+    """The base model, or the adapted one where the training is among the inputs."""
+    settings = config.train
+    folder, receipt = inputs["download.model"].one()
+    receipt.verify(folder)
+    adapter = None
+    if "train.train" in inputs:
+        best, trained = inputs["train.train"].one()
+        trained.verify(best)
+        adapter = best if trained.facts["method"] == "lora" else None
+        folder = folder if adapter else best
+    model = load.load_base(folder, settings.weights, device, settings.threshold, settings.keep)
+    return load.load_adapter(model, adapter) if adapter else model
+
+
+def _score(
+    bench: _Bench, settings: EvaluateConfig, ctx: Context
+) -> tuple[pa.Table, dict[str, Any], float]:
+    """A row a document, what they add up to, and the seconds that earlier attempts put into it."""
+    corpus = bench.corpus
+    chosen = choose(corpus, settings.max_documents, settings.max_tokens)
+    windows = windows_for(settings, bench.context, bench.prefix)
+    total = int(np.diff(corpus.offsets)[chosen].sum())
+    kept = Kept(ctx.partial, {"precision": bench.precision, "device": bench.device.type})
+    through = sum(int(counts.sum()) for _, _, counts in kept.parts)
+
+    def keep(*part: Any) -> None:
+        nonlocal through
+        kept.add(*part)
+        through += int(part[2].sum())
+        ctx.progress(through, total, "tokens")
+
+    with kept:
+        nll, tokens = score(
+            bench.model,
+            [corpus.ids[corpus.offsets[i] : corpus.offsets[i + 1]] for i in chosen],
+            windows,
+            bench.device,
+            bench.precision,
+            batch_tokens=settings.batch_tokens,
+            stop=ctx.stop,
+            done=keep,
+            parts=kept.parts,
+        )
+    size = corpus.bytes[chosen]
+    hashes = [corpus.hashes[i].tobytes().hex() for i in chosen]
+    columns = {"document": chosen, "hash": hashes, "nll": nll, "tokens": tokens, "bytes": size}
+    facts = {
+        "perplexity": perplexity(nll, tokens),
+        "bits_per_byte": bits_per_byte(nll, size),
+        "ci95": interval(nll, tokens, settings.resamples),
+        "documents": len(chosen),
+        "of_documents": len(corpus),
+        "tokens": int(tokens.sum()),
+        "bytes": int(size.sum()),
+        "context": windows.context,
+        "stride": windows.stride,
+        "batch_tokens": settings.batch_tokens,
+    }
+    return pa.table(columns), facts, kept.seconds
+
+
+def _samples(bench: _Bench, settings: EvaluateConfig, ctx: Context) -> list[dict[str, str]]:
+    """Held-out openings, how they go on, and how the model goes on: greedily and drawn by lot."""
+    room = bench.context or LONGEST
+    opening = min(settings.prompt_tokens, room // 2)
+    length = min(settings.new_tokens, room - opening - 1)
+    documents = (bench.corpus.document(index).tolist() for index in by_hash(bench.corpus))
+    chosen = list(islice((ids for ids in documents if len(ids) > opening), settings.prompts))
+    prompts = [ids[:opening] for ids in chosen]
+    texts = {"prompt": prompts, "reference": [ids[opening : opening + length] for ids in chosen]}
+    how = bench.prefix, bench.end, bench.device, bench.precision
+    for number, name in enumerate(("greedy", "sampled") if chosen else ()):
+        sampled = name == "sampled"
+        texts[name] = write(bench.model, prompts, length, *how, sampled=sampled, stop=ctx.stop)
+        ctx.progress(number + 1, 2, "samples")
+    decode = Encoder(bench.base).decode
+    return [{n: decode(ids[i]) for n, ids in texts.items()} for i in range(len(chosen))]
