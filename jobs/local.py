@@ -27,7 +27,7 @@ from jobs.journal import FOREGROUND
 from jobs.plan import Array, Plan
 from jobs.planner import tasks_of
 from jobs.profile import Profile
-from jobs.task import THREADS
+from jobs.task import ENVIRONMENT, THREADS
 from pipeline.dag import find
 from pipeline.errors import Busy, Failure, Interrupted
 from pipeline.stop import Stop
@@ -164,8 +164,7 @@ class _Task:
             env={
                 **os.environ,
                 **dict.fromkeys(THREADS, str(cpus)),
-                # threads that spin while they wait make a shared machine many times slower
-                "OMP_WAIT_POLICY": "PASSIVE",
+                **ENVIRONMENT,
                 # without it the working folder would come before the copy of the code
                 "PYTHONSAFEPATH": "1",
                 "PYTHONPATH": snapshot.python_path(plan.code),

@@ -26,7 +26,7 @@ from jobs.planner import make_plan
 from jobs.profile import Profile, Resources
 from jobs.queue import Queue, look
 from jobs.stage_job import StageJob
-from jobs.task import THREADS
+from jobs.task import ENVIRONMENT, THREADS
 from pipeline.config import Config
 from pipeline.errors import Busy, InputError, UserError
 from pipeline.lease import Lease
@@ -206,7 +206,7 @@ def _setup(plan: Plan, resources: Resources) -> list[str]:
         # from SLURM 22.05 on srun does not take it over from sbatch
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
         *(f"export {name}=$SLURM_CPUS_PER_TASK" for name in THREADS),
-        "export OMP_WAIT_POLICY=PASSIVE",
+        *(f"export {name}={value}" for name, value in ENVIRONMENT.items()),
     ]
 
 

@@ -14,7 +14,8 @@ if [ ! -x "$python" ]; then
     exit 2
 fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-export PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE
+export PYTHONUNBUFFERED=1
+export GOMP_SPINCOUNT=20000 MALLOC_{MMAP,TRIM}_THRESHOLD_=1000000000 # see jobs/task.py
 export {OMP,MKL,RAYON}_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # from SLURM 22.05 on srun does not take it over
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import yaml
 
 from jobs import profile as profiles
 from jobs.profile import PROFILES, Profile, find_profile, find_root
+from jobs.task import ENVIRONMENT
 from pipeline.errors import UserError
 
 Write = Callable[..., str]
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -164,3 +167,12 @@ def test_the_root_may_name_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USER", "me")
     assert find_root(Profile(root="/scratch/$USER/x"), None) == Path("/scratch/me/x")
     assert find_root(Profile(root="/scratch"), "/tmp/../tmp/y") == Path("/tmp/y")
+
+
+def test_by_hand_a_task_starts_with_the_same_environment() -> None:
+    lines = (ROOT / "slurm" / "env.sh").read_text().splitlines()
+    (exports,) = [line for line in lines if "# see jobs/task.py" in line]
+    said = subprocess.run(
+        ["bash", "-c", f"{exports}\nenv"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert {f"{name}={value}" for name, value in ENVIRONMENT.items()} <= set(said)
