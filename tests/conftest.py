@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import tiny
 import yaml
 import zstandard
+from cluster.fixture import Cluster
 from cluster.fixture import cluster as cluster
 from cluster.fixture import no_scheduler as no_scheduler
 from cluster.fixture import only_where_asked_for as only_where_asked_for
@@ -20,6 +23,9 @@ from pipeline.config import Config, resolve
 from pipeline.dag import STEPS, Node, find
 from pipeline.stage import Context, run_item
 from pipeline.stop import Stop
+
+if TYPE_CHECKING:
+    from queued import Queued
 
 os.environ["GRISTMILL_PROFILE"] = "local"
 
@@ -112,3 +118,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small: Callable[..., Conf
     root = tmp_path_factory.mktemp("prepared")
     advance(small(), root, "tokenize.seal")
     return root
+
+
+@pytest.fixture
+def run(
+    cluster: Cluster, small: Callable[..., Config], prepared: Path, tmp_path: Path
+) -> Iterator[Queued]:
+    """A run whose data is ready, for the test cluster's queue."""
+    from queued import Queued
+
+    root = tmp_path / "the 'root' é"
+    shutil.copytree(prepared, root)
+    yield Queued(cluster, small(), root)
+    cluster.cancel_all()

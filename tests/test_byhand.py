@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,16 +31,6 @@ def test_a_script_is_short_and_bash(script: Path) -> None:
 def test_sbatch_takes_a_script_as_it_is(cluster: Cluster, script: Path) -> None:
     # the test cluster has no such memory
     cluster.run("sbatch", "--test-only", "--mem=2000M", script)
-
-
-@pytest.fixture
-def run(
-    cluster: Cluster, small: Callable[..., Config], prepared: Path, tmp_path: Path
-) -> Iterator[Queued]:
-    root = tmp_path / "the 'root' é"
-    shutil.copytree(prepared, root)
-    yield Queued(cluster, small(), root)
-    cluster.cancel_all()
 
 
 def sbatch(

@@ -63,14 +63,6 @@ def ends_as(run: Queued, undisturbed: Path, at_most: int) -> None:
     assert run.cluster.squeue() == []
 
 
-def test_a_user_signal_saves_and_requeues(run: Queued, undisturbed: Path) -> None:
-    job = run.submit()["train.train"]
-    run.trains(EVERY // 2)
-    run.cluster.run("scancel", "--signal=USR2", job)
-    ends_as(run, undisturbed, at_most=0)
-    assert run.restarts("train.train") == 1
-
-
 def test_a_time_limit_is_seen_in_time(run: Queued, undisturbed: Path) -> None:
     job = run.submit()["train.train"]
     run.trains(EVERY // 2)
@@ -82,10 +74,17 @@ def test_a_time_limit_is_seen_in_time(run: Queued, undisturbed: Path) -> None:
     ends_as(run, undisturbed, at_most=0)
 
 
-def test_a_requeue_by_somebody_else_loses_nothing(run: Queued, undisturbed: Path) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [("scancel", "--signal=USR2"), ("scontrol", "requeue")],
+    ids=["user-signal", "requeued-by-somebody-else"],
+)
+def test_told_to_make_room_it_saves_and_comes_back(
+    run: Queued, undisturbed: Path, words: tuple[str, ...]
+) -> None:
     job = run.submit()["train.train"]
     run.trains(EVERY // 2)
-    run.cluster.run("scontrol", "requeue", job)
+    run.cluster.run(*words, job)
     ends_as(run, undisturbed, at_most=0)
     assert run.restarts("train.train") == 1
 

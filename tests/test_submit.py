@@ -118,17 +118,6 @@ def jobs_told(text: str) -> dict[str, str]:
     return {row[0]: row[2] for row in rows if row[1:2] == ["job"]}
 
 
-@pytest.fixture
-def run(
-    cluster: Cluster, small: Callable[..., Config], prepared: Path, tmp_path: Path
-) -> Iterator[Queued]:
-    """A run whose data is ready."""
-    root = tmp_path / "root"
-    shutil.copytree(prepared, root)
-    yield Queued(cluster, small(), root)
-    cluster.cancel_all()
-
-
 def test_two_at_once_submit_one_set_of_jobs(
     run: Queued, calls: Callable[[], dict[str, int]]
 ) -> None:
