@@ -6,7 +6,7 @@
 ##  RECIPE   an id (pipeline/conf/recipes/)
 ##  PROFILE  a site (slurm/profiles/); by itself the one that names this cluster, else default or local
 ##  NAME     what to call the run
-##  FILE     a corpus file that is already here
+##  FILE     a corpus, file or folder, that is already here
 ##  ARGS     more words for the command line, as in ARGS="train.lr=3e-4 tokenize.tasks=16"
 ##  RUNS     the folder of all that is produced
 ##  PYTHON   the interpreter to use as it is, instead of .venv

@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.dag import find
 from pipeline.errors import InputError, UserError
+from pipeline.stages.download import files_of
 
 
 def probe(config: Config, root: Path, gpus: int) -> None:
@@ -28,7 +29,7 @@ def probe(config: Config, root: Path, gpus: int) -> None:
         return
     from pipeline.data.http import probe_all
 
-    first = next(iter(dataset.files.values()))  # of many years one stands for all
+    first = next(iter(files_of(dataset).values()))  # of many years one stands for all
     try:
         found = probe_all(first)
     except InputError as error:

@@ -23,16 +23,18 @@ class Dataset(Section):
 
     `urls` are mirrors of one content, tried in order. `https://`, `http://`, `file://` name a file,
     `hf://owner/name` a hub data set, `docstrings://a,b` the docstrings of installed packages, of
-    which `max_bytes` are taken at most. With `years` (`2020` or `1985-2024`) there is one file a
-    year, and `{year}` stands for it in the URLs. `form` is how the files hold records, see
-    `pipeline.data.tables`. `instead` is the id to try when it cannot be had; `model` and `recipe`
-    are its own defaults.
+    which `max_bytes` are taken at most. A `file://` may name a folder, of which all is taken. With
+    `years` (`2020` or `1985-2024`) there is one file a year, and `{year}` stands for it in the
+    URLs. `form` is how the files hold records, see `pipeline.data.forms`. `instead` is the id to
+    try when it cannot be had; `model` and `recipe` are its own defaults.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     urls: list[str] = Field(min_length=1)
     years: str | None = Field(None, pattern=YEARS)
-    form: Literal["jsonl", "nih-exporter", "courtlistener"] = "jsonl"
+    form: Literal[
+        "auto", "jsonl", "csv", "tsv", "parquet", "text", "nih-exporter", "courtlistener"
+    ] = "auto"
     sha256: str | None = Field(None, pattern=SHA256)
     size: int | None = free(None, ge=0)
     revision: str | None = None
@@ -174,15 +176,18 @@ def entry(kind: Kind, name: str) -> dict[str, Any]:
 
 
 def find_dataset(name: str, file: str | None = None) -> Dataset:
-    """The data set of that name; `file` is a local copy of it, used in place of all its files."""
+    """The data set of that name; `file`, a file or a folder, takes the place of all its files."""
     dataset: Dataset = build(Dataset, entry("datasets", name), f"dataset {name}")
     if file is None:
         return dataset
     path = Path(file).expanduser().resolve()
-    if not path.is_file():
-        what = "that is a folder" if path.is_dir() else "there is no such file"
-        raise UserError(f"FILE={file}: {what}")
-    return dataset.model_copy(update={"urls": [path.as_uri()], "years": None})
+    if not path.exists():
+        raise UserError(f"FILE={file}: there is no such file")
+    local = {"urls": [path.as_uri()], "years": None}
+    # of several files the hash is not that of the one that is published
+    return dataset.model_copy(
+        update=local | ({"sha256": None, "size": None} if path.is_dir() else {})
+    )
 
 
 def find_model(name: str) -> BaseModel:

@@ -8,7 +8,6 @@ import io
 import json
 import subprocess
 import sys
-import typing
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +25,11 @@ from servers import FileServer
 from jobs.probe import probe
 from pipeline.config import Config, resolve
 from pipeline.data import tables
+from pipeline.data.forms import json_lines
 from pipeline.data.raw import Raw
-from pipeline.data.tables import FORMS, OPINION, json_lines
+from pipeline.data.tables import OPINION
 from pipeline.errors import CorruptInput, InputError, Interrupted
 from pipeline.receipt import Receipt, load
-from pipeline.registry import Dataset
 from pipeline.stop import Stop
 
 NIH_HEADER = b"APPLICATION_ID,ABSTRACT_TEXT\r\n"
@@ -61,11 +60,6 @@ def abstract(folder: Path, text: bytes) -> str:
     assert line["meta"] == {"APPLICATION_ID": 7}
     found: str = line["text"]
     return found
-
-
-def test_every_form_that_the_registry_knows_can_be_read() -> None:
-    field = Dataset.model_fields["form"]
-    assert set(typing.get_args(field.annotation)) == set(FORMS)
 
 
 # ExPORTER
@@ -323,7 +317,7 @@ HUNGRY = """
 import resource, sys
 from pathlib import Path
 from pipeline.data.raw import Raw
-from pipeline.data.tables import json_lines
+from pipeline.data.forms import json_lines
 list(json_lines([Raw(Path(sys.argv[2]))], sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 size = sum(map(len, json_lines([Raw(Path(sys.argv[3]))], sys.argv[1])))

@@ -76,6 +76,13 @@ class Raw:
                     yield data
                     data = file.read(READ)
 
+    def skim(self) -> None:
+        """Read the file only to hash it, for a reader that jumps about in it."""
+        with self.path.open("rb") as plain:
+            file = _Watched(plain, self._saw)
+            while file.read(READ):
+                pass
+
     def _saw(self, place: int, data: bytes) -> None:
         """Hash what follows on the bytes hashed so far: a zip is read at its end first."""
         new = data[self.read - place :] if place <= self.read else b""

@@ -1,9 +1,8 @@
-"""Raw files of any form to lines of JSON, `{"text": …, "meta": {…}}`: nothing later knows the form.
+"""Tables to lines of JSON: CSV as anybody writes it, and as two sources of the Pile do.
 
 CSV is parsed as latin-1, in which every byte is a character and back: quotes, commas and line ends
 are the same bytes in UTF-8 and in cp1252, so the encoding may differ from row to row. A row that
-cannot be understood becomes a line without text that says why; tokenize counts it and puts it aside
-like any other malformed line. A row without text becomes a line with an empty one.
+cannot be understood becomes a line that says why; one without text a line with an empty one.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,12 +44,12 @@ class Table:
 
     Args:
         columns: Those that `record` looks at; there may be others.
-        record: A row (its bytes as latin-1) as text and meta; `ValueError` says what is wrong.
+        record: A row (its bytes as latin-1) as it goes into JSON; `ValueError` says what is wrong.
         dialect: As `csv.reader` takes it.
     """
 
     columns: tuple[str, ...]
-    record: Callable[[Row], tuple[str, dict[str, Any]]]
+    record: Callable[[Row], dict[str, Any]]
     dialect: dict[str, Any]
 
     def lines(self, raw: Raw) -> Iterator[bytes]:
@@ -83,28 +82,7 @@ class Table:
     def _line(self, header: list[str], row: list[str]) -> bytes:
         if len(row) != len(header):
             raise ValueError(f"{len(row)} columns, {len(header)} expected")
-        text, meta = self.record(dict(zip(header, row, strict=True)))
-        return msgspec.json.encode({"text": text, "meta": meta}) + b"\n"
-
-
-def json_lines(files: Iterable[Raw], form: str) -> Iterator[bytes]:
-    """The records of several files, in order, as blocks of lines of JSON.
-
-    Args:
-        files: What to read.
-        form: `jsonl` (passed on as it is), `nih-exporter` or `courtlistener`.
-
-    Raises:
-        CorruptInput: A file is damaged, cut off, or not of that form.
-    """
-    last = b"\n"
-    for raw in files:
-        if last != b"\n":  # a file need not end its last line, and it is not to run on in the next
-            last = b"\n"
-            yield last
-        for block in FORMS[form](raw):
-            yield block
-            last = block[-1:]
+        return msgspec.json.encode(self.record(dict(zip(header, row, strict=True)))) + b"\n"
 
 
 def _text_lines(raw: Raw) -> Iterator[str]:
@@ -126,7 +104,7 @@ def _next(reader: Any) -> list[str] | None:
     return row
 
 
-def _abstract(row: Row) -> tuple[str, dict[str, Any]]:
+def _abstract(row: Row) -> dict[str, Any]:
     """A row of ExPORTER, cleaned by the rules of the Pile.
 
     https://github.com/thoppe/The-Pile-NIH-ExPORTER; where that drops bytes that are not UTF-8, the
@@ -135,17 +113,14 @@ def _abstract(row: Row) -> tuple[str, dict[str, Any]]:
     number = row["APPLICATION_ID"].strip()
     if not re.fullmatch(r"[0-9]{1,18}", number):
         raise ValueError(f"APPLICATION_ID is {number[:40]!r}, not a number")
-    raw = row["ABSTRACT_TEXT"].encode("latin-1")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        text = raw.decode("cp1252", "replace")
+    text = _utf8_or_cp1252(row["ABSTRACT_TEXT"])
     text = " ".join(text.replace("[unreadable]", "").split())
     heading = HEADINGS.match(text)
-    return text[heading.end() if heading else 0 :], {"APPLICATION_ID": int(number)}
+    text = text[heading.end() if heading else 0 :]
+    return {"text": text, "meta": {"APPLICATION_ID": int(number)}}
 
 
-def _opinion(row: Row) -> tuple[str, dict[str, Any]]:
+def _opinion(row: Row) -> dict[str, Any]:
     """A row of CourtListener's opinions; the text is the Pile's choice, the last that is there.
 
     https://github.com/thoppe/The-Pile-FreeLaw
@@ -154,7 +129,21 @@ def _opinion(row: Row) -> tuple[str, dict[str, Any]]:
     text = _utf8(row[column])
     if column != "plain_text":
         text = _without_markup(text)
-    return text, {name: _utf8(row[name]) for name in ("id", "cluster_id", "date_created")}
+    meta = {name: _utf8(row[name]) for name in ("id", "cluster_id", "date_created")}
+    return {"text": text, "meta": meta}
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """A row of anybody's CSV, column by column."""
+    return {_utf8_or_cp1252(name): _utf8_or_cp1252(value) for name, value in row.items()}
+
+
+def _utf8_or_cp1252(field: str) -> str:
+    raw = field.encode("latin-1")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", "replace")
 
 
 def _utf8(field: str) -> str:
@@ -191,14 +180,11 @@ class _Text:
         return "".join(self._parts)
 
 
+CSV = Table((), _plain, {})
+TSV = Table((), _plain, {"delimiter": "\t"})
 NIH = Table(("APPLICATION_ID", "ABSTRACT_TEXT"), _abstract, {})
 COURTLISTENER = Table(
     ("id", "cluster_id", "date_created", *OPINION),
     _opinion,
     {"doublequote": False, "escapechar": "\\"},  # as PostgreSQL's COPY writes it here
 )
-FORMS: dict[str, Callable[[Raw], Iterable[bytes]]] = {
-    "jsonl": lambda raw: raw,
-    "nih-exporter": NIH.lines,
-    "courtlistener": COURTLISTENER.lines,
-}

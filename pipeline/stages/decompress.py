@@ -13,9 +13,9 @@ import xxhash
 import zstandard
 from pydantic import Field
 
+from pipeline.data.forms import json_lines
 from pipeline.data.raw import CHUNK, Raw
 from pipeline.data.records import Lines
-from pipeline.data.tables import json_lines
 from pipeline.errors import CorruptInput
 from pipeline.receipt import Receipt, expect, hash_file, set_aside
 from pipeline.settings import Section

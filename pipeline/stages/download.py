@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from pipeline.data import docstrings, http, rows
+from pipeline.data.forms import NAMED, form_of
 from pipeline.data.partial import Progress
+from pipeline.errors import InputError
 from pipeline.model import source
 from pipeline.receipt import hash_file, hash_json
 from pipeline.registry import Dataset
@@ -26,15 +28,38 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 
-def local_files(dataset: Dataset) -> list[Path]:
-    """The files on this machine that the data set's first mirror names, if it names such."""
-    urls = [urlparse(mirrors[0]) for mirrors in dataset.files.values()]
-    return [Path(unquote(url.path)) for url in urls if url.scheme == "file"]
+def files_of(dataset: Dataset) -> dict[str, list[str]]:
+    """The mirrors of each file of the corpus; a folder on this machine is looked into.
+
+    Raises:
+        InputError: There is no corpus in the folder.
+    """
+    folder = _local(dataset.urls[0])
+    if folder is None or not folder.is_dir():
+        return dataset.files
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if not re.search(r"(^|/)\.", name) and form_of(name) and path.is_file():
+            found[name.replace("%", "%25").replace("/", "%2F")] = [path.as_uri()]
+    if not found:
+        raise InputError(
+            f"{folder} has no corpus in it",
+            f"Files are taken that end in {', '.join(NAMED)}, or are compressed",
+        )
+    return found
+
+
+def _local(url: str) -> Path | None:
+    """The path that a URL names on this machine, if it does."""
+    parts = urlparse(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
 def corpus_items(config: Config, inputs: Inputs) -> list[Item]:
     """One item: the corpus. A local file without a known hash changes with its size and time."""
-    paths = local_files(config.dataset)
+    mirrors = files_of(config.dataset).values()
+    paths = [path for urls in mirrors if (path := _local(urls[0]))]
     if not paths or config.dataset.sha256:
         return [Item("corpus", {})]
     if not all(path.exists() for path in paths):
@@ -44,7 +69,7 @@ def corpus_items(config: Config, inputs: Inputs) -> list[Item]:
 
 
 def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Fetch the corpus: one file, or one a year.
+    """Fetch the corpus: one file, one a year, or those of a folder.
 
     Raises:
         InputError: No mirror delivers it.
@@ -82,26 +107,26 @@ def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
 
 
 def _fetch_files(dataset: Dataset, ctx: Context) -> dict[str, http.Fetched]:
-    """Fetch every file of the corpus; by the name it gets, which sorts by year."""
+    """Fetch every file of the corpus; by the name it gets, in order of which they are read."""
     found: dict[str, http.Fetched] = {}
-    for stem, urls in dataset.files.items():
+    files = files_of(dataset)
+    for stem, urls in files.items():
         fetched = http.fetch(
             urls,
             ctx.partial / f"{stem}.part",
             sha256=dataset.sha256,
             size=dataset.size,
             stop=ctx.stop,
-            progress=_overall(ctx, dataset, found),
+            progress=_overall(ctx, found, len(files)),
         )
-        found[stem if dataset.years else _file_name(fetched.url)] = fetched
+        found[_file_name(fetched.url) if stem == "corpus" else stem] = fetched
     return found
 
 
-def _overall(ctx: Context, dataset: Dataset, found: dict[str, http.Fetched]) -> Progress:
+def _overall(ctx: Context, found: dict[str, http.Fetched], files: int) -> Progress:
     """Progress over all files; how large those to come are is not known."""
     before = sum(fetched.size for fetched in found.values())
-    several = dataset.years is not None
-    return lambda done, total: ctx.progress(before + done, None if several else total)
+    return lambda done, total: ctx.progress(before + done, total if files == 1 else None)
 
 
 def _file_name(url: str) -> str:

@@ -1,0 +1,107 @@
+"""Raw files of any form to lines of JSON: nothing later knows the form.
+
+A record that cannot be understood becomes a line without text that says why; tokenize counts it and
+puts it aside like any other malformed line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import PurePath
+
+import msgspec
+
+from pipeline.data.raw import Raw
+from pipeline.data.tables import BOM, COURTLISTENER, CSV, NIH, TSV
+from pipeline.errors import CorruptInput
+
+PARQUET = b"PAR1"
+ROWS = 1000
+LONGEST = 1 << 28  # bytes of a text file, which is one document
+COMPRESSED = (".zst", ".gz", ".xz", ".bz2", ".zip")
+NAMED = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv",
+    ".parquet": "parquet", ".txt": "text",
+}  # fmt: skip
+
+
+def form_of(name: str) -> str | None:
+    """The form of a file by its name, however compressed; None if the name does not tell."""
+    path = PurePath(name.lower())
+    if path.suffix in COMPRESSED:
+        return NAMED.get(PurePath(path.stem).suffix, "jsonl")
+    return NAMED.get(path.suffix)
+
+
+def json_lines(files: Iterable[Raw], form: str) -> Iterator[bytes]:
+    """The records of several files, in order, as blocks of lines of JSON.
+
+    Args:
+        files: What to read.
+        form: A key of `FORMS`, or `auto`: Parquet by its first bytes, else by the file's name, else
+            JSON lines (which are passed on as they are).
+
+    Raises:
+        CorruptInput: A file is damaged, cut off, or not of that form.
+    """
+    last = b"\n"
+    for raw in files:
+        if last != b"\n":  # a file need not end its last line, and it is not to run on in the next
+            last = b"\n"
+            yield last
+        for block in FORMS[_seen(raw) if form == "auto" else form](raw):
+            yield block
+            last = block[-1:]
+
+
+def _seen(raw: Raw) -> str:
+    with raw.path.open("rb") as file:
+        if file.read(len(PARQUET)) == PARQUET:
+            return "parquet"
+    return form_of(raw.path.name) or "jsonl"
+
+
+def _parquet(raw: Raw) -> Iterator[bytes]:
+    """A line of JSON for every row, with all its columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    encoder = msgspec.json.Encoder(enc_hook=str)
+    raw.skim()
+    try:
+        with pq.ParquetFile(raw.path) as file:
+            for batch in file.iter_batches(ROWS):
+                yield b"".join(encoder.encode(row) + b"\n" for row in batch.to_pylist())
+    except (pa.ArrowException, OSError) as error:
+        told = str(error).partition("\n")[0]
+        raise CorruptInput(f"{raw.path} cannot be read as Parquet: {told}", unit=raw.unit) from None
+
+
+def _text(raw: Raw) -> Iterator[bytes]:
+    """The one document that a text file is."""
+    data = bytearray()
+    for block in raw:
+        data += block
+        if len(data) > LONGEST:
+            raise CorruptInput(
+                f"{raw.path} is more than {LONGEST >> 20} MB, and a text file is one document",
+                "Give a file for each document, or JSON lines",
+            )
+    try:
+        text = data.removeprefix(BOM).decode()
+    except UnicodeDecodeError as error:
+        yield msgspec.json.encode({"malformed": f"{raw.path.name}: {error}"}) + b"\n"
+        return
+    meta = {"file": raw.path.name}
+    yield msgspec.json.encode({"text": text, "meta": meta}) + b"\n"
+
+
+FORMS: dict[str, Callable[[Raw], Iterable[bytes]]] = {
+    "jsonl": lambda raw: raw,
+    "csv": CSV.lines,
+    "tsv": TSV.lines,
+    "parquet": _parquet,
+    "text": _text,
+    "nih-exporter": NIH.lines,
+    "courtlistener": COURTLISTENER.lines,
+}
