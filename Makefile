@@ -13,7 +13,7 @@
 ##  TORCH    the build of torch to install: cpu, cu126, ...
 
 .DEFAULT_GOAL := help
-.PHONY: pipeline plan status logs cancel report clean demo test test-fast \
+.PHONY: pipeline fetch plan status logs cancel report clean demo test test-fast \
 	cluster-up cluster-down lint format help
 
 # What is run is said in the command itself: a NAME, FILE or MODEL that happens to be exported was
@@ -42,6 +42,9 @@ jobs = $(call python,product) -m jobs
 
 pipeline: ## Do what is still to do for DATASET, all five stages
 	@$(jobs) submit $(corpus) $(options)
+
+fetch: ## Only download corpus and model, to carry them to a cluster without internet
+	@$(jobs) fetch $(corpus) $(options)
 
 plan: ## Show what pipeline would do, and change nothing
 	@$(jobs) plan $(corpus) $(options)

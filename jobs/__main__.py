@@ -7,6 +7,7 @@ safe, 1 a defect of ours.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -72,6 +73,30 @@ def _queue(config: Config, place: Path, site: Profile, words: str) -> None:
         print(f"follow it: make status {words}    (or logs; cancel ends it)")
     else:
         _show_result(place / "runs" / config.name / "report")
+
+
+@app.command()
+@selecting
+def fetch(chosen: Selection) -> None:
+    """Only download, corpus and base model, to be carried to where there is no internet."""
+    from jobs.local import run_plan
+    from jobs.planner import make_plan
+    from jobs.probe import probe
+    from pipeline.config import freeze
+    from pipeline.dag import survey
+
+    config, place, site = chosen.config(), chosen.place(), chosen.site
+    probe(config, place, site.granted_gpus())
+    freeze(config, place)
+    plan = make_plan(config, place)
+    plan = replace(plan, arrays=tuple(a for a in plan.arrays if a.stage == "download"))
+    if plan.arrays:
+        run_plan(plan, site, out)
+    folders = [n.work.folder for n in survey(config, place) if n.work.step.stage == "download"]
+    # of the paths, what follows the dot
+    parts = [f"{place.resolve()}/./{folder.relative_to(place)}" for folder in folders]
+    print("corpus and model are here; into the RUNS of a cluster they go with:")
+    print(shlex.join(["rsync", "-a", "--relative", *parts, "cluster:/its/RUNS/"]))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Looking before leaping: is the corpus to be had at all? Asked before anything is queued."""
+"""Looking before leaping: are corpus and model to be had? Asked before anything is queued."""
 
 from __future__ import annotations
 
@@ -7,25 +7,44 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.dag import find
 from pipeline.errors import InputError, UserError
+from pipeline.registry import Dataset
 from pipeline.stages.download import files_of
+
+WHERE = "where there is internet"
 
 
 def probe(config: Config, root: Path, gpus: int) -> None:
-    """Refuse what cannot work here, and ask the mirrors of a corpus that is not there yet.
+    """Refuse what cannot work here, and ask for the corpus and the model that are not there yet.
 
     Raises:
         UserError: The settings need a GPU, and there is none.
-        InputError: No mirror has the corpus; each is named with what it answered, and the next
-            data set to try.
+        InputError: No mirror has the corpus, each is named with what it answered; or the hub has
+            not the model.
     """
     train = config.train
     if not gpus and (train.precision == "fp16" or train.weights == "nf4"):
         asked = "train.weights=nf4" if train.weights == "nf4" else "train.precision=fp16"
         raise UserError(f"{asked} needs a GPU, and there is none here", "use int8, and auto")
-    dataset = config.dataset
-    if not dataset.urls[0].startswith(("http", "file:")):
+    if not find(config, root, "download.corpus").complete:
+        _probe_corpus(config.dataset)
+    if config.model.repo and not find(config, root, "download.model").complete:
+        _probe_hub(config.model.repo, config.model.revision, "model")
+
+
+def _probe_hub(repo: str, revision: str | None, kind: str) -> None:
+    from pipeline.data.hub import resolve
+
+    try:
+        resolve(repo, revision, kind)
+    except InputError as error:
+        raise InputError(error.what, f"{error.hint}, or make fetch {WHERE}") from None
+
+
+def _probe_corpus(dataset: Dataset) -> None:
+    if dataset.urls[0].startswith("docstrings:"):
         return
-    if find(config, root, "download.corpus").complete:
+    if dataset.urls[0].startswith("hf:"):
+        _probe_hub(dataset.urls[0].removeprefix("hf://"), dataset.revision, "dataset")
         return
     from pipeline.data.http import probe_all
 
@@ -34,7 +53,7 @@ def probe(config: Config, root: Path, gpus: int) -> None:
         found = probe_all(first)
     except InputError as error:
         other = f"DATASET={dataset.instead}, or " if dataset.instead else ""
-        hint = f"try {other}FILE=/a/local/copy"
+        hint = f"try {other}FILE=/a/local/copy, or make fetch {WHERE}"
         raise InputError(f"data set {dataset.id} cannot be reached: {error.what}", hint) from None
     # published sizes are off by a few bytes at times; the sha256 decides, later
     if dataset.size and found.size and abs(found.size - dataset.size) > dataset.size // 100:

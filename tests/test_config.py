@@ -150,7 +150,10 @@ def test_there_is_one_file_a_year() -> None:
         (["dataset.urls=['hf://x/{year}']"], "every URL is https://, http:// or file://"),
         (["dataset.size=5"], "years=1985-2024: sha256 and size name one file, years several"),
         ([f"dataset.sha256={'a' * 64}"], "sha256 and size name one file, years several"),
-        (["dataset.form=cvs"], "dataset.form = 'cvs': Input should be 'auto', 'jsonl', 'csv', 'tsv'"),
+        (
+            ["dataset.form=cvs"],
+            "dataset.form = 'cvs': Input should be 'auto', 'jsonl', 'csv'",
+        ),
     ],
 )
 def test_years_that_cannot_be_are_told_with_their_rule(words: list[str], told: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import shutil
 import socket
 import subprocess
@@ -84,6 +85,45 @@ def test_a_dead_url_is_told_with_its_status_and_what_to_try(jobs: Jobs, tmp_path
     assert "404" in line
     assert "127.0.0.1:9" in line
     assert "try DATASET=nih" in line
+
+
+def test_what_is_missing_offline_is_told_before_anything_is_queued(
+    jobs: Jobs, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    line = refused(jobs("submit", f"--dataset={dataset}", "--model=me/opt"), 3)
+    assert "model me/opt: http://127.0.0.1:9 cannot be reached" in line
+    assert line.endswith("or make fetch where there is internet")
+    path = tmp_path / "hub.yaml"
+    path.write_text(yaml.safe_dump({"urls": ["hf://me/texts"]}))
+    line = refused(jobs("submit", f"--dataset={path}"), 3)
+    assert "dataset me/texts: http://127.0.0.1:9 cannot be reached" in line
+    assert not (tmp_path / "root").exists()
+
+
+def test_what_was_fetched_elsewhere_works_where_there_is_no_internet(
+    jobs: Jobs, tmp_path: Path, models: Callable[[str], Path]
+) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl.zst")
+    here, there = tmp_path / "usb stick", tmp_path / "its RUNS"
+    path = tmp_path / "mine.yaml"
+    with FileServer({"/c.jsonl.zst": corpus.read_bytes()}) as server:
+        path.write_text(yaml.safe_dump({"urls": [server.url + "/c.jsonl.zst"]}))
+        words = (f"--dataset={path}", f"--model={models('llama')}", *SMALL)
+        done = jobs("fetch", *words, root=here)
+        assert done.returncode == 0, done.stderr
+        again = jobs("fetch", *words, root=here)
+    command = done.stdout.splitlines()[-1]
+    assert again.stdout.splitlines()[-1] == command
+    *_, first, second, to = shlex.split(command)
+    assert to == "cluster:/its/RUNS/"
+    for part in (first, second):
+        source, _, place = part.partition("/./")
+        shutil.copytree(Path(source) / place, there / place)
+    done = jobs("submit", *words, root=there)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "download" not in done.stdout
+    assert "report.html" in done.stdout
 
 
 def test_a_wrong_sha256_is_told(jobs: Jobs, tmp_path: Path, models: Callable[[str], Path]) -> None:
