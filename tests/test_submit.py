@@ -93,8 +93,7 @@ def test_five_stages_as_jobs_of_names_that_need_care(
     assert cluster.squeue() == []
     array = cluster.states([run.jobs["tokenize.shards"]])
     assert len(array) == 4
-    told = cluster.run("sacct", "-nXP", "-o", "state,nodelist", "-j", ",".join(run.jobs.values()))
-    rows = {tuple(line.split("|")) for line in told.splitlines()}
+    rows = cluster.accounted(run.jobs.values())
     assert {state for state, _ in rows} == {"COMPLETED"}
     assert {node for _, node in rows} == {"node1", "node2"}
     assert (run.root / "runs" / name / "report" / "report.html").exists()

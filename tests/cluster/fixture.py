@@ -92,6 +92,16 @@ class Cluster:
                 raise AssertionError(f"wanted {states}, but {over or now}\n{self.squeue()}")
             time.sleep(0.3)
 
+    def accounted(self, jobs: Iterable[str], timeout: float = 60) -> set[tuple[str, ...]]:
+        """State and nodes of jobs that have ended, once the accounting has heard of their ends."""
+        end = time.monotonic() + timeout
+        command = ("sacct", "-nXP", "-o", "state,nodelist", "-j", ",".join(jobs))
+        while True:
+            rows = {tuple(line.split("|")) for line in self.run(*command).splitlines()}
+            if not {state for state, _ in rows} & {"PENDING", "RUNNING"} or time.monotonic() > end:
+                return rows
+            time.sleep(0.5)
+
     def cancel_all(self, timeout: float = 60) -> None:
         """End every job at once, and wait until the nodes are free."""
         end = time.monotonic() + timeout
