@@ -33,11 +33,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 @selecting
 def submit(chosen: Selection) -> None:
     """Do what is still to do of a run; doing it twice is safe."""
-    from jobs.probe import probe
+    from jobs.probe import check_device, probe
     from pipeline.config import freeze
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
-    probe(config, place, site.granted_gpus())
+    check_device(config, site.granted_gpus())
+    probe(config, place)
     freeze(config, place)
     if site.scheduler == "slurm":
         _queue(config, place, site, chosen.words_for_make())
@@ -86,7 +87,7 @@ def fetch(chosen: Selection) -> None:
     from pipeline.dag import survey
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
-    probe(config, place, site.granted_gpus())
+    probe(config, place)
     freeze(config, place)
     plan = make_plan(config, place)
     plan = replace(plan, arrays=tuple(a for a in plan.arrays if a.stage == "download"))
@@ -95,7 +96,7 @@ def fetch(chosen: Selection) -> None:
     folders = [n.work.folder for n in survey(config, place) if n.work.step.stage == "download"]
     # of the paths, what follows the dot
     parts = [f"{place.resolve()}/./{folder.relative_to(place)}" for folder in folders]
-    print("corpus and model are here; into the RUNS of a cluster they go with:")
+    print("corpus and model are here. There, make pipeline with the same words goes on, after:")
     print(shlex.join(["rsync", "-a", "--relative", *parts, "cluster:/its/RUNS/"]))
 
 

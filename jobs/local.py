@@ -162,9 +162,9 @@ class _Task:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env={
+                **ENVIRONMENT,
                 **os.environ,
                 **dict.fromkeys(THREADS, str(cpus)),
-                **ENVIRONMENT,
                 # without it the working folder would come before the copy of the code
                 "PYTHONSAFEPATH": "1",
                 "PYTHONPATH": snapshot.python_path(plan.code),

@@ -13,18 +13,21 @@ from pipeline.stages.download import files_of
 WHERE = "where there is internet"
 
 
-def probe(config: Config, root: Path, gpus: int) -> None:
-    """Refuse what cannot work here, and ask for the corpus and the model that are not there yet.
-
-    Raises:
-        UserError: The settings need a GPU, and there is none.
-        InputError: No mirror has the corpus, each is named with what it answered; or the hub has
-            not the model.
-    """
+def check_device(config: Config, gpus: int) -> None:
+    """Raise `UserError` if the settings need a GPU, and there is none."""
     train = config.train
     if not gpus and (train.precision == "fp16" or train.weights == "nf4"):
         asked = "train.weights=nf4" if train.weights == "nf4" else "train.precision=fp16"
         raise UserError(f"{asked} needs a GPU, and there is none here", "use int8, and auto")
+
+
+def probe(config: Config, root: Path) -> None:
+    """Ask for the corpus and the model, where they are not there yet.
+
+    Raises:
+        InputError: No mirror has the corpus, each is named with what it answered; or the hub has
+            not the model.
+    """
     if not find(config, root, "download.corpus").complete:
         _probe_corpus(config.dataset)
     if config.model.repo and not find(config, root, "download.model").complete:

@@ -206,7 +206,7 @@ def _setup(plan: Plan, resources: Resources) -> list[str]:
         # from SLURM 22.05 on srun does not take it over from sbatch
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
         *(f"export {name}=$SLURM_CPUS_PER_TASK" for name in THREADS),
-        *(f"export {name}={value}" for name, value in ENVIRONMENT.items()),
+        *(f"export {name}=${{{name}:-{value}}}" for name, value in ENVIRONMENT.items()),
     ]
 
 

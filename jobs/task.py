@@ -20,13 +20,14 @@ from pipeline.stage import Context, run_item
 from pipeline.stop import Stop
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-# What a task's process starts with; measured on CPU. Threads spin so long before they sleep: by
-# default a step takes fifty times as long where others use the cores, too; without any it takes a
-# third longer where nobody does. And glibc keeps large blocks for the next tensor: a sixth of the
-# time, for a seventh more memory.
+# What a task's process starts with, unless it is set; measured on CPU. Threads spin so long before
+# they sleep (libgomp; those of Intel and LLVM: milliseconds): by default a step takes fifty times
+# as long where others use the cores, too; without any a third longer where nobody does. And glibc
+# keeps large blocks for the next tensor, which saves a tenth of the time.
 ENVIRONMENT = {
     "GOMP_SPINCOUNT": "20000",
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "KMP_BLOCKTIME": "1",
+    "MALLOC_MMAP_THRESHOLD_": "33554432",  # older ones ignore more
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
 }
 LAG = 90.0  # network file systems may show an old listing for that long

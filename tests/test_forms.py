@@ -6,6 +6,8 @@ import bz2
 import gzip
 import json
 import lzma
+import re
+import shutil
 import typing
 import zipfile
 from collections.abc import Callable
@@ -137,6 +139,37 @@ def test_a_text_file_beyond_measure_is_refused(
         read(path)
 
 
+def test_a_row_that_json_cannot_hold_is_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    words = pa.array([b"good", b"caf\xe9", b"fine"]).cast(pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 3, words.buffers())
+    late = pa.array([0, 0, 2**61], pa.int64()).cast(pa.timestamp("us"))
+    pq.write_table(pa.table({"text": text, "when": late}), path)
+    good, *bad = read(path)
+    assert good == {"text": "good", "when": "1970-01-01T00:00:00"}
+    assert [line["malformed"].partition(":")[0] for line in bad] == ["x.parquet"] * 2
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"text,id\ra,1\rb,2\r", "x.csv has no header: new-line character seen"),
+        (b'"text" x,id\na,1\n', "x.csv has no header: ',' expected"),
+    ],
+)
+def test_a_header_that_is_none_is_told(tmp_path: Path, data: bytes, told: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(data)
+    with pytest.raises(CorruptInput, match=re.escape(told)):
+        read(path)
+
+
+def test_empty_lines_before_a_header_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"\n\r\ntext\na\n")
+    assert read(path) == [{"text": "a"}]
+
+
 def test_a_csv_may_be_cp1252_in_places_and_uneven_in_others(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(b"text,id\ncaf\xe9,1\ncaf\xc3\xa9,2\none,two,three\n")
@@ -173,6 +206,9 @@ def test_what_python_writes_as_csv_comes_back(
         ("README.md", None),
         ("a", None),
         ("csv", None),
+        ("backup.tar.gz", None),
+        ("picture.jpg.zip", None),
+        ("a.csv.gz.zst", None),
     ],
 )
 def test_the_name_tells_the_form(name: str, form: str | None) -> None:
@@ -206,8 +242,59 @@ def test_a_folder_is_a_corpus(tmp_path: Path, small: Callable[..., Config]) -> N
     assert seal.facts["quarantined"] == 0
     assert list(files_of(config.dataset))[-1] == "deep%2Fer%2F100%25.csv"
     assert find(config, root, "download.corpus").complete
+    (corpus / "30.txt").unlink()
     (corpus / "30.txt").write_text("changed")
     assert not find(config, root, "download.corpus").complete
+    shutil.rmtree(corpus)
+    corpus.mkdir()
+    assert find(config, root, "tokenize.seal").complete, "as for any source that is gone"
+
+
+def local(path: Path, *words: str) -> Dataset:
+    return resolve("nih", "opt-125m", file=str(path), overrides=words).dataset
+
+
+def test_another_name_is_another_form_and_place(
+    tmp_path: Path, small: Callable[..., Config]
+) -> None:
+    corpus, root = tmp_path / "corpus", tmp_path / "root"
+    corpus.mkdir()
+    path = corpus / "a.jsonl"
+    path.write_text("text\n" + "\n".join(f"document {n}" for n in range(50)))
+    config = small().model_copy(update={"dataset": local(corpus)})
+    before = advance(config, root, "decompress.chunks").items
+    path.rename(corpus / "a.csv")
+    assert not find(config, root, "download.corpus").complete
+    after = advance(config, root, "decompress.chunks")
+    assert after.items != before
+    (chunk,) = after.work.folder.glob("chunk-00000/*.zst")
+    first = zstandard.decompress(chunk.read_bytes(), max_output_size=1 << 20).split(b"\n")[0]
+    assert json.loads(first) == {"text": "document 0"}
+
+
+def test_the_files_of_years_keep_what_tells_their_form(tmp_path: Path) -> None:
+    urls = ["https://x/{year}/Abstracts.CSV.gz?raw"]
+    years = Dataset(id="x", urls=urls, years="2020-2021")
+    assert list(files_of(years)) == ["2020.CSV.gz", "2021.CSV.gz"]
+    assert next(iter(files_of(resolve("nih-exporter").dataset))) == "1985"
+
+
+def test_what_a_folder_may_hold(tmp_path: Path) -> None:
+    corpus, other = tmp_path / "corpus", tmp_path / "other"
+    for path in (corpus, other):
+        path.mkdir()
+    (other / "far.txt").touch()
+    (corpus / "receipt.json").touch()
+    (corpus / "broken.txt").symlink_to("nowhere")
+    (corpus / "linked").symlink_to(other)
+    (corpus / "round").symlink_to(corpus)
+    (corpus / "numbers.dat").touch()
+    names = ["%72eceipt.json", "broken.txt", "linked%2Ffar.txt"]
+    assert sorted(files_of(local(corpus))) == names
+    told = local(corpus, "dataset.form=csv")
+    assert sorted(files_of(told)) == sorted([*names, "numbers.dat"])
+    with pytest.raises(InputError, match="is a folder; sha256 and size name one file"):
+        files_of(local(corpus, f"dataset.sha256={'a' * 64}"))
 
 
 def test_a_folder_without_a_corpus_is_told(tmp_path: Path) -> None:

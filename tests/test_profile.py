@@ -171,7 +171,8 @@ def test_the_root_may_name_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_by_hand_a_task_starts_with_the_same_environment() -> None:
     lines = (ROOT / "slurm" / "env.sh").read_text().splitlines()
-    (exports,) = [line for line in lines if "# see jobs/task.py" in line]
+    start = lines.index("# see jobs/task.py") + 1
+    exports = "\n".join(lines[start : start + 3])
     said = subprocess.run(
         ["bash", "-c", f"{exports}\nenv"], capture_output=True, text=True, check=True
     ).stdout.splitlines()

@@ -163,7 +163,7 @@ def test_a_field_may_be_long_and_no_longer_than_memory_allows(
     [
         (b"", "no column APPLICATION_ID, ABSTRACT_TEXT"),
         (b"APPLICATION_ID,TEXT\n1,a\n", "no column ABSTRACT_TEXT"),
-        (b'"never closed', "no column APPLICATION_ID, ABSTRACT_TEXT"),
+        (b'"never closed', "has no header: unexpected end of data"),
         (b"<html>sign in</html>", "no column APPLICATION_ID, ABSTRACT_TEXT"),
         (NIH_HEADER + b'1,whole\r\n2,"cut off', "ends in the middle of a row, at line 3"),
     ],
@@ -525,10 +525,10 @@ def test_a_year_that_is_not_there_is_told(exporter: Any, tmp_path: Path) -> None
     with pytest.raises(InputError, match="/abstracts/2022: status 404"):
         advance(config("dataset.years=2021-2022"), tmp_path, "download.corpus")
     before = len(server.requests)
-    probe(config("dataset.years=2021-2022"), tmp_path / "other", 0)
+    probe(config("dataset.years=2021-2022"), tmp_path / "other")
     assert [r.path for r in server.requests[before:]] == ["/abstracts/2021"], "the first is probed"
     with pytest.raises(InputError, match="/abstracts/1999: status 404"):
-        probe(config("dataset.years=1999-2021"), tmp_path / "other", 0)
+        probe(config("dataset.years=1999-2021"), tmp_path / "other")
 
 
 def test_years_may_be_files_that_change(exporter: Any, tmp_path: Path) -> None:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from pipeline.data.raw import Raw
 from pipeline.data.tables import BOM, COURTLISTENER, CSV, NIH, TSV
 from pipeline.errors import CorruptInput
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 PARQUET = b"PAR1"
 ROWS = 1000
@@ -29,8 +33,16 @@ def form_of(name: str) -> str | None:
     """The form of a file by its name, however compressed; None if the name does not tell."""
     path = PurePath(name.lower())
     if path.suffix in COMPRESSED:
-        return NAMED.get(PurePath(path.stem).suffix, "jsonl")
+        inner = PurePath(path.stem).suffix
+        return NAMED.get(inner) if inner else "jsonl"
     return NAMED.get(path.suffix)
+
+
+def ending(name: str) -> str:
+    """What of a file's name tells its form."""
+    path = PurePath(name)
+    compressed = path.suffix.lower() in COMPRESSED
+    return "".join(path.suffixes[-2 if compressed else -1 :]) if form_of(name) else ""
 
 
 def json_lines(files: Iterable[Raw], form: str) -> Iterator[bytes]:
@@ -66,15 +78,30 @@ def _parquet(raw: Raw) -> Iterator[bytes]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    encoder = msgspec.json.Encoder(enc_hook=str)
     raw.skim()
     try:
         with pq.ParquetFile(raw.path) as file:
             for batch in file.iter_batches(ROWS):
-                yield b"".join(encoder.encode(row) + b"\n" for row in batch.to_pylist())
+                try:
+                    yield _encoded(batch)
+                except (ValueError, OverflowError):
+                    yield b"".join(_one_by_one(batch, raw))
     except (pa.ArrowException, OSError) as error:
         told = str(error).partition("\n")[0]
         raise CorruptInput(f"{raw.path} cannot be read as Parquet: {told}", unit=raw.unit) from None
+
+
+def _encoded(rows: pa.RecordBatch) -> bytes:
+    return b"".join(msgspec.json.encode(row, enc_hook=str) + b"\n" for row in rows.to_pylist())
+
+
+def _one_by_one(rows: pa.RecordBatch, raw: Raw) -> Iterator[bytes]:
+    """For rows of which one cannot be said in JSON: text that is no UTF-8, the year 10,000."""
+    for index in range(len(rows)):
+        try:
+            yield _encoded(rows.slice(index, 1))
+        except (ValueError, OverflowError) as error:
+            yield msgspec.json.encode({"malformed": f"{raw.path.name}: {error}"}) + b"\n"
 
 
 def _text(raw: Raw) -> Iterator[bytes]:

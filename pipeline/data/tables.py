@@ -7,7 +7,6 @@ cannot be understood becomes a line that says why; one without text a line with 
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -59,9 +58,13 @@ class Table:
             CorruptInput: A column is not there, or the file ends within a row.
         """
         reader = csv.reader(_text_lines(raw), strict=True, **self.dialect)
-        header: list[str] = []
-        with contextlib.suppress(csv.Error):
-            header = _next(reader) or []
+        header: list[str] | None = []
+        try:
+            while header == []:  # empty lines before it
+                header = _next(reader)
+        except csv.Error as error:
+            raise CorruptInput(f"{raw.path} has no header: {error}", unit=raw.unit) from None
+        header = header or []
         missing = [name for name in self.columns if name not in header]
         if missing:
             raise CorruptInput(f"{raw.path} has no column {', '.join(missing)}", unit=raw.unit)

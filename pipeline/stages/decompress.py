@@ -13,11 +13,11 @@ import xxhash
 import zstandard
 from pydantic import Field
 
-from pipeline.data.forms import json_lines
+from pipeline.data.forms import form_of, json_lines
 from pipeline.data.raw import CHUNK, Raw
 from pipeline.data.records import Lines
 from pipeline.errors import CorruptInput
-from pipeline.receipt import Receipt, expect, hash_file, set_aside
+from pipeline.receipt import Receipt, expect, hash_file, hash_json, set_aside
 from pipeline.settings import Section
 from pipeline.stage import Context, Inputs, Item, Step
 
@@ -39,7 +39,10 @@ class DecompressConfig(Section):
 
 def items(config: Config, inputs: Inputs) -> list[Item]:
     """One item: the input stream, all files in order."""
-    return [Item("complete", {"corpus": inputs["download.corpus"].digest})]
+    _, receipt = inputs["download.corpus"].one()
+    auto = config.dataset.form == "auto"
+    files = [[form_of(name) if auto else "", o.sha256] for name, o in receipt.outputs.items()]
+    return [Item("complete", {"files": hash_json(files)})]
 
 
 def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:

@@ -7,16 +7,16 @@ After this stage nothing needs the network.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
+from pipeline import receipt as receipts
 from pipeline.data import docstrings, http, rows
-from pipeline.data.forms import NAMED, form_of
+from pipeline.data.forms import NAMED, ending, form_of
 from pipeline.data.partial import Progress
 from pipeline.errors import InputError
 from pipeline.model import source
@@ -29,25 +29,60 @@ if TYPE_CHECKING:
 
 
 def files_of(dataset: Dataset) -> dict[str, list[str]]:
-    """The mirrors of each file of the corpus; a folder on this machine is looked into.
+    """The mirrors of each file of the corpus, by the name it gets; a local folder is looked into.
 
     Raises:
-        InputError: There is no corpus in the folder.
+        InputError: There is no corpus in the folder, or a part of it cannot be read.
     """
     folder = _local(dataset.urls[0])
     if folder is None or not folder.is_dir():
-        return dataset.files
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if not re.search(r"(^|/)\.", name) and form_of(name) and path.is_file():
-            found[name.replace("%", "%25").replace("/", "%2F")] = [path.as_uri()]
+        return {_name(dataset, stem, urls[0]): urls for stem, urls in dataset.files.items()}
+    if dataset.sha256 or dataset.size is not None:
+        raise InputError(f"{folder} is a folder; sha256 and size name one file", "Leave them out")
+    found = {
+        _escaped(name): [(folder / name).as_uri()]
+        for name in sorted(_walk(folder))
+        if dataset.form != "auto" or form_of(name)
+    }
     if not found:
         raise InputError(
             f"{folder} has no corpus in it",
             f"Files are taken that end in {', '.join(NAMED)}, or are compressed",
         )
     return found
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """The files below a folder, hidden ones left out, by their paths in it; links are followed."""
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}")
+
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=fail):
+        real = os.path.realpath(place)
+        folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]
+        if real not in seen:
+            seen.add(real)
+            yield from (
+                str((Path(place) / name).relative_to(folder))
+                for name in files
+                if not name.startswith(".")
+            )
+
+
+def _name(dataset: Dataset, stem: str, url: str) -> str:
+    """What a file is called here: as at its source, or by its year."""
+    name = Path(unquote(urlparse(url).path)).name
+    if dataset.years is None:
+        return _escaped(name) or "corpus"
+    return stem + (ending(name) if dataset.form == "auto" else "")
+
+
+def _escaped(name: str) -> str:
+    """A path as the name of a file in a unit, where `receipt.json` has a meaning."""
+    name = name.replace("%", "%25").replace("/", "%2F").replace("\0", "%00")
+    return f"%{ord(name[0]):X}{name[1:]}" if name == receipts.NAME else name
 
 
 def _local(url: str) -> Path | None:
@@ -58,14 +93,15 @@ def _local(url: str) -> Path | None:
 
 def corpus_items(config: Config, inputs: Inputs) -> list[Item]:
     """One item: the corpus. A local file without a known hash changes with its size and time."""
-    mirrors = files_of(config.dataset).values()
-    paths = [path for urls in mirrors if (path := _local(urls[0]))]
-    if not paths or config.dataset.sha256:
+    dataset = config.dataset
+    if dataset.sha256 or _local(dataset.urls[0]) is None:
         return [Item("corpus", {})]
-    if not all(path.exists() for path in paths):
+    try:
+        stats = {name: os.stat(_local(urls[0]) or "") for name, urls in files_of(dataset).items()}
+    except (InputError, OSError):
         return [Item("corpus", None)]
-    facts = [f"{path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
-    return [Item("corpus", {"file": " ".join(facts)})]
+    listing = [[name, found.st_size, found.st_mtime_ns] for name, found in stats.items()]
+    return [Item("corpus", {"files": hash_json(listing)})]
 
 
 def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
@@ -107,30 +143,25 @@ def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
 
 
 def _fetch_files(dataset: Dataset, ctx: Context) -> dict[str, http.Fetched]:
-    """Fetch every file of the corpus; by the name it gets, in order of which they are read."""
+    """Fetch every file of the corpus; by the name it gets, in the order in which they are read."""
     found: dict[str, http.Fetched] = {}
-    files = files_of(dataset)
-    for stem, urls in files.items():
-        fetched = http.fetch(
+    files, before = files_of(dataset), 0
+    for number, (name, urls) in enumerate(files.items()):
+        found[name] = http.fetch(
             urls,
-            ctx.partial / f"{stem}.part",
+            ctx.partial / f"{number:05d}.part",
             sha256=dataset.sha256,
             size=dataset.size,
             stop=ctx.stop,
-            progress=_overall(ctx, found, len(files)),
+            progress=_overall(ctx, before, len(files)),
         )
-        found[_file_name(fetched.url) if stem == "corpus" else stem] = fetched
+        before += found[name].size
     return found
 
 
-def _overall(ctx: Context, found: dict[str, http.Fetched], files: int) -> Progress:
+def _overall(ctx: Context, before: int, files: int) -> Progress:
     """Progress over all files; how large those to come are is not known."""
-    before = sum(fetched.size for fetched in found.values())
     return lambda done, total: ctx.progress(before + done, total if files == 1 else None)
-
-
-def _file_name(url: str) -> str:
-    return re.sub(r"[/\0]", "_", Path(unquote(urlparse(url).path)).name) or "corpus"
 
 
 def model_items(config: Config, inputs: Inputs) -> list[Item]:
