@@ -8,21 +8,71 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from pipeline.data.shards import SPLITS, Corpus, hashes, open_corpus
+from pipeline.errors import CorruptInput
 from pipeline.files import write_text
 from pipeline.receipt import verify
-from pipeline.stage import Context, Input, Inputs
+from pipeline.stage import Context, Input, Inputs, Item
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 PRIORITY = ("test", "validation", "train")
 
 Totals = dict[str, dict[str, int]]
 Places = npt.NDArray[np.int64]
+
+
+def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+    """Verify every shard, count, find duplicate texts, and write the card of the data set.
+
+    Raises:
+        CorruptInput: A shard is damaged, a split is empty, or too many lines were malformed.
+    """
+    given = inputs["tokenize.shards"]
+    facts = [given.receipts[name].facts for name in sorted(given.receipts)]
+    quarantined = sum(f["quarantined"] for f in facts)
+    if quarantined > config.tokenize.max_bad_lines:
+        raise too_many(
+            quarantined, config.tokenize.max_bad_lines, f"see {ctx.folder}/*/quarantine.jsonl"
+        )
+    totals, duplicates = judge(given, ctx)
+    for split in SPLITS:
+        if not totals[split]["documents"]:
+            raise CorruptInput(
+                f"the {split} split is empty: the corpus has too few documents",
+                "Check dataset.text_field"
+                if split == "train"
+                else f'Hold out a larger share, e.g. ARGS="tokenize.{split}=0.2"',
+            )
+    content = {
+        "splits": totals,
+        "duplicates": {split: len(found) for split, found in duplicates.items()},
+        "shards": sorted(given.receipts),
+        "quarantined": quarantined,
+        "empty": sum(f["empty"] for f in facts),
+        "encoder": facts[0]["encoder"],
+        "vocabulary": facts[0]["vocabulary"],
+    }
+    with ctx.commit(item.name) as draft:
+        (draft.path / "seal.json").write_text(json.dumps(content, indent=1))
+        np.savez(draft.path / "duplicates.npz", **duplicates)  # type: ignore[arg-type]
+        draft.facts = {k: content[k] for k in ("splits", "duplicates", "quarantined", "empty")}
+    write_card(ctx.folder, content)
+
+
+def too_many(count: int, limit: int, last: str) -> CorruptInput:
+    """The error that refuses a corpus of so many malformed lines."""
+    return CorruptInput(
+        f"more than {limit} malformed lines ({count} so far; {last})",
+        'Check dataset.text_field, or allow more with ARGS="tokenize.max_bad_lines=…"',
+    )
 
 
 def judge(given: Input, ctx: Context) -> tuple[Totals, dict[str, Places]]:

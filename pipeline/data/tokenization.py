@@ -1,4 +1,4 @@
-"""Tokens of a chunk, and the seal of all: what the stage `tokenize` computes."""
+"""A chunk of JSON lines to shards of tokens: what the step `tokenize.shards` computes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import xxhash
 
 from pipeline.data.encoder import Encoder
 from pipeline.data.raw import CHUNK, Raw
 from pipeline.data.records import Bad, Lines, Reader, Record
-from pipeline.data.seal import judge, write_card
+from pipeline.data.seal import too_many
 from pipeline.data.shards import SPLITS, Writer
 from pipeline.errors import CorruptInput
 from pipeline.receipt import expect, load, verify
@@ -82,7 +81,7 @@ class _Quarantine:
         """
         self.count += 1
         if self.count > self._limit:
-            raise _too_many(self.count, self._limit, f"{self._source}, line {line}: {reason}")
+            raise too_many(self.count, self._limit, f"{self._source}, line {line}: {reason}")
         entry = {
             "file": self._source,
             "line": line,
@@ -93,13 +92,6 @@ class _Quarantine:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _too_many(count: int, limit: int, last: str) -> CorruptInput:
-    return CorruptInput(
-        f"more than {limit} malformed lines ({count} so far; {last})",
-        'Check dataset.text_field, or allow more with ARGS="tokenize.max_bad_lines=…"',
-    )
 
 
 def _records(lines: Lines, config: Config, item: Item, quarantine: _Quarantine) -> Iterator[Record]:
@@ -137,41 +129,3 @@ def _split(record: Record, digest: bytes, shares: dict[str, float]) -> str:
     if point < shares["validation"]:
         return "validation"
     return "test" if point < shares["validation"] + shares["test"] else "train"
-
-
-def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Verify every shard, count, find duplicate texts, and write the card of the data set.
-
-    Raises:
-        CorruptInput: A shard is damaged, a split is empty, or too many lines were malformed.
-    """
-    given = inputs["tokenize.shards"]
-    facts = [given.receipts[name].facts for name in sorted(given.receipts)]
-    quarantined = sum(f["quarantined"] for f in facts)
-    if quarantined > config.tokenize.max_bad_lines:
-        raise _too_many(
-            quarantined, config.tokenize.max_bad_lines, f"see {ctx.folder}/*/quarantine.jsonl"
-        )
-    totals, duplicates = judge(given, ctx)
-    for split in SPLITS:
-        if not totals[split]["documents"]:
-            raise CorruptInput(
-                f"the {split} split is empty: the corpus has too few documents",
-                "Check dataset.text_field"
-                if split == "train"
-                else f'Hold out a larger share, e.g. ARGS="tokenize.{split}=0.2"',
-            )
-    content = {
-        "splits": totals,
-        "duplicates": {split: len(found) for split, found in duplicates.items()},
-        "shards": sorted(given.receipts),
-        "quarantined": quarantined,
-        "empty": sum(f["empty"] for f in facts),
-        "encoder": facts[0]["encoder"],
-        "vocabulary": facts[0]["vocabulary"],
-    }
-    with ctx.commit(item.name) as draft:
-        (draft.path / "seal.json").write_text(json.dumps(content, indent=1))
-        np.savez(draft.path / "duplicates.npz", **duplicates)  # type: ignore[arg-type]
-        draft.facts = {k: content[k] for k in ("splits", "duplicates", "quarantined", "empty")}
-    write_card(ctx.folder, content)

@@ -94,7 +94,7 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     Raises:
         CorruptInput: A shard is damaged, a split is empty, or too many lines were malformed.
     """
-    from pipeline.data.tokenization import seal
+    from pipeline.data.seal import seal
 
     seal(config, item, inputs, ctx)
 
