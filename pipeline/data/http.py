@@ -167,7 +167,7 @@ class _Job:
 
     def _copy(self, url: str) -> Bound:
         bound, store = _local(url), self.store
-        source = _path(url).resolve()
+        source = path_of(url).resolve()
         if store.have(url) and replace(store.bound or bound, synced=0, sha256="") != bound:
             store.discard()
         if not store.have(url):
@@ -276,7 +276,7 @@ def _none_left(errors: list[InputError]) -> InputError:
 
 def _local(url: str) -> Bound:
     """What a file:// URL has, bound like a server's content by its time and size."""
-    path = _path(url)
+    path = path_of(url)
     if not path.is_file():
         raise InputError(f"{url}: there is no such file")
     facts = path.stat()
@@ -285,5 +285,6 @@ def _local(url: str) -> Bound:
     return Bound(url, None, str(facts.st_mtime_ns), facts.st_size)
 
 
-def _path(url: str) -> Path:
+def path_of(url: str) -> Path:
+    """The path that a `file://` URL names."""
     return Path(unquote(urlsplit(url).path))

@@ -87,8 +87,7 @@ def _escaped(name: str) -> str:
 
 def _local(url: str) -> Path | None:
     """The path that a URL names on this machine, if it does."""
-    parts = urlparse(url)
-    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+    return http.path_of(url) if url.startswith("file:") else None
 
 
 def corpus_items(config: Config, inputs: Inputs) -> list[Item]:
