@@ -19,6 +19,7 @@ from pipeline.receipt import hash_json
 from pipeline.registry import BaseModel, Dataset, entry, find_dataset, find_model
 from pipeline.settings import Section, build, merge, parse_overrides, read_yaml
 from pipeline.stages.decompress import DecompressConfig
+from pipeline.stages.download import DownloadConfig
 from pipeline.stages.evaluate import EvaluateConfig
 from pipeline.stages.tokenize import TokenizeConfig
 from pipeline.stages.train import TrainConfig
@@ -34,6 +35,7 @@ class Config(Section):
     name: str
     dataset: Dataset
     model: BaseModel
+    download: DownloadConfig = DownloadConfig()
     decompress: DecompressConfig = DecompressConfig()
     tokenize: TokenizeConfig = TokenizeConfig()
     train: TrainConfig = TrainConfig()

@@ -7,14 +7,20 @@ folders of files given as model and data set repos. Both record every request.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import select
+import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -36,6 +42,8 @@ class Mood:
 
     `statuses`: answered first, in turn, each as (status, headers). `cut`: bytes of a body after
     which the connection breaks, the first `cuts` times. `shift`: added to the start of a range.
+    `block`, `pause`: bytes of a body that are sent at once, seconds before the next ones.
+    `head_pause`: seconds before each byte of the head.
     `careless`: ranges are served without a look at If-Range. `before`: called with each request.
     """
 
@@ -49,6 +57,9 @@ class Mood:
     cut: int | None = None
     cuts: int = 1_000_000
     shift: int = 0
+    block: int = 4096
+    pause: float = 0.0
+    head_pause: float = 0.0
     careless: bool = False
     statuses: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     before: Callable[[Request], None] = lambda request: None
@@ -118,6 +129,72 @@ def send(handler: Any, status: int, headers: dict[str, str], body: bytes = b"") 
         handler.wfile.write(body)
 
 
+def drip(handler: Any, data: bytes, pause: float) -> None:
+    """Send bytes one by one."""
+    for at in range(len(data)):
+        handler.wfile.write(data[at : at + 1])
+        handler.wfile.flush()
+        time.sleep(pause)
+
+
+class Proxy(Server):
+    """An HTTP proxy that knows its own way to the hosts in `hosts` (name → URL of a server)."""
+
+    def __init__(self, hosts: dict[str, str]) -> None:
+        super().__init__()
+        self.hosts = hosts
+
+    def answer(self, handler: Any, request: Request, body: bytes) -> None:
+        asked = urlsplit(handler.path)
+        target = urlsplit(self.hosts[asked.hostname or ""])
+        onward = HTTPConnection(target.hostname or "", target.port or 80, timeout=10)
+        kept = ("range", "if-range", "accept-encoding")
+        headers = {name: value for name, value in request.headers.items() if name in kept}
+        with contextlib.closing(onward):
+            onward.request(request.method, asked.path, headers=headers)
+            answer = onward.getresponse()
+            send(handler, answer.status, dict(answer.getheaders()), answer.read())
+
+
+class Socks:
+    """A SOCKS5 proxy that leads every connection to one server."""
+
+    def __init__(self, server: Server) -> None:
+        target = urlsplit(server.url)
+        self.hosts: list[str] = []
+        socks = self
+
+        class Handler(StreamRequestHandler):
+            def handle(self) -> None:
+                self.rfile.read(1)
+                self.rfile.read(self.rfile.read(1)[0])
+                self.wfile.write(b"\5\0")
+                self.rfile.read(4)
+                socks.hosts.append(self.rfile.read(self.rfile.read(1)[0]).decode())
+                self.rfile.read(2)
+                self.wfile.write(b"\5\0\0\1" + bytes(6))
+                with socket.create_connection((target.hostname, target.port)) as onward:
+                    ends = {self.connection: onward, onward: self.connection}
+                    while ready := select.select(ends, [], [], 10)[0]:
+                        for end in ready:
+                            if not (data := end.recv(65536)):
+                                return
+                            ends[end].sendall(data)
+
+        self._tcp = ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self._tcp.daemon_threads = True
+        self.url = f"socks5://127.0.0.1:{self._tcp.server_address[1]}"
+
+    def __enter__(self) -> Socks:
+        serve = self._tcp.serve_forever
+        threading.Thread(target=serve, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._tcp.shutdown()
+        self._tcp.server_close()
+
+
 class FileServer(Server):
     """Serves `files` (path → bytes) in its `mood`, and `redirects` (path → URL)."""
 
@@ -130,6 +207,8 @@ class FileServer(Server):
     def answer(self, handler: Any, request: Request, body: bytes) -> None:
         mood = self.mood
         mood.before(request)
+        if mood.head_pause:
+            return drip(handler, b"HTTP/1.1 200 OK\r\nX-Pad: " + b"x" * 10_000, mood.head_pause)
         if request.path in self.redirects:
             return send(handler, 302, {"Location": self.redirects[request.path]})
         if mood.statuses:
@@ -184,8 +263,9 @@ class FileServer(Server):
             handler.close_connection = True
         if not mood.length:
             handler.close_connection = True
-        for at in range(0, len(body), 4096):
-            handler.wfile.write(body[at : at + 4096])
+        for at in range(0, len(body), mood.block):
+            handler.wfile.write(body[at : at + mood.block])
+            time.sleep(mood.pause)
         handler.wfile.flush()
 
 

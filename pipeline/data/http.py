@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pipeline.data.answers import Answer, Verdict, ask, judge, status_line
-from pipeline.data.client import PATIENCE, Again, Patience, open_client, telling, waiting
+from pipeline.data.client import PATIENCE, Again, Client, Patience, brisk, telling, waiting
 from pipeline.data.partial import BLOCK, Bound, Part, Progress, check_room
 from pipeline.errors import CorruptInput, InputError
 from pipeline.stop import Stop
 
 if TYPE_CHECKING:
-    import httpx
+    pass
 
 NO_RANGED_GET = {400, 403, 405, 501}
 
@@ -61,11 +61,12 @@ def probe(url: str, patience: Patience = PATIENCE) -> Remote:
         return Remote(url, 200, bound.size, None, bound.modified)
     headers = {"Accept-Encoding": "identity", "Range": "bytes=0-0"}
     try:
-        with open_client(patience) as client, telling(url):
-            with client.stream("GET", url, headers=headers) as response:
+        with Client(patience) as client, telling(url):
+            with client.stream("GET", url, headers) as response:
                 answer = Answer.of(response)
             if answer.status in NO_RANGED_GET:
-                answer = Answer.of(client.head(url, headers=ask(0, None)))
+                with client.stream("HEAD", url, ask(0, None)) as response:
+                    answer = Answer.of(response)
     except Again as error:
         raise InputError(f"{url}: {error}") from error
     verdict = judge(answer, 0, None, None)
@@ -193,7 +194,7 @@ class _Job:
             reraise=True,
         )
         try:
-            with open_client(self.patience) as client:
+            with Client(self.patience) as client:
                 while not again(self._attempt, client, url, self.store.have(url)):
                     self._sleep(self.patience.base)
         except Again as error:
@@ -202,12 +203,13 @@ class _Job:
         assert self.store.bound is not None
         return self.store.bound
 
-    def _attempt(self, client: httpx.Client, url: str, before: int) -> bool:
+    def _attempt(self, client: Client, url: str, before: int) -> bool:
         """One request: True when the file is whole, False when it has grown.
 
         Raises:
-            Again: It has not grown.
+            Again: It has not, or not to speak of.
         """
+        started = time.monotonic()
         try:
             with telling(url):
                 self._request(client, url)
@@ -215,12 +217,13 @@ class _Job:
             if total not in (None, self.store.size):
                 raise Again(f"the answer ended after {self.store.size} of {total} bytes")
         except Again:
-            if self.store.have(url) > before:
+            spent = self.patience.base + time.monotonic() - started
+            if self.store.have(url) - before > self.patience.slowest * spent:
                 return False
             raise
         return True
 
-    def _request(self, client: httpx.Client, url: str) -> None:
+    def _request(self, client: Client, url: str) -> None:
         store = self.store
         bound = store.bound if store.have(url) else None
         if bound and bound.size == store.size:
@@ -228,7 +231,8 @@ class _Job:
         if bound and not self._can_tell(bound):
             bound = None
         have = store.size if bound else 0
-        with client.stream("GET", url, headers=self.headers | ask(have, bound)) as response:
+        headers = self.headers | ask(have, bound)
+        with client.stream("GET", url, headers) as response:
             answer = Answer.of(response)
             verdict = judge(answer, have, bound, self.size)
             match verdict:
@@ -247,7 +251,7 @@ class _Job:
                     store.bound = bound and replace(bound, size=bound.size or answer.total)
                 case _:
                     raise _refusal(url, answer, verdict)
-            store.append(response.iter_raw(), self.stop, self.progress)
+            store.append(brisk(response.iter_raw(), self.patience), self.stop, self.progress)
 
     def _can_tell(self, bound: Bound) -> bool:
         """Whether it would be noticed that the content has changed under its URL."""

@@ -17,15 +17,26 @@ from urllib.parse import unquote, urlparse
 from pipeline import receipt as receipts
 from pipeline.data import docstrings, http, rows
 from pipeline.data.forms import NAMED, ending, form_of
+from pipeline.data.pace import Pace
 from pipeline.data.partial import Progress
 from pipeline.errors import InputError
 from pipeline.model import source
 from pipeline.receipt import hash_file, hash_json
 from pipeline.registry import Dataset
+from pipeline.settings import Section, free
 from pipeline.stage import Context, Inputs, Item, Step
 
 if TYPE_CHECKING:
     from pipeline.config import Config
+
+
+class DownloadConfig(Section):
+    """How the network is used.
+
+    `bandwidth`: at most so many MB a second; None for as many as there are.
+    """
+
+    bandwidth: float | None = free(None, ge=0.05)
 
 
 def files_of(dataset: Dataset) -> dict[str, list[str]]:
@@ -116,13 +127,14 @@ def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     part = ctx.partial / "corpus.part"
     scheme, _, rest = dataset.urls[0].partition("://")
     made = f"{dataset.id}.jsonl.zst"
+    progress = ctx.progress if scheme == "file" else _paced(config, ctx)
     if scheme == "docstrings":
         names, most = rest.split(","), dataset.max_bytes
         found = {made: docstrings.harvest(names, part, ctx.stop, ctx.progress, most)}
     elif scheme == "hf":
-        found = {made: rows.fetch_dataset(dataset, part, ctx.stop, ctx.progress)}
+        found = {made: rows.fetch_dataset(dataset, part, ctx.stop, progress)}
     else:
-        found = _fetch_files(dataset, ctx)
+        found = _fetch_files(dataset, ctx, progress)
     with ctx.commit(item.name) as draft:
         for name, fetched in found.items():
             # the partial file keeps its name until the unit stands: a failing commit costs nothing
@@ -141,7 +153,13 @@ def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     shutil.rmtree(ctx.partial, ignore_errors=True)
 
 
-def _fetch_files(dataset: Dataset, ctx: Context) -> dict[str, http.Fetched]:
+def _paced(config: Config, ctx: Context) -> Progress:
+    """The progress callback, which holds up what is faster than it may be."""
+    bandwidth = config.download.bandwidth
+    return Pace(ctx.progress, bandwidth * 1e6, ctx.stop) if bandwidth else ctx.progress
+
+
+def _fetch_files(dataset: Dataset, ctx: Context, progress: Progress) -> dict[str, http.Fetched]:
     """Fetch every file of the corpus; by the name it gets, in the order in which they are read."""
     found: dict[str, http.Fetched] = {}
     files, before = files_of(dataset), 0
@@ -152,15 +170,15 @@ def _fetch_files(dataset: Dataset, ctx: Context) -> dict[str, http.Fetched]:
             sha256=dataset.sha256,
             size=dataset.size,
             stop=ctx.stop,
-            progress=_overall(ctx, before, len(files)),
+            progress=_overall(progress, before, len(files)),
         )
         before += found[name].size
     return found
 
 
-def _overall(ctx: Context, before: int, files: int) -> Progress:
+def _overall(progress: Progress, before: int, files: int) -> Progress:
     """Progress over all files; how large those to come are is not known."""
-    return lambda done, total: ctx.progress(before + done, total if files == 1 else None)
+    return lambda done, total: progress(before + done, total if files == 1 else None)
 
 
 def model_items(config: Config, inputs: Inputs) -> list[Item]:
@@ -187,7 +205,7 @@ def model(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     ctx.partial.mkdir(parents=True, exist_ok=True)
     with ctx.commit(item.name) as draft:
         draft.facts = source.materialise(
-            config.model, draft.path, ctx.partial, ctx.stop, ctx.progress
+            config.model, draft.path, ctx.partial, ctx.stop, _paced(config, ctx)
         )
     shutil.rmtree(ctx.partial, ignore_errors=True)
 
@@ -206,7 +224,7 @@ STEPS = (
         name="download.corpus",
         version=1,
         uses=("dataset.content",),
-        reads=("dataset",),
+        reads=("dataset", "download"),
         needs=(),
         folder=_corpus_folder,
         items=corpus_items,
@@ -218,7 +236,7 @@ STEPS = (
         name="download.model",
         version=1,
         uses=("model.content", "model.prefix_token", "model.end_token"),
-        reads=("model",),
+        reads=("model", "download"),
         needs=(),
         folder=_model_folder,
         items=model_items,
