@@ -20,6 +20,7 @@ from jobs.selection import Selection, selecting
 from pipeline.errors import Failure, InputError, Interrupted
 
 if TYPE_CHECKING:
+    from jobs.plan import Plan
     from jobs.profile import Profile
     from pipeline.config import Config
 
@@ -103,8 +104,9 @@ def fetch(chosen: Selection) -> None:
 @app.command()
 @selecting
 def plan(chosen: Selection, as_json: AsJson = False) -> None:
-    """Show what `submit` would do, and change nothing."""
+    """Show what `submit` would do, and change nothing; say what of it cannot be had from here."""
     from jobs.planner import make_plan
+    from jobs.probe import probe
     from pipeline.config import check_name
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
@@ -112,7 +114,12 @@ def plan(chosen: Selection, as_json: AsJson = False) -> None:
     made = make_plan(config, place, chosen.queue())
     if as_json:
         print(json.dumps(asdict(made), indent=1))
-        return
+    else:
+        _show_plan(made, site)
+    probe(config, place)
+
+
+def _show_plan(made: Plan, site: Profile) -> None:
     print(f"{made.name}  ·  {made.root}")
     for array in made.arrays:
         known = array.todo is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config import Config
@@ -26,12 +27,23 @@ def probe(config: Config, root: Path) -> None:
 
     Raises:
         InputError: No mirror has the corpus, each is named with what it answered; or the hub has
-            not the model.
+            not the model; or both.
     """
+    dataset, model = config.dataset, config.model
+    asked: list[Callable[[], None]] = []
     if not find(config, root, "download.corpus").complete:
-        _probe_corpus(config.dataset)
-    if config.model.repo and not find(config, root, "download.model").complete:
-        _probe_hub(config.model.repo, config.model.revision, "model")
+        asked.append(lambda: _probe_corpus(dataset))
+    if model.repo and not find(config, root, "download.model").complete:
+        asked.append(lambda: _probe_hub(model.repo or "", model.revision, "model"))
+    missing: list[InputError] = []
+    for ask in asked:
+        try:
+            ask()
+        except InputError as error:
+            missing.append(error)
+    if missing:
+        what = "; and ".join(error.what for error in missing)
+        raise InputError(what, "; and ".join(dict.fromkeys(error.hint for error in missing)))
 
 
 def _probe_hub(repo: str, revision: str | None, kind: str) -> None:

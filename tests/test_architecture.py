@@ -168,7 +168,7 @@ def test_asking_for_the_status_loads_nothing_heavy(tmp_path: Path) -> None:
     assert seconds < 2, "CPU; measured 0.5"
 
 
-@pytest.mark.parametrize("words", [["plan", "--dataset=nih"], ["--help"], ["clean"]])
+@pytest.mark.parametrize("words", [["plan", "--dataset=demo"], ["--help"], ["clean"]])
 def test_other_commands_of_the_login_node_load_nothing_heavy(
     tmp_path: Path, words: list[str]
 ) -> None:

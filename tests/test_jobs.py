@@ -87,17 +87,19 @@ def test_a_dead_url_is_told_with_its_status_and_what_to_try(jobs: Jobs, tmp_path
     assert "try DATASET=nih" in line
 
 
+@pytest.mark.parametrize("command", ["plan", "submit"])
 def test_what_is_missing_offline_is_told_before_anything_is_queued(
-    jobs: Jobs, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    jobs: Jobs, command: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    line = refused(jobs("submit", f"--dataset={dataset}", "--model=me/opt"), 3)
+    line = refused(jobs(command, f"--dataset={dataset}", "--model=me/opt"), 3)
     assert "model me/opt: http://127.0.0.1:9 cannot be reached" in line
     assert line.endswith("or make fetch where there is internet")
     path = tmp_path / "hub.yaml"
     path.write_text(yaml.safe_dump({"urls": ["hf://me/texts"]}))
-    line = refused(jobs("submit", f"--dataset={path}"), 3)
+    line = refused(jobs(command, f"--dataset={path}", "--model=me/opt"), 3)
     assert "dataset me/texts: http://127.0.0.1:9 cannot be reached" in line
+    assert "; and model me/opt: http://127.0.0.1:9 cannot be reached" in line
     assert not (tmp_path / "root").exists()
 
 
