@@ -17,12 +17,14 @@ from typing import IO, Any
 
 import zstandard
 
-from pipeline.errors import CorruptInput
+from pipeline.data.memory import memory
+from pipeline.errors import CorruptInput, UserError
 
 CHUNK = "chunk.jsonl.zst"
 READ = 256 * 1024
 FEED = 2048  # raw bytes a decoder is given at once: 20 KB of JSON can hold 200 MB
-ZSTD_WINDOW = 2**31
+LONGEST_WINDOW = 2**31  # bytes, of --long=31
+BESIDE = 2**28  # bytes of memory for everything but the window
 
 CODECS: list[tuple[bytes, Callable[[], Any]]] = [
     (b"\x28\xb5\x2f\xfd", lambda: _zstd()),
@@ -35,7 +37,9 @@ ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # with a file in it, and without
 
 
 def _zstd() -> Any:
-    return zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
+    # compared with what a frame asks for before the memory is taken
+    window = min(LONGEST_WINDOW, max(memory() - BESIDE, 2**23))
+    return zstandard.ZstdDecompressor(max_window_size=window).decompressobj()
 
 
 class Raw:
@@ -44,6 +48,7 @@ class Raw:
     Args:
         path: The file; its codec is known by its first bytes, not by its name.
         unit: The unit it belongs to, named in errors.
+        pause: Called before each read; it may raise.
 
     Attributes:
         read: Raw bytes read so far.
@@ -52,8 +57,10 @@ class Raw:
         CorruptInput: While iterating, where the file is damaged or cut off.
     """
 
-    def __init__(self, path: Path, unit: Path | None = None) -> None:
-        self.path, self.unit = path, unit
+    def __init__(
+        self, path: Path, unit: Path | None = None, pause: Callable[[], None] = lambda: None
+    ) -> None:
+        self.path, self.unit, self._pause = path, unit, pause
         self.read = 0
         self._hash = hashlib.sha256()
 
@@ -64,7 +71,7 @@ class Raw:
 
     def __iter__(self) -> Iterator[bytes]:
         with self.path.open("rb") as plain:
-            file = _Watched(plain, self._saw)
+            file = _Watched(plain, self._saw, self._pause)
             data = file.read(READ)
             codec = next((make for magic, make in CODECS if data.startswith(magic)), None)
             if codec:
@@ -79,7 +86,7 @@ class Raw:
     def skim(self) -> None:
         """Read the file only to hash it, for a reader that jumps about in it."""
         with self.path.open("rb") as plain:
-            file = _Watched(plain, self._saw)
+            file = _Watched(plain, self._saw, self._pause)
             while file.read(READ):
                 pass
 
@@ -90,14 +97,16 @@ class Raw:
         self.read += len(new)
 
     def _decode(self, codec: Callable[[], Any], data: bytes, file: _Watched) -> Iterator[bytes]:
-        decoder, start = codec(), 0
+        decoder, start, begins = codec(), 0, 0
         while data:
             fed = data[start : start + FEED]
             try:
                 if decoder.eof:
-                    decoder = codec()
+                    decoder, begins = codec(), self.read - len(data) + start
                 block = decoder.decompress(fed)
             except (zstandard.ZstdError, zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+                if isinstance(error, zstandard.ZstdError) and "memory" in str(error):
+                    raise self._beyond_memory(begins) from None
                 place = self.read - len(data) + start
                 raise CorruptInput(
                     f"{self.path} cannot be decompressed near byte {place}: {error}", unit=self.unit
@@ -112,6 +121,16 @@ class Raw:
                 f"{self.path} ends in the middle of a compressed frame, at byte {self.read}",
                 unit=self.unit,
             )
+
+    def _beyond_memory(self, begins: int) -> UserError:
+        with self.path.open("rb") as file:
+            file.seek(begins)
+            window = zstandard.get_frame_parameters(file.read(18)).window_size
+        return UserError(
+            f"{self.path} was compressed with a window of {window >> 20} MB (zstd --long), and "
+            f"{memory() >> 20} MB of memory are given",
+            "Give decompress more (`mem` in the profile), or compress it again with --long=27",
+        )
 
     def _unzip(self, file: _Watched) -> Iterator[bytes]:
         try:
@@ -135,11 +154,14 @@ class Raw:
 class _Watched:
     """A file that says what is read of it, and where."""
 
-    def __init__(self, file: IO[bytes], saw: Callable[[int, bytes], None]) -> None:
-        self._file, self._saw = file, saw
+    def __init__(
+        self, file: IO[bytes], saw: Callable[[int, bytes], None], pause: Callable[[], None]
+    ) -> None:
+        self._file, self._saw, self._pause = file, saw, pause
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
+        self._pause()
         place = self._file.tell()
         data = self._file.read(size)
         self._saw(place, data)

@@ -52,7 +52,7 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         CorruptInput: A raw file cannot be read, or is not the one that was downloaded.
     """
     unit, receipt = inputs["download.corpus"].one()
-    raws = [Raw(unit / name, unit) for name in receipt.outputs]
+    raws = [Raw(unit / name, unit, ctx.stop.check) for name in receipt.outputs]
     total = sum(output.size for output in receipt.outputs.values())
     lines = Lines(json_lines(raws, config.dataset.form))
     made: dict[str, Receipt] = {}
