@@ -8,12 +8,13 @@ mean the next mirror.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from pipeline.data.answers import Answer, Verdict, ask, judge, status_line
 from pipeline.data.client import PATIENCE, Again, Client, Patience, brisk, telling, waiting
@@ -290,5 +291,5 @@ def _local(url: str) -> Bound:
 
 
 def path_of(url: str) -> Path:
-    """The path that a `file://` URL names."""
-    return Path(unquote(urlsplit(url).path))
+    """The path that a URL names, on this machine for `file://`; any bytes can be in it."""
+    return Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)))

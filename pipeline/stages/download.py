@@ -7,12 +7,12 @@ After this stage nothing needs the network.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlparse
 
 from pipeline import receipt as receipts
 from pipeline.data import docstrings, http, rows
@@ -28,6 +28,8 @@ from pipeline.stage import Context, Inputs, Item, Step
 
 if TYPE_CHECKING:
     from pipeline.config import Config
+
+LONGEST_NAME = 255  # bytes that a file system takes
 
 
 class DownloadConfig(Section):
@@ -84,15 +86,22 @@ def _walk(folder: Path) -> Iterator[str]:
 
 def _name(dataset: Dataset, stem: str, url: str) -> str:
     """What a file is called here: as at its source, or by its year."""
-    name = Path(unquote(urlparse(url).path)).name
+    name = http.path_of(url).name
     if dataset.years is None:
         return _escaped(name) or "corpus"
     return stem + (ending(name) if dataset.form == "auto" else "")
 
 
 def _escaped(name: str) -> str:
-    """A path as the name of a file in a unit, where `receipt.json` has a meaning."""
-    name = name.replace("%", "%25").replace("/", "%2F").replace("\0", "%00")
+    """A path as the name of a file in a unit, where `receipt.json` has a meaning.
+
+    Bytes that are not UTF-8 are spelt out, as in URLs; what is too long for a name ends in a hash.
+    """
+    name = re.sub(r"[%/\0\udc80-\udcff]", lambda found: f"%{os.fsencode(found[0])[0]:02X}", name)
+    raw = name.encode()
+    if len(raw) > LONGEST_NAME:
+        tail = f"~{hash_json(name)[:16]}{ending(name)}"
+        return raw[: LONGEST_NAME - len(tail)].decode(errors="ignore") + tail
     return f"%{ord(name[0]):X}{name[1:]}" if name == receipts.NAME else name
 
 
