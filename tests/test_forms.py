@@ -6,6 +6,8 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+import random
 import re
 import shutil
 import typing
@@ -28,7 +30,7 @@ from pipeline.dag import find
 from pipeline.data import forms
 from pipeline.data.forms import FORMS, form_of, json_lines
 from pipeline.data.raw import Raw
-from pipeline.errors import CorruptInput, InputError
+from pipeline.errors import CorruptInput, InputError, Interrupted
 from pipeline.receipt import hash_file
 from pipeline.registry import Dataset
 from pipeline.stages.download import files_of
@@ -126,17 +128,20 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     assert read(path) == [{"text": "Two\nlines\n", "meta": {"file": "letter.txt"}}]
     path.write_bytes(b"caf\xe9")
     (line,) = read(path)
-    assert line["malformed"].startswith("letter.txt: 'utf-8' codec can't decode byte 0xe9")
+    told = line["malformed"]
+    assert told["reason"].startswith("'utf-8' codec can't decode byte 0xe9")
+    assert (told["line"], told["text"]) == (1, "caf\ufffd")
 
 
-def test_a_text_file_beyond_measure_is_refused(
+def test_a_text_file_beyond_measure_is_put_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "all.txt"
     path.write_bytes(b"x" * 2_000_000)
-    monkeypatch.setattr(forms, "LONGEST", 1 << 20)
-    with pytest.raises(CorruptInput, match="more than 1 MB, and a text file is one document"):
-        read(path)
+    monkeypatch.setattr(forms, "MEASURE", 1 << 20)
+    (line,) = read(path)
+    told = "longer than 1048576 bytes, and a text file is one document"
+    assert line["malformed"]["reason"] == told
 
 
 def test_a_row_that_json_cannot_hold_is_put_aside(tmp_path: Path) -> None:
@@ -147,7 +152,9 @@ def test_a_row_that_json_cannot_hold_is_put_aside(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": text, "when": late}), path)
     good, *bad = read(path)
     assert good == {"text": "good", "when": "1970-01-01T00:00:00"}
-    assert [line["malformed"].partition(":")[0] for line in bad] == ["x.parquet"] * 2
+    assert [line["malformed"]["line"] for line in bad] == [2, 3]
+    assert "utf-8" in bad[0]["malformed"]["reason"]
+    assert "out of range" in bad[1]["malformed"]["reason"]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +182,8 @@ def test_a_csv_may_be_cp1252_in_places_and_uneven_in_others(tmp_path: Path) -> N
     path.write_bytes(b"text,id\ncaf\xe9,1\ncaf\xc3\xa9,2\none,two,three\n")
     *sound, bad = read(path)
     assert sound == [{"text": "café", "id": "1"}, {"text": "café", "id": "2"}]
-    assert bad == {"malformed": "x.csv, line 4: 3 columns, 2 expected"}
+    told = {"reason": "3 columns, 2 expected", "line": 4, "text": "one,two,three"}
+    assert bad == {"malformed": told}
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=40)
@@ -295,6 +303,62 @@ def test_what_a_folder_may_hold(tmp_path: Path) -> None:
     assert sorted(files_of(told)) == sorted([*names, "numbers.dat"])
     with pytest.raises(InputError, match="is a folder; sha256 and size name one file"):
         files_of(local(corpus, f"dataset.sha256={'a' * 64}"))
+
+
+def test_names_that_are_too_long_or_no_utf8_are_taken(
+    tmp_path: Path, small: Callable[..., Config]
+) -> None:
+    corpus = tmp_path / "corpus"
+    deep = corpus / ("é" * 100) / ("d" * 250)
+    deep.mkdir(parents=True)
+    latin = os.fsdecode(b"caf\xe9")
+    (corpus / latin).mkdir()
+    places = [deep / "one.txt", deep / "two.jsonl.gz", corpus / latin / f"{latin}.txt"]
+    places.append(corpus / ("n" * 250 + ".txt"))
+    places += [corpus / f"{n}.txt" for n in range(60)]
+    texts = {path: f"This is document {number}." for number, path in enumerate(places)}
+    for path, text in texts.items():
+        line = gzip.compress(json.dumps({"text": text}).encode())
+        path.write_bytes(line if path.suffix == ".gz" else text.encode())
+    config = small().model_copy(update={"dataset": local(corpus)})
+    node = advance(config, tmp_path / "root", "decompress.chunks")
+    chunks = sorted(node.work.folder.glob("chunk-*/*.zst"))
+    lines = b"".join(zstandard.decompress(p.read_bytes(), 1 << 20) for p in chunks).splitlines()
+    assert {json.loads(line)["text"] for line in lines} == set(texts.values())
+    names = list(files_of(config.dataset))
+    assert "caf%E9%2Fcaf%E9.txt" in names
+    ends = {name.rpartition("~")[2].partition(".")[2] for name in names if "~" in name}
+    assert ends == {"txt", "jsonl.gz"}, "they tell their form as before"
+    assert all(len(name.encode()) <= 255 for name in names)
+    assert len(set(names)) == len(places)
+
+
+def test_a_parquet_file_that_is_hashed_hears_a_stop(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(parquet([{"text": random.Random(1).randbytes(3 << 20).hex()}]))
+    asked = 0
+
+    def pause() -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 8:
+            raise Interrupted("a test")
+
+    raw = Raw(path, tmp_path, pause)
+    with pytest.raises(Interrupted):
+        list(json_lines([raw], "auto"))
+    assert 0 < raw.read < path.stat().st_size
+
+
+def test_a_page_of_parquet_that_does_not_fit_its_checksum_is_told(tmp_path: Path) -> None:
+    sink = BytesIO()
+    table = pa.Table.from_pylist([{"text": "It was so in the beginning."}])
+    pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False,
+                   write_page_checksum=True)  # fmt: skip
+    path = tmp_path / "x.parquet"
+    path.write_bytes(sink.getvalue().replace(b"was so", b"was no", 1))
+    with pytest.raises(CorruptInput, match="cannot be read as Parquet"):
+        read(path)
 
 
 def test_a_folder_without_a_corpus_is_told(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import hashlib
 import io
+import json
 import lzma
 import struct
 import subprocess
@@ -14,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -312,7 +314,7 @@ def test_text_is_read_as_it_is(line: bytes, text: str) -> None:
 
 @pytest.mark.parametrize(
     "line", [b"", b"   ", b"\r", b"\xef\xbb\xbf", b'{"text": ""}', b'{"text": " \\n\\t"}', b'""',
-             b'{"text": []}', b'{"text": [""]}'],
+             b'{"text": []}', b'{"text": [""]}', b'{"text": null}'],
 )  # fmt: skip
 def test_blank_lines_and_blank_texts_are_passed_over(line: bytes) -> None:
     assert parse(line) is None
@@ -334,10 +336,10 @@ def test_blank_lines_and_blank_texts_are_passed_over(line: bytes) -> None:
         (b'{"text": 12}', "field text is int, not text"),
         (b'{"text": ["a", 1]}', "field text is list, not text"),
         (b'{"text": {"a": 1}}', "field text is dict, not text"),
-        (b'{"text": null}', "no field text"),
-        (b'{"body": "x"}', "no field text"),
-        (b"12", "no field text"),
-        (b"[1]", "no field text"),
+        (b"{}", "no field text"),
+        (b'{"body": "x"}', "no field text; its fields are body"),
+        (b"12", "no field text: it is int, not an object"),
+        (b"[1]", "no field text: it is list, not an object"),
     ],
 )
 def test_a_line_that_is_no_record_says_why(line: bytes, reason: str) -> None:
@@ -348,7 +350,47 @@ def test_a_line_that_is_no_record_says_why(line: bytes, reason: str) -> None:
 
 def test_dots_go_into_nested_objects() -> None:
     assert parse(b'{"a": {"b": {"c": "deep"}}}', "a.b.c") == Record("deep", "corpus:7", "deep")
-    assert parse(b'{"a": {"b": 1}}', "a.b.c") == Bad("no field a.b.c")
+    assert parse(b'{"a": {"b": 1}}', "a.b.c") == Bad("no field a.b.c; its fields are a.b")
+
+
+@pytest.mark.parametrize(
+    ("value", "fields", "instead"),
+    [
+        ({"id": "7", "body": "long"}, "id, body", "body"),
+        ({"id": 7, "meta": {"note": "x", "deep": {"body": "longer"}}}, None, "meta.deep.body"),
+        ({"id": 7, "meta": {}}, "id, meta", ""),
+        ({"a.b": "long", "c d": "longer", "e": "x"}, "a.b, c d, e", "e"),
+        ({f"f{n}": n for n in range(20)}, ", ".join(f"f{n}" for n in range(12)) + "…", ""),
+    ],
+)
+def test_where_the_text_is_missing_the_fields_that_are_there_are_named(
+    value: Any, fields: str | None, instead: str
+) -> None:
+    bad = parse(json.dumps(value).encode())
+    assert isinstance(bad, Bad)
+    assert bad.instead == instead
+    if fields:
+        assert bad.reason == f"no field text; its fields are {fields}"
+    if instead:
+        assert isinstance(parse(json.dumps(value).encode(), instead), Record)
+
+
+@pytest.mark.parametrize("longest", [10, 11, 4000])
+@pytest.mark.parametrize("block", [8, 50, 1000])
+def test_of_a_line_that_is_too_long_no_more_is_held_than_tells_so(
+    tmp_path: Path, longest: int, block: int
+) -> None:
+    lines = [b"a", b"y" * 10, b"", b"z" * 11, b"x" * 300_000, b"b", b"w" * 4001, b"end"]
+    path = write(tmp_path, b"\n".join(lines))
+    with reading(block):
+        found = [line for batch in Lines(Raw(path)).whole(5, longest) for line in batch]
+    assert len(found) == len(lines)
+    for line, whole in zip(found, lines, strict=True):
+        if len(whole) <= longest:
+            assert line == whole
+        else:
+            assert whole.startswith(line)
+            assert longest < len(line) <= longest + 5 + block
 
 
 @settings(max_examples=300, deadline=None)

@@ -142,8 +142,9 @@ def test_a_row_that_is_none_becomes_a_line_that_says_why(
     first, bad, last = nih(tmp_path, b'1,"two\nlines"\r\n' + row + b"2,after\r\n")
     assert (first["text"], last["text"]) == ("two lines", "after")
     assert list(bad) == ["malformed"]
-    assert bad["malformed"].startswith("2020, line 4: ")
-    assert told in bad["malformed"]
+    assert bad["malformed"]["line"] == 4
+    assert told in bad["malformed"]["reason"]
+    assert bad["malformed"]["text"] == row.strip().decode()
 
 
 def test_a_field_may_be_long_and_no_longer_than_memory_allows(
@@ -153,7 +154,7 @@ def test_a_field_may_be_long_and_no_longer_than_memory_allows(
     assert len(abstract(tmp_path, b"x" * 3_000_000)) == 3_000_000
     monkeypatch.setattr(tables, "FIELD", 1000)
     bad, *rest = nih(tmp_path, b'1,"' + b"x" * 2000 + b'"\r\n2,after\r\n')
-    assert "field larger than field limit (1000)" in bad["malformed"]
+    assert "field larger than field limit (1000)" in bad["malformed"]["reason"]
     assert [line["text"] for line in rest] == ["after"]
     assert csv.field_size_limit() == before, "what others see is untouched"
 
@@ -293,8 +294,11 @@ def test_a_row_of_another_width_or_encoding_is_told(tmp_path: Path) -> None:
     bad = first.replace(b"first", b"na\xe2")  # "unexpected end of data", as csv says it of a row
     told = read(tmp_path, head + first + b'2,"two"\n' + bad + last, "courtlistener")
     assert [line.get("text") for line in told] == ["first", None, None, "last"]
-    assert told[1]["malformed"] == "2020, line 3: 2 columns, 11 expected"
-    assert told[2]["malformed"].startswith("2020, line 4: 'utf-8' codec can't decode byte 0xe2")
+    short, latin = (line["malformed"] for line in told[1:3])
+    assert short == {"reason": "2 columns, 11 expected", "line": 3, "text": "2,two"}
+    assert latin["line"] == 4
+    assert latin["reason"].startswith("'utf-8' codec can't decode byte 0xe2")
+    assert latin["text"].startswith("1,,,naâ,")
 
 
 def test_a_column_that_is_gone_is_told(tmp_path: Path) -> None:
@@ -362,7 +366,7 @@ def test_a_file_that_does_not_end_its_line_does_not_run_on_in_the_next(tmp_path:
         path.write_bytes(data if number % 2 else zstandard.compress(data))
         raws.append(Raw(path))
     text = b"".join(json_lines(raws, "jsonl"))
-    assert text == b'{"a": 1}\n{"b": 2}\n{"c": 3}\n{"d": 4}'
+    assert text == b'{"a": 1}\n{"b": 2}\n{"c": 3}\n{"d": 4}\n'
 
 
 def year_of(year: int) -> bytes:
@@ -443,9 +447,14 @@ def test_three_years_become_shards_and_a_year_is_not_fetched_twice(
         for path in sorted(node.work.folder.glob("chunk-*/quarantine.jsonl"))
         for line in path.read_text().splitlines()
     ]
-    assert {entry["file"] for entry in bad} == {"2019-2021"}
-    assert [entry["text"] for entry in bad] == [
-        f'{{"malformed":"{year}, line 5: 3 columns, 2 expected"}}' for year in (2019, 2020, 2021)
+    assert bad == [
+        {
+            "file": str(year),
+            "line": 5,
+            "reason": "3 columns, 2 expected",
+            "text": f"{year}02,too,many",
+        }
+        for year in (2019, 2020, 2021)
     ]
 
 
@@ -456,7 +465,7 @@ def test_other_years_are_another_corpus_in_another_place(exporter: Any, tmp_path
     assert one.work.folder != two.work.folder
     assert [list(r.outputs) for r in two.done.values()] == [["2020"]]
     chunks = advance(config("dataset.years=2020"), tmp_path, "decompress.chunks")
-    assert chunks.done["complete"].facts["source"] == "2020"
+    assert chunks.done["complete"].facts["files"] == {"2020": 0}
 
 
 def receipts(folder: Path) -> dict[str, Receipt | None]:

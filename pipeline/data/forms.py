@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline.data.raw import Raw
+from pipeline.data.records import EXCERPT, malformed
 from pipeline.data.tables import BOM, COURTLISTENER, CSV, NIH, TSV
 from pipeline.errors import CorruptInput
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 PARQUET = b"PAR1"
 ROWS = 1000
-LONGEST = 1 << 28  # bytes of a text file, which is one document
+MEASURE = 1 << 28  # bytes of a text file, which is one document, as long as memory is to hold
 COMPRESSED = (".zst", ".gz", ".xz", ".bz2", ".zip")
 NAMED = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv",
@@ -56,14 +57,13 @@ def json_lines(files: Iterable[Raw], form: str) -> Iterator[bytes]:
     Raises:
         CorruptInput: A file is damaged, cut off, or not of that form.
     """
-    last = b"\n"
     for raw in files:
-        if last != b"\n":  # a file need not end its last line, and it is not to run on in the next
-            last = b"\n"
-            yield last
+        last = b"\n"
         for block in FORMS[_seen(raw) if form == "auto" else form](raw):
             yield block
             last = block[-1:]
+        if last != b"\n":  # a file need not end its last line, and it is not to run on in the next
+            yield b"\n"
 
 
 def _seen(raw: Raw) -> str:
@@ -79,13 +79,15 @@ def _parquet(raw: Raw) -> Iterator[bytes]:
     import pyarrow.parquet as pq
 
     raw.skim()
+    row = 1
     try:
-        with pq.ParquetFile(raw.path) as file:
+        with pq.ParquetFile(raw.path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(ROWS):
                 try:
                     yield _encoded(batch)
                 except (ValueError, OverflowError):
-                    yield b"".join(_one_by_one(batch, raw))
+                    yield b"".join(_one_by_one(batch, row))
+                row += len(batch)
     except (pa.ArrowException, OSError) as error:
         told = str(error).partition("\n")[0]
         raise CorruptInput(f"{raw.path} cannot be read as Parquet: {told}", unit=raw.unit) from None
@@ -95,29 +97,29 @@ def _encoded(rows: pa.RecordBatch) -> bytes:
     return b"".join(msgspec.json.encode(row, enc_hook=str) + b"\n" for row in rows.to_pylist())
 
 
-def _one_by_one(rows: pa.RecordBatch, raw: Raw) -> Iterator[bytes]:
+def _one_by_one(rows: pa.RecordBatch, first: int) -> Iterator[bytes]:
     """For rows of which one cannot be said in JSON: text that is no UTF-8, the year 10,000."""
     for index in range(len(rows)):
         try:
             yield _encoded(rows.slice(index, 1))
         except (ValueError, OverflowError) as error:
-            yield msgspec.json.encode({"malformed": f"{raw.path.name}: {error}"}) + b"\n"
+            yield malformed(str(error), first + index)
 
 
 def _text(raw: Raw) -> Iterator[bytes]:
     """The one document that a text file is."""
     data = bytearray()
     for block in raw:
-        data += block
-        if len(data) > LONGEST:
-            raise CorruptInput(
-                f"{raw.path} is more than {LONGEST >> 20} MB, and a text file is one document",
-                "Give a file for each document, or JSON lines",
-            )
+        if len(data) <= MEASURE:  # what is beyond all measure is read only to be hashed
+            data += block
+    if len(data) > MEASURE:
+        yield malformed(f"longer than {MEASURE} bytes, and a text file is one document", 1)
+        return
     try:
         text = data.removeprefix(BOM).decode()
     except UnicodeDecodeError as error:
-        yield msgspec.json.encode({"malformed": f"{raw.path.name}: {error}"}) + b"\n"
+        line = 1 + data.count(b"\n", 0, error.start)
+        yield malformed(str(error), line, data[:EXCERPT].decode("utf-8", "replace"))
         return
     meta = {"file": raw.path.name}
     yield msgspec.json.encode({"text": text, "meta": meta}) + b"\n"

@@ -6,11 +6,15 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import msgspec
 
 SURROGATES = re.compile("[\ud800-\udfff]")
+LONGEST = 16_000_000  # bytes of a line: a tokenizer wants 120 to 220 times that
+EXCERPT = 200  # characters of a line that is put aside
+FIELDS = 12  # that are named, where the one that was asked for is not there
 
 
 class Lines:
@@ -57,6 +61,20 @@ class Lines:
         if taken and last != b"\n":
             yield self._count(b"\n")
 
+    def whole(self, size: int, longest: int) -> Iterator[list[bytes]]:
+        """Hand out lists of lines without their ends, of at least `size` bytes each.
+
+        Of a line of more than `longest` bytes the rest may be missing, though not the first
+        `longest` + 1: a file without line ends does not fill the memory.
+        """
+        while self.more():
+            parts, held = [], 0
+            for piece in self.pieces(size):
+                if held <= size + longest:  # the last line begins within the first `size` bytes
+                    parts.append(piece)
+                    held += len(piece)
+            yield b"".join(parts).removesuffix(b"\n").split(b"\n")
+
     def _count(self, block: bytes) -> bytes:
         self.line += block.count(b"\n")
         self.offset += len(block)
@@ -74,9 +92,22 @@ class Record:
 
 @dataclass(frozen=True)
 class Bad:
-    """A line that is no record, and why."""
+    """A line that is no record, and why.
+
+    `line` and `text` are where it stands and how it begins, if that is not what the line itself
+    says: a row of a table. `instead` is the field that may have been meant.
+    """
 
     reason: str
+    line: int | None = None
+    text: str | None = None
+    instead: str = ""
+
+
+def malformed(reason: str, line: int, text: str = "") -> bytes:
+    """The line of JSON that stands for a row that is no record."""
+    told = {"reason": reason, "line": line, "text": text[:EXCERPT]}
+    return msgspec.json.encode({"malformed": told}) + b"\n"
 
 
 class Reader:
@@ -87,15 +118,21 @@ class Reader:
             by blank lines.
         id_field: Where the id stands; without it, or where it is missing, the place is the id.
         split_by: Where the value stands that decides the split; without it, the text does.
+        longest: Bytes of a line; a longer one is no record.
     """
 
-    def __init__(self, text_field: str, id_field: str | None, split_by: str | None) -> None:
+    def __init__(
+        self, text_field: str, id_field: str | None, split_by: str | None, longest: int = LONGEST
+    ) -> None:
         self.text_field = text_field.split(".")
         self.id_field = id_field.split(".") if id_field else None
         self.split_by = split_by.split(".") if split_by else None
+        self.longest = longest
 
     def parse(self, line: bytes, place: str) -> Record | Bad | None:
         """A record, the reason why there is none, or None where the line or its text is blank."""
+        if len(line) > self.longest:
+            return Bad(f"longer than {self.longest} bytes, see tokenize.max_line_bytes")
         line = line.strip(b"\xef\xbb\xbf\r\n\t ")
         if not line:
             return None
@@ -107,7 +144,7 @@ class Reader:
         if isinstance(text, list) and all(isinstance(part, str) for part in text):
             text = "\n\n".join(text)
         if text is None:
-            return Bad(f"no field {'.'.join(self.text_field)}")
+            return self._without_text(value)
         if not isinstance(text, str):
             return Bad(f"field {'.'.join(self.text_field)} is {type(text).__name__}, not text")
         if not text.strip():
@@ -117,6 +154,31 @@ class Reader:
         return Record(
             text, place if name is None else str(name), text if group in (None, "") else str(group)
         )
+
+    def _without_text(self, value: Any) -> Bad | None:
+        """None for a text that is null; else what stands there in its place."""
+        *path, name = self.text_field
+        parent = _at(value, path)
+        if isinstance(parent, dict) and name in parent:
+            return None
+        row = value.get("malformed") if isinstance(value, dict) else None
+        if isinstance(row, dict) and row.keys() == {"reason", "line", "text"}:
+            return Bad(**row)
+        field = f"no field {'.'.join(self.text_field)}"
+        if not isinstance(value, dict):
+            return Bad(f"{field}: it is {type(value).__name__}, not an object")
+        fields = dict(_fields(value))
+        names = ", ".join(name[:40] for name in islice(fields, FIELDS))
+        names += "…" if len(fields) > FIELDS else ""
+        texts = [
+            name
+            for name, inner in fields.items()
+            if isinstance(inner, str)
+            and re.fullmatch(r"[\w.-]+", name)
+            and _at(value, name.split(".")) is inner
+        ]
+        instead = max(texts, key=lambda name: len(fields[name]), default="")
+        return Bad(f"{field}; its fields are {names}" if names else field, instead=instead)
 
 
 def _decode(line: bytes) -> Any:
@@ -129,6 +191,8 @@ def _decode(line: bytes) -> Any:
         pass  # the standard library also takes lone surrogates, and NaN as pandas writes it
     try:
         return _repair(json.loads(line))
+    except json.JSONDecodeError as error:  # whose own words speak of a line 1
+        raise ValueError(f"{error.msg} at character {error.pos + 1}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -139,6 +203,15 @@ def _repair(value: Any) -> Any:
     if isinstance(value, dict):
         return {_repair(k): _repair(v) for k, v in value.items()}
     return [_repair(v) for v in value] if isinstance(value, list) else value
+
+
+def _fields(value: dict[str, Any], before: str = "", depth: int = 3) -> Iterator[tuple[str, Any]]:
+    """The fields of an object by their names as `text_field` takes them."""
+    for name, inner in value.items():
+        if isinstance(inner, dict) and inner and depth:
+            yield from _fields(inner, f"{before}{name}.", depth - 1)
+        else:
+            yield before + name, inner
 
 
 def _at(value: Any, path: list[str]) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from pipeline.data.quarantine import QUARANTINE, refusal
 from pipeline.data.shards import SPLITS, Corpus, hashes, open_corpus
 from pipeline.errors import CorruptInput
 from pipeline.files import write_text
@@ -38,10 +39,11 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     given = inputs["tokenize.shards"]
     facts = [given.receipts[name].facts for name in sorted(given.receipts)]
     quarantined = sum(f["quarantined"] for f in facts)
-    if quarantined > config.tokenize.max_bad_lines:
-        raise too_many(
-            quarantined, config.tokenize.max_bad_lines, f"see {ctx.folder}/*/quarantine.jsonl"
-        )
+    sound = sum(split["documents"] for f in facts for split in f["splits"].values())
+    limits = config.tokenize
+    if quarantined > min(limits.max_bad_lines, limits.max_bad_share * (quarantined + sound)):
+        first = next(f["first_bad"] for f in facts if f["first_bad"])
+        raise refusal(quarantined, sound, first, f"{ctx.folder}/*/{QUARANTINE}")
     totals, duplicates = judge(given, ctx)
     for split in SPLITS:
         if not totals[split]["documents"]:
@@ -65,14 +67,6 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         np.savez(draft.path / "duplicates.npz", **duplicates)  # type: ignore[arg-type]
         draft.facts = {k: content[k] for k in ("splits", "duplicates", "quarantined", "empty")}
     write_card(ctx.folder, content)
-
-
-def too_many(count: int, limit: int, last: str) -> CorruptInput:
-    """The error that refuses a corpus of so many malformed lines."""
-    return CorruptInput(
-        f"more than {limit} malformed lines ({count} so far; {last})",
-        'Check dataset.text_field, or allow more with ARGS="tokenize.max_bad_lines=…"',
-    )
 
 
 def judge(given: Input, ctx: Context) -> tuple[Totals, dict[str, Places]]:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from pipeline.data.raw import Raw
-from pipeline.data.records import Lines
+from pipeline.data.records import EXCERPT, Lines, malformed
 from pipeline.errors import CorruptInput
 
 Row = Mapping[str, str]
@@ -57,7 +57,8 @@ class Table:
         Raises:
             CorruptInput: A column is not there, or the file ends within a row.
         """
-        reader = csv.reader(_text_lines(raw), strict=True, **self.dialect)
+        text = _TextLines(raw)
+        reader = csv.reader(text.lines(), strict=True, **self.dialect)
         header: list[str] | None = []
         try:
             while header == []:  # empty lines before it
@@ -69,6 +70,7 @@ class Table:
         if missing:
             raise CorruptInput(f"{raw.path} has no column {', '.join(missing)}", unit=raw.unit)
         while True:
+            begins, row = reader.line_num + 1, None
             try:
                 row = _next(reader)
                 if row is None:
@@ -79,8 +81,8 @@ class Table:
                 if isinstance(error, csv.Error) and "unexpected end" in str(error):
                     what = f"{raw.path} ends in the middle of a row, at line {reader.line_num}"
                     raise CorruptInput(what, unit=raw.unit) from None
-                place = f"{raw.path.name}, line {reader.line_num}"
-                yield msgspec.json.encode({"malformed": f"{place}: {error}"}) + b"\n"
+                excerpt = ",".join(row) if row else text.last.strip()
+                yield malformed(str(error), begins, _utf8_or_cp1252(excerpt[:EXCERPT]))
 
     def _line(self, header: list[str], row: list[str]) -> bytes:
         if len(row) != len(header):
@@ -88,13 +90,20 @@ class Table:
         return msgspec.json.encode(self.record(dict(zip(header, row, strict=True)))) + b"\n"
 
 
-def _text_lines(raw: Raw) -> Iterator[str]:
-    lines, mark = Lines(raw), BOM
-    while lines.more():
-        text = b"".join(lines.pieces(BATCH)).removeprefix(mark).decode("latin-1")
-        mark = b""
-        for line in text.split("\n")[:-1]:  # not splitlines, which knows ten other line ends
-            yield line + "\n"
+class _TextLines:
+    """The lines of a file as latin-1; `last` is the one that was handed out last."""
+
+    def __init__(self, raw: Raw) -> None:
+        self._raw, self.last = raw, ""
+
+    def lines(self) -> Iterator[str]:
+        lines, mark = Lines(self._raw), BOM
+        while lines.more():
+            text = b"".join(lines.pieces(BATCH)).removeprefix(mark).decode("latin-1")
+            mark = b""
+            for line in text.split("\n")[:-1]:  # not splitlines, which knows ten other line ends
+                self.last = line
+                yield line + "\n"
 
 
 def _next(reader: Any) -> list[str] | None:

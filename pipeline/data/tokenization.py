@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xxhash
 
 from pipeline.data.encoder import Encoder
+from pipeline.data.quarantine import QUARANTINE, Quarantine
 from pipeline.data.raw import CHUNK, Raw
 from pipeline.data.records import Bad, Lines, Reader, Record
-from pipeline.data.seal import too_many
 from pipeline.data.shards import SPLITS, Writer
 from pipeline.errors import CorruptInput
 from pipeline.receipt import expect, load, verify
@@ -40,7 +38,7 @@ def tokenize(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     with ctx.commit(item.name) as draft:
         writers = {split: Writer(draft.path / f"{split}.parquet") for split in SPLITS}
         raw = Raw(unit / CHUNK, unit)
-        quarantine = _Quarantine(draft.path / "quarantine.jsonl", config, item.data["source"])
+        quarantine = Quarantine(draft.path / QUARANTINE, config.tokenize.max_bad_lines)
         for batch in _batches(_records(Lines(raw), config, item, quarantine)):
             ctx.stop.check()
             for record, ids in zip(batch, encoder.encode([r.text for r in batch]), strict=True):
@@ -59,52 +57,30 @@ def tokenize(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
                 for split, w in writers.items()
             },
             "quarantined": quarantine.count,
+            "first_bad": quarantine.first,
             "empty": quarantine.empty,
             "encoder": encoder.name,
             "vocabulary": encoder.vocabulary,
         }
 
 
-class _Quarantine:
-    """The malformed lines of a chunk, written down with their place."""
-
-    def __init__(self, path: Path, config: Config, source: str) -> None:
-        self._file = path.open("w", encoding="utf-8")
-        self._limit, self._source = config.tokenize.max_bad_lines, source
-        self.count = self.empty = 0
-
-    def add(self, line: int, text: bytes, reason: str) -> None:
-        """Put a line aside.
-
-        Raises:
-            CorruptInput: It is one too many.
-        """
-        self.count += 1
-        if self.count > self._limit:
-            raise too_many(self.count, self._limit, f"{self._source}, line {line}: {reason}")
-        entry = {
-            "file": self._source,
-            "line": line,
-            "reason": reason,
-            "text": text[:200].decode("utf-8", "replace"),
-        }
-        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _records(lines: Lines, config: Config, item: Item, quarantine: _Quarantine) -> Iterator[Record]:
-    reader = Reader(config.dataset.text_field, config.dataset.id_field, config.dataset.split_by)
-    number = int(item.data["first_line"])
-    while lines.more():
-        for line in b"".join(lines.pieces(BATCH)).split(b"\n")[:-1]:
+def _records(lines: Lines, config: Config, item: Item, quarantine: Quarantine) -> Iterator[Record]:
+    dataset, longest = config.dataset, config.tokenize.max_line_bytes
+    reader = Reader(dataset.text_field, dataset.id_field, dataset.split_by, longest)
+    (file, begins), *files = item.data["files"]
+    files.reverse()
+    number = 0
+    for batch in lines.whole(BATCH, longest):
+        for line in batch:
             number += 1
-            record = reader.parse(line, f"{item.data['source']}:{number}")
+            while files and number > files[-1][1]:
+                file, begins = files.pop()
+            record = reader.parse(line, f"{file}:{number - begins}")
             if isinstance(record, Record):
+                quarantine.sound += 1
                 yield record
             elif isinstance(record, Bad):
-                quarantine.add(number, line, record.reason)
+                quarantine.add(file, number - begins, line, record)
             else:
                 quarantine.empty += 1
 

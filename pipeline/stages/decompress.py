@@ -6,7 +6,7 @@ committed is read over, compared and not written again, so an interrupted pass g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -41,7 +41,11 @@ def items(config: Config, inputs: Inputs) -> list[Item]:
     """One item: the input stream, all files in order."""
     _, receipt = inputs["download.corpus"].one()
     auto = config.dataset.form == "auto"
-    files = [[form_of(name) if auto else "", o.sha256] for name, o in receipt.outputs.items()]
+    files = [
+        # the name is in the ids of records that bring none
+        [name, form_of(name) if auto else "", o.sha256]
+        for name, o in receipt.outputs.items()
+    ]
     return [Item("complete", {"files": hash_json(files)})]
 
 
@@ -54,7 +58,14 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     unit, receipt = inputs["download.corpus"].one()
     raws = [Raw(unit / name, unit, ctx.stop.check) for name in receipt.outputs]
     total = sum(output.size for output in receipt.outputs.values())
-    lines = Lines(json_lines(raws, config.dataset.form))
+    begins: dict[str, int] = {}
+
+    def opened() -> Iterator[Raw]:
+        for raw in raws:  # the next one is asked for when all lines before it are handed out
+            begins[raw.path.name] = lines.line
+            yield raw
+
+    lines = Lines(json_lines(opened(), config.dataset.form))
     made: dict[str, Receipt] = {}
     try:
         while lines.more():
@@ -79,8 +90,7 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         draft.units = {chunk: r.digest for chunk, r in made.items()}
         first = {chunk: r.facts["first_line"] for chunk, r in made.items()}
         size = {"lines": lines.line, "bytes": lines.offset}
-        source = "-".join(dict.fromkeys([raws[0].path.name, raws[-1].path.name]))
-        draft.facts = {**size, "source": source, "first_lines": first}
+        draft.facts = {**size, "files": begins, "first_lines": first}
 
 
 def _write(chunk: str, lines: Lines, config: Config, ctx: Context) -> Receipt:
@@ -129,7 +139,7 @@ STEPS = (
     Step(
         stage="decompress",
         name="decompress.chunks",
-        version=1,
+        version=2,
         uses=("decompress", "dataset.form"),
         needs=("download.corpus",),
         folder=_folder,

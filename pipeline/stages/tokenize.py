@@ -8,11 +8,14 @@ is the same whatever chunk, task or order it comes in. Lines that are no records
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from pipeline.data.records import LONGEST
+from pipeline.receipt import Receipt, hash_json
 from pipeline.settings import Section, free
 from pipeline.stage import Context, Inputs, Item, Step
 
@@ -26,14 +29,18 @@ class TokenizeConfig(Section):
     """How documents are split and encoded.
 
     `validation`, `test`: share of the documents held out; auto is 5 % under 5 GB of text, 0.5 %
-    above. `tasks`: array elements the chunks are shared among. `max_bad_lines`: malformed lines
-    that are put aside before the corpus is refused.
+    above. `tasks`: array elements the chunks are shared among. `max_bad_lines`, `max_bad_share`:
+    malformed lines that are put aside before the corpus is refused; all, and of all.
+    `max_line_bytes`: a longer line is malformed. A tokenizer wants 120 to 220 bytes of memory a
+    byte.
     """
 
     validation: Literal["auto"] | float = "auto"
     test: Literal["auto"] | float = "auto"
     tasks: int = free(16, ge=1)
     max_bad_lines: int = free(1000, ge=0)
+    max_bad_share: float = free(0.1, ge=0, le=1)
+    max_line_bytes: int = Field(LONGEST, ge=1000)
 
     @model_validator(mode="after")
     def _leave_something(self) -> TokenizeConfig:
@@ -56,7 +63,6 @@ def items(config: Config, inputs: Inputs) -> list[Item]:
             ("test", config.tokenize.test),
         ]
     }
-    source, first = complete.facts["source"], complete.facts["first_lines"]
     read = {
         "tokenizer": receipt.outputs["tokenizer.json"].sha256,
         "split": json.dumps(shares, sort_keys=True),
@@ -65,11 +71,25 @@ def items(config: Config, inputs: Inputs) -> list[Item]:
         # the place is in the ids of records that bring none, and in the quarantine
         Item(
             chunk,
-            {**read, "chunk": digest, "place": f"{source}:{first[chunk]}"},
-            {"shares": shares, "source": source, "first_line": first[chunk]},
+            {**read, "chunk": digest, "place": hash_json(files)},
+            {"shares": shares, "files": files},
         )
-        for chunk, digest in sorted(complete.units.items())
+        for (chunk, digest), files in zip(
+            sorted(complete.units.items()), _files(complete), strict=True
+        )
     ]
+
+
+def _files(complete: Receipt) -> Iterator[list[tuple[str, int]]]:
+    """For each chunk the raw files in it, each with the line of the chunk after which it begins.
+
+    That is below zero for a file that began in a chunk before.
+    """
+    names, begins = list(complete.facts["files"]), list(complete.facts["files"].values())
+    firsts = sorted(complete.facts["first_lines"].values())
+    for first, after in zip(firsts, [*firsts[1:], complete.facts["lines"]], strict=True):
+        span = range(bisect_right(begins, first) - 1, bisect_left(begins, after))
+        yield [(names[n], begins[n] - first) for n in span]
 
 
 def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
@@ -115,7 +135,7 @@ STEPS = (
     Step(
         stage="tokenize",
         name="tokenize.shards",
-        version=1,
+        version=2,
         uses=("tokenize", "dataset.text_field", "dataset.id_field", "dataset.split_by"),
         needs=("decompress.chunks", "download.model"),
         folder=_folder,
