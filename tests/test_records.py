@@ -183,6 +183,19 @@ def test_what_follows_a_frame_and_is_none_is_told_with_the_byte(tmp_path: Path) 
         cut(path, 1000)
 
 
+@pytest.mark.parametrize("name", ["zst", "gz", "xz", "bz2", "zip"])
+def test_a_damaged_first_byte_is_not_taken_for_text(tmp_path: Path, name: str) -> None:
+    raw, path = FORMS[name](TEXT), tmp_path / f"x.jsonl.{name}"
+    path.write_bytes(bytes([raw[0] ^ 1]) + raw[1:])
+    with pytest.raises(CorruptInput, match="not compressed as its name says, nor text: at byte 0"):
+        list(Raw(path))
+    path.write_bytes(raw[:2])
+    with pytest.raises(CorruptInput, match="at byte"):
+        list(Raw(path))
+    path.write_bytes(TEXT)
+    assert b"".join(Raw(path)) == TEXT, "text under such a name is text"
+
+
 def test_damage_names_the_unit(tmp_path: Path) -> None:
     path = write(tmp_path, zstandard.compress(TEXT)[:-5])
     with pytest.raises(CorruptInput) as caught:

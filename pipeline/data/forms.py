@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline.data.raw import Raw
+from pipeline.data.raw import COMPRESSED, Raw
 from pipeline.data.records import EXCERPT, malformed
 from pipeline.data.tables import BOM, COURTLISTENER, CSV, NIH, TSV
 from pipeline.errors import CorruptInput
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 PARQUET = b"PAR1"
 ROWS = 1000
 MEASURE = 1 << 28  # bytes of a text file, which is one document, as long as memory is to hold
-COMPRESSED = (".zst", ".gz", ".xz", ".bz2", ".zip")
 NAMED = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".txt": "text",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import hashlib
 import lzma
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from pipeline.errors import CorruptInput, UserError
 
 CHUNK = "chunk.jsonl.zst"
 READ = 256 * 1024
+COMPRESSED = (".zst", ".gz", ".xz", ".bz2", ".zip")
+UNPRINTED = re.compile(rb"[\x00-\x08\x0e-\x19\x1c-\x1f]")
 FEED = 2048  # raw bytes a decoder is given at once: 20 KB of JSON can hold 200 MB
 LONGEST_WINDOW = 2**31  # bytes, of --long=31
 BESIDE = 2**28  # bytes of memory for everything but the window
@@ -33,6 +36,7 @@ CODECS: list[tuple[bytes, Callable[[], Any]]] = [
     (b"\xfd7zXZ\x00", lzma.LZMADecompressor),
     (b"BZh", bz2.BZ2Decompressor),
 ]
+MAGIC = [magic for magic, _ in CODECS]
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # with a file in it, and without
 
 
@@ -79,9 +83,21 @@ class Raw:
             elif data.startswith(ZIP):
                 yield from self._unzip(file)
             else:
+                self._look_plain(data)
                 while data:
                     yield data
                     data = file.read(READ)
+
+    def _look_plain(self, head: bytes) -> None:
+        """Text under the name of a compressed file is taken; a damaged first byte makes no text."""
+        if not head or self.path.suffix.lower() not in COMPRESSED:
+            return
+        if UNPRINTED.search(head) or any(magic.startswith(head) for magic in (*MAGIC, *ZIP)):
+            raise CorruptInput(
+                f"{self.path} is not compressed as its name says, nor text: at byte 0 it has "
+                f"{head[:6].hex(' ')}",
+                unit=self.unit,
+            )
 
     def skim(self) -> None:
         """Read the file only to hash it, for a reader that jumps about in it."""
@@ -106,7 +122,7 @@ class Raw:
                 block = decoder.decompress(fed)
             except (zstandard.ZstdError, zlib.error, lzma.LZMAError, OSError, EOFError) as error:
                 if isinstance(error, zstandard.ZstdError) and "memory" in str(error):
-                    raise self._beyond_memory(begins) from None
+                    self._blame_memory(begins)
                 place = self.read - len(data) + start
                 raise CorruptInput(
                     f"{self.path} cannot be decompressed near byte {place}: {error}", unit=self.unit
@@ -122,15 +138,17 @@ class Raw:
                 unit=self.unit,
             )
 
-    def _beyond_memory(self, begins: int) -> UserError:
+    def _blame_memory(self, begins: int) -> None:
+        """Tell which window was too long, if it is one that zstd makes."""
         with self.path.open("rb") as file:
             file.seek(begins)
             window = zstandard.get_frame_parameters(file.read(18)).window_size
-        return UserError(
-            f"{self.path} was compressed with a window of {window >> 20} MB (zstd --long), and "
-            f"{memory() >> 20} MB of memory are given",
-            "Give decompress more (`mem` in the profile), or compress it again with --long=27",
-        )
+        if window <= LONGEST_WINDOW:
+            raise UserError(
+                f"{self.path} was compressed with a window of {window >> 20} MB (zstd --long), and "
+                f"{memory() >> 20} MB of memory are given",
+                "Give decompress more (`mem` in the profile), or compress it again with --long=27",
+            )
 
     def _unzip(self, file: _Watched) -> Iterator[bytes]:
         try:
