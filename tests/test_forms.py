@@ -28,12 +28,14 @@ from hypothesis import strategies as st
 from pipeline.config import Config, resolve
 from pipeline.dag import find
 from pipeline.data import forms
+from pipeline.data import raw as raw_module
 from pipeline.data.forms import FORMS, form_of, json_lines
 from pipeline.data.raw import Raw
 from pipeline.errors import CorruptInput, InputError, Interrupted
 from pipeline.receipt import hash_file
 from pipeline.registry import Dataset
 from pipeline.stages.download import files_of
+from pipeline.stop import Stop
 
 ROWS = [
     {"text": "plain", "id": "1"},
@@ -258,6 +260,9 @@ def test_a_folder_is_a_corpus(tmp_path: Path, small: Callable[..., Config]) -> N
     assert find(config, root, "tokenize.seal").complete, "as for any source that is gone"
 
 
+UNHASHED = ("dataset.sha256=null", "dataset.size=null")
+
+
 def local(path: Path, *words: str) -> Dataset:
     return resolve("nih", "opt-125m", file=str(path), overrides=words).dataset
 
@@ -333,21 +338,31 @@ def test_names_that_are_too_long_or_no_utf8_are_taken(
     assert len(set(names)) == len(places)
 
 
-def test_a_parquet_file_that_is_hashed_hears_a_stop(tmp_path: Path) -> None:
-    path = tmp_path / "x"
+class AfterChecks(Stop):
+    """Stops at the n-th question."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            self.set("a test")
+        super().check()
+
+
+def test_a_stop_is_heard_while_a_parquet_file_is_hashed(
+    tmp_path: Path, small: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.parquet"
     path.write_bytes(parquet([{"text": random.Random(1).randbytes(3 << 20).hex()}]))
-    asked = 0
-
-    def pause() -> None:
-        nonlocal asked
-        asked += 1
-        if asked > 8:
-            raise Interrupted("a test")
-
-    raw = Raw(path, tmp_path, pause)
+    config = small().model_copy(update={"dataset": local(path, *UNHASHED)})
+    advance(config, tmp_path / "root", "download.model")
+    monkeypatch.setattr(raw_module, "READ", 1 << 16)
     with pytest.raises(Interrupted):
-        list(json_lines([raw], "auto"))
-    assert 0 < raw.read < path.stat().st_size
+        advance(config, tmp_path / "root", "decompress.chunks", AfterChecks(30))
+    assert not list((tmp_path / "root").glob("data/*/chunks-*/chunk-*")), "no row was read"
 
 
 def test_a_page_of_parquet_that_does_not_fit_its_checksum_is_told(tmp_path: Path) -> None:

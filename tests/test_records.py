@@ -388,6 +388,13 @@ def test_where_the_text_is_missing_the_fields_that_are_there_are_named(
         assert isinstance(parse(json.dumps(value).encode(), instead), Record)
 
 
+def test_a_line_longer_than_is_allowed_is_no_record() -> None:
+    line = b'{"text": "x"}'
+    assert isinstance(Reader("text", None, None, len(line)).parse(line, ""), Record)
+    told = f"longer than {len(line) - 1} bytes, see tokenize.max_line_bytes"
+    assert Reader("text", None, None, len(line) - 1).parse(line, "") == Bad(told)
+
+
 @pytest.mark.parametrize("longest", [10, 11, 4000])
 @pytest.mark.parametrize("block", [8, 50, 1000])
 def test_of_a_line_that_is_too_long_no_more_is_held_than_tells_so(
