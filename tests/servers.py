@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +30,7 @@ class Request:
     method: str
     path: str
     headers: dict[str, str]
+    query: str = ""
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Mood:
     `statuses`: answered first, in turn, each as (status, headers). `cut`: bytes of a body after
     which the connection breaks, the first `cuts` times. `shift`: added to the start of a range.
     `careless`: ranges are served without a look at If-Range. `before`: called with each request.
+    `lets_in`: whether a request is answered at all, or with 401.
     """
 
     ranges: bool = True
@@ -52,6 +56,7 @@ class Mood:
     careless: bool = False
     statuses: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     before: Callable[[Request], None] = lambda request: None
+    lets_in: Callable[[Request], bool] = lambda request: True
 
 
 class _Quiet(ThreadingHTTPServer):
@@ -75,10 +80,10 @@ class Server:
                 pass
 
             def do_GET(self) -> None:
-                path = unquote(urlsplit(self.path).path)
+                parts = urlsplit(self.path)
                 headers = {k.lower(): v for k, v in self.headers.items()}
                 body = self.rfile.read(int(headers.get("content-length", 0)))
-                request = Request(self.command, path, headers)
+                request = Request(self.command, unquote(parts.path), headers, parts.query)
                 server.requests.append(request)
                 try:
                     server.answer(self, request, body)
@@ -98,6 +103,13 @@ class Server:
     def __exit__(self, *exc: object) -> None:
         self._http.shutdown()
         self._http.server_close()
+
+    def encrypt(self, certificate: Path, key: Path) -> None:
+        """Serve over TLS from now on."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
+        self.url = self.url.replace("http:", "https:")
 
     def ranges(self) -> list[str | None]:
         """The Range header of each GET so far."""
@@ -132,6 +144,8 @@ class FileServer(Server):
         mood.before(request)
         if request.path in self.redirects:
             return send(handler, 302, {"Location": self.redirects[request.path]})
+        if not mood.lets_in(request):
+            return send(handler, 401, {"WWW-Authenticate": "Basic"})
         if mood.statuses:
             status, headers = mood.statuses.pop(0)
             return send(handler, status, headers, b"not now")
@@ -187,6 +201,19 @@ class FileServer(Server):
         for at in range(0, len(body), 4096):
             handler.wfile.write(body[at : at + 4096])
         handler.wfile.flush()
+
+
+def certify(folder: Path, name: str) -> tuple[Path, Path]:
+    """A self-signed certificate for a name, such as `IP:127.0.0.1`, and its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    words = ["-subj", "/CN=test", "-addext", f"subjectAltName={name}"]
+    subprocess.run(
+        [*command.split(), *words, "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
 
 
 class HubServer(Server):

@@ -1,13 +1,17 @@
-"""The HTTP client: its patience, and which of its errors a retry may cure."""
+"""The HTTP client: its patience, its logins, and which of its errors a retry may cure."""
 
 from __future__ import annotations
 
+import base64
+import netrc
+import os
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UserError
 
 if TYPE_CHECKING:
     import httpx
@@ -31,6 +35,8 @@ class Patience:
 
 
 PATIENCE = Patience()
+AUTHORITY = "where a site has an authority of its own, let SSL_CERT_FILE name its certificate"
+LOGIN = "is there a login for that host in ~/.netrc, mode 600?"
 
 
 class Again(Exception):
@@ -53,11 +59,54 @@ def waiting(patience: Patience) -> Callable[[Any], float]:
 
 
 def open_client(patience: Patience) -> httpx.Client:
-    """A client with those time-outs, which follows redirects."""
+    """A client with those time-outs, which follows redirects, verifies TLS and knows ~/.netrc.
+
+    Raises:
+        UserError: SSL_CERT_FILE or SSL_CERT_DIR, which httpx heeds, hold no certificates.
+    """
     import httpx
 
-    timeout = httpx.Timeout(patience.read, connect=patience.connect)
-    return httpx.Client(timeout=timeout, follow_redirects=True, headers={"User-Agent": "gristmill"})
+    try:
+        return httpx.Client(
+            timeout=httpx.Timeout(patience.read, connect=patience.connect),
+            follow_redirects=True,
+            headers={"User-Agent": "gristmill"},
+            auth=_login(),
+        )
+    except OSError as error:  # ssl's own are such, too
+        said = {k: os.environ[k] for k in ("SSL_CERT_FILE", "SSL_CERT_DIR") if k in os.environ}
+        told = ", ".join(f"{name}={value}" for name, value in said.items())
+        raise UserError(f"no certificates can be read from {told or 'certifi'}: {error}") from error
+
+
+def _login() -> Callable[[httpx.Request], httpx.Request] | None:
+    """What adds a host's login from ~/.netrc, or from where NETRC says; None without that file.
+
+    httpx sends it to no other host on a redirect. A file that cannot be used is passed over, for
+    most servers want no login; one that does is told to need it.
+    """
+    try:
+        known = netrc.netrc(os.environ.get("NETRC"))
+    except (OSError, ValueError, netrc.NetrcParseError):
+        return None
+
+    def add(request: httpx.Request) -> httpx.Request:
+        found = known.authenticators(request.url.host)
+        if found and "Authorization" not in request.headers:  # the hub's token goes first
+            login = base64.b64encode(f"{found[0]}:{found[2]}".encode()).decode()
+            request.headers["Authorization"] = f"Basic {login}"
+        return request
+
+    return add
+
+
+def distrust(error: BaseException | None) -> str:
+    """Why a server's certificate is not trusted, if that is behind an error, else ""."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted ({error.verify_message}); {AUTHORITY}"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 @contextmanager
@@ -70,4 +119,6 @@ def telling(url: str) -> Iterator[None]:
     except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
         raise InputError(f"{url}: {error}") from error
     except httpx.TransportError as error:
+        if why := distrust(error):
+            raise InputError(f"{url}: {why}") from error
         raise Again(str(error) or type(error).__name__) from error

@@ -11,12 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pipeline.data.answers import Answer, Verdict, ask, judge, status_line
-from pipeline.data.client import PATIENCE, Again, Patience, open_client, telling, waiting
+from pipeline.data.client import LOGIN, PATIENCE, Again, Patience, open_client, telling, waiting
 from pipeline.data.partial import BLOCK, Bound, Part, Progress, check_room
 from pipeline.errors import CorruptInput, InputError
 from pipeline.stop import Stop
@@ -263,7 +264,8 @@ class _Job:
 def _refusal(url: str, answer: Answer, verdict: Verdict) -> InputError:
     if verdict is Verdict.OTHER:
         return CorruptInput(f"{url}: {answer.total} bytes, {verdict.value}")
-    return InputError(f"{url}: {status_line(answer.status)}, {verdict.value}")
+    login = f" ({LOGIN})" if answer.status == HTTPStatus.UNAUTHORIZED else ""
+    return InputError(f"{url}: {status_line(answer.status)}, {verdict.value}{login}")
 
 
 def _none_left(errors: list[InputError]) -> InputError:
