@@ -18,6 +18,7 @@ from rich.console import Console
 
 from jobs.selection import Selection, selecting
 from pipeline.errors import Failure, InputError, Interrupted
+from pipeline.redaction import redact
 
 if TYPE_CHECKING:
     from jobs.profile import Profile
@@ -111,7 +112,7 @@ def plan(chosen: Selection, as_json: AsJson = False) -> None:
     check_name(config, place)
     made = make_plan(config, place, chosen.queue())
     if as_json:
-        print(json.dumps(asdict(made), indent=1))
+        print(redact(json.dumps(asdict(made), indent=1, ensure_ascii=False)))
         return
     print(f"{made.name}  ·  {made.root}")
     for array in made.arrays:

@@ -15,6 +15,7 @@ from pipeline import provenance
 from pipeline.errors import UserError
 from pipeline.files import write_text
 from pipeline.receipt import hash_file, hash_json
+from pipeline.redaction import redact
 
 PACKAGES = ("pipeline", "jobs")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
@@ -74,7 +75,7 @@ def record(run: Path) -> str:
         path = run / "code" / f"{version}.diff"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            write_text(path, changes + "\n")
+            write_text(path, redact(changes) + "\n")
     return version
 
 

@@ -16,6 +16,7 @@ from pipeline import provenance
 from pipeline.config import Config
 from pipeline.dag import Node, find
 from pipeline.errors import Failure, InputError, Interrupted
+from pipeline.redaction import redact
 from pipeline.stage import Context, run_item
 from pipeline.stop import Stop
 
@@ -145,7 +146,7 @@ def _noting(journal: Journal, step: str, root: Path) -> Iterator[None]:
         journal.write(state="failed", message=str(failure), exit_code=failure.exit_code)
         raise failure from error
     except BaseException as error:
-        message = f"{step}: {type(error).__name__}: {error}"
+        message = redact(f"{step}: {type(error).__name__}: {error}")
         journal.write(state="failed", message=message, exit_code=1)
         raise
 

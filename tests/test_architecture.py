@@ -29,6 +29,7 @@ LOGIN = HEAVY | {"numpy", "pyarrow"}  # what a command that only looks does with
 # Each floor stands on those before it; modules of one floor may use each other, but not in a ring.
 FLOORS = [
     r"pipeline|pipeline\.(data|model|report|stages)",
+    r"pipeline\.redaction",
     r"pipeline\.(errors|files)",
     r"pipeline\.(settings|stop|receipt|lease|provenance)",
     r"pipeline\.twin",

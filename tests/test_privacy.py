@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import secrets
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import SMALL, write_corpus
-from servers import HubServer
+from servers import FileServer, HubServer, Request
 from tiny import make_old_form
 
 HERE = Path(__file__).parent.parent
@@ -103,3 +108,84 @@ def test_caches_of_libraries_are_below_the_root(tmp_path: Path) -> None:
     assert places.pop("xet") == str(tmp_path / "mine")
     assert places.pop("login") == str(tmp_path / "home" / ".cache" / "huggingface" / "token")
     assert not {name for name, place in places.items() if not place.startswith(f"{tmp_path}/root/")}
+
+
+# made anew each time: what is in this file is in the code that a run records
+SECRETS = {name: secrets.token_hex(16) for name in ("signature", "password", "proxy")}
+SECRETS["token"] = "hf_" + secrets.token_hex(17)
+
+
+def holding(folder: Path, *hidden: str) -> set[str]:
+    """The files below a folder with one of these in it, or in their names."""
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        for secret in hidden
+        if secret in str(path) or (path.is_file() and secret.encode() in path.read_bytes())
+    }
+
+
+@contextmanager
+def watching_processes() -> Iterator[set[str]]:
+    """The command lines of all processes of this machine, as `ps` shows them to everybody."""
+    seen: set[str] = set()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.02):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with suppress(OSError):
+                    seen.add(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_no_secret_is_kept_or_shown(models: Callable[[str], Path], tmp_path: Path) -> None:
+    """The signature of a URL is in what defines the run, behind a closed door, and only there."""
+    root, home = tmp_path / "root", tmp_path / "home"
+    home.mkdir()
+    (home / ".netrc").write_text(f"machine 127.0.0.1 login me password {SECRETS['password']}")
+    (home / ".netrc").chmod(0o600)
+    corpus = write_corpus(tmp_path / "c.jsonl.zst").read_bytes()
+    login = "Basic " + base64.b64encode(f"me:{SECRETS['password']}".encode()).decode()
+
+    def lets_in(request: Request) -> bool:
+        signed = request.query == f"Expires=9&Signature={SECRETS['signature']}"
+        return signed and request.headers.get("authorization") == login
+
+    env = {
+        "HOME": str(home),
+        "HF_TOKEN": SECRETS["token"],
+        "HTTPS_PROXY": f"http://me:{SECRETS['proxy']}@127.0.0.1:9",
+    }
+    with FileServer({"/c.jsonl.zst": corpus}) as server, watching_processes() as commands:
+        server.mood.lets_in = lets_in
+        url = f"{server.url}/c.jsonl.zst?Expires=9&Signature={SECRETS['signature']}"
+        dataset = tmp_path / "small.yaml"
+        dataset.write_text(yaml.safe_dump({"urls": [url]}))
+        given = (f"--root={root}", f"--dataset={dataset}", "--name=small")
+        given = (*given, f"--model={models('llama')}", *SMALL)
+        told = jobs("submit", *given, **env)
+        told += jobs("plan", "--json", *given, **env) + jobs("status", "--json", *given, **env)
+        server.files.clear()
+        for path in root.glob("data/small/raw-*/corpus/receipt.json"):
+            path.unlink()
+        told += jobs("submit", *given, code=3, **env)  # refused before it is queued
+        told += jobs("run", "download.corpus", *given, code=3, **env)
+    assert f"{server.url}/c.jsonl.zst?…: status 404" in told
+    assert any("run train.train --plan=" in command for command in commands)
+    for secret in SECRETS.values():
+        assert secret not in told
+        assert not [command for command in commands if secret in command]
+    plans = {str(path.relative_to(root)) for path in root.glob("runs/small/plans/*.json")}
+    assert holding(root, SECRETS["signature"]) == {"runs/small/config.yaml", *plans}
+    assert not holding(root, SECRETS["password"], SECRETS["proxy"], SECRETS["token"], login)
+    journal = json.loads((root / "runs/small/logs/download.corpus-0.json").read_text())
+    assert "c.jsonl.zst?…: status 404" in journal["message"]

@@ -20,6 +20,7 @@ from pipeline.data.answers import Answer, Verdict, ask, judge, status_line
 from pipeline.data.client import LOGIN, PATIENCE, Again, Patience, open_client, telling, waiting
 from pipeline.data.partial import BLOCK, Bound, Part, Progress, check_room
 from pipeline.errors import CorruptInput, InputError
+from pipeline.redaction import redact
 from pipeline.stop import Stop
 
 if TYPE_CHECKING:
@@ -124,13 +125,13 @@ def fetch(
     part.parent.mkdir(parents=True, exist_ok=True)
     store = Part(part, patience.sync)
     begun = store.bound.url if store.bound else None
-    if begun in urls:
+    if begun in {redact(url) for url in urls}:
         store.adopt(stop)
     else:
         store.discard()
     job = _Job(store, sha256, size, stop, progress, dict(headers or {}), patience)
     errors: list[InputError] = []
-    for url in sorted(urls, key=lambda u: u != begun):
+    for url in sorted(urls, key=lambda u: redact(u) != begun):
         try:
             return job.run(url)
         except InputError as error:

@@ -21,6 +21,7 @@ from pipeline.data.partial import Progress
 from pipeline.errors import InputError
 from pipeline.model import source
 from pipeline.receipt import hash_file, hash_json
+from pipeline.redaction import redact
 from pipeline.registry import Dataset
 from pipeline.stage import Context, Inputs, Item, Step
 
@@ -133,7 +134,7 @@ def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
             draft.hashes[name] = fetched.sha256
         draft.facts = {
             "files": {
-                name: {"url": f.url, "etag": f.etag, "modified": f.modified}
+                name: {"url": redact(f.url), "etag": f.etag, "modified": f.modified}
                 for name, f in found.items()
             },
             "seconds": round(time.monotonic() - started, 3),
