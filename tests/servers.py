@@ -223,7 +223,8 @@ class HubServer(Server):
         models: Repo id → folder of its files; `datasets` likewise.
         refuse: Repo id → (status, X-Error-Code) to answer to every request for it.
 
-    `spoil` replaces the first bytes of LFS files, though not in what is said of their hash.
+    `also` names files that the hub says it has, too. `spoil` replaces the first bytes of LFS files,
+    though not in what is said of their hash.
     """
 
     def __init__(
@@ -236,6 +237,7 @@ class HubServer(Server):
         self.repos = {"models": models or {}, "datasets": datasets or {}}
         self.refuse = refuse or {}
         self.commit = "c0ffee" * 6 + "c0ff"
+        self.also: list[str] = []
         self.spoil = b""
 
     def answer(self, handler: Any, request: Request, body: bytes) -> None:
@@ -277,6 +279,7 @@ class HubServer(Server):
             | ({"lfs": e["lfs"]} if "lfs" in e else {})
             for e in files
         ]
+        siblings += [{"rfilename": name, "size": 1, "blobId": "0" * 40} for name in self.also]
         return {"id": repo, "sha": self.commit, "private": False, "siblings": siblings, "tags": []}
 
     def _tree(self, folder: Path, under: str) -> list[dict[str, Any]]:

@@ -212,6 +212,24 @@ out["dataset"] = said(lambda: rows.fetch_dataset(dataset, here / "part", Stop(),
     assert "\n" not in out["model"] + out["dataset"]
 
 
+def test_hub_that_names_files_elsewhere(run: Run, repos: dict[str, Path], tmp_path: Path) -> None:
+    code = """
+(here / "a" / "b").mkdir(parents=True)
+got = hub.fetch_repo("me/full", "main", here / "a" / "b" / "c", Stop(), quiet, quick)
+out["files"] = got["files"]
+"""
+    hostile = ["../../model.safetensors", "../config.json", "/etc/tokenizer.json", "x/../vocab.txt"]
+    hostile += ["../model-00001-of-00001.safetensors", "..\\merges.txt", "..", ""]
+    with HubServer(models=repos) as server:
+        server.also = hostile
+        out = run(server, code)
+    assert out["files"] == ["config.json", "tokenizer.json", "model.safetensors"]
+    below = {p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()}
+    assert {str(path.parent) for path in below} == {"b/c"}
+    assert {path.name for path in below if path.suffix != ".json"} == {"model.safetensors"}
+    assert not [r for r in server.requests if ".." in r.path]
+
+
 def test_hub_whose_certificate_is_not_trusted(
     run: Run, repos: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 
+TAKEN = (receipts.NAME, ".", "..")
+
+
 def files_of(dataset: Dataset) -> dict[str, list[str]]:
     """The mirrors of each file of the corpus, by the name it gets; a local folder is looked into.
 
@@ -81,9 +84,9 @@ def _name(dataset: Dataset, stem: str, url: str) -> str:
 
 
 def _escaped(name: str) -> str:
-    """A path as the name of a file in a unit, where `receipt.json` has a meaning."""
+    """A path as the name of a file in a unit, where some names have a meaning."""
     name = name.replace("%", "%25").replace("/", "%2F").replace("\0", "%00")
-    return f"%{ord(name[0]):X}{name[1:]}" if name == receipts.NAME else name
+    return f"%{ord(name[0]):X}{name[1:]}" if name in TAKEN else name
 
 
 def _local(url: str) -> Path | None:
