@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import grp
 import json
 import os
 import secrets
+import stat
 import subprocess
 import sys
 import threading
@@ -16,20 +18,27 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import SMALL, write_corpus
+from queued import Queued
 from servers import FileServer, HubServer, Request
 from tiny import make_old_form
+
+from jobs.planner import make_plan
+from jobs.privacy import follow, open_run
+from pipeline.config import Config, freeze
+from pipeline.errors import UserError
 
 HERE = Path(__file__).parent.parent
 
 
 def jobs(*words: str | Path, code: int = 0, **env: str) -> str:
-    """What `python -m jobs` prints, in an environment of its own."""
+    """What `python -m jobs` prints, in an environment of its own, under a careless umask."""
     done = subprocess.run(
         [sys.executable, "-m", "jobs", *map(str, words)],
         cwd=HERE,
         env={"PATH": os.environ["PATH"], "GRISTMILL_PROFILE": "local", "NO_PROXY": "127.0.0.1"}
         | {"OMP_NUM_THREADS": "1"}
         | env,
+        umask=0,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -39,6 +48,12 @@ def jobs(*words: str | Path, code: int = 0, **env: str) -> str:
     )
     assert done.returncode == code, done.stdout
     return done.stdout
+
+
+def readable(folder: Path, by: int) -> set[str]:
+    """What is there, the folder and all below it, that has one of these permissions."""
+    paths = [path for path in (folder, *folder.rglob("*")) if not path.is_symlink()]
+    return {str(path.relative_to(folder)) for path in paths if path.stat().st_mode & by}
 
 
 def below(folder: Path) -> list[str]:
@@ -187,5 +202,146 @@ def test_no_secret_is_kept_or_shown(models: Callable[[str], Path], tmp_path: Pat
     plans = {str(path.relative_to(root)) for path in root.glob("runs/small/plans/*.json")}
     assert holding(root, SECRETS["signature"]) == {"runs/small/config.yaml", *plans}
     assert not holding(root, SECRETS["password"], SECRETS["proxy"], SECRETS["token"], login)
+    assert not readable(root, 0o077), "and the door is closed"
     journal = json.loads((root / "runs/small/logs/download.corpus-0.json").read_text())
     assert "c.jsonl.zst?…: status 404" in journal["message"]
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """The umask of this process is careless, and restored at the end."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture
+def group() -> str:
+    """A group that we may give files to, and that they would not have by themselves."""
+    if os.geteuid() == 0:
+        return next(g.gr_name for g in grp.getgrall() if g.gr_gid != os.getegid())
+    for gid in os.getgroups():
+        if gid != os.getegid():
+            return grp.getgrgid(gid).gr_name
+    pytest.skip("this user is in one group only")
+
+
+def mode(path: Path) -> str:
+    return oct(stat.S_IMODE(path.stat().st_mode))
+
+
+@pytest.mark.slow
+def test_a_group_may_read_all_of_a_run(
+    models: Callable[[str], Path], tmp_path: Path, group: str
+) -> None:
+    root, site = tmp_path / "new" / "root", tmp_path / "site.yaml"
+    site.write_text(yaml.safe_dump({"extends": "local", "group": group}))
+    dataset, corpus = tmp_path / "small.yaml", write_corpus(tmp_path / "c.jsonl.zst")
+    given = (f"--root={root}", f"--dataset={dataset}", "--name=small", f"--profile={site}")
+    with FileServer({"/c.jsonl.zst": corpus.read_bytes()}) as server:
+        dataset.write_text(yaml.safe_dump({"urls": [server.url + "/c.jsonl.zst"]}))
+        jobs("submit", *given, f"--model={models('llama')}", *SMALL, HOME=str(tmp_path))
+    everything = [root.parent, root, *(path for path in root.rglob("*") if not path.is_symlink())]
+    assert any(path.name == "trainable.safetensors" for path in everything)
+    assert any(path.name == "report.html" for path in everything)
+    assert {path.stat().st_gid for path in everything} == {grp.getgrnam(group).gr_gid}
+    assert not readable(root.parent, 0o027), "to others, and for writing"
+    folders = {path for path in everything if path.is_dir()}
+    assert {mode(path) for path in folders} == {"0o2750"}
+    assert {mode(path) for path in everything if path not in folders} <= {"0o640", "0o750"}
+
+
+def test_what_is_there_stays_as_it_is(tmp_path: Path, umask: None, group: str) -> None:
+    root = tmp_path / "root"
+    (root / "data" / "nih").mkdir(parents=True)
+    (root / "runs" / "old").mkdir(parents=True)
+    open_run(root, "new", None)
+    assert [mode(root), mode(root / "data"), mode(root / "data" / "nih")] == ["0o777"] * 3
+    assert [mode(root / "models"), mode(root / "runs" / "new")] == ["0o700"] * 2
+    (root / "runs" / "old").chmod(0o755)  # shown to all, by its owner
+    follow(root / "runs" / "old")
+    (root / "runs" / "old" / "logs").mkdir()
+    assert mode(root / "runs" / "old" / "logs") == "0o755"
+    follow(root / "runs" / "new")
+    (root / "runs" / "new" / "config.yaml").touch()
+    assert mode(root / "runs" / "new" / "config.yaml") == "0o600"
+
+
+def test_a_task_is_as_private_as_its_run_wherever_it_starts(
+    small: Callable[..., Config], tmp_path: Path, umask: None
+) -> None:
+    """Whatever umask a node gives it."""
+    root = tmp_path / "root"
+    open_run(root, "small", None)
+    freeze(small(), root)
+    plan = make_plan(small(), root).write()
+    jobs("run", "download.corpus", f"--plan={plan}", HOME=str(tmp_path))
+    assert list(root.glob("data/small/raw-*/corpus/receipt.json"))
+    linked = {path for path in readable(root, 0o077) if path.endswith(".zst")}
+    assert readable(root, 0o077) == linked, "a file of the user's keeps its rights"
+
+
+def test_a_group_that_cannot_have_it_is_told(tmp_path: Path, umask: None, group: str) -> None:
+    with pytest.raises(UserError, match=r"there is no group 'nobody here'\. see your groups with"):
+        open_run(tmp_path / "root", "x", "nobody here")
+    assert not (tmp_path / "root").exists()
+    open_run(tmp_path / "the root", "old", None)
+    with pytest.raises(UserError, match=rf"data'?, .* not open to the group {group} ") as caught:
+        open_run(tmp_path / "the root", "new", group)
+    subprocess.run(caught.value.hint, shell=True, check=True)
+    open_run(tmp_path / "the root", "new", group)
+    assert {mode(p) for p in (tmp_path / "the root").rglob("*")} == {"0o2750"}
+
+
+def test_a_group_that_one_is_not_in_is_told(tmp_path: Path, umask: None) -> None:
+    """In a process that is in no group but its own."""
+    other = next(g.gr_name for g in grp.getgrall() if g.gr_gid not in (os.getegid(), 65534))
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            open_run(tmp_path / "root", "x", other)
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as told:
+        said = f"you are not in the group {other}. see your groups with: id -Gn"
+        assert told.read() == f"UserError: {said}"
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_jobs_leave_no_secret_and_nothing_open(
+    run: Queued, umask: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scripts, pickles and logs of SLURM's and submitit's, too."""
+    monkeypatch.setenv("HF_TOKEN", SECRETS["token"])
+    monkeypatch.setenv("HTTPS_PROXY", f"http://me:{SECRETS['proxy']}@127.0.0.1:9")
+    open_run(run.root, run.config.name, None)
+    before = os.umask(0)  # SLURM gives jobs the umask that they are submitted with
+    run.submit()
+    os.umask(before)
+    run.completes()
+    folder = run.root / "runs" / run.config.name
+    assert list(folder.glob("logs/train.train/*_submission.sh"))
+    assert list(folder.glob("logs/train.train/*.out"))
+    assert mode(folder) == "0o700"
+    (trained,) = folder.glob("train-*")
+    assert not readable(trained, 0o077)
+    assert not holding(run.root, SECRETS["token"], SECRETS["proxy"])
+
+
+def test_a_snapshot_of_the_code_is_as_open_as_the_run(tmp_path: Path, umask: None) -> None:
+    from jobs.snapshot import take
+
+    open_run(tmp_path, "x", None)
+    code = take(tmp_path / "runs" / "x")
+    assert (code / "pipeline" / "conf" / "datasets" / "nih.yaml").is_file()
+    assert not readable(code, 0o077)

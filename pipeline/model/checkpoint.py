@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CorruptInput
+from pipeline.files import open_as_umask
 from pipeline.receipt import set_aside
 from pipeline.stage import Context
 
@@ -60,6 +61,7 @@ def save(folder: Path, model: Any, optimizer: Any, scaler: Any, state: State) ->
         folder / "optimizer.pt",
     )
     (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
+    open_as_umask(folder)
 
 
 def read(folder: Path) -> State:

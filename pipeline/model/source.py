@@ -20,6 +20,7 @@ from typing import Any
 from pipeline.data import hub
 from pipeline.data.partial import BLOCK, Progress, check_room, room_is_needed
 from pipeline.errors import Failure, UserError
+from pipeline.files import open_as_umask
 from pipeline.model import gguf
 from pipeline.registry import BaseModel
 from pipeline.stop import Stop
@@ -67,9 +68,7 @@ def materialise(
         source, revision = f"{model.package}/{model.gguf}", version(str(model.package))
     with _understood(source):
         facts = _describe(model, out)
-    os.umask(mask := os.umask(0))
-    for path in out.iterdir():
-        path.chmod(0o666 & ~mask)  # save_pretrained leaves 0600, which a group cannot read
+    open_as_umask(out)
     return {"source": source, "revision": revision, **facts}
 
 
