@@ -363,13 +363,20 @@ def test_a_name_that_stands_for_another_configuration_is_refused(tmp_path: Path)
 
 
 def test_a_run_is_not_called_after_a_signature(tmp_path: Path) -> None:
-    urls = [f"dataset.urls=[https://x/a?token={token}]" for token in ("s3cret", "other")]
-    one, other = (resolve("law-v1", overrides=[url]).name for url in urls)
+    data = tmp_path / "x.yaml"
+    data.write_text("urls: [https://x/a]\n")
+
+    def signed(token: str, name: str | None = None) -> Config:
+        return resolve(
+            str(data), overrides=[f"dataset.urls=['https://x/a?token={token}']"], name=name
+        )
+
+    one, other = signed("s3cret").name, signed("other").name
     assert "s3cret" not in one
     assert one != other, "a name stands for one configuration"
-    freeze(resolve("law-v1", overrides=urls[:1], name="mine"), tmp_path)
+    freeze(signed("s3cret", "mine"), tmp_path)
     with pytest.raises(UserError, match="exists with another configuration") as caught:
-        freeze(resolve("law-v1", overrides=urls[1:], name="mine"), tmp_path)
+        freeze(signed("other", "mine"), tmp_path)
     assert "token" not in str(caught.value)
 
 
