@@ -18,6 +18,7 @@ from rich.console import Console
 
 from jobs.selection import Selection, selecting
 from pipeline.errors import Failure, InputError, Interrupted
+from pipeline.redaction import redact
 
 if TYPE_CHECKING:
     from jobs.plan import Plan
@@ -34,12 +35,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 @selecting
 def submit(chosen: Selection) -> None:
     """Do what is still to do of a run; doing it twice is safe."""
+    from jobs.privacy import open_run
     from jobs.probe import check_device, probe
     from pipeline.config import freeze
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
     check_device(config, site.granted_gpus())
     probe(config, place)
+    open_run(place, config.name, site.group)
     freeze(config, place)
     if site.scheduler == "slurm":
         _queue(config, place, site, chosen.words_for_make())
@@ -83,12 +86,14 @@ def fetch(chosen: Selection) -> None:
     """Only download, corpus and base model, to be carried to where there is no internet."""
     from jobs.local import run_plan
     from jobs.planner import make_plan
+    from jobs.privacy import open_run
     from jobs.probe import probe
     from pipeline.config import freeze
     from pipeline.dag import survey
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
     probe(config, place)
+    open_run(place, config.name, site.group)
     freeze(config, place)
     plan = make_plan(config, place)
     plan = replace(plan, arrays=tuple(a for a in plan.arrays if a.stage == "download"))
@@ -113,7 +118,7 @@ def plan(chosen: Selection, as_json: AsJson = False) -> None:
     check_name(config, place)
     made = make_plan(config, place, chosen.queue())
     if as_json:
-        print(json.dumps(asdict(made), indent=1))
+        print(redact(json.dumps(asdict(made), indent=1, ensure_ascii=False)))
     else:
         _show_plan(made, site)
     probe(config, place)
@@ -147,13 +152,16 @@ def run(
     """Run a stage, or one step of it, in this process: by hand, or as a task of a plan."""
     from jobs.byhand import run_steps
     from jobs.plan import read_plan
+    from jobs.privacy import follow, open_run
     from pipeline.config import freeze
 
     if plan is not None:
         made = read_plan(plan)
         config, place = made.settings, Path(made.root)
+        follow(place / "runs" / config.name)
     else:
         config, place = chosen.config(), chosen.place()
+        open_run(place, config.name, chosen.site.group)
         freeze(config, place)
     run_steps(config, place, step, element, cpus=cpus, gpus=gpus, batch=batch)
 

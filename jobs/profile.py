@@ -110,8 +110,9 @@ class Profile(Section):
     """Facts of a site.
 
     `scheduler`: whether plans become SLURM jobs or run here. `cluster`: the ClusterName by which
-    the profile is found. `root`: where `data/`, `models/` and `runs/` go. `cpus`, `gpus`: what a
-    plan that runs here may use. `jobs`: what jobs ask for: `default`, a stage's name, or a step's,
+    the profile is found. `root`: where `data/`, `models/` and `runs/` go. `group`: a unix group
+    whose members may read what is made there; without one only you may. `cpus`, `gpus`: what a plan
+    that runs here may use. `jobs`: what jobs ask for: `default`, a stage's name, or a step's,
     the more exact one wins field by field. `kill_on_invalid_dep`: a job whose input will never come
     is cancelled, not left in the queue. `signal_seconds`: how long before its time limit a job is
     told to save.
@@ -121,6 +122,7 @@ class Profile(Section):
     scheduler: Literal["slurm", "local"] = "slurm"
     cluster: str | None = None
     root: str | None = None
+    group: str | None = None
     cpus: int | None = Field(None, ge=1)
     gpus: int | Literal["auto"] = "auto"
     kill_on_invalid_dep: bool = True

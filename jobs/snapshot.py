@@ -15,9 +15,9 @@ from pipeline import provenance
 from pipeline.errors import UserError
 from pipeline.files import write_text
 from pipeline.receipt import hash_file, hash_json
+from pipeline.redaction import redact
 
 PACKAGES = ("pipeline", "jobs")
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 def source() -> Path:
@@ -51,8 +51,10 @@ def take(run: Path) -> Path:
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
     temporary.mkdir(parents=True)
     try:
-        for package in PACKAGES:
-            shutil.copytree(here / package, temporary / package, ignore=LEFT_OUT)
+        for path in files:  # the content alone: rights are those of the run, not of the tree
+            target = temporary / path.relative_to(here)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
         write_text(temporary / provenance.STAMP, provenance.code_version())
         os.rename(temporary, final)
     except OSError:
@@ -74,7 +76,7 @@ def record(run: Path) -> str:
         path = run / "code" / f"{version}.diff"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            write_text(path, changes + "\n")
+            write_text(path, redact(changes) + "\n")
     return version
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from jobs.allocation import Allocation, of_slurm
 from jobs.plan import read_plan
+from jobs.privacy import follow
 from jobs.task import run_task
 from pipeline.errors import Busy, Failure, Interrupted
 from pipeline.stop import Stop
@@ -66,6 +67,7 @@ class StageJob:
         """Run the element, once nobody else is at it."""
         plan = read_plan(Path(self.plan))
         config, root, of = plan.settings, Path(plan.root), plan.array(self.step).of
+        follow(root / "runs" / config.name)  # whatever umask a node gives it
         while True:
             try:
                 run_task(

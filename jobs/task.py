@@ -16,6 +16,7 @@ from pipeline import provenance
 from pipeline.config import Config
 from pipeline.dag import Node, find
 from pipeline.errors import Failure, InputError, Interrupted
+from pipeline.redaction import redact
 from pipeline.stage import Context, run_item
 from pipeline.stop import Stop
 
@@ -32,19 +33,31 @@ ENVIRONMENT = {
 }
 LAG = 90.0  # network file systems may show an old listing for that long
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+# What libraries would keep in the home directory, which has a small quota, or may not be written to
+# on compute nodes. Neither HF_HOME nor XDG_CACHE_HOME: the user's login to the hub is there.
+CACHES = {
+    "HF_HUB_CACHE": "hf_hub_cache",
+    "HF_DATASETS_CACHE": "hf_datasets_cache",
+    "HF_XET_CACHE": "hf_xet_cache",
+    "HF_ASSETS_CACHE": "hf_assets_cache",
+    "HF_MODULES_CACHE": "hf_modules_cache",
+    "TORCH_HOME": "torch",
+    "TORCH_EXTENSIONS_DIR": "torch_extensions",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "PYTORCH_KERNEL_CACHE_PATH": "torch_kernels",
+    "TRITON_CACHE_DIR": "triton",
+    "CUDA_CACHE_PATH": "cuda",
+    "MPLCONFIGDIR": "matplotlib",
+}
 
 
 def prepare(step: str, root: Path) -> None:
     """Set what libraries read at import: offline after download, caches below the root."""
     if not step.startswith("download."):
         os.environ.update(dict.fromkeys(OFFLINE, "1"))
-    # not HF_HOME: the user's login is there
-    for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_XET_CACHE", "HF_ASSETS_CACHE"):
-        os.environ.setdefault(name, str(root / "cache" / name.lower()))
+    for name, folder in CACHES.items():
+        os.environ.setdefault(name, str(root / "cache" / folder))
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    os.environ.setdefault("TRITON_CACHE_DIR", str(root / "cache" / "triton"))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / "cache" / "inductor"))
-    os.environ.setdefault("MPLCONFIGDIR", str(root / "cache" / "matplotlib"))
 
 
 def run_task(
@@ -133,7 +146,7 @@ def _noting(journal: Journal, step: str, root: Path) -> Iterator[None]:
         journal.write(state="failed", message=str(failure), exit_code=failure.exit_code)
         raise failure from error
     except BaseException as error:
-        message = f"{step}: {type(error).__name__}: {error}"
+        message = redact(f"{step}: {type(error).__name__}: {error}")
         journal.write(state="failed", message=message, exit_code=1)
         raise
 

@@ -16,6 +16,7 @@ from pydantic import model_validator
 from pipeline.errors import UserError
 from pipeline.files import write_text
 from pipeline.receipt import hash_json
+from pipeline.redaction import redact
 from pipeline.registry import BaseModel, Dataset, entry, find_dataset, find_model
 from pipeline.settings import Section, build, merge, parse_overrides, read_yaml
 from pipeline.stages.decompress import DecompressConfig
@@ -99,8 +100,9 @@ def resolve(
 
 
 def _run_name(dataset: str, differs: list[str]) -> str:
-    name = "+".join([dataset, *(re.sub(r"[/:%\\\s]+", "_", word) for word in differs)])
-    if len(name) <= NAME_LENGTH:
+    told = [redact(word) for word in differs]
+    name = "+".join([dataset, *(re.sub(r"[/:%\\\s]+", "_", word) for word in told)])
+    if len(name) <= NAME_LENGTH and told == differs:
         return name
     return f"{name[: NAME_LENGTH - 9]}-{hash_json(differs)[:8]}"
 

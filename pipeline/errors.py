@@ -1,12 +1,15 @@
 """The ways a command can end other than well, each with its exit code.
 
 A message says what happened, where, and what to type next; it reaches the user as one line
-without a traceback. Anything else that escapes is a defect of ours and keeps its traceback.
+without a traceback, and without the secrets that a URL in it may hold. Anything else that escapes
+is a defect of ours and keeps its traceback.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from pipeline.redaction import redact
 
 
 class Failure(Exception):
@@ -20,9 +23,9 @@ class Failure(Exception):
     exit_code = 1
 
     def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.hint = hint
+        self.what = redact(what)
+        self.hint = redact(hint)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         return f"{self.what}. {self.hint}" if self.hint else self.what

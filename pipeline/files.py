@@ -27,6 +27,16 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def open_as_umask(folder: Path) -> None:
+    """Give the files in a folder the rights that the umask says.
+
+    safetensors and transformers make theirs for the owner only, which a group cannot read.
+    """
+    os.umask(mask := os.umask(0))
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~mask)
+
+
 def sync(path: Path) -> None:
     """Bring a file's or a folder's content to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.errors import UserError
+from pipeline.redaction import has_login
 from pipeline.settings import Section, build, free, nearest, read_yaml
 
 CONF = Path(__file__).parent / "conf"
@@ -57,6 +58,11 @@ class Dataset(Section):
             if not re.match(r"(https?|file|hf|docstrings)://", url):
                 raise ValueError(
                     f"{url!r} must start with https://, http://, file://, hf:// or docstrings://"
+                )
+            if has_login(url):
+                raise ValueError(
+                    f"{url}: a name or password in a URL would be shown; ~/.netrc is the place "
+                    "for it, as: machine HOST login NAME password PASSWORD"
                 )
         return urls
 

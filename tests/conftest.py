@@ -100,9 +100,13 @@ def small(dataset: Path, models: Callable[[str], Path]) -> Callable[..., Config]
     return config
 
 
-def advance(config: Config, root: Path, until: str, stop: Stop | None = None) -> Node:
-    """Run every step up to and with `until`, in this process."""
+def advance(
+    config: Config, root: Path, until: str, stop: Stop | None = None, but: str = ""
+) -> Node:
+    """Run every step up to and with `until`, without `but`, in this process."""
     for step in STEPS:
+        if step.name == but:
+            continue
         node = find(config, root, step.name)
         assert node.items is not None
         for item in node.items:

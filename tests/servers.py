@@ -13,6 +13,8 @@ import json
 import re
 import select
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +36,7 @@ class Request:
     method: str
     path: str
     headers: dict[str, str]
+    query: str = ""
 
 
 @dataclass
@@ -45,6 +48,7 @@ class Mood:
     `block`, `pause`: bytes of a body that are sent at once, seconds before the next ones.
     `head_pause`: seconds before each byte of the head.
     `careless`: ranges are served without a look at If-Range. `before`: called with each request.
+    `lets_in`: whether a request is answered at all, or with 401.
     """
 
     ranges: bool = True
@@ -63,6 +67,7 @@ class Mood:
     careless: bool = False
     statuses: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     before: Callable[[Request], None] = lambda request: None
+    lets_in: Callable[[Request], bool] = lambda request: True
 
 
 class _Quiet(ThreadingHTTPServer):
@@ -86,10 +91,10 @@ class Server:
                 pass
 
             def do_GET(self) -> None:
-                path = unquote(urlsplit(self.path).path)
+                parts = urlsplit(self.path)
                 headers = {k.lower(): v for k, v in self.headers.items()}
                 body = self.rfile.read(int(headers.get("content-length", 0)))
-                request = Request(self.command, path, headers)
+                request = Request(self.command, unquote(parts.path), headers, parts.query)
                 server.requests.append(request)
                 try:
                     server.answer(self, request, body)
@@ -109,6 +114,13 @@ class Server:
     def __exit__(self, *exc: object) -> None:
         self._http.shutdown()
         self._http.server_close()
+
+    def encrypt(self, certificate: Path, key: Path) -> None:
+        """Serve over TLS from now on."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
+        self.url = self.url.replace("http:", "https:")
 
     def ranges(self) -> list[str | None]:
         """The Range header of each GET so far."""
@@ -211,6 +223,8 @@ class FileServer(Server):
             return drip(handler, b"HTTP/1.1 200 OK\r\nX-Pad: " + b"x" * 10_000, mood.head_pause)
         if request.path in self.redirects:
             return send(handler, 302, {"Location": self.redirects[request.path]})
+        if not mood.lets_in(request):
+            return send(handler, 401, {"WWW-Authenticate": "Basic"})
         if mood.statuses:
             status, headers = mood.statuses.pop(0)
             return send(handler, status, headers, b"not now")
@@ -269,6 +283,19 @@ class FileServer(Server):
         handler.wfile.flush()
 
 
+def certify(folder: Path, name: str) -> tuple[Path, Path]:
+    """A self-signed certificate for a name, such as `IP:127.0.0.1`, and its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    words = ["-subj", "/CN=test", "-addext", f"subjectAltName={name}"]
+    subprocess.run(
+        [*command.split(), *words, "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
 class HubServer(Server):
     """A hub with one commit per repo.
 
@@ -276,7 +303,8 @@ class HubServer(Server):
         models: Repo id → folder of its files; `datasets` likewise.
         refuse: Repo id → (status, X-Error-Code) to answer to every request for it.
 
-    `spoil` replaces the first bytes of LFS files, though not in what is said of their hash.
+    `also` names files that the hub says it has, too. `spoil` replaces the first bytes of LFS files,
+    though not in what is said of their hash.
     """
 
     def __init__(
@@ -289,6 +317,7 @@ class HubServer(Server):
         self.repos = {"models": models or {}, "datasets": datasets or {}}
         self.refuse = refuse or {}
         self.commit = "c0ffee" * 6 + "c0ff"
+        self.also: list[str] = []
         self.spoil = b""
 
     def answer(self, handler: Any, request: Request, body: bytes) -> None:
@@ -330,6 +359,7 @@ class HubServer(Server):
             | ({"lfs": e["lfs"]} if "lfs" in e else {})
             for e in files
         ]
+        siblings += [{"rfilename": name, "size": 1, "blobId": "0" * 40} for name in self.also]
         return {"id": repo, "sha": self.commit, "private": False, "siblings": siblings, "tags": []}
 
     def _tree(self, folder: Path, under: str) -> list[dict[str, Any]]:

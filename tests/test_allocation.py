@@ -207,3 +207,7 @@ def test_what_the_working_tree_changed_is_written_down(
     assert version.startswith(clean + "+")
     diff = (tmp_path / "run" / "code" / f"{version}.diff").read_text()
     assert "-one\n+two\n" in diff
+    (tree / "mine.yaml").write_text("urls: [https://x/a.csv?token=s3cret]\n")
+    diff = (tmp_path / "run" / "code" / f"{record(tmp_path / 'run')}.diff").read_text()
+    assert "https://x/a.csv?…]" in diff
+    assert "s3cret" not in diff

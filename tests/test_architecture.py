@@ -29,6 +29,7 @@ LOGIN = HEAVY | {"numpy", "pyarrow"}  # what a command that only looks does with
 # Each floor stands on those before it; modules of one floor may use each other, but not in a ring.
 FLOORS = [
     r"pipeline|pipeline\.(data|model|report|stages)",
+    r"pipeline\.redaction",
     r"pipeline\.(errors|files)",
     r"pipeline\.(settings|stop|receipt|lease|provenance)",
     r"pipeline\.twin",
@@ -136,6 +137,65 @@ def test_every_public_name_says_what_it_is(module: str) -> None:
 def test_a_module_can_be_held_in_one_s_head(module: str) -> None:
     lines = FILES[module].read_text(encoding="utf-8").count("\n")
     assert lines <= 300
+
+
+SAFE = {"shell": {"False"}, "verify": {"True"}, "trust_remote_code": {"False"}}
+SAFE |= {"allow_pickle": {"False"}, "weights_only": {"True"}, "Loader": {"_Loader"}}
+NEVER = (
+    r"eval|exec|os\.system|os\.popen|subprocess\.get(status)?output"
+    r"|(\w*pickle|marshal|shelve|joblib|dill)\.(loads?|open|Unpickler)"
+    r"|yaml\.(full|unsafe)_load(_all)?|.*\._create_unverified_context|.*\.extractall"
+)
+NEEDED = {  # calls that are safe only with this said
+    r"torch\.load": "weights_only",
+    r"yaml\.load(_all)?": "Loader",
+    r".*\bAuto\w+\.from_\w+": "trust_remote_code",
+}
+
+
+def unsafe(tree: ast.AST) -> list[str]:
+    """Calls that could run what a file holds, start a shell, or trust whoever answers."""
+    found = []
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name, said = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
+        wrong = [k for k, values in SAFE.items() if k in said and said[k] not in values]
+        wrong += [k for call, k in NEEDED.items() if re.fullmatch(call, name) and k not in said]
+        if wrong or re.fullmatch(NEVER, name):
+            found.append(f"line {call.lineno}: {ast.unparse(call)}")
+    return found
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_nothing_read_is_run_and_nobody_is_trusted_unseen(module: str) -> None:
+    assert not unsafe(TREES[module])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=careful)",
+        "pickle.loads(data)",
+        "cloudpickle.load(file)",
+        "numpy.load(path, allow_pickle=True)",
+        "yaml.load(text)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "yaml.unsafe_load(text)",
+        "eval(text)",
+        "subprocess.run(text, shell=True)",
+        "os.system(text)",
+        "httpx.Client(verify=False)",
+        "ssl._create_unverified_context()",
+        "AutoTokenizer.from_pretrained(folder)",
+        "transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)",
+        "AutoModelForCausalLM.from_config(config)",
+        "datasets.load_dataset(repo, trust_remote_code=True)",
+        "archive.extractall(folder)",
+    ],
+)
+def test_what_is_unsafe_is_known(line: str) -> None:
+    assert unsafe(ast.parse(f"def read():\n    return {line}"))
 
 
 def loaded(*words: str) -> tuple[subprocess.CompletedProcess[str], set[str], float]:

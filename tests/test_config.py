@@ -362,6 +362,24 @@ def test_a_name_that_stands_for_another_configuration_is_refused(tmp_path: Path)
     assert thaw(tmp_path / "runs" / "try" / "config.yaml").train.lr == 2e-4, "it is not touched"
 
 
+def test_a_run_is_not_called_after_a_signature(tmp_path: Path) -> None:
+    data = tmp_path / "x.yaml"
+    data.write_text("urls: [https://x/a]\n")
+
+    def signed(token: str, name: str | None = None) -> Config:
+        return resolve(
+            str(data), overrides=[f"dataset.urls=['https://x/a?token={token}']"], name=name
+        )
+
+    one, other = signed("s3cret").name, signed("other").name
+    assert "s3cret" not in one
+    assert one != other, "a name stands for one configuration"
+    freeze(signed("s3cret", "mine"), tmp_path)
+    with pytest.raises(UserError, match="exists with another configuration") as caught:
+        freeze(signed("other", "mine"), tmp_path)
+    assert "token" not in str(caught.value)
+
+
 def test_what_decides_nothing_may_change_under_a_name(tmp_path: Path) -> None:
     freeze(resolve("nih", name="try"), tmp_path)
     path = freeze(resolve("nih", name="try", overrides=["tokenize.tasks=3"]), tmp_path)

@@ -376,6 +376,46 @@ def test_a_page_of_parquet_that_does_not_fit_its_checksum_is_told(tmp_path: Path
         read(path)
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["a/..", "a/%2E%2E", "a/.", "%2E%2E%2F", "%2E%2E%2F%2E%2E%2Fb.txt", "..%5Cb", "%2Fb", "a%00b"],
+)
+def test_no_url_names_a_place_outside_of_the_unit(path: str) -> None:
+    (name,) = files_of(Dataset(id="x", urls=[f"https://x/{path}"]))
+    assert name not in ("", ".", "..")
+    assert "/" not in name
+    assert "\0" not in name
+
+
+def test_nothing_is_written_outside_of_the_root(tmp_path: Path) -> None:
+    """Whatever an archive calls what is in it, and wherever a link in a folder leads."""
+    corpus, other, root = (tmp_path / name for name in ("corpus", "other", "a/b/root"))
+    for path in (corpus, other):
+        path.mkdir()
+    line = b'{"text": "A document of its own."}\n'
+    members = ("../../../../../corpus/escaped.jsonl", f"{other}/escaped.jsonl", "..\\escaped.jsonl")
+    for number, member in enumerate(members):
+        with zipfile.ZipFile(corpus / f"{number}.jsonl.zip", "w") as archive:
+            archive.writestr(member, line)
+    (other / "far.jsonl").write_bytes(line)
+    (other / "secret.key").write_bytes(b"not of the corpus")
+    (corpus / "linked").symlink_to(other)
+    (corpus / "one.jsonl").symlink_to(other / "far.jsonl")
+
+    def outside() -> dict[Path, bytes]:
+        files = (path for path in tmp_path.rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in files if not path.is_relative_to(root)}
+
+    before = outside()
+    config = resolve("nih", "opt-125m", file=str(corpus), overrides=["dataset.text_field=text"])
+    folder = advance(config, root, "decompress.chunks", but="download.model").work.folder
+    assert outside() == before
+    chunks = b"".join(b"".join(Raw(path)) for path in sorted(folder.glob("*/*.zst")))
+    assert chunks == line * 5
+    held = (path.read_bytes() for path in root.rglob("*") if path.is_file())
+    assert not any(b"not of the corpus" in content for content in held)
+
+
 def test_a_folder_without_a_corpus_is_told(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("x")
     dataset = resolve("nih", "opt-125m", file=str(tmp_path)).dataset

@@ -350,6 +350,19 @@ def test_redirect(server: FileServer, part: Path) -> None:
     assert fetched.sha256 == SHA
 
 
+def test_a_signature_is_not_kept_and_a_renewed_one_goes_on(server: FileServer, part: Path) -> None:
+    server.mood.lets_in = lambda request: request.query == "signature=old"
+    half = leave_half(server, part, "/file?signature=old")
+    assert "signature" not in part.with_name(part.name + ".json").read_text()
+    server.mood.lets_in = lambda request: request.query == "signature=new"
+    get(part, server.url + "/file?signature=new")
+    assert part.read_bytes() == DATA
+    assert server.ranges() == [None, f"bytes={half}-"]
+    with pytest.raises(InputError, match=r"/other\?…: status 401") as caught:
+        get(part, server.url + "/other?signature=old")
+    assert "signature" not in str(caught.value)
+
+
 def test_no_room(server: FileServer, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda p: namedtuple("D", "free")(100_000_000))
     with pytest.raises(UserError, match=r"has 0.1 GB free, 5.0 GB are needed"):

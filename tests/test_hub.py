@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from servers import HubServer
+from servers import HubServer, certify
 from tiny import make_old_form
 
 from pipeline.data.hub import choose
@@ -210,6 +210,47 @@ out["dataset"] = said(lambda: rows.fetch_dataset(dataset, here / "part", Stop(),
     assert out["dataset"].startswith(f"InputError 3: dataset me/x: {reached}")
     assert out["dataset"].endswith("or FILE= to a copy that is here")
     assert "\n" not in out["model"] + out["dataset"]
+
+
+def test_hub_that_names_files_elsewhere(run: Run, repos: dict[str, Path], tmp_path: Path) -> None:
+    code = """
+(here / "a" / "b").mkdir(parents=True)
+got = hub.fetch_repo("me/full", "main", here / "a" / "b" / "c", Stop(), quiet, quick)
+out["files"] = got["files"]
+"""
+    hostile = ["../../model.safetensors", "../config.json", "/etc/tokenizer.json", "x/../vocab.txt"]
+    hostile += ["../model-00001-of-00001.safetensors", "..\\merges.txt", "..", ""]
+    with HubServer(models=repos) as server:
+        server.also = hostile
+        out = run(server, code)
+    assert out["files"] == ["config.json", "tokenizer.json", "model.safetensors"]
+    below = {p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()}
+    assert {str(path.parent) for path in below} == {"b/c"}
+    assert {path.name for path in below if path.suffix != ".json"} == {"model.safetensors"}
+    assert not [r for r in server.requests if ".." in r.path]
+
+
+def test_hub_whose_certificate_is_not_trusted(
+    run: Run, repos: dict[str, Path], tmp_path: Path
+) -> None:
+    code = """
+take = lambda: hub.fetch_repo("me/full", None, here / "x", Stop(), quiet, quick)
+dataset = Dataset(id="x", urls=["hf://me/x"])
+out["model"] = said(take)
+out["dataset"] = said(lambda: rows.fetch_dataset(dataset, here / "part", Stop(), quiet))
+"""
+    certificate, key = certify(tmp_path, "IP:127.0.0.1")
+    with HubServer(models=repos) as server:
+        server.encrypt(certificate, key)
+        refused = run(server, code)
+        trusted = run(server, code, SSL_CERT_FILE=str(certificate))
+    for kind, said in refused.items():
+        assert said.startswith(f"InputError 3: {kind} me/")
+        assert f"{server.url}: its certificate is not trusted (self" in said
+        assert "let SSL_CERT_FILE name its certificate" in said
+        assert "\n" not in said
+    assert trusted["model"] == "nothing", "that is, no error"
+    assert "has no such repo" in trusted["dataset"]
 
 
 def test_damaged_weights(run: Run, repos: dict[str, Path]) -> None:

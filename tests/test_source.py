@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pickle
 import shutil
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -143,7 +145,6 @@ def test_prefix_falls_back_on_eos(models: Models, tmp_path: Path, out: Path) -> 
         ("config", UserError, "cannot be read"),
         ("code", UserError, "cannot be read: .*custom code|cannot be read: .*trust_remote_code"),
         ("words", UserError, "the tokenizer has 512 words, the model 100"),
-        ("pickle", UserError, "cannot be read"),
     ],
 )
 def test_what_is_wrong_is_said(
@@ -153,10 +154,8 @@ def test_what_is_wrong_is_said(
     config = json.loads((folder / "config.json").read_text())
     if change == "gone":
         shutil.rmtree(folder)
-    elif change in ("weights", "pickle"):
+    elif change == "weights":
         (folder / "model.safetensors").unlink()
-        if change == "pickle":
-            (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/x'\ntR.")
     elif change == "config":
         (folder / "config.json").write_text("{")
     elif change == "words":
@@ -168,6 +167,77 @@ def test_what_is_wrong_is_said(
     with pytest.raises(kind, match=says) as caught:
         take(local(folder), out)
     assert "\n" not in str(caught.value)
+
+
+class Hostile:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("form", ["zip", "old", "bare"])
+def test_what_a_pickle_would_do_is_not_done(
+    models: Models, tmp_path: Path, out: Path, form: str
+) -> None:
+    import torch
+
+    folder = make_old_form(models("opt"), tmp_path / "copy")
+    weights = folder / "pytorch_model.bin"
+    content = torch.load(weights, weights_only=True) | {"hostile": Hostile(tmp_path / "done")}
+    if form == "bare":
+        weights.write_bytes(pickle.dumps(content["hostile"], protocol=2))
+    else:
+        torch.save(content, weights, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(UserError) as caught:
+        take(local(folder), out)
+    assert str(caught.value) == (
+        f"{folder}: its weights are a pickle with more in it than weights, which is not run. "
+        "take a MODEL that is published as safetensors"
+    )
+    assert not (tmp_path / "done").exists()
+    if form != "bare":
+        torch.load(weights, weights_only=False)
+        assert (tmp_path / "done").exists(), "so it is hostile"
+
+
+def test_code_of_a_model_is_not_run_even_where_somebody_could_agree(
+    models: Models, tmp_path: Path, out: Path
+) -> None:
+    """transformers would ask at a terminal, unless it was told; the weights are converted first."""
+    folder = make_old_form(models("opt"), tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"auto_map": {"AutoConfig": "code.Mine"}, "model_type": "mine"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'done')!r})")
+    code = f"""
+from pathlib import Path
+from pipeline.errors import UserError
+from pipeline.model.source import materialise
+from pipeline.registry import BaseModel
+from pipeline.stop import Stop
+model = BaseModel(id="mine", path={str(folder)!r})
+try:
+    materialise(model, Path({str(out)!r}), Path({str(tmp_path)!r}), Stop(), lambda *_: None)
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        input="y\n" * 9,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "cannot be read: " in done.stdout, done.stderr
+    assert "custom code" in done.stdout
+    assert "[y/N]" not in done.stdout
+    assert not (tmp_path / "done").exists()
 
 
 def test_stop(models: Models, out: Path) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import advance
 
 from pipeline.config import Config
 from pipeline.dag import Node, find
-from pipeline.errors import Interrupted, UserError
+from pipeline.errors import CorruptInput, Interrupted, UserError
+from pipeline.receipt import hash_file
 from pipeline.stage import Context, run_item
 from pipeline.stop import Stop
 
@@ -140,6 +143,46 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(
     capsys.readouterr()
     assert result(train(config, tmp_path)) == whole
     assert "PASSED OVER" in capsys.readouterr().out
+
+
+class Hostile:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_what_a_checkpoint_s_pickle_would_do_is_not_done(
+    small: Small, prepared: Path, tmp_path: Path
+) -> None:
+    """Not even where the receipt vouches for it; the next run goes on from the one before."""
+    import torch
+
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    config = small(name="hostile")
+    folder = find(config, tmp_path, "train.train").work.folder
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, StopAfter(folder, 5))
+    newest = sorted(folder.glob("step-*"))[-1]
+    path = newest / "optimizer.pt"
+    content = torch.load(path, weights_only=True) | {"hostile": Hostile(tmp_path / "done")}
+    torch.save(content, path)
+    receipt = json.loads((newest / "receipt.json").read_text())
+    receipt["outputs"]["optimizer.pt"] = {"size": path.stat().st_size, "sha256": hash_file(path)}
+    (newest / "receipt.json").write_text(json.dumps(receipt))
+    with pytest.raises(CorruptInput) as caught:
+        train(config, tmp_path)
+    said = f"{path} is a pickle with more in it than tensors and numbers, which is not run. It was"
+    assert str(caught.value).startswith(said)
+    assert not newest.exists()
+    assert not (tmp_path / "done").exists()
+    assert train(config, tmp_path).complete
+    (aside,) = folder.glob(".damaged-step-*")
+    torch.load(aside / "optimizer.pt", weights_only=False)
+    assert (tmp_path / "done").exists(), "so it is hostile"
 
 
 def test_only_the_newest_checkpoints_and_the_best_are_kept(

@@ -1,10 +1,13 @@
-"""The HTTP client: its patience, and which of its errors a retry may cure."""
+"""The HTTP client: its patience, its logins, and which of its errors a retry may cure."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import netrc
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -42,6 +45,8 @@ class Patience:
 
 
 PATIENCE = Patience()
+AUTHORITY = "where a site has an authority of its own, let SSL_CERT_FILE name its certificate"
+LOGIN = "is there a login for that host in ~/.netrc, mode 600?"
 
 
 class Again(Exception):
@@ -64,13 +69,14 @@ def waiting(patience: Patience) -> Callable[[Any], float]:
 
 
 class Client:
-    """Asks for URLs: follows redirects, goes through the user's proxies, gives up in time.
+    """Asks for URLs: verifies TLS, follows redirects, knows ~/.netrc and the user's proxies.
 
     httpx times single reads only, so a head that drips would never end; here the connection is
     broken then, by way of httpx's request extension `trace`.
 
     Raises:
-        UserError: A variable such as HTTPS_PROXY or NO_PROXY holds what no proxy can be.
+        UserError: A variable such as HTTPS_PROXY or NO_PROXY holds what no proxy can be, or
+            SSL_CERT_FILE or SSL_CERT_DIR, which httpx heeds, no certificates.
     """
 
     def __init__(self, patience: Patience) -> None:
@@ -83,7 +89,10 @@ class Client:
                 timeout=httpx.Timeout(patience.read, connect=patience.connect),
                 follow_redirects=True,
                 headers={"User-Agent": "gristmill"},
+                auth=_login(),
             )
+        except OSError as error:  # ssl's own are such, too
+            raise UserError(f"no certificates can be read from {_trusted()}: {error}") from error
         except (ValueError, httpx.InvalidURL) as error:
             raise UserError(
                 f"the proxies that the environment names cannot be used: {error}",
@@ -140,6 +149,42 @@ def brisk(blocks: Iterable[bytes], patience: Patience) -> Iterator[bytes]:
             since, size = time.monotonic(), 0
 
 
+def _trusted() -> str:
+    """Where the certificates come from."""
+    said = {k: os.environ[k] for k in ("SSL_CERT_FILE", "SSL_CERT_DIR") if k in os.environ}
+    return ", ".join(f"{name}={value}" for name, value in said.items()) or "certifi"
+
+
+def _login() -> Callable[[httpx.Request], httpx.Request] | None:
+    """What adds a host's login from ~/.netrc, or from where NETRC says; None without that file.
+
+    httpx sends it to no other host on a redirect. A file that cannot be used is passed over, for
+    most servers want no login; one that does is told to need it.
+    """
+    try:
+        known = netrc.netrc(os.environ.get("NETRC"))
+    except (OSError, ValueError, netrc.NetrcParseError):
+        return None
+
+    def add(request: httpx.Request) -> httpx.Request:
+        found = known.authenticators(request.url.host)
+        if found and "Authorization" not in request.headers:  # the hub's token goes first
+            login = base64.b64encode(f"{found[0]}:{found[2]}".encode()).decode()
+            request.headers["Authorization"] = f"Basic {login}"
+        return request
+
+    return add
+
+
+def distrust(error: BaseException | None) -> str:
+    """Why a server's certificate is not trusted, if that is behind an error, else ""."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted ({error.verify_message}); {AUTHORITY}"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
 @contextmanager
 def telling(url: str) -> Iterator[None]:
     """Turn what httpx raises into what a retry may cure, and what it may not."""
@@ -150,6 +195,8 @@ def telling(url: str) -> Iterator[None]:
     except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
         raise InputError(f"{url}: {error}") from error
     except httpx.TransportError as error:
+        if why := distrust(error):
+            raise InputError(f"{url}: {why}") from error
         raise Again(f"{str(error) or type(error).__name__}{_way(url)}") from error
 
 

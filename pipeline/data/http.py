@@ -12,14 +12,16 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from pipeline.data.answers import Answer, Verdict, ask, judge, status_line
-from pipeline.data.client import PATIENCE, Again, Client, Patience, brisk, telling, waiting
+from pipeline.data.client import LOGIN, PATIENCE, Again, Client, Patience, brisk, telling, waiting
 from pipeline.data.partial import BLOCK, Bound, Part, Progress, check_room
 from pipeline.errors import CorruptInput, InputError
+from pipeline.redaction import redact
 from pipeline.stop import Stop
 
 if TYPE_CHECKING:
@@ -125,13 +127,13 @@ def fetch(
     part.parent.mkdir(parents=True, exist_ok=True)
     store = Part(part, patience.sync)
     begun = store.bound.url if store.bound else None
-    if begun in urls:
+    if begun in {redact(url) for url in urls}:
         store.adopt(stop)
     else:
         store.discard()
     job = _Job(store, sha256, size, stop, progress, dict(headers or {}), patience)
     errors: list[InputError] = []
-    for url in sorted(urls, key=lambda u: u != begun):
+    for url in sorted(urls, key=lambda u: redact(u) != begun):
         try:
             return job.run(url)
         except InputError as error:
@@ -268,7 +270,8 @@ class _Job:
 def _refusal(url: str, answer: Answer, verdict: Verdict) -> InputError:
     if verdict is Verdict.OTHER:
         return CorruptInput(f"{url}: {answer.total} bytes, {verdict.value}")
-    return InputError(f"{url}: {status_line(answer.status)}, {verdict.value}")
+    login = f" ({LOGIN})" if answer.status == HTTPStatus.UNAUTHORIZED else ""
+    return InputError(f"{url}: {status_line(answer.status)}, {verdict.value}{login}")
 
 
 def _none_left(errors: list[InputError]) -> InputError:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.answers import status_line
-from pipeline.data.client import PATIENCE, Patience
+from pipeline.data.client import PATIENCE, Patience, distrust
 from pipeline.data.http import fetch
 from pipeline.data.partial import Progress, check_room
 from pipeline.errors import CorruptInput, InputError
@@ -159,6 +159,8 @@ def _reason(error: Exception) -> str:
     from huggingface_hub import constants, errors
 
     hub = constants.ENDPOINT
+    if why := distrust(error):
+        return f"{hub}: {why}"
     if isinstance(error, errors.GatedRepoError):
         return f"it is gated: accept its terms on {hub} and set HF_TOKEN"
     if isinstance(error, errors.RevisionNotFoundError):

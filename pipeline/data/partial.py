@@ -2,7 +2,8 @@
 
 Beside `<part>` lies `<part>.json`: URL, ETag or Last-Modified and size of the content, how many
 bytes were brought to disk, and their sha256. On resume these bytes are read once more, to carry the
-hash on; whatever stands after them is dropped, so neither a kill nor a power cut leaves a hole.
+hash on; whatever stands after them is dropped, so neither a kill nor a power cut leaves a hole. The
+URL is there without its query: no signature is kept, and a renewed one goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import IO, Any, TypeVar
 import msgspec
 
 from pipeline.errors import UserError
+from pipeline.redaction import redact
 from pipeline.stop import Stop
 
 Progress = Callable[[int, int | None], None]
@@ -63,7 +65,7 @@ class Part:
 
     def have(self, url: str) -> int:
         """Bytes that are there of the content at this URL."""
-        return self.size if self.bound is not None and self.bound.url == url else 0
+        return self.size if self.bound is not None and self.bound.url == redact(url) else 0
 
     def adopt(self, stop: Stop) -> None:
         """Take up what is safely on disk, hashing it on the way, or else nothing."""
@@ -84,7 +86,7 @@ class Part:
         """Start over as a prefix of this content."""
         self.discard()
         self.path.touch(exist_ok=False)
-        self.bound = bound
+        self.bound = replace(bound, url=redact(bound.url))
 
     def finish(self) -> None:
         """Note that the content ends here, for servers that do not tell its size."""

@@ -7,12 +7,14 @@ gradient scaler, random generators; loads with `weights_only`), `state.json` (nu
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CorruptInput
+from pipeline.files import open_as_umask
 from pipeline.receipt import set_aside
 from pipeline.stage import Context
 
@@ -59,6 +61,7 @@ def save(folder: Path, model: Any, optimizer: Any, scaler: Any, state: State) ->
         folder / "optimizer.pt",
     )
     (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
+    open_as_umask(folder)
 
 
 def read(folder: Path) -> State:
@@ -67,12 +70,21 @@ def read(folder: Path) -> State:
 
 
 def restore(folder: Path, model: Any, optimizer: Any, scaler: Any) -> None:
-    """Put a checkpoint back into model, optimizer, scaler and the random generators."""
+    """Put a checkpoint back into model, optimizer, scaler and the random generators.
+
+    Raises:
+        CorruptInput: There is more than numbers in it.
+    """
     import torch
 
     restore_weights(folder, model)
     device = next(iter(trainable(model).values())).device
-    saved = torch.load(folder / "optimizer.pt", map_location=device, weights_only=True)
+    path = folder / "optimizer.pt"
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError:
+        what = f"{path} is a pickle with more in it than tensors and numbers, which is not run"
+        raise CorruptInput(what, unit=folder) from None
     optimizer.load_state_dict(saved["optimizer"])
     scaler.load_state_dict(saved["scaler"])
     torch.set_rng_state(saved["random"].cpu())

@@ -60,7 +60,10 @@ def convert(path: Path, out: Path, stop: Stop, progress: Progress) -> None:
     _save_weights(reader, config, out / "model.safetensors", stop, progress)
     config.save_pretrained(out)
     GenerationConfig.from_model_config(config).save_pretrained(out)
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(
+        path.parent, gguf_file=path.name, trust_remote_code=False
+    )
+    tokenizer.save_pretrained(out)
 
 
 def _config(reader: Any, name: str) -> Any:

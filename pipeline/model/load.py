@@ -128,7 +128,9 @@ def load_base(
             llm_int8_skip_modules=skip,
         )
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         for name in DROPOUTS:
             if hasattr(config, name):
                 setattr(config, name, 0.0 if name == "layerdrop" else dropout)
@@ -140,6 +142,7 @@ def load_base(
             device_map={"": str(device)} if quantization else None,
             attn_implementation="sdpa",
             local_files_only=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load a causal language model from {folder}: {error}") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CorruptInput, UserError
+from pipeline.files import open_as_umask
 from pipeline.model import checkpoint
 from pipeline.model.checkpoint import State
 from pipeline.model.journal import METRICS, SAMPLES
@@ -55,8 +56,7 @@ def publish(
             model.save_pretrained(draft.path)
             for name in ("tokenizer.json", "tokenizer_config.json"):
                 shutil.copyfile(base / name, draft.path / name)
-        for path in draft.path.iterdir():
-            path.chmod(0o644)  # safetensors writes for the owner only
+        open_as_umask(draft.path)
         for name in (METRICS, SAMPLES):
             shutil.copyfile(ctx.folder / name, draft.path / name)
         draft.notes = [METRICS, SAMPLES]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any
 from pipeline.data import hub
 from pipeline.data.partial import BLOCK, Progress, check_room, room_is_needed
 from pipeline.errors import Failure, UserError
+from pipeline.files import open_as_umask
 from pipeline.model import gguf
 from pipeline.registry import BaseModel
 from pipeline.stop import Stop
@@ -66,9 +68,7 @@ def materialise(
         source, revision = f"{model.package}/{model.gguf}", version(str(model.package))
     with _understood(source):
         facts = _describe(model, out)
-    os.umask(mask := os.umask(0))
-    for path in out.iterdir():
-        path.chmod(0o666 & ~mask)  # save_pretrained leaves 0600, which a group cannot read
+    open_as_umask(out)
     return {"source": source, "revision": revision, **facts}
 
 
@@ -115,7 +115,12 @@ def _convert_weights(folder: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", use_safetensors=False, weights_only=True, local_files_only=True
+        folder,
+        dtype="auto",
+        use_safetensors=False,
+        weights_only=True,
+        local_files_only=True,
+        trust_remote_code=False,
     )
     model.save_pretrained(out)
 
@@ -124,7 +129,10 @@ def _convert_tokenizer(folder: Path, out: Path) -> None:
     """vocab.json and merges.txt → tokenizer.json, which loads in a hundredth of the time."""
     from transformers import AutoTokenizer
 
-    AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    tokenizer.save_pretrained(out)
 
 
 def _names(folder: Path) -> list[str]:
@@ -152,11 +160,10 @@ def _describe(model: BaseModel, out: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    config = AutoConfig.from_pretrained(out, **here)
+    config = AutoConfig.from_pretrained(out, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(config)
-    tokenizer = AutoTokenizer.from_pretrained(out, **here)
+        shell = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True, trust_remote_code=False)
     rows = shell.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise UserError(f"{model.id}: the tokenizer has {len(tokenizer)} words, the model {rows}")
@@ -213,6 +220,9 @@ def _understood(source: str) -> Iterator[None]:
         yield
     except Failure:
         raise
+    except pickle.UnpicklingError as error:
+        what = f"{source}: its weights are a pickle with more in it than weights, which is not run"
+        raise UserError(what, "take a MODEL that is published as safetensors") from error
     except Exception as error:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{source} cannot be read: {said[:300]}", "take another MODEL") from error

@@ -22,6 +22,7 @@ from pipeline.data.partial import Progress
 from pipeline.errors import InputError
 from pipeline.model import source
 from pipeline.receipt import hash_file, hash_json
+from pipeline.redaction import redact
 from pipeline.registry import Dataset
 from pipeline.settings import Section, free
 from pipeline.stage import Context, Inputs, Item, Step
@@ -39,6 +40,9 @@ class DownloadConfig(Section):
     """
 
     bandwidth: float | None = free(None, ge=0.05)
+
+
+TAKEN = (receipts.NAME, ".", "..")
 
 
 def files_of(dataset: Dataset) -> dict[str, list[str]]:
@@ -93,7 +97,7 @@ def _name(dataset: Dataset, stem: str, url: str) -> str:
 
 
 def _escaped(name: str) -> str:
-    """A path as the name of a file in a unit, where `receipt.json` has a meaning.
+    """A path as the name of a file in a unit, where some names have a meaning.
 
     Bytes that are not UTF-8 are spelt out, as in URLs; what is too long for a name ends in a hash.
     """
@@ -102,7 +106,7 @@ def _escaped(name: str) -> str:
     if len(raw) > LONGEST_NAME:
         tail = f"~{hash_json(name)[:16]}{ending(name)}"
         return raw[: LONGEST_NAME - len(tail)].decode(errors="ignore") + tail
-    return f"%{ord(name[0]):X}{name[1:]}" if name == receipts.NAME else name
+    return f"%{ord(name[0]):X}{name[1:]}" if name in TAKEN else name
 
 
 def _local(url: str) -> Path | None:
@@ -154,7 +158,7 @@ def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
             draft.hashes[name] = fetched.sha256
         draft.facts = {
             "files": {
-                name: {"url": f.url, "etag": f.etag, "modified": f.modified}
+                name: {"url": redact(f.url), "etag": f.etag, "modified": f.modified}
                 for name, f in found.items()
             },
             "seconds": round(time.monotonic() - started, 3),

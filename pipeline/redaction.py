@@ -1,0 +1,36 @@
+"""Secrets taken out of what is told: in messages, receipts and journals.
+
+A URL may carry a signature or a token in its query, and name and password before its host. Whoever
+fetches it needs them; whoever reads of it does not.
+"""
+
+from __future__ import annotations
+
+import re
+
+# The second form of a login is not valid, but is typed: a password with a slash or a space in it.
+# Otherwise what follows the colon is a port. What ends a sentence is not part of a query.
+URL = re.compile(
+    r"""(?P<scheme>[a-z][a-z0-9+.-]*://)
+    (?P<login>[^\s/?#]*@|[^\s/?#:]*:(?!\s|\d+(?:[^\w.]|$))[^'"<>\n]*@)?
+    (?P<place>[^\s?#'"<>]*)
+    (?P<query>[?#][^\s'"<>]*[^\s'"<>.,:;)\]}])?""",
+    re.IGNORECASE | re.VERBOSE,
+)
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+
+
+def redact(text: str) -> str:
+    """The text without the logins and queries of its URLs, and without tokens of the hub."""
+    return TOKEN.sub("hf_…", URL.sub(_cut, text))
+
+
+def has_login(url: str) -> bool:
+    """Whether a URL has a name or a password before its host."""
+    found = URL.match(url)
+    return bool(found and found["login"])
+
+
+def _cut(url: re.Match[str]) -> str:
+    login, query = "…@" if url["login"] else "", "?…" if url["query"] else ""
+    return f"{url['scheme']}{login}{url['place']}{query}"

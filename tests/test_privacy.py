@@ -1,0 +1,347 @@
+"""What a run leaves behind, and where: nothing at home, no secret, nothing open to others."""
+
+from __future__ import annotations
+
+import base64
+import grp
+import json
+import os
+import secrets
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import SMALL, write_corpus
+from queued import Queued
+from servers import FileServer, HubServer, Request
+from tiny import make_old_form
+
+from jobs.planner import make_plan
+from jobs.privacy import follow, open_run
+from pipeline.config import Config, freeze
+from pipeline.errors import UserError
+
+HERE = Path(__file__).parent.parent
+
+
+def jobs(*words: str | Path, code: int = 0, **env: str) -> str:
+    """What `python -m jobs` prints, in an environment of its own, under a careless umask."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", *map(str, words)],
+        cwd=HERE,
+        env={"PATH": os.environ["PATH"], "GRISTMILL_PROFILE": "local", "NO_PROXY": "127.0.0.1"}
+        | {"OMP_NUM_THREADS": "1"}
+        | env,
+        umask=0,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout
+    return done.stdout
+
+
+def readable(folder: Path, by: int) -> set[str]:
+    """What is there, the folder and all below it, that has one of these permissions."""
+    paths = [path for path in (folder, *folder.rglob("*")) if not path.is_symlink()]
+    return {str(path.relative_to(folder)) for path in paths if path.stat().st_mode & by}
+
+
+def below(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.rglob("*")]
+
+
+@pytest.mark.slow
+def test_nothing_is_written_at_home(models: Callable[[str], Path], tmp_path: Path) -> None:
+    """Corpus and model come from a hub, so that its libraries are used, too."""
+    home, root = tmp_path / "home", tmp_path / "root"
+    home.mkdir()
+    corpus = tmp_path / "corpus"
+    (corpus / "data").mkdir(parents=True)
+    write_corpus(corpus / "data" / "train.jsonl.zst")
+    dataset = tmp_path / "small.yaml"
+    dataset.write_text(yaml.safe_dump({"urls": ["hf://me/corpus"], "revision": "main"}))
+    model = make_old_form(models("opt"), tmp_path / "model")
+    with HubServer(models={"me/model": model}, datasets={"me/corpus": corpus}) as hub:
+        given = (f"--root={root}", f"--dataset={dataset}", "--model=me/model", "--name=small")
+        env = {"HOME": str(home), "HF_ENDPOINT": hub.url}
+        jobs("run", "download", *given, *SMALL, **env)  # by hand
+        jobs("submit", *given, *SMALL, **env)
+    assert (root / "runs" / "small" / "report" / "report.html").exists()
+    assert not below(home)
+    assert (root / "cache" / "matplotlib").is_dir()
+
+
+PLACES = """
+import json, os, sys
+from pathlib import Path
+from jobs.task import prepare
+prepare("train.train", Path(sys.argv[1]))
+import datasets, huggingface_hub.constants as hub, matplotlib, torch.hub
+import transformers.utils.hub
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch.utils.cpp_extension import _get_build_directory
+print("OUT" + json.dumps({
+    "hub": hub.HF_HUB_CACHE, "assets": hub.HF_ASSETS_CACHE, "xet": hub.HF_XET_CACHE,
+    "datasets": str(datasets.config.HF_DATASETS_CACHE),
+    "modules": str(datasets.config.HF_MODULES_CACHE),
+    "code": str(transformers.utils.hub.HF_MODULES_CACHE),
+    "matplotlib": matplotlib.get_cachedir(), "torch": torch.hub.get_dir(),
+    "inductor": cache_dir(), "extensions": _get_build_directory("x", False),
+    "login": hub.HF_TOKEN_PATH,
+}))
+"""
+
+
+@pytest.mark.slow
+def test_caches_of_libraries_are_below_the_root(tmp_path: Path) -> None:
+    """As the libraries say themselves, after they are imported; a value of the user's stays."""
+    done = subprocess.run(
+        [sys.executable, "-c", PLACES, tmp_path / "root"],
+        cwd=HERE,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path / "home"),
+            "HF_XET_CACHE": str(tmp_path / "mine"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    places = yaml.safe_load(done.stdout.rpartition("OUT")[2])
+    assert places.pop("xet") == str(tmp_path / "mine")
+    assert places.pop("login") == str(tmp_path / "home" / ".cache" / "huggingface" / "token")
+    assert not {name for name, place in places.items() if not place.startswith(f"{tmp_path}/root/")}
+
+
+# made anew each time: what is in this file is in the code that a run records
+SECRETS = {name: secrets.token_hex(16) for name in ("signature", "password", "proxy")}
+SECRETS["token"] = "hf_" + secrets.token_hex(17)
+
+
+def holding(folder: Path, *hidden: str) -> set[str]:
+    """The files below a folder with one of these in it, or in their names."""
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        for secret in hidden
+        if secret in str(path) or (path.is_file() and secret.encode() in path.read_bytes())
+    }
+
+
+@contextmanager
+def watching_processes() -> Iterator[set[str]]:
+    """The command lines of all processes of this machine, as `ps` shows them to everybody."""
+    seen: set[str] = set()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.02):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with suppress(OSError):
+                    seen.add(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_no_secret_is_kept_or_shown(models: Callable[[str], Path], tmp_path: Path) -> None:
+    """The signature of a URL is in what defines the run, behind a closed door, and only there."""
+    root, home = tmp_path / "root", tmp_path / "home"
+    home.mkdir()
+    (home / ".netrc").write_text(f"machine 127.0.0.1 login me password {SECRETS['password']}")
+    (home / ".netrc").chmod(0o600)
+    corpus = write_corpus(tmp_path / "c.jsonl.zst").read_bytes()
+    login = "Basic " + base64.b64encode(f"me:{SECRETS['password']}".encode()).decode()
+
+    def lets_in(request: Request) -> bool:
+        signed = request.query == f"Expires=9&Signature={SECRETS['signature']}"
+        return signed and request.headers.get("authorization") == login
+
+    env = {
+        "HOME": str(home),
+        "HF_TOKEN": SECRETS["token"],
+        "HTTPS_PROXY": f"http://me:{SECRETS['proxy']}@127.0.0.1:9",
+    }
+    with FileServer({"/c.jsonl.zst": corpus}) as server, watching_processes() as commands:
+        server.mood.lets_in = lets_in
+        url = f"{server.url}/c.jsonl.zst?Expires=9&Signature={SECRETS['signature']}"
+        dataset = tmp_path / "small.yaml"
+        dataset.write_text(yaml.safe_dump({"urls": [url]}))
+        given = (f"--root={root}", f"--dataset={dataset}", "--name=small")
+        given = (*given, f"--model={models('llama')}", *SMALL)
+        told = jobs("submit", *given, **env)
+        told += jobs("plan", "--json", *given, **env) + jobs("status", "--json", *given, **env)
+        server.files.clear()
+        for path in root.glob("data/small/raw-*/corpus/receipt.json"):
+            path.unlink()
+        told += jobs("submit", *given, code=3, **env)  # refused before it is queued
+        told += jobs("run", "download.corpus", *given, code=3, **env)
+    assert f"{server.url}/c.jsonl.zst?…: status 404" in told
+    assert any("run train.train --plan=" in command for command in commands)
+    for secret in SECRETS.values():
+        assert secret not in told
+        assert not [command for command in commands if secret in command]
+    plans = {str(path.relative_to(root)) for path in root.glob("runs/small/plans/*.json")}
+    assert holding(root, SECRETS["signature"]) == {"runs/small/config.yaml", *plans}
+    assert not holding(root, SECRETS["password"], SECRETS["proxy"], SECRETS["token"], login)
+    assert not readable(root, 0o077), "and the door is closed"
+    journal = json.loads((root / "runs/small/logs/download.corpus-0.json").read_text())
+    assert "c.jsonl.zst?…: status 404" in journal["message"]
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """The umask of this process is careless, and restored at the end."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture
+def group() -> str:
+    """A group that we may give files to, and that they would not have by themselves."""
+    if os.geteuid() == 0:
+        return next(g.gr_name for g in grp.getgrall() if g.gr_gid != os.getegid())
+    for gid in os.getgroups():
+        if gid != os.getegid():
+            return grp.getgrgid(gid).gr_name
+    pytest.skip("this user is in one group only")
+
+
+def mode(path: Path) -> str:
+    return oct(stat.S_IMODE(path.stat().st_mode))
+
+
+@pytest.mark.slow
+def test_a_group_may_read_all_of_a_run(
+    models: Callable[[str], Path], tmp_path: Path, group: str
+) -> None:
+    root, site = tmp_path / "new" / "root", tmp_path / "site.yaml"
+    site.write_text(yaml.safe_dump({"extends": "local", "group": group}))
+    dataset, corpus = tmp_path / "small.yaml", write_corpus(tmp_path / "c.jsonl.zst")
+    given = (f"--root={root}", f"--dataset={dataset}", "--name=small", f"--profile={site}")
+    with FileServer({"/c.jsonl.zst": corpus.read_bytes()}) as server:
+        dataset.write_text(yaml.safe_dump({"urls": [server.url + "/c.jsonl.zst"]}))
+        jobs("submit", *given, f"--model={models('llama')}", *SMALL, HOME=str(tmp_path))
+    everything = [root.parent, root, *(path for path in root.rglob("*") if not path.is_symlink())]
+    assert any(path.name == "trainable.safetensors" for path in everything)
+    assert any(path.name == "report.html" for path in everything)
+    assert {path.stat().st_gid for path in everything} == {grp.getgrnam(group).gr_gid}
+    assert not readable(root.parent, 0o027), "to others, and for writing"
+    folders = {path for path in everything if path.is_dir()}
+    assert {mode(path) for path in folders} == {"0o2750"}
+    assert {mode(path) for path in everything if path not in folders} <= {"0o640", "0o750"}
+
+
+def test_what_is_there_stays_as_it_is(tmp_path: Path, umask: None, group: str) -> None:
+    root = tmp_path / "root"
+    (root / "data" / "nih").mkdir(parents=True)
+    (root / "runs" / "old").mkdir(parents=True)
+    open_run(root, "new", None)
+    assert [mode(root), mode(root / "data"), mode(root / "data" / "nih")] == ["0o777"] * 3
+    assert [mode(root / "models"), mode(root / "runs" / "new")] == ["0o700"] * 2
+    (root / "runs" / "old").chmod(0o755)  # shown to all, by its owner
+    follow(root / "runs" / "old")
+    (root / "runs" / "old" / "logs").mkdir()
+    assert mode(root / "runs" / "old" / "logs") == "0o755"
+    follow(root / "runs" / "new")
+    (root / "runs" / "new" / "config.yaml").touch()
+    assert mode(root / "runs" / "new" / "config.yaml") == "0o600"
+
+
+def test_a_task_is_as_private_as_its_run_wherever_it_starts(
+    small: Callable[..., Config], tmp_path: Path, umask: None
+) -> None:
+    """Whatever umask a node gives it."""
+    root = tmp_path / "root"
+    open_run(root, "small", None)
+    freeze(small(), root)
+    plan = make_plan(small(), root).write()
+    jobs("run", "download.corpus", f"--plan={plan}", HOME=str(tmp_path))
+    assert list(root.glob("data/small/raw-*/corpus/receipt.json"))
+    linked = {path for path in readable(root, 0o077) if path.endswith(".zst")}
+    assert readable(root, 0o077) == linked, "a file of the user's keeps its rights"
+
+
+def test_a_group_that_cannot_have_it_is_told(tmp_path: Path, umask: None, group: str) -> None:
+    with pytest.raises(UserError, match=r"there is no group 'nobody here'\. see your groups with"):
+        open_run(tmp_path / "root", "x", "nobody here")
+    assert not (tmp_path / "root").exists()
+    open_run(tmp_path / "the root", "old", None)
+    with pytest.raises(UserError, match=rf"data'?, .* not open to the group {group} ") as caught:
+        open_run(tmp_path / "the root", "new", group)
+    subprocess.run(caught.value.hint, shell=True, check=True)
+    open_run(tmp_path / "the root", "new", group)
+    assert {mode(p) for p in (tmp_path / "the root").rglob("*")} == {"0o2750"}
+
+
+def test_a_group_that_one_is_not_in_is_told(tmp_path: Path, umask: None) -> None:
+    """In a process that is in no group but its own."""
+    other = next(g.gr_name for g in grp.getgrall() if g.gr_gid not in (os.getegid(), 65534))
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            open_run(tmp_path / "root", "x", other)
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as told:
+        said = f"you are not in the group {other}. see your groups with: id -Gn"
+        assert told.read() == f"UserError: {said}"
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_jobs_leave_no_secret_and_nothing_open(
+    run: Queued, umask: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scripts, pickles and logs of SLURM's and submitit's, too."""
+    monkeypatch.setenv("HF_TOKEN", SECRETS["token"])
+    monkeypatch.setenv("HTTPS_PROXY", f"http://me:{SECRETS['proxy']}@127.0.0.1:9")
+    open_run(run.root, run.config.name, None)
+    before = os.umask(0)  # SLURM gives jobs the umask that they are submitted with
+    run.submit()
+    os.umask(before)
+    run.completes()
+    folder = run.root / "runs" / run.config.name
+    assert list(folder.glob("logs/train.train/*_submission.sh"))
+    assert list(folder.glob("logs/train.train/*.out"))
+    assert mode(folder) == "0o700"
+    (trained,) = folder.glob("train-*")
+    assert not readable(trained, 0o077)
+    assert not holding(run.root, SECRETS["token"], SECRETS["proxy"])
+
+
+def test_a_snapshot_of_the_code_is_as_open_as_the_run(tmp_path: Path, umask: None) -> None:
+    from jobs.snapshot import take
+
+    open_run(tmp_path, "x", None)
+    code = take(tmp_path / "runs" / "x")
+    assert (code / "pipeline" / "conf" / "datasets" / "nih.yaml").is_file()
+    assert not readable(code, 0o077)
