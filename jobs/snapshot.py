@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline import provenance
 from pipeline.errors import UserError
-from pipeline.files import write_text
+from pipeline.files import naming, write_text
 from pipeline.receipt import hash_file, hash_json
 
 PACKAGES = ("pipeline", "jobs")
@@ -51,8 +51,9 @@ def take(run: Path) -> Path:
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
     temporary.mkdir(parents=True)
     try:
-        for package in PACKAGES:
-            shutil.copytree(here / package, temporary / package, ignore=LEFT_OUT)
+        with naming(final):
+            for package in PACKAGES:
+                shutil.copytree(here / package, temporary / package, ignore=LEFT_OUT)
         write_text(temporary / provenance.STAMP, provenance.code_version())
         os.rename(temporary, final)
     except OSError:

@@ -52,8 +52,8 @@ class Lease:
         self._beats = 0
 
     def __enter__(self) -> Lease:
-        self._write(os.O_CREAT)
         try:
+            self._write(os.O_CREAT)
             while not self._link():
                 self._outlast(self._read())
         except BaseException:

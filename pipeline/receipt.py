@@ -25,7 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CorruptInput
+from pipeline.errors import CorruptInput, Failure
+from pipeline.faults import no_room
 from pipeline.files import sync, write_text
 
 NAME = "receipt.json"
@@ -188,7 +189,8 @@ def commit(
         guard: Called just before the unit appears; raises if the right to commit was lost.
 
     Raises:
-        OSError: Nothing was committed; the temporary folder is gone.
+        UserError, OSError: There is no room, or else; nothing was committed, and what was written
+            is gone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".tmp-{name}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -215,6 +217,12 @@ def commit(
         sync(temporary)
         guard()
         _place(temporary, folder / name, receipt)
+    except Exception as error:
+        # now, while what was written is still there: without it there will be room again
+        full = None if isinstance(error, Failure) else no_room(error, temporary)
+        if full:
+            raise full from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

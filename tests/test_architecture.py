@@ -29,7 +29,8 @@ LOGIN = HEAVY | {"numpy", "pyarrow"}  # what a command that only looks does with
 # Each floor stands on those before it; modules of one floor may use each other, but not in a ring.
 FLOORS = [
     r"pipeline|pipeline\.(data|model|report|stages)",
-    r"pipeline\.(errors|files)",
+    r"pipeline\.(disk|errors|files)",
+    r"pipeline\.faults",
     r"pipeline\.(settings|stop|receipt|lease|provenance)",
     r"pipeline\.twin",
     r"pipeline\.(registry|stage)",
