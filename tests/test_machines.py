@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from jobs.journal import Journal, read
 from jobs.planner import make_plan
 from pipeline.config import Config, freeze, resolve
 from pipeline.dag import STEPS, find, survey
+from pipeline.errors import UserError
 from pipeline.faults import explain
 from pipeline.lease import Lease
 from pipeline.receipt import sweep
@@ -560,3 +562,78 @@ def test_a_package_of_ours_that_is_missing_is_a_defect(tmp_path: Path) -> None:
     broken = explain(ImportError("libcudart.so.12: cannot open shared object file"), tmp_path)
     assert broken is not None
     assert "a package fails: libcudart.so.12: cannot open shared object file (in " in broken.what
+
+
+# ---- GPUs
+
+
+class Gpu:
+    """What torch would say of a GPU."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, capability: tuple[int, int], seen: int) -> None:
+        import torch
+
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        patch.setattr(torch.version, "cuda", "12.6")
+        patch.setattr(torch.cuda, "is_available", lambda: seen > 0)
+        patch.setattr(torch.cuda, "device_count", lambda: seen)
+        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        patch.setattr(torch.cuda, "get_device_name", lambda device=None: "Old GPU")
+        patch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90a", "compute_90"])
+
+
+def test_a_build_of_torch_without_cuda_is_told_where_a_gpu_was_granted() -> None:
+    import torch
+
+    from pipeline.model.load import pick_device
+
+    assert pick_device(0).type == "cpu"
+    if torch.version.cuda:
+        pytest.skip("this build is with CUDA")
+    with pytest.raises(UserError, match=r"was granted, .* without CUDA.* make plan TORCH=cu126"):
+        pick_device(1)
+
+
+def test_gpus_that_torch_cannot_use_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from pipeline.model.load import load_base, pick_device
+
+    Gpu(monkeypatch, (7, 5), 1)
+    assert pick_device(1).type == "cuda"
+    with pytest.raises(UserError, match="it sees 1"):
+        pick_device(2, 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES='' hides all of them. unset it"):
+        pick_device(1)
+    Gpu(monkeypatch, (7, 0), 1)
+    with pytest.raises(UserError, match=r"Old GPU is of compute capability 7.0, .* is for 7.5"):
+        pick_device(1)
+    with pytest.raises(UserError, match=r"weights=int8 needs .* 7.5 or more, and Old GPU has 7.0"):
+        load_base(Path("none"), "int8", torch.device("cuda", 0))
+
+    def warn() -> bool:
+        warnings.warn("The NVIDIA driver is too old (found 9000).\nMore", stacklevel=1)
+        return False
+
+    Gpu(monkeypatch, (7, 5), 0)
+    monkeypatch.setattr(torch.cuda, "is_available", warn)
+    with pytest.raises(UserError, match=r"is too old \(found 9000\) \(built for CUDA 12.6\)"):
+        pick_device(1)
+
+
+@pytest.mark.slow
+def test_a_granted_gpu_that_torch_cannot_use_ends_training_in_one_line(
+    tmp_path: Path, finished: Path, small: Callable[..., Config], run: Run
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("torch can use a GPU here")
+    root = tmp_path / "root"
+    shutil.copytree(finished, root)
+    undo("train.train", root, small())
+    profile = tmp_path / "gpu.yaml"
+    profile.write_text("scheduler: local\ncpus: 1\ngpus: 1\n")
+    line = refused(run("submit", root, f"--profile={profile}"), 2)
+    assert "a GPU was granted, but torch" in line
