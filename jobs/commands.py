@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from jobs.console import settle
+from jobs.console import complain, settle
 from jobs.selection import Selection, selecting
 from pipeline.errors import InputError
 
@@ -24,23 +24,34 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+Force = Annotated[bool, typer.Option("--force", help="Begin even if there is too little room.")]
 
 
 @app.command()
 @selecting
-def submit(chosen: Selection) -> None:
+def submit(chosen: Selection, force: Force = False) -> None:
     """Do what is still to do of a run; doing it twice is safe."""
     from jobs.probe import check_device, probe
     from pipeline.config import freeze
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
     check_device(config, site.granted_gpus())
-    probe(config, place)
+    _check_room(config, place, probe(config, place), force)
     freeze(config, place)
     if site.scheduler == "slurm":
         _queue(config, place, site, chosen.words_for_make())
     else:
         _run_here(config, place, site)
+
+
+def _check_room(
+    config: Config, place: Path, probed: int | None, force: bool, only: str = ""
+) -> None:
+    from jobs.room import check, look
+
+    found = (look if force else check)(config, place, probed, only)
+    if found.unknown or not found.fits:
+        complain(f"disk: {found.told()}")
 
 
 def _run_here(config: Config, place: Path, site: Profile) -> None:
@@ -75,7 +86,7 @@ def _queue(config: Config, place: Path, site: Profile, words: str) -> None:
 
 @app.command()
 @selecting
-def fetch(chosen: Selection) -> None:
+def fetch(chosen: Selection, force: Force = False) -> None:
     """Only download, corpus and base model, to be carried to where there is no internet."""
     from jobs.local import run_plan
     from jobs.planner import make_plan
@@ -84,7 +95,7 @@ def fetch(chosen: Selection) -> None:
     from pipeline.dag import survey
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
-    probe(config, place)
+    _check_room(config, place, probe(config, place), force, "download")
     freeze(config, place)
     plan = make_plan(config, place)
     plan = replace(plan, arrays=tuple(a for a in plan.arrays if a.stage == "download"))
@@ -102,6 +113,7 @@ def fetch(chosen: Selection) -> None:
 def plan(chosen: Selection, as_json: AsJson = False) -> None:
     """Show what `submit` would do, and change nothing."""
     from jobs.planner import make_plan
+    from jobs.room import look
     from pipeline.config import check_name
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
@@ -121,6 +133,8 @@ def plan(chosen: Selection, as_json: AsJson = False) -> None:
         print(f"  {step:<18} in the queue: {' '.join(jobs)}")
     if not made.arrays and not made.live:
         print("  nothing to do")
+    else:
+        print(f"  disk: {look(config, place).told()}")
 
 
 @app.command()

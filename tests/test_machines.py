@@ -223,6 +223,26 @@ def test_libraries_say_in_many_ways_that_the_disk_is_full(error: Exception, tmp_
     assert fault.what.startswith(f"{tmp_path} is full (No space left on device, ")
 
 
+@pytest.mark.slow
+def test_a_disk_that_is_full_from_the_start_is_told(
+    tmp_path: Path, finished: Path, small: Callable[..., Config], run: Run, mount: Mount
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(finished, root)
+    undo("evaluate.report", root, small())
+    confine(root, mount, leave(0))
+    line = refused(run("submit", root), 2)
+    assert "0 bytes" in line
+    assert f"are free in {root}: too little for evaluate 2 MB" in line
+    done = run("submit", root, "--force")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    said = f"error: {root / 'runs' / 'small'} is full (No space left on device, 0 bytes are left)"
+    assert done.stderr.splitlines()[-1].startswith(said)
+    mount(root, "remount,size=64m")
+    assert run("submit", root).returncode == 0
+
+
 def fill(place: Path) -> Path:
     """Leave no byte free."""
     ballast = place / "ballast"
