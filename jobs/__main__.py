@@ -2,295 +2,44 @@
 
 Exit codes: 0 done, 2 your mistake, 3 an input is missing or damaged, 75 interrupted with progress
 safe, 1 a defect of ours.
+
+Nothing but Python itself is imported before `main` runs: a package that is not there is told, too.
 """
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.console import Console
-
-from jobs.selection import Selection, selecting
-from pipeline.errors import Failure, InputError, Interrupted
-from pipeline.redaction import redact
-
-if TYPE_CHECKING:
-    from jobs.plan import Plan
-    from jobs.profile import Profile
-    from pipeline.config import Config
-
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-
-AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
-
-
-@app.command()
-@selecting
-def submit(chosen: Selection) -> None:
-    """Do what is still to do of a run; doing it twice is safe."""
-    from jobs.privacy import open_run
-    from jobs.probe import check_device, probe
-    from pipeline.config import freeze
-
-    config, place, site = chosen.config(), chosen.place(), chosen.site
-    check_device(config, site.granted_gpus())
-    probe(config, place)
-    open_run(place, config.name, site.group)
-    freeze(config, place)
-    if site.scheduler == "slurm":
-        _queue(config, place, site, chosen.words_for_make())
-    else:
-        _run_here(config, place, site)
-
-
-def _run_here(config: Config, place: Path, site: Profile) -> None:
-    from jobs.local import run_plan
-    from jobs.planner import make_plan
-
-    plan = make_plan(config, place)
-    if plan.arrays:
-        run_plan(plan, site, out)
-    else:
-        out.print(f"{config.name}: everything is done", markup=False)
-    _show_result(place / "runs" / config.name / "report")
-
-
-def _queue(config: Config, place: Path, site: Profile, words: str) -> None:
-    from jobs.local import run_plan
-    from jobs.planner import make_plan
-    from jobs.submit import queue_plan
-
-    plan = make_plan(config, place)
-    first = tuple(a for a in plan.arrays if site.resources(a.step).where == "login")
-    if first:
-        run_plan(replace(plan, arrays=first), site, out)
-    queued = queue_plan(config, place, site)
-    for line in queued.told():
-        print(line)
-    if queued.jobs or queued.plan.live:
-        print(f"follow it: make status {words}    (or logs; cancel ends it)")
-    else:
-        _show_result(place / "runs" / config.name / "report")
-
-
-@app.command()
-@selecting
-def fetch(chosen: Selection) -> None:
-    """Only download, corpus and base model, to be carried to where there is no internet."""
-    from jobs.local import run_plan
-    from jobs.planner import make_plan
-    from jobs.privacy import open_run
-    from jobs.probe import probe
-    from pipeline.config import freeze
-    from pipeline.dag import survey
-
-    config, place, site = chosen.config(), chosen.place(), chosen.site
-    probe(config, place)
-    open_run(place, config.name, site.group)
-    freeze(config, place)
-    plan = make_plan(config, place)
-    plan = replace(plan, arrays=tuple(a for a in plan.arrays if a.stage == "download"))
-    if plan.arrays:
-        run_plan(plan, site, out)
-    folders = [n.work.folder for n in survey(config, place) if n.work.step.stage == "download"]
-    # of the paths, what follows the dot
-    parts = [f"{place.resolve()}/./{folder.relative_to(place)}" for folder in folders]
-    print("corpus and model are here. There, make pipeline with the same words goes on, after:")
-    print(shlex.join(["rsync", "-a", "--relative", *parts, "cluster:/its/RUNS/"]))
-
-
-@app.command()
-@selecting
-def plan(chosen: Selection, as_json: AsJson = False) -> None:
-    """Show what `submit` would do, and change nothing; say what of it cannot be had from here."""
-    from jobs.planner import make_plan
-    from jobs.probe import probe
-    from pipeline.config import check_name
-
-    config, place, site = chosen.config(), chosen.place(), chosen.site
-    check_name(config, place)
-    made = make_plan(config, place, chosen.queue())
-    if as_json:
-        print(redact(json.dumps(asdict(made), indent=1, ensure_ascii=False)))
-    else:
-        _show_plan(made, site)
-    probe(config, place)
-
-
-def _show_plan(made: Plan, site: Profile) -> None:
-    print(f"{made.name}  ·  {made.root}")
-    for array in made.arrays:
-        known = array.todo is not None
-        items = f"{array.todo} of {array.items} items" if known else "items not known yet"
-        tasks = f", {len(array.elements)} tasks" if len(array.elements) > 1 else ""
-        asks = f"  ({site.resources(array.step).told()})" if site.scheduler == "slurm" else ""
-        print(f"  {array.step:<18} {items}{tasks}{asks}")
-    for step, jobs in made.live.items():
-        print(f"  {step:<18} in the queue: {' '.join(jobs)}")
-    if not made.arrays and not made.live:
-        print("  nothing to do")
-
-
-@app.command()
-@selecting
-def run(
-    chosen: Selection,
-    step: Annotated[str, typer.Argument(help="A stage, or one step of it.")],
-    plan: Annotated[Path | None, typer.Option(help="A plan's file, in place of a choice.")] = None,
-    element: Annotated[str, typer.Option(help="Which of how many tasks, as 0/4.")] = "0/1",
-    cpus: Annotated[int, typer.Option(help="Cores to use.")] = 1,
-    gpus: Annotated[int, typer.Option(help="GPUs to use.")] = 0,
-    batch: Annotated[bool, typer.Option("--batch", help="As a step of a SLURM batch job.")] = False,
-) -> None:
-    """Run a stage, or one step of it, in this process: by hand, or as a task of a plan."""
-    from jobs.byhand import run_steps
-    from jobs.plan import read_plan
-    from jobs.privacy import follow, open_run
-    from pipeline.config import freeze
-
-    if plan is not None:
-        made = read_plan(plan)
-        config, place = made.settings, Path(made.root)
-        follow(place / "runs" / config.name)
-    else:
-        config, place = chosen.config(), chosen.place()
-        open_run(place, config.name, chosen.site.group)
-        freeze(config, place)
-    run_steps(config, place, step, element, cpus=cpus, gpus=gpus, batch=batch)
-
-
-@app.command()
-@selecting
-def status(
-    chosen: Selection,
-    as_json: AsJson = False,
-    accounts: Annotated[bool, typer.Option("--accounts", help="Ask sacct, too.")] = False,
-) -> None:
-    """Show where a run stands: the newest of the data set, unless more is said."""
-    from jobs.status import accounted, survey_run, table
-
-    config, place = chosen.existing(), chosen.place()
-    queue = chosen.queue()
-    found = survey_run(config, place, queue)
-    if queue and queue.fault:
-        print(f"{queue.fault}; what follows is from files alone", file=sys.stderr)
-    if accounts:
-        found["accounts"] = accounted(config, place)
-    if as_json:
-        print(json.dumps(found, indent=1))
-        return
-    out.print(table(found))
-    if any(step["state"] in ("failed", "interrupted") for step in found["steps"]):
-        print(f"to go on: make pipeline {chosen.words_for_make()}")
-    for job, row in found.get("accounts", {}).items():
-        print(job, *row.values())
-
-
-@app.command()
-@selecting
-def cancel(chosen: Selection) -> None:
-    """Take a run's jobs out of the queue, but what others wait for; progress is safe."""
-    from jobs.cancel import cancel_run
-
-    found = cancel_run(chosen.existing(), chosen.place(), chosen.queue(strict=True))
-    if found.ended:
-        print(f"cancelled: {' '.join(found.ended)}")
-    if found.kept:
-        print(f"kept, because other runs wait for them: {' '.join(found.kept)}")
-    if not found.ended and not found.kept:
-        print("nothing of it is queued or running")
-
-
-@app.command()
-@selecting
-def logs(
-    chosen: Selection,
-    lines: Annotated[int, typer.Option("-n", help="How many lines of each.")] = 20,
-    follow: Annotated[bool, typer.Option("-f", help="Go on showing what is added.")] = False,
-) -> None:
-    """Show the ends of a run's logs, the oldest first."""
-    from jobs.logs import find_logs, tail
-    from jobs.logs import follow as growing
-
-    config, place = chosen.existing(), chosen.place()
-    found = find_logs(place, config.name)
-    if not found and not follow:
-        raise InputError(f"{config.name} has no logs yet", "see where it is with make status")
-    for path in found:
-        print(f"== {path}\n{tail(path, lines)}")
-    if follow:
-        for text in growing(place, config.name, found):
-            print(text, end="", flush=True)
-
-
-@app.command()
-@selecting
-def report(chosen: Selection) -> None:
-    """Print the report of a finished run."""
-    config = chosen.existing()
-    folder = chosen.place() / "runs" / config.name / "report"
-    if not (folder / "report.md").exists():
-        raise InputError(f"{config.name} has no report yet", "see how far it is with make status")
-    print((folder / "report.md").read_text(encoding="utf-8"))
-    print(f"report: {folder / 'report.html'}")
-
-
-@app.command()
-@selecting
-def clean(
-    chosen: Selection,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show.")] = False,
-) -> None:
-    """Remove leftovers of killed tasks, and data that no run names any more."""
-    from jobs.clean import removable, remove
-    from pipeline.registry import find_dataset
-
-    only = find_dataset(chosen.dataset).id if chosen.dataset else None
-    paths = removable(chosen.place(), only)
-    for path in paths:
-        print(f"{'would remove' if dry_run else 'removing'} {path}")
-    if not paths:
-        print("nothing to remove")
-    elif not dry_run:
-        print(f"freed {remove(paths) / 1e6:.1f} MB")
-
-
-def _show_result(folder: Path) -> None:
-    """The last lines of a finished run: what it came to, and where to read more."""
-    content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    verdict = content["verdict"]
-    print(f"test perplexity {verdict['figures']}: {verdict['words']}".replace("  ", " "))
-    print(f"report: {folder / 'report.html'}")
+from jobs.console import complain, settle
+from pipeline.errors import Failure, Interrupted
+from pipeline.faults import explain
 
 
 def main() -> None:
     """Run the command; a failure becomes one line and an exit code."""
     try:
+        from jobs.commands import app
+
         app(standalone_mode=False)
     except Failure as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(f"error: {error}", error.exit_code)
     except (Interrupted, KeyboardInterrupt) as error:
         why = f" ({error})" if str(error) else ""
-        print(f"interrupted{why}: progress is safe; run the same command to go on", file=sys.stderr)
-        sys.exit(Interrupted.exit_code)
-    except OSError as error:
-        from jobs.task import remedy
-
-        print(f"error: {error.strerror}: {error.filename}. {remedy(error)}", file=sys.stderr)
-        sys.exit(InputError.exit_code)
+        what = f"interrupted{why}: progress is safe; run the same command to go on"
+        _end(what, Interrupted.exit_code)
     except Exception as error:
+        if fault := explain(error, Path()):
+            _end(f"error: {fault}", fault.exit_code)
         if not hasattr(error, "format_message"):  # typer's: a mistake in the options
             raise
-        print(f"error: {error.format_message()} See python -m jobs --help", file=sys.stderr)
-        sys.exit(2)
+        _end(f"error: {error.format_message()} See python -m jobs --help", 2)
+
+
+def _end(what: str, code: int) -> None:
+    complain(what)
+    settle()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

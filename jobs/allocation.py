@@ -12,6 +12,7 @@ from pathlib import Path
 from jobs import slurm
 
 WARNING = 180
+SKEW = 300  # seconds by which SLURM lets clocks differ
 LABEL = re.compile(
     r"(?:job (?P<job>\d+) of (?P<cluster>\S*), )?"
     r"process (?P<pid>\d+) of user (?P<user>\d+) on (?P<host>\S+), born (?P<born>\d*)"
@@ -66,8 +67,12 @@ def of_slurm(minutes: int | None = None, warning: int = WARNING) -> Allocation:
 
 def _deadline(minutes: int | None, warning: int) -> float | None:
     """Half the warning's time before the end, should the signal be lost."""
-    if end := _number("SLURM_JOB_END_TIME"):
+    end, start = _number("SLURM_JOB_END_TIME"), _number("SLURM_JOB_START_TIME")
+    # those are of another host's clock: where ours is not between them, only their distance counts
+    if end and (not start or start - SKEW <= time.time() <= end):
         return time.monotonic() + end - time.time() - warning / 2
+    if end:
+        return time.monotonic() + end - start - warning / 2
     return time.monotonic() + minutes * 60 - warning / 2 if minutes else None
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from jobs import journal
+from jobs.allocation import process_gone
 from pipeline.config import thaw
 from pipeline.dag import survey
 from pipeline.errors import UserError
-from pipeline.receipt import abandoned
+from pipeline.receipt import ended, silent
 
 LEFTOVERS = (".damaged-*", ".stale-*", ".retired-*")
 
@@ -20,7 +22,7 @@ def removable(root: Path, dataset: str | None) -> list[Path]:
         root: The folder that holds `data/`, `models/` and `runs/`.
         dataset: Only of this data set; None for all.
     """
-    data = root / "data"
+    data, busy = root / "data", _busy(root)
     areas = [data / dataset] if dataset else sorted(p for p in data.glob("*") if p.is_dir())
     named = _named(root)
     found = []
@@ -29,17 +31,30 @@ def removable(root: Path, dataset: str | None) -> list[Path]:
             if folder not in named:
                 found.append(folder)
             else:
-                found += _leftovers(folder)
+                found += _leftovers(folder, busy)
     for folder in sorted(named):
         if folder.parents[1] in (root / "runs", root / "models"):
-            found += _leftovers(folder)
+            found += _leftovers(folder, busy)
     return list(dict.fromkeys(found))
 
 
-def _leftovers(folder: Path) -> list[Path]:
-    """What killed tasks and repairs left in a folder; the temporary folders of live ones stay."""
+def _leftovers(folder: Path, busy: bool) -> list[Path]:
+    """What killed tasks and repairs left in a folder; the temporary folders of live ones stay.
+
+    Args:
+        folder: Of a step.
+        busy: Whether somebody may be writing there whose clock need not be ours.
+    """
     set_aside = [path for pattern in LEFTOVERS for path in sorted(folder.glob(pattern))]
-    return set_aside + [path for path in sorted(folder.glob(".tmp-*")) if abandoned(path)]
+    dead = [p for p in sorted(folder.glob(".tmp-*")) if ended(p) or (silent(p) and not busy)]
+    return set_aside + dead
+
+
+def _busy(root: Path) -> bool:
+    """Whether a task says that it runs, and is not known to have ended."""
+    states = (journal.read(path) for path in root.glob("runs/*/logs/*.json"))
+    labels = [state.get("label", "") for state in states if state.get("state") == "running"]
+    return any(not process_gone(label) for label in labels)
 
 
 def _named(root: Path) -> set[Path]:

@@ -94,8 +94,18 @@ class Journal:
         """Write the file now."""
         self.content |= {**more, "time": time.time()}
         with contextlib.suppress(OSError):  # it is only news: no work ends for want of it
-            write_text(self.path, json.dumps(self.content), durable=False)
+            _put(self.path, json.dumps(self.content))
         self._written = time.monotonic()
+
+
+def _put(path: Path, text: str) -> None:
+    """Replace the file; on a full disk write over it, into the room that it has already."""
+    try:
+        write_text(path, text, durable=False)
+    except OSError:
+        with path.open("r+b") as file:
+            file.write(text.encode())
+            file.truncate()
 
 
 def read(path: Path) -> dict[str, Any]:

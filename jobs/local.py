@@ -24,15 +24,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from jobs import journal, snapshot
 from jobs.allocation import process_gone, process_label
 from jobs.journal import FOREGROUND
+from jobs.logs import tail
 from jobs.plan import Array, Plan
 from jobs.planner import tasks_of
 from jobs.profile import Profile
 from jobs.task import ENVIRONMENT, THREADS
 from pipeline.dag import find
-from pipeline.errors import Busy, Failure, Interrupted
+from pipeline.errors import Busy, Failure, InputError, Interrupted, UserError
 from pipeline.stop import Stop
 
 POLL = 0.2
+TOLD = "error: "
 STOPPED = (-signal.SIGINT, -signal.SIGTERM)
 
 
@@ -192,6 +194,11 @@ class _Task:
     def state(self) -> dict[str, Any]:
         return journal.read(self._state)
 
+    def _last_words(self) -> str:
+        lines = tail(self.log, 50).splitlines()
+        told = [line.removeprefix(TOLD) for line in lines if line.startswith(TOLD)]
+        return told[-1] if told else ""
+
     def failure(self) -> TaskFailed:
         state = self.state()
         if state.get("state") == "failed" and state.get("exit_code") != 1:
@@ -199,6 +206,10 @@ class _Task:
         if self.code == -signal.SIGKILL:
             what = f"{self.step} was killed; was there too little memory?"
             return TaskFailed(what, f"Run the same command to go on (log: {self.log})", 1)
+        if self.code in (UserError.exit_code, InputError.exit_code):
+            # its journal could not be written
+            said = self._last_words() or f"{self.step} ended with code {self.code}"
+            return TaskFailed(said, f"(log: {self.log})", self.code)
         message = state.get("message") or f"{self.step} ended with code {self.code}"
         return TaskFailed(message, f"This is a defect; its traceback is in {self.log}", 1)
 

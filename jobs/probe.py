@@ -22,28 +22,33 @@ def check_device(config: Config, gpus: int) -> None:
         raise UserError(f"{asked} needs a GPU, and there is none here", "use int8, and auto")
 
 
-def probe(config: Config, root: Path) -> None:
+def probe(config: Config, root: Path) -> int | None:
     """Ask for the corpus and the model, where they are not there yet.
+
+    Returns:
+        Bytes of a file of the corpus, where its server says them.
 
     Raises:
         InputError: No mirror has the corpus, each is named with what it answered; or the hub has
             not the model; or both.
     """
     dataset, model = config.dataset, config.model
-    asked: list[Callable[[], None]] = []
+    asked: list[Callable[[], int | None]] = []
     if not find(config, root, "download.corpus").complete:
         asked.append(lambda: _probe_corpus(dataset))
     if model.repo and not find(config, root, "download.model").complete:
         asked.append(lambda: _probe_hub(model.repo or "", model.revision, "model"))
     missing: list[InputError] = []
+    size = None
     for ask in asked:
         try:
-            ask()
+            size = ask() or size
         except InputError as error:
             missing.append(error)
     if missing:
         what = "; and ".join(error.what for error in missing)
         raise InputError(what, "; and ".join(dict.fromkeys(error.hint for error in missing)))
+    return size
 
 
 def _probe_hub(repo: str, revision: str | None, kind: str) -> None:
@@ -55,12 +60,12 @@ def _probe_hub(repo: str, revision: str | None, kind: str) -> None:
         raise InputError(error.what, f"{error.hint}, or make fetch {WHERE}") from None
 
 
-def _probe_corpus(dataset: Dataset) -> None:
+def _probe_corpus(dataset: Dataset) -> int | None:
     if dataset.urls[0].startswith("docstrings:"):
-        return
+        return None
     if dataset.urls[0].startswith("hf:"):
         _probe_hub(dataset.urls[0].removeprefix("hf://"), dataset.revision, "dataset")
-        return
+        return None
     from pipeline.data.http import probe_all
 
     first = next(iter(files_of(dataset).values()))  # of many years one stands for all
@@ -76,3 +81,4 @@ def _probe_corpus(dataset: Dataset) -> None:
             f"{found.url} has {found.size} bytes, data set {dataset.id} {dataset.size}",
             "For a sample or another version write a YAML file with it in urls: see README",
         )
+    return found.size

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline import provenance
 from pipeline.errors import UserError
-from pipeline.files import write_text
+from pipeline.files import naming, write_text
 from pipeline.receipt import hash_file, hash_json
 from pipeline.redaction import redact
 
@@ -51,10 +51,11 @@ def take(run: Path) -> Path:
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
     temporary.mkdir(parents=True)
     try:
-        for path in files:  # the content alone: rights are those of the run, not of the tree
-            target = temporary / path.relative_to(here)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+        with naming(final):
+            for path in files:  # the content alone: rights are those of the run, not of the tree
+                target = temporary / path.relative_to(here)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
         write_text(temporary / provenance.STAMP, provenance.code_version())
         os.rename(temporary, final)
     except OSError:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.allocation import Allocation, of_slurm
+from jobs.console import complain, say, settle
 from jobs.plan import read_plan
 from jobs.privacy import follow
 from jobs.task import run_task
@@ -54,9 +55,10 @@ class StageJob:
             self._run(stop, allocation)
             done = True
         except Interrupted as why:
-            print(f"interrupted ({why}): progress is safe", flush=True)
+            say(f"interrupted ({why}): progress is safe")
         except Failure as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            complain(f"error: {error}")
+            settle()
             sys.exit(error.exit_code)
         if runs_again(stop, allocation, done):
             if not allocation.rank:
@@ -76,7 +78,7 @@ class StageJob:
                 return
             except Busy as busy:
                 # by hand, say; failing would take along what waits for this job
-                print(f"waiting: {busy.what}", flush=True)
+                say(f"waiting: {busy.what}")
             end = time.monotonic() + AGAIN
             while time.monotonic() < end:
                 stop.check()
@@ -116,7 +118,7 @@ def wait_to_be_killed(deadline: float | None) -> None:
 
     Returns where it does not: after another signal, at the deadline, or half an hour.
     """
-    print("waiting for SLURM to end this job", flush=True)
+    say("waiting for SLURM to end this job")
     end = time.monotonic() + KILLED_WITHIN
     again = Stop(end if deadline is None else min(end, deadline))
     again.on_signals(signal.SIGUSR2)
@@ -131,11 +133,9 @@ def _requeue(handler: Callable[[int, None], None] | Any) -> None:
         handler(signal.SIGUSR2, None)
     except (OSError, subprocess.SubprocessError) as error:
         # no scontrol on compute nodes, or requeueing is not allowed here
-        print(
+        complain(
             f"error: this job cannot be requeued ({error}). Progress is safe: run make pipeline "
-            "again to go on",
-            file=sys.stderr,
-            flush=True,
+            "again to go on"
         )
         sys.exit(Interrupted.exit_code)
 

@@ -95,14 +95,14 @@ def _state(node: Node, tasks: list[dict[str, Any]], jobs: list[Job]) -> str:
 
 def _job(job: Job) -> dict[str, Any]:
     began = job.started if not job.pending else None
-    waited = (began or time.time()) - job.submitted if job.submitted else None
+    waited = max(0.0, (began or time.time()) - job.submitted) if job.submitted else None
     return {
         "id": job.id,
         "state": job.state,
         "reason": job.reason if job.pending else None,
         "advice": _advice(job.reason) if job.pending else None,
         "queue_seconds": round(waited) if waited is not None else None,
-        "run_seconds": round(time.time() - began) if began else 0,
+        "run_seconds": max(0, round(time.time() - began)) if began else 0,
         "node": job.node or None,
     }
 

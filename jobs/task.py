@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 import warnings
@@ -11,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jobs.allocation import Allocation, process_gone, process_label
+from jobs.console import say
 from jobs.journal import Journal, logs_folder, progress_mark
 from pipeline import provenance
 from pipeline.config import Config
 from pipeline.dag import Node, find
 from pipeline.errors import Failure, InputError, Interrupted
+from pipeline.faults import explain
 from pipeline.redaction import redact
 from pipeline.stage import Context, run_item
 from pipeline.stop import Stop
@@ -97,7 +98,7 @@ def run_task(
         ctx = Context(
             stop=stop,
             progress=journal.progress,
-            log=lambda text: print(f"{time.strftime('%H:%M:%S')} {text}", flush=True),
+            log=lambda text: say(f"{time.strftime('%H:%M:%S')} {text}"),
             cpus=allocation.cpus,
             gpus=allocation.gpus,
             rank=allocation.rank,
@@ -139,22 +140,10 @@ def _noting(journal: Journal, step: str, root: Path) -> Iterator[None]:
     except Failure as error:
         journal.write(state="failed", message=str(error), exit_code=error.exit_code)
         raise
-    except OSError as error:
-        failure = InputError(
-            f"{step}: {error.strerror or error} ({error.filename or root})", remedy(error)
-        )
-        journal.write(state="failed", message=str(failure), exit_code=failure.exit_code)
-        raise failure from error
     except BaseException as error:
-        message = redact(f"{step}: {type(error).__name__}: {error}")
-        journal.write(state="failed", message=message, exit_code=1)
+        fault = explain(error, root) if isinstance(error, Exception) else None
+        message = redact(str(fault or f"{step}: {type(error).__name__}: {error}"))
+        journal.write(state="failed", message=message, exit_code=fault.exit_code if fault else 1)
+        if fault:
+            raise fault from error
         raise
-
-
-def remedy(error: OSError) -> str:
-    """What to do about an error of the file system."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "Make room, or choose another place with RUNS=…; finished work stays"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return "Choose a place that you may write to with RUNS=…"
-    return "Run the same command again: finished work stays"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,7 +19,7 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with naming(path), temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             if durable:
@@ -35,6 +37,16 @@ def open_as_umask(folder: Path) -> None:
     os.umask(mask := os.umask(0))
     for path in folder.iterdir():
         path.chmod(0o666 & ~mask)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error that names no file, as those of writing do, name this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def sync(path: Path) -> None:

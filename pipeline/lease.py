@@ -52,8 +52,8 @@ class Lease:
         self._beats = 0
 
     def __enter__(self) -> Lease:
-        self._write(os.O_CREAT)
         try:
+            self._write(os.O_CREAT)
             while not self._link():
                 self._outlast(self._read())
         except BaseException:
@@ -79,6 +79,9 @@ class Lease:
             os.link(self._private, self.path)
         except FileExistsError:
             return False
+        except FileNotFoundError:  # swept, by a host whose clock is wrong
+            self._write(os.O_CREAT)
+            return self._link()
         return True
 
     def _outlast(self, seen: dict[str, str] | None) -> None:

@@ -9,6 +9,7 @@ What it costs: every output is hashed once when written, and once more by the st
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -24,7 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CorruptInput
+from pipeline.errors import CorruptInput, Failure
+from pipeline.faults import no_room
 from pipeline.files import sync, write_text
 
 NAME = "receipt.json"
@@ -187,7 +189,8 @@ def commit(
         guard: Called just before the unit appears; raises if the right to commit was lost.
 
     Raises:
-        OSError: Nothing was committed; the temporary folder is gone.
+        UserError, OSError: There is no room, or else; nothing was committed, and what was written
+            is gone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".tmp-{name}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -214,27 +217,43 @@ def commit(
         sync(temporary)
         guard()
         _place(temporary, folder / name, receipt)
+    except Exception as error:
+        # now, while what was written is still there: without it there will be room again
+        full = None if isinstance(error, Failure) else no_room(error, temporary)
+        if full:
+            raise full from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def abandoned(temporary: Path) -> bool:
-    """Whether the writer of a temporary folder is gone: dead on this host, or silent for a day."""
+def ended(temporary: Path) -> bool:
+    """Whether the writer of a temporary folder was a process of this host, and has ended."""
     ours = re.search(rf"-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}$", temporary.name)
+    return bool(ours and Path("/proc/self").exists() and not Path(f"/proc/{ours[1]}").exists())
+
+
+def silent(path: Path) -> bool:
+    """Whether nothing was changed there for a day, if the clocks of its writer and ours agree."""
     try:
-        if ours and Path("/proc/self").exists() and not Path(f"/proc/{ours[1]}").exists():
-            return True
-        return time.time() - temporary.stat().st_mtime > DAY
+        return time.time() - path.stat().st_mtime > DAY
     except OSError:
         return False
 
 
 def sweep(folder: Path) -> None:
-    """Remove what dead writers left: temporary folders, and day-old names of leases."""
-    for path in filter(abandoned, folder.glob(".tmp-*")):
+    """Remove what dead writers left: temporary folders of this host, and day-old names of leases.
+
+    Clocks differ between hosts, so age alone condemns nothing that is of use to somebody: what
+    writers elsewhere left is for `make clean`, a lease that is held has two names, and one who
+    waits for it makes his name anew.
+    """
+    for path in filter(ended, folder.glob(".tmp-*")):
         shutil.rmtree(path, ignore_errors=True)
-    for path in filter(abandoned, folder.glob(".lease-*.*")):
-        path.unlink(missing_ok=True)
+    for path in filter(silent, folder.glob(".lease-*.*")):
+        with contextlib.suppress(OSError):
+            if path.stat().st_nlink == 1:
+                path.unlink()
 
 
 def set_aside(unit: Path, why: str) -> Path:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ from cluster.fixture import cluster as cluster
 from cluster.fixture import no_scheduler as no_scheduler
 from cluster.fixture import only_where_asked_for as only_where_asked_for
 
-from pipeline.config import Config, resolve
+from jobs import snapshot
+from pipeline.config import Config, freeze, resolve
 from pipeline.dag import STEPS, Node, find
 from pipeline.stage import Context, run_item
 from pipeline.stop import Stop
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from queued import Queued
 
 os.environ["GRISTMILL_PROFILE"] = "local"
+Mount = Callable[[Path, str], Path]
 
 
 def write_corpus(path: Path, documents: int = 120, seed: int = 0, frames: int = 1) -> Path:
@@ -122,6 +125,40 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small: Callable[..., Conf
     root = tmp_path_factory.mktemp("prepared")
     advance(small(), root, "tokenize.seal")
     return root
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, small: Callable[..., Config]) -> Path:
+    """A root in which all of `small()` is done, undisturbed. Do not change what is there."""
+    root = tmp_path_factory.mktemp("finished")
+    freeze(small(), root)
+    advance(small(), root, "evaluate.report")
+    snapshot.take(root / "runs" / "small")
+    return root
+
+
+@pytest.fixture
+def mount() -> Iterator[Mount]:
+    """`mount(place, "size=1m")`: a file system of its own; `remount,…` changes its options."""
+    mounted: list[Path] = []
+
+    def do(place: Path, options: str) -> Path:
+        if os.geteuid() or not shutil.which("mount"):
+            pytest.skip("only root can mount a small file system")
+        place.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", options, "gristmill-test", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        if place in mounted:
+            assert done.returncode == 0, done.stderr
+        elif done.returncode:
+            pytest.skip("this container may not mount a file system")
+        else:
+            mounted.append(place)
+        return place
+
+    yield do
+    for place in reversed(mounted):
+        subprocess.run(["umount", "--lazy", str(place)], check=True, timeout=60)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import random
-import shutil
 import time
 from collections import namedtuple
 from collections.abc import Iterator
@@ -17,11 +16,12 @@ from pathlib import Path
 import pytest
 from servers import FileServer
 
-from pipeline.data import http
+from pipeline.data import http, partial
 from pipeline.data.answers import Answer, Verdict, judge
 from pipeline.data.client import Again, Patience, waiting
 from pipeline.data.http import fetch, probe, probe_all
 from pipeline.data.partial import Bound, room_is_needed
+from pipeline.disk import Room
 from pipeline.errors import CorruptInput, InputError, Interrupted, UserError
 from pipeline.stop import Stop
 
@@ -364,16 +364,16 @@ def test_a_signature_is_not_kept_and_a_renewed_one_goes_on(server: FileServer, p
 
 
 def test_no_room(server: FileServer, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda p: namedtuple("D", "free")(100_000_000))
-    with pytest.raises(UserError, match=r"has 0.1 GB free, 5.0 GB are needed"):
+    monkeypatch.setattr(partial, "room", lambda folder: Room(100_000_000, None))
+    with pytest.raises(UserError, match=r"has 100 MB free, 5 GB are needed"):
         http.check_room(part, 5_000_000_000)
     assert get(part, server.url + "/file").size == len(DATA)
-    monkeypatch.setattr(shutil, "disk_usage", lambda p: namedtuple("D", "free")(1000))
+    monkeypatch.setattr(partial, "room", lambda folder: Room(1000, None))
     part.unlink()
     with pytest.raises(UserError, match="free"):
         get(part, server.url + "/file")
     with (
-        pytest.raises(UserError, match=r"is full .*run again"),
+        pytest.raises(UserError, match=r"is full .*run the same command again"),
         room_is_needed(part),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -8,10 +8,8 @@ URL is there without its query: no signature is kept, and a renewed one goes on.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,14 +18,15 @@ from typing import IO, Any, TypeVar
 
 import msgspec
 
+from pipeline.disk import room, size
 from pipeline.errors import UserError
+from pipeline.faults import no_room
 from pipeline.redaction import redact
 from pipeline.stop import Stop
 
 Progress = Callable[[int, int | None], None]
 BLOCK = 1 << 20
 T = TypeVar("T")
-FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True)
@@ -176,10 +175,10 @@ def check_room(folder: Path, needed: int | None) -> None:
     Raises:
         UserError: Less than that is free.
     """
-    free = shutil.disk_usage(folder).free
-    if needed is not None and needed > free:
+    free = room(folder).bytes
+    if needed is not None and free is not None and needed > free:
         raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed",
+            f"{folder} has {size(free)} free, {size(needed)} are needed",
             "make room, or let RUNS= name a larger disk",
         )
 
@@ -194,9 +193,6 @@ def room_is_needed(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise UserError(
-            f"{path.parent} is full ({os.strerror(error.errno)}), {path.name} is not complete",
-            "make room and run again: it goes on where it stopped",
-        ) from error
+        if full := no_room(error, path.parent):
+            raise full from error
+        raise

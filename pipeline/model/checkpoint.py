@@ -51,15 +51,15 @@ def save(folder: Path, model: Any, optimizer: Any, scaler: Any, state: State) ->
     weights = {name: p.detach().contiguous() for name, p in trainable(model).items()}
     save_file(weights, folder / "trainable.safetensors")
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    torch.save(
-        {
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": cuda,
-        },
-        folder / "optimizer.pt",
-    )
+    rest = {
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "random": torch.get_rng_state(),
+        "random_cuda": cuda,
+    }
+    # a file, not its name: with that torch does not say that the disk is full
+    with (folder / "optimizer.pt").open("wb") as file:
+        torch.save(rest, file)
     (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
     open_as_umask(folder)
 

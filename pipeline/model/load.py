@@ -7,6 +7,8 @@ reason. Everything is chosen by the device that torch reports, so the same code 
 from __future__ import annotations
 
 import logging
+import os
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -27,6 +29,8 @@ DROPOUTS = (
     "attn_pdrop",
 )
 
+INT8 = (7, 5)  # Turing
+
 Weights = Literal["fp32", "bf16", "int8", "nf4"]
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -39,13 +43,63 @@ def pick_device(gpus: int, local_rank: int = 0) -> torch.device:
     """
     import torch
 
-    if gpus and not torch.cuda.is_available():
+    if not gpus:
+        return torch.device("cpu")
+    _check_gpu(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _check_gpu(number: int) -> None:
+    """Raise `UserError` with the reason why torch cannot use the granted GPU of that number."""
+    import torch
+
+    what = f"a GPU was granted, but torch {torch.__version__} cannot use it:"
+    if torch.version.cuda is None:
         raise UserError(
-            f"a GPU was granted, but torch {torch.__version__} (CUDA {torch.version.cuda}) "
-            "cannot use it",
-            "Install the wheel that fits the driver shown by nvidia-smi; see README, 'On a GPU'",
+            f"{what} this build of it is without CUDA",
+            "Install one that fits the driver shown by nvidia-smi, e.g. make plan TORCH=cu126; "
+            "see README, 'On a GPU'",
         )
-    return torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        raise UserError(
+            f"{what} CUDA_VISIBLE_DEVICES={visible!r} hides all of them",
+            "unset it (in your shell, or in setup: of the profile)",
+        )
+    # torch only warns where the driver does not fit, and then sees no device
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if number >= seen:
+        why = str(said[0].message).partition("\n")[0].strip() if said else f"it sees {seen}"
+        raise UserError(
+            f"{what} {why.rstrip('.')} (built for CUDA {torch.version.cuda})",
+            "Compare with the driver shown by nvidia-smi, and install the build that fits, e.g. "
+            "make plan TORCH=cu126; see README, 'On a GPU'",
+        )
+    major, minor = torch.cuda.get_device_capability(number)
+    # the code of a build runs on what it was made for, and on later ones of the same generation
+    made = [int(arch[3:].rstrip("af")) for arch in torch.cuda.get_arch_list() if arch[:3] == "sm_"]
+    if made and 10 * major + minor < min(made):
+        raise UserError(
+            f"{what} {torch.cuda.get_device_name(number)} is of compute capability "
+            f"{major}.{minor}, and this build is for {min(made) / 10} and later",
+            "Ask for a newer GPU (constraint: or gres: of the profile), or install a build for "
+            "older ones, e.g. make plan TORCH=cu126",
+        )
+
+
+def _check_int8(device: torch.device) -> None:
+    """Raise `UserError` if a GPU has no int8 tensor cores, on which LLM.int8 computes."""
+    import torch
+
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < INT8:
+        found = "{}.{}".format(*torch.cuda.get_device_capability(device))
+        raise UserError(
+            f"train.weights=int8 needs a GPU of compute capability 7.5 or more, and "
+            f"{torch.cuda.get_device_name(device)} has {found}",
+            "use RECIPE=lora (weights that are not quantized), or ask for a newer GPU",
+        )
 
 
 def pick_precision(wanted: str, device: torch.device) -> Precision:
@@ -112,6 +166,8 @@ def load_base(
     # that a faster 4-bit kernel could be installed; 8 bits do not use it
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
+    if weights == "int8":
+        _check_int8(device)
     quantization = None
     dtype = torch.float32 if weights == "fp32" else torch.bfloat16
     skip = list(keep) or None

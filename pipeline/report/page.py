@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.disk import size
 from pipeline.report import figures
 from pipeline.report.curve import Curve
 from pipeline.report.verdict import number, signed
@@ -46,7 +47,7 @@ def render(
         "number": number,
         "signed": signed,
         "count": count,
-        "size": size,
+        "size": lambda value: size(value).replace(" ", "\u00a0"),
         "duration": duration,
         "percent": percent,
     }
@@ -70,15 +71,6 @@ def count(value: float | None) -> str:
 def percent(share: float) -> str:
     """A share as a percentage."""
     return f"{100 * share:.0f}\u00a0%"
-
-
-def size(value: float) -> str:
-    """Bytes in the unit that suits them."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f}\u00a0bytes" if unit == "bytes" else f"{value:.3g}\u00a0{unit}"
-        value /= 1000
-    return f"{value:,.3g}\u00a0TB"
 
 
 def duration(seconds: float | None) -> str:

@@ -1,0 +1,160 @@
+"""What the machine lacks, told in one line: room, rights, a package.
+
+Libraries say it in many ways: an `OSError` with its number, one without, or an error of their own
+with the number in its text or behind it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+from pipeline.disk import room, size, standing
+from pipeline.errors import Failure, InputError, UserError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+SAID = {
+    # Rust's, and numpy's that does not give the number
+    r"\(os error 28\)|No space left on device|\d+ requested and \d+ written": errno.ENOSPC,
+    r"\(os error 122\)|Disk quota exceeded": errno.EDQUOT,
+    r"\(os error 27\)": errno.EFBIG,
+}
+AGAIN = "then run the same command again: it goes on where it was"
+OURS = ("pipeline", "jobs")
+
+
+def explain(error: Exception, place: Path) -> Failure | None:
+    """The failure that an error is in truth; None if it is nothing that the machine lacks.
+
+    Args:
+        error: What was raised.
+        place: Where, if the error does not say it.
+    """
+    if isinstance(error, ImportError):
+        return _missing(error)
+    if full := no_room(error, place):
+        return full
+    if not isinstance(error, OSError):
+        return None
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else place
+    said = error.strerror or str(error)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return _denied(path, said)
+    if error.errno == errno.EROFS:
+        return UserError(
+            f"{_shown(path)} is on a file system that is mounted read-only",
+            f"have it mounted for writing, or choose another place with RUNS=…, {AGAIN}",
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return UserError(f"{said} ({path})", "choose another place with RUNS=…")
+    return InputError(f"{said} ({path})", "Run the same command again: finished work stays")
+
+
+def no_room(error: BaseException, place: Path) -> UserError | None:
+    """The failure behind an error, if that is a disk, a quota or a file size limit.
+
+    Args:
+        error: What was raised; also what it was raised from counts.
+        place: Where, if the error does not say it. Ask before anything is cleared away there.
+    """
+    for link in _chain(error):
+        number = _number(link)
+        if number in FULL:
+            name = getattr(link, "filename", None)
+            folder = Path(name).parent if isinstance(name, str) else place
+            return _full(number, folder)
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _number(error: BaseException) -> int | None:
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    return next((number for said, number in SAID.items() if re.search(said, str(error))), None)
+
+
+def _full(number: int | None, folder: Path) -> UserError:
+    shown, said = _shown(folder), os.strerror(number or errno.ENOSPC)
+    if number == errno.EDQUOT:
+        what = f"your quota for {shown} is used up ({said})"
+        return UserError(what, f"Make room, or choose another place with RUNS=…, {AGAIN}")
+    if number == errno.EFBIG:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        of = f" of {size(limit)}" if limit != resource.RLIM_INFINITY else ""
+        what = f"a file in {shown} reached the limit{of} on the size of files ({said})"
+        return UserError(what, f"Raise it with ulimit -f unlimited, {AGAIN}")
+    try:
+        free = room(folder)
+    except OSError:
+        free = None
+    left = f"{size(free.bytes)} are" if free and free.bytes is not None else ""
+    if free and free.files == 0:
+        though = f", though {left}" if left else ""
+        what = f"{shown} can hold no more files: no inodes are left{though}"
+        return UserError(what, f"Remove files there, or choose another place with RUNS=…, {AGAIN}")
+    what = f"{shown} is full ({said}" + (f", {left} left)" if left else ")")
+    return UserError(what, f"Make room, or choose another place with RUNS=…, {AGAIN}")
+
+
+def _denied(path: Path, said: str) -> UserError:
+    """Which right is missing, on what: the way there, reading, or writing."""
+    for folder in reversed(path.parents):
+        if os.path.isdir(folder) and not os.access(folder, os.X_OK):
+            return UserError(
+                f"{folder} may not be entered by you ({_owner(folder)})",
+                f"ask its owner for chmod +rx, or choose another path, {AGAIN}",
+            )
+    if os.path.exists(path) and not os.access(path, os.R_OK):
+        return UserError(
+            f"{path} may not be read by you ({_owner(path)})",
+            f"ask its owner for chmod +r, or choose another one, {AGAIN}",
+        )
+    folder = _shown(path)
+    return UserError(
+        f"{folder} may not be written to by you ({_owner(folder)}): {said}",
+        f"choose another place with RUNS=…, or in it another NAME=, {AGAIN}",
+    )
+
+
+def _shown(path: Path) -> Path:
+    """The folder that is there and has a name to be seen: not one that a failed commit removes."""
+    visible = [part for part in (path, *path.parents) if not part.name.startswith(".tmp-")]
+    return standing(visible[0])
+
+
+def _owner(path: Path) -> str:
+    try:
+        found = path.stat()
+    except OSError:
+        return "its owner is not known"
+    try:
+        owner = path.owner()
+    except (KeyError, OSError):
+        owner = f"user {found.st_uid}"
+    return f"it belongs to {owner}, mode {found.st_mode & 0o7777:04o}"
+
+
+def _missing(error: ImportError) -> UserError | None:
+    """A package that is not there or does not load; an import of our own is a defect."""
+    name = (error.name or "").partition(".")[0]
+    if name in OURS:
+        return None
+    gone = isinstance(error, ModuleNotFoundError | PackageNotFoundError) and name
+    said = str(error).strip().partition("\n")[0].rstrip(".")
+    what = f"the Python package {name} is not installed" if gone else f"a package fails: {said}"
+    return UserError(
+        f"{what} (in {sys.prefix})", f"{sys.executable} -m pip install -r env/requirements.txt"
+    )

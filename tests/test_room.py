@@ -1,0 +1,153 @@
+"""How much room a run needs is told before it begins, and is near what it takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Mount
+
+from jobs import room
+from jobs.room import Known, estimate
+from pipeline.config import Config, resolve
+from pipeline.dag import STEPS, find
+from pipeline.data.partial import check_room
+from pipeline.disk import size
+from pipeline.errors import UserError
+
+HERE = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (20_000_000, "20 MB"),
+        (999_400_000, "999 MB"),
+        (999_600_000, "1 GB"),
+        (4_130_000_000, "4.13 GB"),
+        (121_000_000_000_000, "121 TB"),
+    ],
+)
+def test_sizes_are_told_in_the_unit_that_suits_them(value: int, told: str) -> None:
+    assert size(value) == told
+
+
+def test_an_estimate_is_near_what_is_written(
+    finished: Path, small: Callable[..., Config], dataset: Path
+) -> None:
+    config = small()
+    text = find(config, finished, "decompress.chunks").done["complete"].facts["bytes"]
+    corpus = dataset.with_name("small.jsonl.zst").stat().st_size
+    model = sum(f.stat().st_size for f in Path(str(config.model.path)).iterdir())
+    every = [step.name for step in STEPS]
+    needs = estimate(config, Known(corpus, text, model), every)
+    for step in ("download.model", "decompress.chunks", "train.train"):
+        written = room._held(find(config, finished, step).work.folder)
+        assert 0.2 * written < needs[step].bytes < 5 * written, step
+    folder = find(config, finished, "tokenize.shards").work.folder
+    files = sum(1 for _ in folder.rglob("*"))
+    assert needs["tokenize.shards"].files < files < 2 * needs["tokenize.shards"].files + 60
+    assert set(estimate(config, Known(0, 0, 0), ["tokenize.seal"])) == {"tokenize.seal"}
+
+
+def test_the_ratios_are_those_of_a_known_corpus() -> None:
+    """NIH with OPT-125m, by the registry: 664 MB, 2.2 GB of text; 2.7 M weights learn."""
+    config = resolve("nih")
+    known = room._published(config, Path("/"), None)
+    assert (known.raw, known.base) == (664_022_839, 4 * 125_239_296)
+    assert known.text == pytest.approx(2.2e9, rel=0.05)
+    assert room._learned(config.train, 125_239_296) == pytest.approx(2.65e6, rel=0.35)
+    assert room._learned(resolve("nih", "opt-6.7b").train, 6.66e9) == pytest.approx(38e6, rel=0.35)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A corpus of 600 MB that takes no room, and has not to be read."""
+    corpus = tmp_path / "large.jsonl.zst"
+    with corpus.open("wb") as file:
+        file.truncate(600_000_000)
+    path = tmp_path / "large.yaml"
+    path.write_text(yaml.safe_dump({"urls": [corpus.as_uri()]}))
+    return path
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_begun(
+    tmp_path: Path, large: Path, models: Callable[[str], Path], mount: Mount
+) -> None:
+    root = mount(tmp_path / "disk", "size=20m")
+
+    def call(command: str, *words: str) -> subprocess.CompletedProcess[str]:
+        given = [f"--root={root}", f"--dataset={large}", f"--model={models('llama')}"]
+        return subprocess.run(
+            [sys.executable, "-m", "jobs", command, *given, *words],
+            cwd=HERE,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    refused = call("submit")
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: about 2.7 GB in ")
+    assert ", 21 MB and room for " in line
+    assert f"are free in {root}: too little for download 600 MB, decompress 673 MB, " in line
+    assert line.endswith("Make room, choose another place with RUNS=…, or ARGS=--force to begin")
+    assert not list(root.iterdir())
+    assert call("plan").stdout.splitlines()[-1].startswith("  disk: about 2.7 GB in ")
+    begun = call("submit", "--force")
+    assert begun.returncode == 2
+    first, last = begun.stderr.splitlines()
+    assert first.startswith("disk: about 2.7 GB in ")
+    assert "MB free, 600 MB are needed. make room" in last, "then it is the download that refuses"
+    found = os.statvfs(root)
+    mount(root, f"remount,size=8g,nr_inodes={found.f_files - found.f_ffree + 9}")
+    assert "and room for 9 files are free in" in call("plan").stdout
+    assert "too little for download 12 files, " in call("submit").stderr
+
+
+def test_a_file_system_that_does_not_tell_is_believed_to_have_room(
+    tmp_path: Path, mount: Mount
+) -> None:
+    place = mount(tmp_path / "disk", "size=0,nr_inodes=0")
+    found = room.check(resolve("law", "opt-6.7b"), place)
+    assert (found.free.bytes, found.free.files) == (None, None)
+    assert found.told().endswith(f"; {place} does not tell what is free")
+    check_room(place, 10**15)
+
+
+def test_a_corpus_of_unknown_size_is_only_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "hub.yaml"
+    path.write_text(yaml.safe_dump({"urls": ["hf://me/texts"]}))
+    found = room.check(resolve(str(path), "opt-125m"), tmp_path)
+    assert found.unknown == ("the corpus",)
+    assert "(not counting the corpus, of unknown size)" in found.told()
+
+
+def test_what_is_done_needs_no_more_room(
+    finished: Path, prepared: Path, small: Callable[..., Config]
+) -> None:
+    assert room.look(small(), finished).stages == {}
+    left = room.look(small(), prepared)
+    assert set(left.stages) == {"train", "evaluate"}
+
+
+def test_what_a_server_says_counts(tmp_path: Path) -> None:
+    path = tmp_path / "web.yaml"
+    path.write_text(yaml.safe_dump({"urls": ["https://example.org/a.jsonl"]}))
+    config = resolve(str(path), "opt-125m")
+    assert room.look(config, tmp_path).unknown == ("the corpus",)
+    found = room.look(config, tmp_path, probed=10**9)
+    assert found.unknown == ()
+    assert found.stages["download"].bytes == pytest.approx(1.5e9, rel=0.01)
+    assert found.stages["decompress"].bytes == pytest.approx(0.34e9)
+    with pytest.raises(UserError, match="too little for download"):
+        room.check(config, tmp_path, probed=10**17)
