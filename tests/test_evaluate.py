@@ -16,8 +16,8 @@ from conftest import advance
 from pipeline.config import Config
 from pipeline.dag import find
 from pipeline.data.choose import by_hash, choose
-from pipeline.data.encoder import Encoder
-from pipeline.data.shards import Corpus, open_corpus
+from pipeline.data.corpus import Corpus, open_corpus
+from pipeline.data.encoder import Reference
 from pipeline.errors import CorruptInput, Interrupted, UserError
 from pipeline.model import load
 from pipeline.model.evaluation import windows_for
@@ -118,9 +118,9 @@ def test_both_write_on_the_same_openings(finished: Config, root: Path) -> None:
     folder, _ = find(finished, root, "evaluate.base").work.inputs["download.model"].one()
     long = [d for d in map(corpus.document, by_hash(corpus)) if len(d) > 8]
     assert [sample["prompt"] for sample in base] == [
-        Encoder(folder).decode(d[:8]) for d in long[:2]
+        Reference(folder).decode(d[:8]) for d in long[:2]
     ]
-    assert base[0]["reference"] == Encoder(folder).decode(long[0][8:12])
+    assert base[0]["reference"] == Reference(folder).decode(long[0][8:12])
     assert [s["prompt"] for s in base] == [s["prompt"] for s in tuned]
     assert [s["greedy"] for s in base] != [s["greedy"] for s in tuned]
     assert set(base[0]) == {"prompt", "reference", "greedy", "sampled"}

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.data.corpus import Corpus
 from pipeline.data.packing import Batch, make_batch, pack
-from pipeline.data.shards import Corpus
 from pipeline.errors import Interrupted, UserError
 from pipeline.model.checkpoint import State, trainable
 from pipeline.model.guard import Guard

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.corpus import Corpus
 from pipeline.data.packing import Batch, Packing, make_batch, pack
-from pipeline.data.shards import Corpus
 from pipeline.model.loss import IGNORE
 
 PREFIX, END = 0, 1

@@ -23,10 +23,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data import frames
 from pipeline.data import raw as module
+from pipeline.data.batches import BatchReader
 from pipeline.data.forms import json_lines
 from pipeline.data.raw import Raw
-from pipeline.data.records import SURROGATES, Bad, Lines, Reader, Record
+from pipeline.data.records import SURROGATES, Lines, Reader
 from pipeline.errors import CorruptInput, Failure
 
 BOM = "\ufeff".encode()
@@ -164,7 +166,8 @@ def read(path: Path, size: int, block: int) -> tuple[list[str], list[int]]:
         CorruptInput: As these two do.
     """
     found, bad, number = [], [], 0
-    before = module.READ, module.FEED
+    before = module.READ, module.FEED, frames.READ, frames.BLOCK
+    frames.READ, frames.BLOCK = block, 3 * block
     module.READ, module.FEED = block + 64, block  # a file is judged by its first `READ` bytes
     try:
         lines = Lines(json_lines([Raw(path)], "auto"))
@@ -174,17 +177,14 @@ def read(path: Path, size: int, block: int) -> tuple[list[str], list[int]]:
         if not chunks:
             raise CorruptInput("holds no text")
     finally:
-        module.READ, module.FEED = before
-    reader = Reader("text", "id", None)
+        module.READ, module.FEED, frames.READ, frames.BLOCK = before
+    reader = BatchReader(Reader("text", "id", None))
     for chunk in chunks:
-        for batch in Lines([chunk]).whole(size // 2 + 1, 1_000_000):
-            for line in batch:
-                number += 1
-                record = reader.parse(line, "")
-                if isinstance(record, Record):
-                    found.append(record.text)
-                elif isinstance(record, Bad):
-                    bad.append(record.line or number)
+        for lines_of_it in Lines([chunk]).whole(size // 2 + 1, 1_000_000):
+            batch = reader.read(lines_of_it)
+            found += batch.texts
+            bad += [why.line or number + index + 1 for index, _, why in batch.bad]
+            number += batch.count
     return found, bad
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.data.shards import Corpus
+from pipeline.data.corpus import Corpus
 
 
 def by_hash(corpus: Corpus) -> list[int]:

@@ -18,32 +18,25 @@ from typing import IO, Any
 
 import zstandard
 
+from pipeline.data.frames import READ, Walk, blocks
 from pipeline.data.memory import memory
 from pipeline.errors import CorruptInput, UserError
 
 CHUNK = "chunk.jsonl.zst"
-READ = 256 * 1024
 COMPRESSED = (".zst", ".gz", ".xz", ".bz2", ".zip")
 UNPRINTED = re.compile(rb"[\x00-\x08\x0e-\x19\x1c-\x1f]")
-FEED = 2048  # raw bytes a decoder is given at once: 20 KB of JSON can hold 200 MB
+FEED = 2048  # raw bytes a decoder is given at once: a few KB may hold 200 MB
 LONGEST_WINDOW = 2**31  # bytes, of --long=31
 BESIDE = 2**28  # bytes of memory for everything but the window
 
+ZSTD = (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + n]) + b"\x2a\x4d\x18" for n in range(16)))
 CODECS: list[tuple[bytes, Callable[[], Any]]] = [
-    (b"\x28\xb5\x2f\xfd", lambda: _zstd()),
-    *((bytes([0x50 + n]) + b"\x2a\x4d\x18", lambda: _zstd()) for n in range(16)),  # skippable
     (b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),
     (b"\xfd7zXZ\x00", lzma.LZMADecompressor),
     (b"BZh", bz2.BZ2Decompressor),
 ]
 MAGIC = [magic for magic, _ in CODECS]
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # with a file in it, and without
-
-
-def _zstd() -> Any:
-    # compared with what a frame asks for before the memory is taken
-    window = min(LONGEST_WINDOW, max(memory() - BESIDE, 2**23))
-    return zstandard.ZstdDecompressor(max_window_size=window).decompressobj()
 
 
 class Raw:
@@ -67,6 +60,7 @@ class Raw:
         self.path, self.unit, self._pause = path, unit, pause
         self.read = 0
         self._hash = hashlib.sha256()
+        self._walk: Walk | None = None
 
     @property
     def sha256(self) -> str:
@@ -78,7 +72,9 @@ class Raw:
             file = _Watched(plain, self._saw, self._pause)
             data = file.read(READ)
             codec = next((make for magic, make in CODECS if data.startswith(magic)), None)
-            if codec:
+            if data.startswith(ZSTD):
+                yield from self._zstd(data, file)
+            elif codec:
                 yield from self._decode(codec, data, file)
             elif data.startswith(ZIP):
                 yield from self._unzip(file)
@@ -92,7 +88,7 @@ class Raw:
         """Text under the name of a compressed file is taken; a damaged first byte makes no text."""
         if not head or self.path.suffix.lower() not in COMPRESSED:
             return
-        if UNPRINTED.search(head) or any(magic.startswith(head) for magic in (*MAGIC, *ZIP)):
+        if UNPRINTED.search(head) or any(magic.startswith(head) for magic in (*ZSTD, *MAGIC, *ZIP)):
             raise CorruptInput(
                 f"{self.path} is not compressed as its name says, nor text: at byte 0 it has "
                 f"{head[:6].hex(' ')}",
@@ -111,32 +107,50 @@ class Raw:
         new = data[self.read - place :] if place <= self.read else b""
         self._hash.update(new)
         self.read += len(new)
+        if self._walk:
+            self._walk.feed(new)
+
+    def _zstd(self, data: bytes, file: _Watched) -> Iterator[bytes]:
+        self._walk = walk = Walk()
+        walk.feed(data)
+        file.seek(0)
+        # compared with what a frame asks for before the memory is taken
+        window = min(LONGEST_WINDOW, max(memory() - BESIDE, 2**23))
+        try:
+            yield from blocks(file, window)
+        except zstandard.ZstdError as error:
+            if "memory" in str(error) and walk.starts:
+                self._blame_memory(walk.starts[-1])
+            place = self.read if walk.lost is None else walk.lost
+            raise self._damaged(place, error) from None
+        if not walk.whole:
+            raise self._cut_off()
 
     def _decode(self, codec: Callable[[], Any], data: bytes, file: _Watched) -> Iterator[bytes]:
-        decoder, start, begins = codec(), 0, 0
+        decoder, start = codec(), 0
         while data:
             fed = data[start : start + FEED]
             try:
                 if decoder.eof:
-                    decoder, begins = codec(), self.read - len(data) + start
+                    decoder = codec()
                 block = decoder.decompress(fed)
-            except (zstandard.ZstdError, zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-                if isinstance(error, zstandard.ZstdError) and "memory" in str(error):
-                    self._blame_memory(begins)
-                place = self.read - len(data) + start
-                raise CorruptInput(
-                    f"{self.path} cannot be decompressed near byte {place}: {error}", unit=self.unit
-                ) from None
+            except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+                raise self._damaged(self.read - len(data) + start, error) from None
             if block:
                 yield block
             start += len(fed) - (len(decoder.unused_data) if decoder.eof else 0)
             if start == len(data):
                 data, start = file.read(READ), 0
         if not decoder.eof:
-            raise CorruptInput(
-                f"{self.path} ends in the middle of a compressed frame, at byte {self.read}",
-                unit=self.unit,
-            )
+            raise self._cut_off()
+
+    def _damaged(self, place: int, error: Exception) -> CorruptInput:
+        why = f"{self.path} cannot be decompressed near byte {place}: {error}"
+        return CorruptInput(why, unit=self.unit)
+
+    def _cut_off(self) -> CorruptInput:
+        why = f"{self.path} ends in the middle of a compressed frame, at byte {self.read}"
+        return CorruptInput(why, unit=self.unit)
 
     def _blame_memory(self, begins: int) -> None:
         """Tell which window was too long, if it is one that zstd makes."""

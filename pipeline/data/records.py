@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+NEWLINE = ord("\n")
 SURROGATES = re.compile("[\ud800-\udfff]")
 LONGEST = 16_000_000  # bytes of a line: a tokenizer wants 120 to 220 times that
 EXCERPT = 200  # characters of a line that is put aside
@@ -31,15 +32,15 @@ class Lines:
     def __init__(self, blocks: Iterable[bytes]) -> None:
         self.line = self.offset = 0
         self._blocks = iter(blocks)
-        self._rest = b""
+        self._rest, self._at = b"", 0
 
     def more(self) -> bool:
         """Whether there is anything left to hand out."""
-        while not self._rest:
+        while self._at == len(self._rest):
             block = next(self._blocks, None)
             if block is None:
                 return False
-            self._rest = block
+            self._rest, self._at = block, 0
         return True
 
     def pieces(self, size: int) -> Iterator[bytes]:
@@ -49,45 +50,51 @@ class Lines:
         """
         taken = 0
         while self.more():
-            block, self._rest = self._rest, b""
-            cut = block.find(b"\n", max(0, size - taken - 1)) + 1
-            if cut:
-                block, self._rest = block[:cut], block[cut:]
-            taken += len(block)
-            yield self._count(block)
+            block, start = self._rest, self._at
+            cut = block.find(b"\n", start + max(0, size - taken - 1)) + 1
+            self._at = cut or len(block)
+            piece = block[start : self._at] if start or cut else block
+            taken += len(piece)
+            yield self._count(piece)
             if cut:
                 return
             last = block[-1:]
         if taken and last != b"\n":
             yield self._count(b"\n")
 
-    def whole(self, size: int, longest: int) -> Iterator[list[bytes]]:
-        """Hand out lists of lines without their ends, of at least `size` bytes each.
+    def whole(self, size: int, longest: int) -> Iterator[bytes]:
+        """Hand out blocks of whole lines, of at least `size` bytes each.
 
         Of a line of more than `longest` bytes the rest may be missing, though not the first
         `longest` + 1: a file without line ends does not fill the memory.
         """
         while self.more():
-            parts, held = [], 0
+            parts, held, last = [], 0, b""
             for piece in self.pieces(size):
                 if held <= size + longest:  # the last line begins within the first `size` bytes
                     parts.append(piece)
                     held += len(piece)
-            yield b"".join(parts).removesuffix(b"\n").split(b"\n")
+                    last = piece[-1:]
+            if last != b"\n":
+                parts.append(b"\n")
+            yield parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _count(self, block: bytes) -> bytes:
-        self.line += block.count(b"\n")
+        import numpy as np
+
+        # five times as fast as bytes.count, and other threads may run
+        self.line += int(np.count_nonzero(np.frombuffer(block, np.uint8) == NEWLINE))
         self.offset += len(block)
         return block
 
 
 @dataclass(frozen=True)
 class Record:
-    """A document: its text, its id, and the value that decides its split."""
+    """A document: its text, its id if it has one, and what decides its split, if not the text."""
 
     text: str
-    id: str
-    split_by: str
+    id: str | None
+    group: str | None
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ class Reader:
     Args:
         text_field: Where the text stands; dots go into nested objects. A list of strings is joined
             by blank lines.
-        id_field: Where the id stands; without it, or where it is missing, the place is the id.
+        id_field: Where the id stands; without it, or where it is missing, a record has none.
         split_by: Where the value stands that decides the split; without it, the text does.
         longest: Bytes of a line; a longer one is no record.
     """
@@ -129,7 +136,7 @@ class Reader:
         self.split_by = split_by.split(".") if split_by else None
         self.longest = longest
 
-    def parse(self, line: bytes, place: str) -> Record | Bad | None:
+    def parse(self, line: bytes) -> Record | Bad | None:
         """A record, the reason why there is none, or None where the line or its text is blank."""
         if len(line) > self.longest:
             return Bad(f"longer than {self.longest} bytes, see tokenize.max_line_bytes")
@@ -147,12 +154,18 @@ class Reader:
             return self._without_text(value)
         if not isinstance(text, str):
             return Bad(f"field {'.'.join(self.text_field)} is {type(text).__name__}, not text")
-        if not text.strip():
-            return None
         name = _at(value, self.id_field) if self.id_field else None
         group = _at(value, self.split_by) if self.split_by else None
+        return self.record(text, name, group)
+
+    def record(self, text: str, name: Any, group: Any) -> Record | None:
+        """The record of these values; None where the text is blank."""
+        if not text or text.isspace():
+            return None
         return Record(
-            text, place if name is None else str(name), text if group in (None, "") else str(group)
+            text,
+            None if name is None else str(name),
+            None if group in (None, "") else str(group),
         )
 
     def _without_text(self, value: Any) -> Bad | None:

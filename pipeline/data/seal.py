@@ -7,6 +7,7 @@ held out is never learned from.
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from pipeline.data.corpus import Corpus, open_corpus
 from pipeline.data.quarantine import QUARANTINE, refusal
-from pipeline.data.shards import SPLITS, Corpus, hashes, open_corpus
+from pipeline.data.shards import SPLITS, Hashes, read_hashes
 from pipeline.errors import CorruptInput
 from pipeline.files import write_text
 from pipeline.receipt import verify
@@ -26,8 +28,11 @@ if TYPE_CHECKING:
 
 PRIORITY = ("test", "validation", "train")
 
+COUNTED = ("documents", "tokens", "bytes")
+
 Totals = dict[str, dict[str, int]]
 Places = npt.NDArray[np.int64]
+Kept = list[list[int]]
 
 
 def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
@@ -44,7 +49,7 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     if quarantined > min(limits.max_bad_lines, limits.max_bad_share * (quarantined + sound)):
         first = next(f["first_bad"] for f in facts if f["first_bad"])
         raise refusal(quarantined, sound, first, f"{ctx.folder}/*/{QUARANTINE}")
-    totals, duplicates = judge(given, ctx)
+    totals, duplicates, kept = judge(given, ctx)
     for split in SPLITS:
         if not totals[split]["documents"]:
             raise CorruptInput(
@@ -57,9 +62,10 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         "splits": totals,
         "duplicates": {split: len(found) for split, found in duplicates.items()},
         "shards": sorted(given.receipts),
+        "kept": kept,
         "quarantined": quarantined,
         "empty": sum(f["empty"] for f in facts),
-        "encoder": facts[0]["encoder"],
+        "encoder": ", ".join(sorted({f["encoder"] for f in facts})),
         "vocabulary": facts[0]["vocabulary"],
     }
     with ctx.commit(item.name) as draft:
@@ -69,74 +75,89 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     write_card(ctx.folder, content)
 
 
-def judge(given: Input, ctx: Context) -> tuple[Totals, dict[str, Places]]:
-    """Read every shard.
+def judge(given: Input, ctx: Context) -> tuple[Totals, dict[str, Places], dict[str, Kept]]:
+    """Read the text hashes of every shard.
 
     Returns:
-        Documents, tokens and bytes of each split without duplicates; and, by split, the (shard,
-        row) of every duplicate, int64, in order.
+        Documents, tokens and bytes of each split without duplicates; by split, the (shard, row) of
+        every duplicate, int64, in order; and by split, documents and tokens of each shard without
+        duplicates.
 
     Raises:
         CorruptInput: A shard is damaged.
     """
-    totals: Totals = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
-    digests, places = [], []
-    for index, shard in enumerate(sorted(given.receipts)):
+    shards, done = sorted(given.receipts), iter(range(1, len(given.receipts) + 1))
+
+    def read(shard: str) -> list[Hashes]:
         ctx.stop.check()
-        receipt = given.receipts[shard]
-        for rank, split in enumerate(PRIORITY):
-            found = hashes(verify(given.folder / shard, f"{split}.parquet", receipt))
-            place = np.empty((len(found), 3), dtype=np.int64)
-            place[:, 0], place[:, 1], place[:, 2] = rank, index, np.arange(len(found))
-            digests.append(found)
-            places.append(place)
-            for name in totals[split]:
-                totals[split][name] += receipt.facts["splits"][split][name]
-        ctx.progress(index + 1, len(given.receipts), "shards")
-    duplicates = find_duplicates(np.concatenate(digests), np.concatenate(places))
-    _drop(given, duplicates, totals)
-    return totals, duplicates
+        unit, receipt = given.folder / shard, given.receipts[shard]
+        found = [read_hashes(verify(unit, f"{split}.parquet", receipt)) for split in PRIORITY]
+        ctx.progress(next(done), len(shards), "shards")
+        return found
+
+    with ThreadPoolExecutor(ctx.cpus) as pool:
+        columns = list(zip(*pool.map(read, shards), strict=True))
+    starts = np.cumsum([0, *(len(part) for column in columns for part in column)])
+    extra = find_duplicates(np.concatenate([part for column in columns for part in column]))
+    del columns
+    owner = np.searchsorted(starts, extra, side="right") - 1
+    rank, shard = np.divmod(owner, len(shards))
+    places = np.stack([shard, extra - starts[owner]], axis=1)
+    duplicates = {split: places[rank == index] for index, split in enumerate(PRIORITY)}
+    facts = [given.receipts[name].facts["splits"] for name in shards]
+    kept = {
+        split: np.array([[f[split][name] for name in COUNTED] for f in facts]) for split in SPLITS
+    }
+    _drop(given, duplicates, kept)
+    totals = {
+        split: dict(zip(COUNTED, found.sum(axis=0).tolist(), strict=True))
+        for split, found in kept.items()
+    }
+    return totals, duplicates, {split: found[:, :2].tolist() for split, found in kept.items()}
 
 
-def find_duplicates(digests: npt.NDArray[np.void], places: Places) -> dict[str, Places]:
-    """Which rows repeat a text.
+def find_duplicates(digests: Hashes) -> Places:
+    """Which rows repeat the text of one before them.
 
     Args:
         digests: Text hash of each row, 16 bytes.
-        places: Rank of its split in `PRIORITY`, shard, row: (rows, 3).
 
     Returns:
-        (shard, row) by split, for all but the first of each text in the order of `places`.
+        Their indices, int64, in order.
     """
-    halves = digests.view(">u8").reshape(-1, 2)
-    order = np.lexsort((places[:, 2], places[:, 1], places[:, 0], halves[:, 1], halves[:, 0]))
-    same = np.zeros(len(order), dtype=bool)
-    same[1:] = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
-    extra = places[order[same]]
-    extra = extra[np.lexsort((extra[:, 2], extra[:, 1]))]
-    return {split: extra[extra[:, 0] == rank][:, 1:] for rank, split in enumerate(PRIORITY)}
+    halves = digests.view(np.uint64).reshape(-1, 2)
+    order = np.argsort(halves[:, 0], kind="stable")
+    first = halves[order, 0]
+    same = first[1:] == first[:-1]
+    # the few in which the first halves agree are then looked at closely
+    near = np.zeros(len(order), dtype=bool)
+    near[1:] |= same
+    near[:-1] |= same
+    rows = order[near]
+    rows = rows[np.lexsort((rows, halves[rows, 1], halves[rows, 0]))]
+    again = (halves[rows[1:]] == halves[rows[:-1]]).all(axis=1)
+    return np.sort(rows[1:][again])
 
 
-def _drop(given: Input, duplicates: dict[str, Places], totals: Totals) -> None:
-    """Take the duplicates out of the totals."""
+def _drop(given: Input, duplicates: dict[str, Places], kept: dict[str, Places]) -> None:
+    """Take the duplicates out of the counts."""
     shards = sorted(given.receipts)
     for split, found in duplicates.items():
         for index in np.unique(found[:, 0]).tolist():
             path = given.folder / shards[index] / f"{split}.parquet"
-            table = pq.read_table(path, columns=["input_ids", "bytes"])
+            table = pq.read_table(path, columns=["tokens", "bytes"], use_threads=False)
             table = table.take(found[found[:, 0] == index][:, 1])
-            totals[split]["documents"] -= len(table)
-            totals[split]["tokens"] -= sum(len(ids) for ids in table["input_ids"])
-            totals[split]["bytes"] -= sum(size.as_py() for size in table["bytes"])
+            sums = [sum(column.to_pylist()) for column in table.columns]
+            kept[split][index] -= [len(table), *sums]
 
 
-def open_sealed(inputs: Inputs, split: str, code: str = "") -> Corpus:
+def open_sealed(inputs: Inputs, split: str, ctx: Context) -> Corpus:
     """One split of a sealed corpus, for the stages after this one.
 
     Args:
         inputs: With `tokenize.shards` and `tokenize.seal`.
         split: One of `SPLITS`.
-        code: Version of the code, for the receipt of the token cache.
+        ctx: Of the step that reads it.
 
     Raises:
         CorruptInput: The seal or a shard is damaged.
@@ -146,7 +167,16 @@ def open_sealed(inputs: Inputs, split: str, code: str = "") -> Corpus:
     content = json.loads((sealed / "seal.json").read_text())
     folder = inputs["tokenize.shards"].folder
     write_card(folder, content)
-    return open_corpus(folder, sealed, content, receipt.digest, split, code)
+    return open_corpus(
+        folder,
+        sealed,
+        content,
+        receipt.digest,
+        split,
+        code=ctx.code,
+        workers=ctx.cpus,
+        check=ctx.stop.check,
+    )
 
 
 def write_card(folder: Path, content: dict[str, Any]) -> None:

@@ -1,25 +1,35 @@
-"""A chunk of JSON lines to shards of tokens: what the step `tokenize.shards` computes."""
+"""A chunk of JSON lines to shards of tokens: what the step `tokenize.shards` computes.
+
+Blocks of lines become lists of texts, these flat arrays of ids, and these Parquet columns: nothing
+is done token by token, and as little as can be document by document.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
-from pipeline.data.encoder import Encoder
+from pipeline.data.batches import Batch, BatchReader
+from pipeline.data.encoder import Encoder, Fast, Mismatch, Reference, load_fast
 from pipeline.data.quarantine import QUARANTINE, Quarantine
 from pipeline.data.raw import CHUNK, Raw
-from pipeline.data.records import Bad, Lines, Reader, Record
-from pipeline.data.shards import SPLITS, Writer
+from pipeline.data.records import Lines, Reader
+from pipeline.data.shards import HASH, SPLITS, Hashes, Writer
 from pipeline.errors import CorruptInput
-from pipeline.receipt import expect, load, verify
+from pipeline.receipt import Draft, Receipt, expect, load, verify
 from pipeline.stage import Context, Inputs, Item
 
 if TYPE_CHECKING:
     from pipeline.config import Config
 
 BATCH = 2_000_000
+SAMPLE = 66  # of 65,536 documents are compared with the reference: one in a thousand
 
 
 def tokenize(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
@@ -29,79 +39,156 @@ def tokenize(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         CorruptInput: The chunk or the tokenizer is damaged, or too many lines are no records.
     """
     unit = inputs["decompress.chunks"].folder / item.name
-    model, model_receipt = inputs["download.model"].one()
-    verify(model, "tokenizer.json", model_receipt)
     receipt = load(unit)
     if receipt is None:
         raise CorruptInput(f"{unit} has no receipt", unit=unit)
-    encoder = Encoder(model)
+    reference, encoder = _encoders(inputs, ctx)
+    try:
+        _encode_chunk(config, item, unit, receipt, encoder, reference.vocabulary, ctx)
+    except Mismatch as error:
+        ctx.log(f"WARNING: {error}. From {item.name} on {reference.name} is used, which is slow")
+        ctx.memo["encoders"] = reference, reference
+        _encode_chunk(config, item, unit, receipt, reference, reference.vocabulary, ctx)
+
+
+def _encoders(inputs: Inputs, ctx: Context) -> tuple[Reference, Encoder]:
+    """The model's own tokenizer, and what is used in its place; loaded once a task."""
+    if "encoders" not in ctx.memo:
+        model, receipt = inputs["download.model"].one()
+        verify(model, "tokenizer.json", receipt)
+        reference = Reference(model)
+        encoder, why = load_fast(model, reference)
+        if why:
+            ctx.log(f"WARNING: {why}. {reference.name} is used, which is slow")
+        ctx.memo["encoders"] = reference, encoder
+    found: tuple[Reference, Encoder] = ctx.memo["encoders"]
+    return found
+
+
+def _encode_chunk(
+    config: Config,
+    item: Item,
+    unit: Path,
+    receipt: Receipt,
+    encoder: Encoder,
+    vocabulary: int,
+    ctx: Context,
+) -> None:
+    dataset, longest = config.dataset, config.tokenize.max_line_bytes
+    reader = BatchReader(Reader(dataset.text_field, dataset.id_field, dataset.split_by, longest))
+    raw, places, line = Raw(unit / CHUNK, unit), Places(item.data["files"]), 0
     with ctx.commit(item.name) as draft:
-        writers = {split: Writer(draft.path / f"{split}.parquet") for split in SPLITS}
-        raw = Raw(unit / CHUNK, unit)
+        shards = Shards(draft, encoder, item.data["shares"])
         quarantine = Quarantine(draft.path / QUARANTINE, config.tokenize.max_bad_lines)
-        for batch in _batches(_records(Lines(raw), config, item, quarantine)):
+        for block in Lines(raw).whole(BATCH, longest):
             ctx.stop.check()
-            for record, ids in zip(batch, encoder.encode([r.text for r in batch]), strict=True):
-                text = record.text.encode()
-                digest = xxhash.xxh3_128_digest(text)
-                split = _split(record, digest, item.data["shares"])
-                writers[split].add(record.id, ids, len(text), digest)
+            batch = reader.read(block)
+            quarantine.sound += len(batch.texts)
+            quarantine.empty += batch.blank
+            for number, data, bad in batch.bad:
+                quarantine.add(*places.of(line + number), data, bad)
+            shards.add(batch, places, line)
+            line += batch.count
             ctx.progress(raw.read, receipt.outputs[CHUNK].size)
         expect(raw.sha256, unit, CHUNK, receipt)
         quarantine.close()
-        for writer in writers.values():
-            writer.close()
         draft.facts = {
-            "splits": {
-                split: {"documents": w.rows, "tokens": w.tokens, "bytes": w.bytes}
-                for split, w in writers.items()
-            },
+            "splits": shards.close(),
             "quarantined": quarantine.count,
             "first_bad": quarantine.first,
             "empty": quarantine.empty,
             "encoder": encoder.name,
-            "vocabulary": encoder.vocabulary,
+            "vocabulary": vocabulary,
         }
 
 
-def _records(lines: Lines, config: Config, item: Item, quarantine: Quarantine) -> Iterator[Record]:
-    dataset, longest = config.dataset, config.tokenize.max_line_bytes
-    reader = Reader(dataset.text_field, dataset.id_field, dataset.split_by, longest)
-    (file, begins), *files = item.data["files"]
-    files.reverse()
-    number = 0
-    for batch in lines.whole(BATCH, longest):
-        for line in batch:
-            number += 1
-            while files and number > files[-1][1]:
-                file, begins = files.pop()
-            record = reader.parse(line, f"{file}:{number - begins}")
-            if isinstance(record, Record):
-                quarantine.sound += 1
-                yield record
-            elif isinstance(record, Bad):
-                quarantine.add(file, number - begins, line, record)
-            else:
-                quarantine.empty += 1
+class Places:
+    """Where the lines of a chunk stand in the raw files.
+
+    Args:
+        files: The raw files in it, each with the line of the chunk after which it begins.
+    """
+
+    def __init__(self, files: Sequence[tuple[str, int]]) -> None:
+        self._names = [name for name, _ in files]
+        self._begins = [begins for _, begins in files]
+
+    def of(self, index: int) -> tuple[str, int]:
+        """Raw file and line number there, from 1, of the line with that index in the chunk."""
+        # several may begin at one line: all but the last are empty
+        file = max(0, bisect_left(self._begins, index + 1) - 1)
+        return self._names[file], index + 1 - self._begins[file]
 
 
-def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
-    batch, size = [], 0
-    for record in records:
-        batch.append(record)
-        size += len(record.text)
-        if size >= BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+class Shards:
+    """The three shards of a chunk.
+
+    Args:
+        draft: The unit that they belong to.
+        encoder: Text to ids.
+        shares: Of the documents, by split.
+    """
+
+    def __init__(self, draft: Draft, encoder: Encoder, shares: dict[str, float]) -> None:
+        self._writers = {split: Writer(draft.path / f"{split}.parquet") for split in SPLITS}
+        self._encoder, self._shares = encoder, shares
+
+    def add(self, batch: Batch, places: Places, line: int) -> None:
+        """Encode documents and write each to its split.
+
+        Args:
+            batch: The documents.
+            places: Where lines stand; a document without an id is called after that.
+            line: Index in the chunk of the batch's first line.
+        """
+        data = [text.encode() for text in batch.texts]
+        digests = _digests(data)
+        sizes = np.fromiter(map(len, data), np.int64, len(data))
+        names = [
+            name if name is not None else "{}:{}".format(*places.of(line + number))
+            for name, number in zip(batch.ids, batch.lines, strict=True)
+        ]
+        split = self._splits(batch, digests)
+        for index, writer in enumerate(self._writers.values()):
+            chosen = np.flatnonzero(split == index)
+            if len(chosen):
+                few = chosen.tolist()
+                texts = [batch.texts[n] for n in few]
+                ids, offsets = self._encode(texts, digests[chosen])
+                writer.add([names[n] for n in few], ids, offsets, sizes[chosen], digests[chosen])
+
+    def close(self) -> dict[str, dict[str, int]]:
+        """Finish the files; documents, tokens and bytes of each."""
+        for writer in self._writers.values():
+            writer.close()
+        return {
+            split: {"documents": w.rows, "tokens": w.tokens, "bytes": w.bytes}
+            for split, w in self._writers.items()
+        }
+
+    def _splits(self, batch: Batch, digests: Hashes) -> npt.NDArray[np.int64]:
+        """Index in `SPLITS` of each document: where its hash falls in [0, 1)."""
+        grouped = [n for n, group in enumerate(batch.groups) if group is not None]
+        if grouped:
+            digests = digests.copy()
+            digests[grouped] = _digests([str(batch.groups[n]).encode() for n in grouped])
+        point = digests.view(">u8")[::2].astype(np.float64) / 2**64
+        validation = self._shares["validation"]
+        held_out = validation + self._shares["test"]
+        return np.select([point < validation, point < held_out], [1, 2], 0)
+
+    def _encode(
+        self, texts: list[str], digests: Hashes
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+        """Ids and offsets; a few documents are looked at twice, always the same ones."""
+        ids, offsets = self._encoder.encode(texts)
+        if isinstance(self._encoder, Fast):
+            for n in np.flatnonzero(digests.view(">u2")[7::8] < SAMPLE).tolist():
+                found = ids[offsets[n] : offsets[n + 1]]
+                self._encoder.check([texts[n]], (found, np.array([0, len(found)])))
+        return ids, offsets
 
 
-def _split(record: Record, digest: bytes, shares: dict[str, float]) -> str:
-    """The split of a document: where its hash falls in [0, 1)."""
-    if record.split_by is not record.text:
-        digest = xxhash.xxh3_128_digest(record.split_by.encode())
-    point = int.from_bytes(digest[:8], "big") / 2**64
-    if point < shares["validation"]:
-        return "validation"
-    return "test" if point < shares["validation"] + shares["test"] else "train"
+def _digests(data: list[bytes]) -> Hashes:
+    """xxh3-128 of each, 16 bytes."""
+    return np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, data)), HASH)

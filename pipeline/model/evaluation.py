@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.choose import by_hash, choose
-from pipeline.data.encoder import Encoder
+from pipeline.data.corpus import Corpus
+from pipeline.data.encoder import Reference
 from pipeline.data.seal import open_sealed
-from pipeline.data.shards import Corpus
 from pipeline.errors import UserError
 from pipeline.model import load
 from pipeline.model.measure import bits_per_byte, interval, perplexity
@@ -111,7 +111,7 @@ def _prepare(config: Config, split: str, item: Item, inputs: Inputs, ctx: Contex
             f"the base model was scored on {there}, and 8-bit arithmetic differs on {device.type}",
             "evaluate where the base model was scored, or remove its scores-… folder",
         )
-    corpus = open_sealed(inputs, split, ctx.code)
+    corpus = open_sealed(inputs, split, ctx)
     base, receipt = inputs["download.model"].one()
     if "model" not in ctx.memo:
         ctx.memo["model"] = _load(config, inputs, device)
@@ -196,5 +196,5 @@ def _samples(bench: _Bench, settings: EvaluateConfig, ctx: Context) -> list[dict
         sampled = name == "sampled"
         texts[name] = write(bench.model, prompts, length, *how, sampled=sampled, stop=ctx.stop)
         ctx.progress(number + 1, 2, "samples")
-    decode = Encoder(bench.base).decode
+    decode = Reference(bench.base).decode
     return [{n: decode(ids[i]) for n, ids in texts.items()} for i in range(len(chosen))]

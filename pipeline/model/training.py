@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.choose import choose
-from pipeline.data.encoder import Encoder
+from pipeline.data.corpus import Corpus
+from pipeline.data.encoder import Reference
 from pipeline.data.order import Order
 from pipeline.data.packing import Batch, Packing, make_batch, pack
 from pipeline.data.seal import open_sealed
-from pipeline.data.shards import Corpus
 from pipeline.model import checkpoint, load, loop
 from pipeline.model import optimizer as optimizers
 from pipeline.model import schedule as schedules
@@ -84,7 +84,7 @@ def train(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     if unit:
         checkpoint.restore(unit, model, optimizer, scaler)
     state.precision, state.attempts = precision, state.attempts + 1
-    journal, encoder = Journal(ctx.folder, state.step, state.attempts), Encoder(base)
+    journal, encoder = Journal(ctx.folder, state.step, state.attempts), Reference(base)
     total = _steps(settings, data.packing)
     ctx.log(
         f"{total} steps of {settings.batch} × {data.packing.length} slots, from step {state.step}; "
@@ -140,8 +140,8 @@ def train(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
 
 def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context) -> Data:
     settings = config.train
-    train = open_sealed(inputs, "train", ctx.code)
-    validation = open_sealed(inputs, "validation", ctx.code)
+    train = open_sealed(inputs, "train", ctx)
+    validation = open_sealed(inputs, "validation", ctx)
     length = settings.window(base.facts["context"])
     packing = pack(train.offsets, length, settings.packing)
     return Data(

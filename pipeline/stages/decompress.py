@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-import xxhash
-import zstandard
 from pydantic import Field
 
 from pipeline.data.forms import form_of, json_lines
+from pipeline.data.frames import Press
 from pipeline.data.raw import CHUNK, Raw
 from pipeline.data.records import Lines
 from pipeline.errors import CorruptInput
@@ -94,20 +93,17 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
 
 
 def _write(chunk: str, lines: Lines, config: Config, ctx: Context) -> Receipt:
-    first_line, offset, text = lines.line, lines.offset, xxhash.xxh3_128()
-    compressor = zstandard.ZstdCompressor(level=config.decompress.level, write_checksum=True)
+    first_line, offset = lines.line, lines.offset
     with ctx.commit(chunk) as draft:
-        with (draft.path / CHUNK).open("wb") as file, compressor.stream_writer(file) as sink:
-            for piece in lines.pieces(config.decompress.chunk_bytes):
-                ctx.stop.check()
-                text.update(piece)
-                sink.write(piece)
+        with Press(draft.path / CHUNK, config.decompress.level, ctx.cpus) as press:
+            text = _feed(press, lines, config, ctx)
+        draft.hashes[CHUNK] = press.sha256
         draft.facts = {
             "lines": lines.line - first_line,
             "bytes": lines.offset - offset,
             "first_line": first_line,
             "offset": offset,
-            "text": text.hexdigest(),
+            "text": text,
         }
     committed = ctx.has(chunk)
     if committed is None:
@@ -120,15 +116,21 @@ def _known(chunk: str, lines: Lines, config: Config, ctx: Context) -> Receipt | 
     receipt = ctx.has(chunk)
     if receipt is None:
         return None
-    text = xxhash.xxh3_128()
-    for piece in lines.pieces(config.decompress.chunk_bytes):
-        ctx.stop.check()
-        text.update(piece)
-    if text.hexdigest() != receipt.facts["text"]:
+    with Press(None, threads=ctx.cpus) as press:
+        text = _feed(press, lines, config, ctx)
+    if text != receipt.facts["text"]:
         raise CorruptInput(
             f"{ctx.folder / chunk} was cut from another text", unit=ctx.folder / chunk
         )
     return receipt
+
+
+def _feed(press: Press, lines: Lines, config: Config, ctx: Context) -> str:
+    """Give a chunk's text to the press; its digest."""
+    for piece in lines.pieces(config.decompress.chunk_bytes):
+        ctx.stop.check()
+        press.add(piece)
+    return press.finish()
 
 
 def _folder(config: Config, keys: Mapping[str, str]) -> str:

@@ -146,7 +146,7 @@ STEPS = (
     Step(
         stage="tokenize",
         name="tokenize.seal",
-        version=1,
+        version=2,
         uses=(),
         reads=("tokenize", "dataset", "model"),
         needs=("tokenize.shards",),

@@ -1,0 +1,104 @@
+"""What it costs without tokenizing: the floor under our own cost, in the same environment.
+
+    python -m bench.floor write OUT.parquet IDS.npy CHUNK.jsonl.zst …
+    python -m bench.floor decode CORPUS.jsonl.zst
+    python -m bench.floor read SHARD.parquet …
+
+`write` does all that tokenizing a chunk does but BPE: decode, parse (msgspec), and the product's
+own Writer, given ids that were made before. `decode` only decompresses. `read` brings the ids of
+shards back into flat arrays; it prints (tokens, CPU seconds of reading alone).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+BLOCK = 4 << 20
+
+
+def decode(path: Path) -> Iterator[memoryview]:
+    """The decompressed bytes of a file, in blocks that are good until the next one."""
+    import zstandard
+
+    block = bytearray(BLOCK)
+    reader = zstandard.ZstdDecompressor(max_window_size=2**31)
+    with path.open("rb") as file, reader.stream_reader(file, read_across_frames=True) as stream:
+        while size := stream.readinto(block):
+            yield memoryview(block)[:size]
+
+
+def write(out: Path, pool: Path, chunks: list[Path]) -> None:
+    """Decode, parse and write; the ids are real ones from a pool, one for four bytes of text."""
+    import msgspec
+    import numpy as np
+    import xxhash
+
+    from pipeline.data.shards import Writer
+
+    class Line(msgspec.Struct):
+        text: str
+
+    ids, decoder, writer = np.load(pool).astype(np.uint32), msgspec.json.Decoder(Line), Writer(out)
+    at = number = 0
+    for chunk in chunks:
+        for lines in _whole_lines(chunk):
+            data = [line.text.encode() for line in decoder.decode_lines(lines)]
+            sizes = np.fromiter(map(len, data), np.int64, len(data))
+            ends = np.cumsum(np.concatenate([[0], sizes // 4]))
+            at = 0 if at + ends[-1] > len(ids) else at
+            chosen = ids[at : at + ends[-1]]
+            digests = np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, data)), "V16")
+            names = [str(number + n) for n in range(len(data))]
+            writer.add(names, chosen, np.minimum(ends, len(chosen)), sizes, digests)
+            at, number = at + int(ends[-1]), number + len(data)
+    writer.close()
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    rest = b""
+    for block in decode(path):
+        cut = bytes(block)
+        end = cut.rfind(b"\n") + 1
+        if end:
+            yield rest + cut[:end]
+            rest = cut[end:]
+        else:
+            rest += cut
+    if rest:
+        yield rest
+
+
+def read(shards: list[Path]) -> tuple[int, float]:
+    """Tokens in shards, and CPU seconds of bringing all ids into flat arrays."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def ids(path: Path) -> int:
+        with pq.ParquetFile(path) as file:
+            batches = file.iter_batches(4096, columns=["input_ids"], use_threads=False)
+            return sum(len(batch.column(0).flatten().to_numpy()) for batch in batches)
+
+    pa.set_cpu_count(1)
+    ids(min(shards, key=lambda path: path.stat().st_size))  # the first loads what it needs
+    started = time.process_time()
+    return sum(map(ids, shards)), time.process_time() - started
+
+
+def main() -> None:
+    """Do what the command line says."""
+    what, *paths = sys.argv[1:]
+    files = [Path(path) for path in paths]
+    if what == "write":
+        write(files[0], files[1], files[2:])
+    elif what == "decode":
+        sum(len(block) for block in decode(files[0]))
+    else:
+        print(json.dumps(read(files)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Megatron's own tokenizing: megatron-core's IndexedDatasetBuilder under the shortest driver.
+
+    megatron.py INPUT.jsonl OUT TOKENIZER_FOLDER WORKERS
+
+PyPI has the library, not `tools/preprocess_data.py`. As that does: a pool of processes takes lines,
+parses them with json, encodes each with the Hugging Face tokenizer and appends the end token; this
+process writes them.
+"""
+
+import json
+import multiprocessing
+import sys
+from pathlib import Path
+
+import numpy
+import torch
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+from tokenizers import Tokenizer
+
+END = 50256
+tokenizer = None
+
+
+def load(folder):
+    """What each process of the pool begins with."""
+    global tokenizer
+    tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+
+
+def encode(line):
+    """The ids of a line."""
+    return [*tokenizer.encode(json.loads(line)["text"], add_special_tokens=False).ids, END]
+
+
+if __name__ == "__main__":
+    source, out, folder, workers = sys.argv[1:]
+    Path(out, "ids").mkdir(parents=True)
+    builder = IndexedDatasetBuilder(f"{out}/ids/text.bin", dtype=numpy.uint16)
+    pool = multiprocessing.Pool(int(workers), initializer=load, initargs=(folder,))
+    with pool, open(source, encoding="utf-8") as file:
+        for ids in pool.imap(encode, file, 32):
+            builder.add_document(torch.IntTensor(ids), [len(ids)])
+        pool.close()
+        pool.join()
+    builder.finalize(f"{out}/ids/text.idx")

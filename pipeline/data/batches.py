@@ -1,0 +1,181 @@
+"""Blocks of lines to columns: texts, ids and what decides their split, with little work a document.
+
+Most blocks are what they should be and are decoded at one go, only the fields that are wanted; in
+any other each line is judged by itself, and by `Reader.parse` where it is not what it should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.records import Bad, Reader, Record
+
+NEWLINE, OPEN, CLOSE = b"\n{}"
+
+
+@dataclass
+class Batch:
+    """What a block of lines holds.
+
+    `texts`, `ids` (None where there is none), `groups` (what decides the split in place of the
+    text, or None) and `lines` (index of the line in the block) go together. `bad` are lines that
+    are no records: index, line, why. `blank` lines have no text; `count` are all.
+    """
+
+    texts: list[str] = field(default_factory=list)
+    ids: list[str | None] = field(default_factory=list)
+    groups: list[str | None] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    bad: list[tuple[int, bytes, Bad]] = field(default_factory=list)
+    blank: int = 0
+    count: int = 0
+
+
+class BatchReader:
+    """Reads blocks of whole lines.
+
+    Args:
+        reader: Where the fields stand, and the judge of odd lines.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._decoder: Any = None
+        self._text: Any = None
+        self._id: Any = None
+        self._group: Any = None
+        wanted: Wanted = [("text", reader.text_field, str)]
+        wanted += [
+            (name, path, Any)
+            for name, path in (("id", reader.id_field), ("group", reader.split_by))
+            if path
+        ]
+        shape = _shape(wanted)
+        if shape:
+            self._decoder = msgspec.json.Decoder(shape[0])
+            self._text, self._id, self._group = (
+                _getter(shape[1].get(name)) for name in ("text", "id", "group")
+            )
+
+    def read(self, block: bytes) -> Batch:
+        """The records of a block that ends with a line end."""
+        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == NEWLINE)
+        rows = self._at_one_go(block, ends)
+        if rows is None:
+            return self._one_by_one(block.split(b"\n")[:-1])
+        texts = list(map(self._text, rows))
+        ids = list(map(self._id, rows)) if self._id else [None] * len(rows)
+        groups = list(map(self._group, rows)) if self._group else [None] * len(rows)
+        lines: Iterable[int] = range(len(rows))
+        if any(not text or text.isspace() for text in texts):
+            lines = [n for n, text in enumerate(texts) if text and not text.isspace()]
+            texts, ids, groups = ([column[n] for n in lines] for column in (texts, ids, groups))
+        return Batch(
+            texts=texts,
+            ids=[value if value is None else str(value) for value in ids],
+            groups=[None if value in (None, "") else str(value) for value in groups],
+            lines=list(lines),
+            blank=len(rows) - len(texts),
+            count=len(rows),
+        )
+
+    def _at_one_go(self, block: bytes, ends: npt.NDArray[np.int64]) -> list[Any] | None:
+        """The rows of a block in which each line is an object as it is wanted, else None.
+
+        The decoder takes any space between values. Where every line begins with { and ends with },
+        none of them can go on in the next; so as many values as lines are one a line.
+        """
+        if self._decoder is None or len(block) > self._reader.longest:
+            return None
+        data = np.frombuffer(block, np.uint8)
+        if (
+            data[0] != OPEN
+            or (data[ends[:-1] + 1] != OPEN).any()
+            or (data[ends - 1] != CLOSE).any()
+        ):
+            return None
+        try:
+            rows: list[Any] = self._decoder.decode_lines(block)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return None
+        return rows if len(rows) == len(ends) else None
+
+    def _one_by_one(self, lines: list[bytes]) -> Batch:
+        batch = Batch(count=len(lines))
+        for number, line in enumerate(lines):
+            record = self._judge(line)
+            if isinstance(record, Record):
+                batch.texts.append(record.text)
+                batch.ids.append(record.id)
+                batch.groups.append(record.group)
+                batch.lines.append(number)
+            elif isinstance(record, Bad):
+                batch.bad.append((number, line, record))
+            else:
+                batch.blank += 1
+        return batch
+
+    def _judge(self, line: bytes) -> Record | Bad | None:
+        """As `Reader.parse` says, unless the line is what it should be: then as in a block."""
+        if self._decoder and line[:1] == b"{" and len(line) <= self._reader.longest:
+            try:
+                row = self._decoder.decode(line)
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                return self._reader.parse(line)
+            return self._reader.record(
+                self._text(row),
+                self._id(row) if self._id else None,
+                self._group(row) if self._group else None,
+            )
+        return self._reader.parse(line)
+
+
+Wanted = list[tuple[str, list[str], Any]]
+
+
+def _shape(wanted: Wanted) -> tuple[Any, dict[str, list[str]]] | None:
+    """A struct for the wanted fields, each (name, path, type), and where each is in it.
+
+    None where one path ends within another.
+    """
+    tree: dict[str, Wanted] = {}
+    for name, path, kind in wanted:
+        tree.setdefault(path[0], []).append((name, path[1:], kind))
+    fields: list[tuple[Any, ...]] = []
+    keys: dict[str, str] = {}
+    places: dict[str, list[str]] = {}
+    for number, (key, inner) in enumerate(tree.items()):
+        attribute = f"f{number}"
+        if len(inner) == 1 and not inner[0][1]:
+            kind = inner[0][2]
+            places[inner[0][0]] = [attribute]
+        else:
+            deeper = _shape(inner) if all(path for _, path, _ in inner) else None
+            if deeper is None:
+                return None
+            kind = deeper[0]
+            places |= {name: [attribute, *rest] for name, rest in deeper[1].items()}
+        needed = any(kind is str for _, _, kind in inner)
+        fields.append((attribute, kind) if needed else (attribute, kind | None, None))
+        keys[attribute] = key
+    fields.sort(key=len)  # those without a default come first
+    return msgspec.defstruct("Row", fields, rename=keys, gc=False), places
+
+
+def _getter(place: list[str] | None) -> Callable[[Any], Any] | None:
+    if place is None or len(place) == 1:
+        return attrgetter(place[0]) if place else None
+
+    def get(row: Any) -> Any:
+        for name in place:
+            row = None if row is None else getattr(row, name)
+        return row
+
+    return get

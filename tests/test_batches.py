@@ -1,0 +1,82 @@
+"""Blocks of lines at one go give what the same lines give one by one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.batches import BatchReader
+from pipeline.data.records import Bad, Reader, Record
+
+PATHS = [
+    ("text", None, None),
+    ("text", "id", "meta.case"),
+    ("body.text", "body.id", "case"),
+    ("a.b.c", "a.b.d", "a.e"),
+    ("text", "text.id", None),
+    ("text", "text", "text"),
+]
+values = st.one_of(
+    st.none(), st.integers(), st.text(max_size=5), st.lists(st.text(max_size=3), max_size=2)
+)
+names = st.sampled_from(["text", "id", "meta", "case", "body", "a", "b", "c", "d", "e"])
+objects = st.recursive(
+    values, lambda inner: st.dictionaries(names, inner, max_size=4), max_leaves=8
+)
+good = st.builds(
+    lambda text, inner: json.dumps(
+        {"text": text, "body": {"text": text, "id": 1}, "a": {"b": {"c": text}}, "meta": inner}
+    ),
+    st.text(max_size=20),
+    st.dictionaries(names, values, max_size=3),
+)
+odd = st.sampled_from(
+    ["", "  ", "{}", "[]", '"bare"', '{"text": "a"} {"text": "b"}', '{"text":', '"a"}', "{", "}",
+     '{"meta": {"case": 1}', '{"text": "a"}\r', '\ufeff{"text": "b"}', '{"text": "\\ud800"}',
+     '{"text": "a", "text": "b"}', '{"text": NaN}', '{"text": "x", "n": NaN}', '{"text": "  "}']
+)  # fmt: skip
+lines = st.lists(st.one_of(good, good, objects.map(json.dumps), odd), min_size=1, max_size=6)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(lines=lines, paths=st.sampled_from(PATHS))
+def test_a_block_is_read_as_its_lines_are(
+    lines: list[str], paths: tuple[str, str | None, str | None]
+) -> None:
+    reader = Reader(*paths)
+    data = [line.encode() for line in lines]
+    batch = BatchReader(reader).read(b"\n".join(data) + b"\n")
+    found = [reader.parse(line) for line in data]
+    records = [(n, r) for n, r in enumerate(found) if isinstance(r, Record)]
+    assert batch.count == len(lines)
+    assert batch.lines == [n for n, _ in records]
+    columns = zip(batch.texts, batch.ids, batch.groups, strict=True)
+    assert [Record(*row) for row in columns] == [record for _, record in records]
+    bad = [(n, data[n], r) for n, r in enumerate(found) if isinstance(r, Bad)]
+    assert batch.bad == bad
+    assert batch.blank == len(lines) - len(records) - len(bad)
+
+
+def test_a_value_over_two_lines_is_no_record_though_the_number_is_right() -> None:
+    block = b'{"text":\n"a"}\n{"text": "b"} {"text": "c"}\n'
+    batch = BatchReader(Reader("text", None, None)).read(block)
+    assert batch.texts == []
+    assert [number for number, _, _ in batch.bad] == [0, 1, 2]
+
+
+def test_a_line_that_is_too_long_is_no_record_in_a_block_either() -> None:
+    long = b'{"text": "' + b"x" * 100 + b'"}'
+    reader = BatchReader(Reader("text", None, None, longest=100))
+    batch = reader.read(b'{"text": "a"}\n' + long + b"\n")
+    assert batch.texts == ["a"]
+    assert "longer than 100 bytes" in batch.bad[0][2].reason
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_is_not_asked_for_need_not_be_sound(number: int) -> None:
+    lines = [b'{"text": "a", "x": "\xff"}'] * number
+    batch = BatchReader(Reader("text", None, None)).read(b"\n".join(lines) + b"\n")
+    assert batch.texts == ["a"] * number

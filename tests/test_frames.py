@@ -1,0 +1,109 @@
+"""zstd frames: where they end, and what several threads make of a text."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import xxhash
+import zstandard
+
+from pipeline.data.frames import BLOCK, Press, Walk, blocks
+
+LEVELS = (-3, 1, 3, 19)
+
+
+def frames(chance: random.Random) -> list[bytes]:
+    """A few frames of all kinds, skippable ones among them."""
+    made = []
+    for _ in range(chance.randint(1, 5)):
+        texts = (b"", b"a", chance.randbytes(200_000), b"x" * 2_000_000, b"hello world " * 30_000)
+        text = chance.choice(texts)[: chance.randint(0, 2_000_000)]
+        if chance.random() < 0.2:
+            made.append(b"\x5a\x2a\x4d\x18" + len(text).to_bytes(4, "little") + text)
+            continue
+        compressor = zstandard.ZstdCompressor(
+            level=chance.choice(LEVELS),
+            write_checksum=chance.random() < 0.5,
+            write_content_size=chance.random() < 0.5,
+        )
+        stream = compressor.compressobj()
+        streamed = stream.compress(text) + stream.flush()
+        made.append(streamed if chance.random() < 0.5 else compressor.compress(text))
+    return made
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_ends_of_frames_are_known_without_decompressing(seed: int) -> None:
+    chance = random.Random(seed)
+    made = frames(chance)
+    data, ends, starts = b"".join(made), [0], []
+    for frame in made:
+        if frame[:4] == b"\x28\xb5\x2f\xfd":
+            starts.append(ends[-1])
+        ends.append(ends[-1] + len(frame))
+    step = chance.choice([7, 1000, 1 << 18]) if len(data) < 20_000 else 1 << 16
+    walk = Walk()
+    for at in range(0, len(data), step):
+        walk.feed(data[at : at + step])
+    assert walk.whole
+    assert walk.starts == starts
+    for place in {*chance.sample(range(len(data)), min(50, len(data))), *ends}:
+        walk = Walk()
+        walk.feed(data[:place])
+        assert walk.whole == (place in ends)
+
+
+def test_what_is_no_frame_is_told_with_its_place() -> None:
+    frame = zstandard.compress(b"text")
+    walk = Walk()
+    walk.feed(frame + b"garbage")
+    assert walk.lost == len(frame)
+    assert not walk.whole
+
+
+def text_blocks(seed: int = 0) -> Iterator[bytes]:
+    chance = random.Random(seed)
+    for size in (5, BLOCK, 1000, 3 * BLOCK, BLOCK - 1, 7):
+        yield chance.randbytes(size // 4) * 4
+
+
+def press(path: Path | None, threads: int) -> tuple[str, str]:
+    with Press(path, 1, threads) as made:
+        for block in text_blocks():
+            made.add(block)
+        text = made.finish()
+    return text, made.sha256
+
+
+def test_threads_change_no_byte(tmp_path: Path) -> None:
+    one, four = tmp_path / "one", tmp_path / "four"
+    assert press(one, 1) == press(four, 4)
+    assert one.read_bytes() == four.read_bytes()
+    assert press(one, 2)[1] == hashlib.sha256(one.read_bytes()).hexdigest()
+    assert press(None, 2)[0] == press(one, 2)[0], "read over, it is the same text"
+    with one.open("rb") as file:
+        assert b"".join(blocks(file, 1 << 27)) == b"".join(text_blocks())
+
+
+def test_a_block_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            press(tmp_path / "x", 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_blocks_are_of_one_size_whatever_the_frames() -> None:
+    texts = [b"a" * 10, b"b" * BLOCK, b"", b"c" * (2 * BLOCK + 5)]
+    file = io.BytesIO(b"".join(map(zstandard.compress, texts)))
+    found = list(blocks(file, 1 << 27))
+    assert [len(block) for block in found] == [BLOCK, BLOCK, BLOCK, 15]
+    assert xxhash.xxh3_128(b"".join(found)).digest() == xxhash.xxh3_128(b"".join(texts)).digest()

@@ -1,0 +1,63 @@
+"""Duplicates among many documents, and the cache that leaves them out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import advance, write_corpus
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import Config, resolve
+from pipeline.data.corpus import open_corpus
+from pipeline.data.seal import find_duplicates
+from pipeline.data.shards import HASH
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30))
+def test_all_but_the_first_of_each_text_are_found(rows: list[tuple[int, int]]) -> None:
+    digests = np.array(rows, dtype=np.uint64).reshape(-1, 2).view(HASH).ravel()
+    again = [n for n, row in enumerate(rows) if row in rows[:n]]
+    assert find_duplicates(digests).tolist() == again
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_cache_holds_each_text_once(
+    small: Callable[..., Config], tmp_path: Path, workers: int
+) -> None:
+    corpus = write_corpus(tmp_path / "a.jsonl.zst", 150)
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    for name in ("a", "b"):
+        (twice / f"{name}.jsonl.zst").write_bytes(corpus.read_bytes())
+    dataset = resolve("nih", file=str(twice), overrides=["dataset.id_field=meta.id"]).dataset
+    config = small().model_copy(update={"dataset": dataset})
+    node = advance(config, tmp_path / "root", "tokenize.seal")
+    folder = node.work.folder
+    sealed, receipt = folder / "seal", node.done["seal"]
+    seal = json.loads((sealed / "seal.json").read_text())
+    assert sum(seal["duplicates"].values()) == 150
+    texts = 0
+    for split in ("train", "validation", "test"):
+        found = open_corpus(folder, sealed, seal, receipt.digest, split, workers=workers)
+        assert len(found) == seal["splits"][split]["documents"]
+        assert len(set(found.hashes.tolist())) == len(found)
+        texts += len(found)
+        rows = {}
+        for shard in seal["shards"]:
+            table = pq.read_table(folder / shard / f"{split}.parquet")
+            assert table["tokens"].to_pylist() == [
+                len(ids) for ids in table["input_ids"].to_pylist()
+            ]
+            rows |= {row["hash"]: row for row in table.to_pylist()}
+        for n, digest in enumerate(found.hashes):
+            row = rows[digest.tobytes()]
+            assert found.document(n).tolist() == row["input_ids"]
+            assert found.bytes[n] == row["bytes"]
+    assert texts == 150
