@@ -10,16 +10,19 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.allocation import Allocation, process_label
+from pipeline.disk import size
 from pipeline.errors import UserError
 from pipeline.files import write_text
 
 FOREGROUND = "foreground.json"
 EVERY = 0.5
+TOLD_EVERY = 30.0  # seconds, in the log
 EVERY_IN_JOBS = 5.0  # hundreds of them may write to one file system
 IDLE_RESTARTS = 5
 SHORT = 60.0
@@ -32,12 +35,14 @@ def logs_folder(root: Path, name: str) -> Path:
 
 @dataclass
 class Journal:
-    """The file of one task, while it runs."""
+    """The file of one task, while it runs; `tell` says now and then how far it is."""
 
     path: Path
+    tell: Callable[[str], None] = lambda text: None
     content: dict[str, Any] = field(default_factory=dict)
     every: float = EVERY
     _written: float = 0.0
+    _told: float = 0.0
     _was_short: bool = False
 
     def start(self, allocation: Allocation, element: int, of: int) -> None:
@@ -82,12 +87,18 @@ class Journal:
         """Note the progress of the item at hand; written every now and then."""
         self.content.setdefault("first", done)
         self.content |= {"done": done, "total": total, "unit": unit, "facts": facts}
-        if time.monotonic() - self._written > self.every:
+        now = time.monotonic()
+        if now - self._written > self.every:
             self.write()
+        if now - self._told > TOLD_EVERY:
+            self._told = now
+            rate, eta = pace(self.content | {"time": time.time()})
+            self.tell(told(self.content | {"rate": rate, "eta": eta}))
 
     def begin(self, item: str, number: int, items: int) -> None:
         """Note that an item begins, the `number`-th of `items`."""
         self.content.pop("first", None)
+        self._told = time.monotonic()
         self.write(item=item, number=number, items=items, since=time.time(), done=0, total=None)
 
     def write(self, **more: Any) -> None:
@@ -106,6 +117,25 @@ def _put(path: Path, text: str) -> None:
         with path.open("r+b") as file:
             file.write(text.encode())
             file.truncate()
+
+
+def pace(content: Mapping[str, Any]) -> tuple[float, float | None]:
+    """Units a second of the item at hand, and seconds that are left of it where that is known."""
+    done, total = content.get("done", 0), content.get("total")
+    spent = content.get("time", 0.0) - content.get("since", 0.0)
+    rate = max(0, done - content.get("first", 0)) / spent if spent > 0 else 0.0
+    return round(rate, 1), round((total - done) / rate) if total and rate else None
+
+
+def told(task: Mapping[str, Any]) -> str:
+    """How far an item is, as people read it: share, rate, time that is left, and facts."""
+    words = [f"{100 * task['done'] / task['total']:.0f} %"] if task["total"] else []
+    if rate := task["rate"]:
+        amount = size(rate) if task["unit"] == "bytes" else f"{rate:.3g} {task['unit']}"
+        words.append(f"{amount}/s")
+    words += [f"{task['eta']:.0f} s left"] if task["eta"] is not None else []
+    words += [f"{name} {value}" for name, value in task["facts"].items()]
+    return f"{task['item']}: {', '.join(words)}" if words else str(task["item"] or "")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -116,9 +116,7 @@ def _task(content: dict[str, Any], numbers: set[str] | None) -> dict[str, Any]:
     state, message = content.get("state", "interrupted"), content.get("message")
     if state == "running" and _gone(content.get("label", ""), numbers):
         state, message = "interrupted", "its process ended without a word"
-    done, total = content.get("done", 0), content.get("total")
-    spent = content.get("time", 0.0) - content.get("since", 0.0)
-    rate = max(0, done - content.get("first", 0)) / spent if spent > 0 else 0.0
+    rate, eta = journal.pace(content)
     return {
         "state": state,
         "message": message,
@@ -126,12 +124,12 @@ def _task(content: dict[str, Any], numbers: set[str] | None) -> dict[str, Any]:
         "job": content.get("job"),
         "restarts": content.get("restarts", 0),
         "item": content.get("item"),
-        "done": done,
-        "total": total,
+        "done": content.get("done", 0),
+        "total": content.get("total"),
         "unit": content.get("unit"),
         "facts": content.get("facts", {}),
-        "rate": round(rate, 1),
-        "eta": round((total - done) / rate) if total and rate else None,
+        "rate": rate,
+        "eta": eta,
     }
 
 
@@ -166,7 +164,7 @@ def table(found: dict[str, Any]) -> Table:
 
 def _now(step: dict[str, Any]) -> str:
     """What is going on in a step, in a few words."""
-    words = [step["message"]] if step["message"] else [_progress(task) for task in step["tasks"]]
+    words = [step["message"]] if step["message"] else [journal.told(task) for task in step["tasks"]]
     pending = [job for job in step["jobs"] if job["state"] == "PENDING"]
     if step["jobs"]:
         first = step["jobs"][0]["id"].partition("_")[0]
@@ -177,11 +175,3 @@ def _now(step: dict[str, Any]) -> str:
     if step["requeues"]:
         words.append(f"requeued {step['requeues']}×")
     return "; ".join(word for word in words if word)
-
-
-def _progress(task: dict[str, Any]) -> str:
-    if not task["total"]:
-        return str(task["item"] or "")
-    facts = " ".join(f"{k} {v}" for k, v in task["facts"].items())
-    eta = f", {task['eta']} s left" if task["eta"] is not None else ""
-    return f"{task['item']}: {100 * task['done'] / task['total']:.0f} %{eta} {facts}".rstrip()

@@ -95,10 +95,11 @@ def run_task(
             )
         journal.count_idle(progress_mark(node.work.folder))
         mine = node.items[element::of]
+        journal.tell = _log
         ctx = Context(
             stop=stop,
             progress=journal.progress,
-            log=lambda text: say(f"{time.strftime('%H:%M:%S')} {text}"),
+            log=_log,
             cpus=allocation.cpus,
             gpus=allocation.gpus,
             rank=allocation.rank,
@@ -116,6 +117,10 @@ def run_task(
             ctx.log(f"{step} {item.name}: {outcome}")
         journal.write(state="done", number=len(mine), **outcomes)
     return outcomes
+
+
+def _log(text: str) -> None:
+    say(f"{time.strftime('%H:%M:%S')} {text}")
 
 
 def _find_soon(config: Config, root: Path, step: str, lag: float, stop: Stop) -> Node:
