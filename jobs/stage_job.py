@@ -25,6 +25,7 @@ from jobs.plan import read_plan
 from jobs.privacy import follow
 from jobs.task import run_task
 from pipeline.errors import Busy, Failure, Interrupted
+from pipeline.faults import explain
 from pipeline.stop import Stop
 
 TERM = signal.SIGTERM
@@ -56,10 +57,13 @@ class StageJob:
             done = True
         except Interrupted as why:
             say(f"interrupted ({why}): progress is safe")
-        except Failure as error:
-            complain(f"error: {error}")
+        except Exception as error:
+            failure = error if isinstance(error, Failure) else explain(error, Path(self.plan))
+            if failure is None:
+                raise
+            complain(f"error: {failure}")
             settle()
-            sys.exit(error.exit_code)
+            sys.exit(failure.exit_code)
         if runs_again(stop, allocation, done):
             if not allocation.rank:
                 _requeue(requeue)

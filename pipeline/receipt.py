@@ -31,6 +31,7 @@ from pipeline.files import sync, write_text
 
 NAME = "receipt.json"
 DAY = 86400.0
+READ = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ class Receipt:
         made = (o.sha256 for name, o in self.outputs.items() if name not in self.notes)
         return hash_json(sorted([*made, *self.units.values()]))
 
-    def verify(self, unit: Path) -> None:
+    def verify(self, unit: Path, check: Callable[[], None] = lambda: None) -> None:
         """Read every file of the unit's folder and compare; raises as `verify` does."""
         for name in self.outputs:
-            verify(unit, name, self)
+            verify(unit, name, self, check)
 
 
 @dataclass
@@ -107,10 +108,14 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def hash_file(path: Path) -> str:
-    """sha256 (hex) of a file."""
+def hash_file(path: Path, check: Callable[[], None] = lambda: None) -> str:
+    """sha256 (hex) of a file; `check` is called between its blocks, and may raise."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(READ):
+            digest.update(block)
+            check()
+    return digest.hexdigest()
 
 
 def load(unit: Path) -> Receipt | None:
@@ -149,8 +154,16 @@ def valid(unit: Path, stamp: Stamp) -> Receipt | None:
     return receipt if stamp.inputs in (None, receipt.inputs) else None
 
 
-def verify(unit: Path, name: str, receipt: Receipt) -> Path:
+def verify(
+    unit: Path, name: str, receipt: Receipt, check: Callable[[], None] = lambda: None
+) -> Path:
     """Read one committed file in full and compare it with its receipt.
+
+    Args:
+        unit: Its folder.
+        name: The file.
+        receipt: Of the unit.
+        check: Called between blocks; it may raise.
 
     Returns:
         The path of the file.
@@ -160,7 +173,7 @@ def verify(unit: Path, name: str, receipt: Receipt) -> Path:
     """
     path = unit / name
     try:
-        found = hash_file(path)
+        found = hash_file(path, check)
     except OSError as error:
         raise CorruptInput(f"cannot read {path}: {error.strerror}", unit=unit) from None
     expect(found, unit, name, receipt)

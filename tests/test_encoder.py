@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,30 @@ def test_a_tokenizer_it_is_not_made_for_is_left_to_the_reference(tmp_path: Path)
     assert why is not None
     assert "does not load" in why
     assert encoder.encode(["a b", "", "c"])[0].tolist() == [0, 1, 2]
+
+
+def test_a_panic_of_the_fast_one_is_no_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """As pyo3 makes of one."""
+
+    class Broken:
+        def encode_batch_flat(self, texts: list[str]) -> None:
+            raise Panic("index out of bounds")
+
+    fast = Fast(folder, Reference(folder))
+    monkeypatch.setattr(fast, "_tokenizer", Broken())
+    with pytest.raises(Mismatch, match="cannot encode a text: index out of bounds"):
+        fast.encode(["a"])
+
+
+def test_without_the_package_the_reference_does_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fastokens", None)
+    encoder, why = load_fast(folder, Reference(folder))
+    assert isinstance(encoder, Reference)
+    assert why is not None
+    assert "does not load" in why
 
 
 def damaged(folder: Path, to: Path) -> Path:

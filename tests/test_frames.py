@@ -91,6 +91,19 @@ def test_threads_change_no_byte(tmp_path: Path) -> None:
         assert b"".join(blocks(file, 1 << 27)) == b"".join(text_blocks())
 
 
+@pytest.mark.parametrize("size", [1, 100, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
+def test_what_is_written_depends_on_the_text_and_not_on_how_it_comes(
+    tmp_path: Path, size: int
+) -> None:
+    text = b"".join(text_blocks())[: 200_000 if size < 1000 else None]
+    with Press(tmp_path / "parts") as parts, Press(tmp_path / "whole") as whole:
+        for at in range(0, len(text), size):
+            parts.add(text[at : at + size])
+        whole.add(text)
+        assert parts.finish() == whole.finish()
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
 def test_a_block_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))

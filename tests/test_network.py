@@ -59,6 +59,17 @@ def test_a_body_that_drips_is_left_for_the_next_mirror(server: FileServer, part:
     assert part.read_bytes() == DATA
 
 
+def test_little_by_little_is_no_progress_either(server: FileServer, part: Path) -> None:
+    patience = Patience(attempts=6, base=0.001, connect=2, read=2, crawl=0.2, slowest=100_000)
+    server.mood.block, server.mood.pause = 100, 0.01  # in all six less than one is to bring
+    with pytest.raises(InputError, match="6 times in a row"):
+        fetch(
+            [server.url + "/file"], part, sha256=SHA, size=None, stop=Stop(),
+            progress=lambda done, total: None, patience=patience,
+        )  # fmt: skip
+    assert len(server.requests) == 6
+
+
 def test_a_byte_a_request_is_no_progress(server: FileServer, part: Path) -> None:
     server.mood.cut = 1
     with pytest.raises(InputError, match="2 times in a row"):

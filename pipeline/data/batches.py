@@ -2,6 +2,7 @@
 
 Most blocks are what they should be and are decoded at one go, only the fields that are wanted; in
 any other each line is judged by itself, and by `Reader.parse` where it is not what it should be.
+So a field that nobody asks for need not be sound, where the rest of its line is.
 """
 
 from __future__ import annotations

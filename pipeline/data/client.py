@@ -89,13 +89,16 @@ class Client:
                 timeout=httpx.Timeout(patience.read, connect=patience.connect),
                 follow_redirects=True,
                 headers={"User-Agent": "gristmill"},
+                limits=httpx.Limits(max_keepalive_connections=0),  # `_break` knows the last one
                 auth=_login(),
             )
         except OSError as error:  # ssl's own are such, too
             raise UserError(f"no certificates can be read from {_trusted()}: {error}") from error
         except (ValueError, httpx.InvalidURL) as error:
+            # an invalid URL is cut anywhere, so its message may quote a password
+            why = "" if isinstance(error, httpx.InvalidURL) else f": {error}"
             raise UserError(
-                f"the proxies that the environment names cannot be used: {error}",
+                f"the proxies that the environment names cannot be used{why}",
                 "See what this shows: env | grep -i proxy",
             ) from error
 

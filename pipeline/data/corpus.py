@@ -82,7 +82,7 @@ def open_corpus(
     receipt = receipts.valid(unit, stamp)
     if receipt is None:
         raise CorruptInput(f"{unit} vanished while it was used")
-    receipt.verify(unit)
+    receipt.verify(unit, check)
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in unit.glob("*.npy")}
     return Corpus(
         arrays["ids"], arrays["offsets"], arrays["bytes"], arrays["hashes"], receipt.digest
@@ -117,7 +117,7 @@ def _build(
         receipt = receipts.load(unit)
         if receipt is None:
             raise CorruptInput(f"{unit} is missing its receipt", unit=unit)
-        path = receipts.verify(unit, f"{split}.parquet", receipt)
+        path = receipts.verify(unit, f"{split}.parquet", receipt, check)
         drop = skip[skip[:, 0] == index][:, 1]
         (document, token), row = starts[index].tolist(), 0
         for flat, begins, batch in rows(path):

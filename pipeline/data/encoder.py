@@ -11,7 +11,9 @@ Text that spells a special token, such as `<|endoftext|>`, becomes that token, a
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -109,22 +111,28 @@ class Fast:
     """
 
     def __init__(self, folder: Path, reference: Reference) -> None:
-        import fastokens
-
         content: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text("utf-8"))
         # they would add tokens, or take some away; it fails to load some that it does not know
         content |= dict.fromkeys(("post_processor", "truncation", "padding"))
-        self.name = f"fastokens {version('fastokens')}"
-        self._reference = reference
         try:
+            self.name = f"fastokens {version('fastokens')}"
+        except PackageNotFoundError as error:
+            raise Mismatch("the package fastokens is not installed") from error
+        self._reference = reference
+        with _or_mismatch(f"{self.name} does not load it"):
+            import fastokens
+
             self._tokenizer = fastokens.Tokenizer.from_json_str(json.dumps(content))
-        except Exception as error:  # whatever it raises, there is the other one
-            raise Mismatch(f"{self.name} does not load it: {error}") from error
         self.check([*PROBES, *(f"a{token} b{token}" for token in reference.added)])
 
     def encode(self, texts: list[str]) -> Flat:
-        """Token ids of texts; no special token is added."""
-        ids, offsets = self._tokenizer.encode_batch_flat(texts)
+        """Token ids of texts; no special token is added.
+
+        Raises:
+            Mismatch: It cannot do one of them.
+        """
+        with _or_mismatch(f"{self.name} cannot encode a text"):
+            ids, offsets = self._tokenizer.encode_batch_flat(texts)
         return np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.int64)
 
     def check(self, texts: list[str], found: Flat | None = None) -> None:
@@ -141,6 +149,17 @@ class Fast:
             ours = ids[offsets[index] : offsets[index + 1]]
             if not np.array_equal(ours, right[ends[index] : ends[index + 1]]):
                 raise Mismatch(f"{self.name} gives other ids for {text[:60]!r}")
+
+
+@contextmanager
+def _or_mismatch(what: str) -> Iterator[None]:
+    """Whatever the fast one raises, a panic of Rust among it, there is the other one."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise Mismatch(f"{what}: {error}") from error
 
 
 def load_fast(folder: Path, reference: Reference) -> tuple[Encoder, str | None]:

@@ -19,6 +19,7 @@ import zstandard
 
 BLOCK = 4 << 20
 READ = 256 * 1024
+AHEAD = 32  # blocks under way, however many threads there are
 MAGIC = 0xFD2FB528
 SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 RLE = 1
@@ -104,8 +105,8 @@ class Walk:
 class Press:
     """Takes a text in blocks; several threads hash and compress them.
 
-    Blocks of at least `BLOCK` bytes become frames, so what is written depends on how the text comes
-    and not on the threads. To compare a text with one that was pressed before, leave out the path.
+    Every `BLOCK` bytes become a frame, so what is written depends on the text alone, however it
+    comes. To compare a text with one that was pressed before, leave out the path.
 
     Args:
         path: The file to write, or None.
@@ -118,8 +119,9 @@ class Press:
         self._level, self._local = level, threading.local()
         self._pool = ThreadPoolExecutor(threads)
         self._last = ThreadPoolExecutor(1)  # puts things in order
-        self._room = BoundedSemaphore(2 * threads + 2)
-        self._held: list[bytes] = []
+        self._room = BoundedSemaphore(min(2 * threads + 2, AHEAD))
+        self._held: list[memoryview] = []
+        self._size = 0
         self._hash, self._text = hashlib.sha256(), xxhash.xxh3_128()
         self._fault: BaseException | None = None
 
@@ -138,12 +140,18 @@ class Press:
         Raises:
             OSError: A block before it could not be written.
         """
-        self._held.append(block)
-        if sum(map(len, self._held)) >= BLOCK:
+        view = memoryview(block)
+        while self._size + len(view) >= BLOCK:
+            cut = BLOCK - self._size
+            self._held.append(view[:cut])
             self._flush()
+            view = view[cut:]
+        if view:
+            self._held.append(view)
+            self._size += len(view)
 
     def finish(self) -> str:
-        """Wait for all; a digest of the text and of how it came, in hex. Raises as `add`."""
+        """Wait for all; a digest of the text, in hex. Raises as `add`."""
         if self._held:
             self._flush()
         self._last.submit(lambda: None).result()
@@ -158,13 +166,13 @@ class Press:
 
     def _flush(self) -> None:
         block = self._held[0] if len(self._held) == 1 else b"".join(self._held)
-        self._held = []
+        self._held, self._size = [], 0
         self._room.acquire()
         if self._fault:
             raise self._fault
         self._last.submit(self._take, self._pool.submit(self._work, block))
 
-    def _work(self, block: bytes) -> tuple[bytes, bytes]:
+    def _work(self, block: bytes | memoryview) -> tuple[bytes, bytes]:
         digest = xxhash.xxh3_128_digest(block)
         if self._file is None:
             return b"", digest

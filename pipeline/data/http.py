@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from pipeline.data.answers import Answer, Verdict, ask, judge, status_line
@@ -23,9 +22,6 @@ from pipeline.data.partial import BLOCK, Bound, Part, Progress, check_room
 from pipeline.errors import CorruptInput, InputError
 from pipeline.redaction import redact
 from pipeline.stop import Stop
-
-if TYPE_CHECKING:
-    pass
 
 NO_RANGED_GET = {400, 403, 405, 501}
 
@@ -198,7 +194,7 @@ class _Job:
         )
         try:
             with Client(self.patience) as client:
-                while not again(self._attempt, client, url, self.store.have(url)):
+                while not again(self._attempt, client, url):
                     self._sleep(self.patience.base)
         except Again as error:
             why = f"{url}: {error}, {self.patience.attempts} times in a row"
@@ -206,13 +202,13 @@ class _Job:
         assert self.store.bound is not None
         return self.store.bound
 
-    def _attempt(self, client: Client, url: str, before: int) -> bool:
+    def _attempt(self, client: Client, url: str) -> bool:
         """One request: True when the file is whole, False when it has grown.
 
         Raises:
             Again: It has not, or not to speak of.
         """
-        started = time.monotonic()
+        started, before = time.monotonic(), self.store.have(url)
         try:
             with telling(url):
                 self._request(client, url)

@@ -119,8 +119,8 @@ class Raw:
         try:
             yield from blocks(file, window)
         except zstandard.ZstdError as error:
-            if "memory" in str(error) and walk.starts:
-                self._blame_memory(walk.starts[-1])
+            if "memory" in str(error):
+                self._blame_memory(walk.starts, window)
             place = self.read if walk.lost is None else walk.lost
             raise self._damaged(place, error) from None
         if not walk.whole:
@@ -152,11 +152,16 @@ class Raw:
         why = f"{self.path} ends in the middle of a compressed frame, at byte {self.read}"
         return CorruptInput(why, unit=self.unit)
 
-    def _blame_memory(self, begins: int) -> None:
-        """Tell which window was too long, if it is one that zstd makes."""
+    def _blame_memory(self, starts: list[int], limit: int) -> None:
+        """Tell which window of the frames at `starts` was too long, if zstd makes such a one."""
         with self.path.open("rb") as file:
-            file.seek(begins)
-            window = zstandard.get_frame_parameters(file.read(18)).window_size
+            for begins in starts:  # known ahead of what is decoded
+                file.seek(begins)
+                window = zstandard.get_frame_parameters(file.read(18)).window_size
+                if window > limit:
+                    break
+            else:
+                return
         if window <= LONGEST_WINDOW:
             raise UserError(
                 f"{self.path} was compressed with a window of {window >> 20} MB (zstd --long), and "

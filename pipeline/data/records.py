@@ -15,6 +15,7 @@ NEWLINE = ord("\n")
 SURROGATES = re.compile("[\ud800-\udfff]")
 LONGEST = 16_000_000  # bytes of a line: a tokenizer wants 120 to 220 times that
 EXCERPT = 200  # characters of a line that is put aside
+MALFORMED = {"reason": str, "line": int, "text": str}
 FIELDS = 12  # that are named, where the one that was asked for is not there
 
 
@@ -175,7 +176,7 @@ class Reader:
         if isinstance(parent, dict) and name in parent:
             return None
         row = value.get("malformed") if isinstance(value, dict) else None
-        if isinstance(row, dict) and row.keys() == {"reason", "line", "text"}:
+        if isinstance(row, dict) and {k: type(v) for k, v in row.items()} == MALFORMED:
             return Bad(**row)
         field = f"no field {'.'.join(self.text_field)}"
         if not isinstance(value, dict):

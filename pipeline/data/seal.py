@@ -68,6 +68,8 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         "encoder": ", ".join(sorted({f["encoder"] for f in facts})),
         "vocabulary": facts[0]["vocabulary"],
     }
+    if "," in content["encoder"]:
+        ctx.log(f"WARNING: shards were encoded by {content['encoder']}: see the logs of tokenize")
     with ctx.commit(item.name) as draft:
         (draft.path / "seal.json").write_text(json.dumps(content, indent=1))
         np.savez(draft.path / "duplicates.npz", **duplicates)  # type: ignore[arg-type]
@@ -91,7 +93,10 @@ def judge(given: Input, ctx: Context) -> tuple[Totals, dict[str, Places], dict[s
     def read(shard: str) -> list[Hashes]:
         ctx.stop.check()
         unit, receipt = given.folder / shard, given.receipts[shard]
-        found = [read_hashes(verify(unit, f"{split}.parquet", receipt)) for split in PRIORITY]
+        found = [
+            read_hashes(verify(unit, f"{split}.parquet", receipt, ctx.stop.check))
+            for split in PRIORITY
+        ]
         ctx.progress(next(done), len(shards), "shards")
         return found
 

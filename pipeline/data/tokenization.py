@@ -46,8 +46,8 @@ def tokenize(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     try:
         _encode_chunk(config, item, unit, receipt, encoder, reference.vocabulary, ctx)
     except Mismatch as error:
-        ctx.log(f"WARNING: {error}. From {item.name} on {reference.name} is used, which is slow")
-        ctx.memo["encoders"] = reference, reference
+        # for this chunk alone: its bytes are not to depend on which task does the next one
+        ctx.log(f"WARNING: {error}. {reference.name} does {item.name} again")
         _encode_chunk(config, item, unit, receipt, reference, reference.vocabulary, ctx)
 
 
