@@ -200,7 +200,7 @@ def status(
         return
     out.print(table(found))
     if any(step["state"] in ("failed", "interrupted") for step in found["steps"]):
-        print(f"to go on: make pipeline {chosen.words_for_make()}")
+        print("to go on: the make pipeline that began it, with all its words")
     for job, row in found.get("accounts", {}).items():
         print(job, *row.values())
 

@@ -7,6 +7,7 @@ Defaults of the sections ← recipe YAML ← the words of `ARGS`. It is written 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def check_name(config: Config, root: Path) -> Path:
         more = [f"{len(changed) - TOLD} more"] * (len(changed) > TOLD)
         raise UserError(
             f"run {config.name!r} exists with another configuration ({'; '.join([*few, *more])})",
-            "choose another NAME",
+            f"choose another NAME, or begin anew: rm -r {shlex.quote(str(path.parent))}",
         )
     return path
 

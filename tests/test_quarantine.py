@@ -124,23 +124,27 @@ def test_a_wrong_text_field_is_told_with_the_right_one(
     assert (facts["quarantined"], aside) == (0, [])
 
 
+CHECK = "Check dataset.form and dataset.text_field"
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "told", "hint"),
     [
-        ("x.jsonl", "text,id\n" + "a,1\n" * 30, "31 of 31 lines are malformed"),
-        ("x.jsonl", "<html>\n" + "<p>sign in</p>\n" * 30, "'<html>'"),
-        ("x.jsonl", "%PDF-1.7\n%\udce2\udce3\n" + "1 0 obj\n" * 30, "'%PDF-1.7'"),
-        ("x.csv", "\n".join(JSON), "malformed"),
-        ("x.jsonl", "[\n" + ",\n".join(JSON) + "\n]", "malformed"),
+        ("x.jsonl", "text,id\n" + "a,1\n" * 30, "31 of 31 lines are malformed", CHECK),
+        ("x.jsonl", "<html>\n" + "<p>sign in</p>\n" * 30, "'<html>'", "a web page in place"),
+        ("x.jsonl", "%PDF-1.7\n%\udce2\udce3\n" + "1 0 obj\n" * 30, "'%PDF-1.7'", CHECK),
+        ("x.csv", "\n".join(JSON), "malformed", CHECK),
+        ("x.jsonl", "[\n" + ",\n".join(JSON) + "\n]", "malformed", "jq -c '.[]' makes"),
     ],
 )
 def test_a_file_of_another_kind_than_its_name_says_is_refused(
-    tmp_path: Path, local: Callable[..., Config], name: str, content: str, told: str
+    tmp_path: Path, local: Callable[..., Config], name: str, content: str, told: str, hint: str
 ) -> None:
     path = write(tmp_path / name, content)
     with pytest.raises(CorruptInput, match=told) as caught:
         sealed(local(path), tmp_path / "root")
-    assert "Check dataset.form and dataset.text_field" in str(caught.value)
+    assert hint in str(caught.value)
+    assert "allow more" not in str(caught.value), "there is nothing that would be left"
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,8 @@ class _Job:
                     self._sleep(self.patience.base)
         except Again as error:
             why = f"{url}: {error}, {self.patience.attempts} times in a row"
-            raise InputError(why) from error
+            hint = "What is there is kept: run the same command again, or give FILE=/a/local/copy"
+            raise InputError(why, hint) from error
         assert self.store.bound is not None
         return self.store.bound
 
@@ -285,7 +286,7 @@ def _local(url: str) -> Bound:
         raise InputError(f"{url}: there is no such file")
     facts = path.stat()
     if not facts.st_size:
-        raise InputError(f"{url}: {Verdict.EMPTY.value}")
+        raise InputError(f"{url}: {Verdict.EMPTY.value}", "Remove it, or put a sound copy there")
     return Bound(url, None, str(facts.st_mtime_ns), facts.st_size)
 
 

@@ -80,7 +80,17 @@ def refusal(bad: int, sound: int, first: dict[str, Any], where: str = "") -> Cor
         )
     return CorruptInput(
         f"{bad} of {bad + sound} lines are malformed; the first is {told}: {first['text'][:60]!r}",
-        (f"See {where}. " if where else "")
-        + "Check dataset.form and dataset.text_field, or allow more: "
-        'ARGS="tokenize.max_bad_lines=… tokenize.max_bad_share=…"',
+        (f"See {where}. " if where else "") + _remedy(first["text"], mostly=bad > sound),
     )
+
+
+def _remedy(text: str, mostly: bool) -> str:
+    """What to do, by how the first malformed line begins, and whether most lines are."""
+    start = text.lstrip().lower()
+    if mostly and start.startswith(("<!doctype", "<html", "<?xml")):
+        return "It is a web page in place of the corpus: get the file again"
+    if mostly and start.startswith("["):
+        return "It is one JSON array, and an object a line is wanted: jq -c '.[]' makes that of it"
+    check = "Check dataset.form and dataset.text_field"
+    more = 'ARGS="tokenize.max_bad_lines=… tokenize.max_bad_share=…"'
+    return check if mostly else f"{check}, or allow more: {more}"
