@@ -31,7 +31,7 @@ from pipeline.files import sync, write_text
 
 NAME = "receipt.json"
 DAY = 86400.0
-READ = 1 << 20
+Check = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Receipt:
         made = (o.sha256 for name, o in self.outputs.items() if name not in self.notes)
         return hash_json(sorted([*made, *self.units.values()]))
 
-    def verify(self, unit: Path, check: Callable[[], None] = lambda: None) -> None:
+    def verify(self, unit: Path, check: Check = lambda: None) -> None:
         """Read every file of the unit's folder and compare; raises as `verify` does."""
         for name in self.outputs:
             verify(unit, name, self, check)
@@ -108,11 +108,11 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def hash_file(path: Path, check: Callable[[], None] = lambda: None) -> str:
+def hash_file(path: Path, check: Check = lambda: None) -> str:
     """sha256 (hex) of a file; `check` is called between its blocks, and may raise."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(READ):
+        while block := file.read(1 << 20):
             digest.update(block)
             check()
     return digest.hexdigest()
@@ -154,16 +154,8 @@ def valid(unit: Path, stamp: Stamp) -> Receipt | None:
     return receipt if stamp.inputs in (None, receipt.inputs) else None
 
 
-def verify(
-    unit: Path, name: str, receipt: Receipt, check: Callable[[], None] = lambda: None
-) -> Path:
-    """Read one committed file in full and compare it with its receipt.
-
-    Args:
-        unit: Its folder.
-        name: The file.
-        receipt: Of the unit.
-        check: Called between blocks; it may raise.
+def verify(unit: Path, name: str, receipt: Receipt, check: Check = lambda: None) -> Path:
+    """Read one committed file in full and compare it with its receipt; `check` as in `hash_file`.
 
     Returns:
         The path of the file.
@@ -184,16 +176,12 @@ def expect(found: str, unit: Path, name: str, receipt: Receipt) -> None:
     """Compare a sha256 taken while reading with the committed one, or raise `CorruptInput`."""
     wanted = receipt.outputs[name].sha256
     if found != wanted:
-        raise CorruptInput(
-            f"{unit / name} is damaged: its sha256 is {found[:12]}… and was {wanted[:12]}…",
-            unit=unit,
-        )
+        what = f"{unit / name} is damaged: its sha256 is {found[:12]}… and was {wanted[:12]}…"
+        raise CorruptInput(what, unit=unit)
 
 
 @contextmanager
-def commit(
-    folder: Path, name: str, stamp: Stamp, guard: Callable[[], None] = lambda: None
-) -> Iterator[Draft]:
+def commit(folder: Path, name: str, stamp: Stamp, guard: Check = lambda: None) -> Iterator[Draft]:
     """Write a unit: fill `draft.path` in the block; at its end the unit appears, whole.
 
     Args:
