@@ -15,7 +15,7 @@ from rich.console import Console
 from jobs.console import complain, settle
 from jobs.selection import Selection, selecting
 from pipeline.errors import InputError
-from pipeline.redaction import redact
+from pipeline.redaction import redact_all
 
 if TYPE_CHECKING:
     from jobs.plan import Plan
@@ -127,7 +127,7 @@ def plan(chosen: Selection, as_json: AsJson = False) -> None:
     check_name(config, place)
     made = make_plan(config, place, chosen.queue())
     if as_json:
-        print(redact(json.dumps(asdict(made), indent=1, ensure_ascii=False)))
+        print(json.dumps(redact_all(asdict(made)), indent=1, ensure_ascii=False))
     else:
         _show_plan(made, site)
     size = probe(config, place)

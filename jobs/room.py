@@ -16,8 +16,8 @@ from urllib.parse import urlparse
 
 from pipeline.config import Config
 from pipeline.dag import Node, survey
-from pipeline.data.forms import COMPRESSED
 from pipeline.data.http import path_of
+from pipeline.data.raw import COMPRESSED
 from pipeline.disk import Room, room, size, standing
 from pipeline.errors import InputError, UserError
 from pipeline.stages.download import files_of

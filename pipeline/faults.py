@@ -48,7 +48,7 @@ def explain(error: Exception, place: Path) -> Failure | None:
         return _denied(path, said)
     if error.errno == errno.EROFS:
         return UserError(
-            f"{_shown(path)} is on a file system that is mounted read-only",
+            f"{shown(path)} is on a file system that is mounted read-only",
             f"have it mounted for writing, or choose another place with RUNS=…, {AGAIN}",
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
@@ -87,14 +87,14 @@ def _number(error: BaseException) -> int | None:
 
 
 def _full(number: int | None, folder: Path) -> UserError:
-    shown, said = _shown(folder), os.strerror(number or errno.ENOSPC)
+    place, said = shown(folder), os.strerror(number or errno.ENOSPC)
     if number == errno.EDQUOT:
-        what = f"your quota for {shown} is used up ({said})"
+        what = f"your quota for {place} is used up ({said})"
         return UserError(what, f"Make room, or choose another place with RUNS=…, {AGAIN}")
     if number == errno.EFBIG:
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         of = f" of {size(limit)}" if limit != resource.RLIM_INFINITY else ""
-        what = f"a file in {shown} reached the limit{of} on the size of files ({said})"
+        what = f"a file in {place} reached the limit{of} on the size of files ({said})"
         return UserError(what, f"Raise it with ulimit -f unlimited, {AGAIN}")
     try:
         free = room(folder)
@@ -103,9 +103,9 @@ def _full(number: int | None, folder: Path) -> UserError:
     left = f"{size(free.bytes)} are" if free and free.bytes is not None else ""
     if free and free.files == 0:
         though = f", though {left}" if left else ""
-        what = f"{shown} can hold no more files: no inodes are left{though}"
+        what = f"{place} can hold no more files: no inodes are left{though}"
         return UserError(what, f"Remove files there, or choose another place with RUNS=…, {AGAIN}")
-    what = f"{shown} is full ({said}" + (f", {left} left)" if left else ")")
+    what = f"{place} is full ({said}" + (f", {left} left)" if left else ")")
     return UserError(what, f"Make room, or choose another place with RUNS=…, {AGAIN}")
 
 
@@ -122,14 +122,14 @@ def _denied(path: Path, said: str) -> UserError:
             f"{path} may not be read by you ({_owner(path)})",
             f"ask its owner for chmod +r, or choose another one, {AGAIN}",
         )
-    folder = _shown(path)
+    folder = shown(path)
     return UserError(
         f"{folder} may not be written to by you ({_owner(folder)}): {said}",
         f"choose another place with RUNS=…, or in it another NAME=, {AGAIN}",
     )
 
 
-def _shown(path: Path) -> Path:
+def shown(path: Path) -> Path:
     """The folder that is there and has a name to be seen: not one that a failed commit removes."""
     visible = [part for part in (path, *path.parents) if not part.name.startswith(".tmp-")]
     return standing(visible[0])

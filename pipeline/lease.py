@@ -121,8 +121,16 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._ended.wait(self.beat):
-            with contextlib.suppress(OSError):
-                self._write()
+            with contextlib.suppress(OSError, Busy):
+                self._beat()
+
+    def _beat(self) -> None:
+        try:
+            self._write()
+        except FileNotFoundError:  # our other name was swept: the lease itself gives it back
+            self.confirm()
+            os.link(self.path, self._private)
+            self._write()
 
     def _write(self, flags: int = 0) -> None:
         """Rewrite the private file in place: the lease is another name of the same inode."""

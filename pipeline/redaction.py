@@ -7,6 +7,7 @@ fetches it needs them; whoever reads of it does not.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 # The second form of a login is not valid, but is typed: a password with a slash or a space in it.
 # Otherwise what follows the colon is a port. What ends a sentence is not part of a query.
@@ -23,6 +24,17 @@ TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 def redact(text: str) -> str:
     """The text without the logins and queries of its URLs, and without tokens of the hub."""
     return TOKEN.sub("hf_…", URL.sub(_cut, text))
+
+
+def redact_all(value: Any) -> Any:
+    """Plain data with every string in it redacted."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {redact_all(name): redact_all(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact_all(inner) for inner in value]
+    return value
 
 
 def has_login(url: str) -> bool:

@@ -172,3 +172,25 @@ def run(
     shutil.copytree(prepared, root)
     yield Queued(cluster, small(), root)
     cluster.cancel_all()
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one line of a refusal."""
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+class AfterChecks(Stop):
+    """Stops at the n-th question."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            self.set("a test")
+        super().check()

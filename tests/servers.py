@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socketserver import StreamRequestHandler, ThreadingTCPServer
+from socketserver import StreamRequestHandler, TCPServer, ThreadingTCPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -77,7 +77,25 @@ class _Quiet(ThreadingHTTPServer):
         """A client that goes away is no news."""
 
 
-class Server:
+class Listener:
+    """Serves on a free port of the loopback, for the length of a `with`."""
+
+    def __init__(self, server: TCPServer, scheme: str) -> None:
+        server.daemon_threads = True
+        self._tcp = server
+        self.url = f"{scheme}://127.0.0.1:{server.server_address[1]}"
+
+    def __enter__(self) -> Any:
+        serve = self._tcp.serve_forever
+        threading.Thread(target=serve, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._tcp.shutdown()
+        self._tcp.server_close()
+
+
+class Server(Listener):
     """A threaded server on a free port of the loopback, for the length of a `with`."""
 
     def __init__(self) -> None:
@@ -103,23 +121,13 @@ class Server:
 
             do_HEAD = do_POST = do_GET  # noqa: N815
 
-        self._http = _Quiet(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-
-    def __enter__(self) -> Any:
-        serve = self._http.serve_forever
-        threading.Thread(target=serve, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+        super().__init__(_Quiet(("127.0.0.1", 0), Handler), "http")
 
     def encrypt(self, certificate: Path, key: Path) -> None:
         """Serve over TLS from now on."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
-        self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
+        self._tcp.socket = context.wrap_socket(self._tcp.socket, server_side=True)
         self.url = self.url.replace("http:", "https:")
 
     def ranges(self) -> list[str | None]:
@@ -168,7 +176,7 @@ class Proxy(Server):
             send(handler, answer.status, dict(answer.getheaders()), answer.read())
 
 
-class Socks:
+class Socks(Listener):
     """A SOCKS5 proxy that leads every connection to one server."""
 
     def __init__(self, server: Server) -> None:
@@ -193,18 +201,7 @@ class Socks:
                                 return
                             ends[end].sendall(data)
 
-        self._tcp = ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self._tcp.daemon_threads = True
-        self.url = f"socks5://127.0.0.1:{self._tcp.server_address[1]}"
-
-    def __enter__(self) -> Socks:
-        serve = self._tcp.serve_forever
-        threading.Thread(target=serve, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._tcp.shutdown()
-        self._tcp.server_close()
+        super().__init__(ThreadingTCPServer(("127.0.0.1", 0), Handler), "socks5")
 
 
 class FileServer(Server):

@@ -237,3 +237,15 @@ def test_other_commands_of_the_login_node_load_nothing_heavy(
     done, packages, _ = loaded(*words, *place)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not packages & LOGIN
+
+
+def test_a_plan_that_asks_servers_loads_nothing_heavy_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    path = tmp_path / "far.yaml"
+    path.write_text("urls: [http://127.0.0.1:9/far.jsonl.zst]\n")
+    done, packages, _ = loaded("plan", f"--dataset={path}", f"--root={tmp_path}", "--model=gpt2")
+    assert done.returncode == 3, done.stderr[-2000:]
+    assert "download.corpus" in done.stdout
+    assert packages & LOGIN == {"httpx", "huggingface_hub"}, "what asks, and nothing else"

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from conftest import advance
+from conftest import AfterChecks, advance
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,7 +35,6 @@ from pipeline.errors import CorruptInput, InputError, Interrupted
 from pipeline.receipt import hash_file
 from pipeline.registry import Dataset
 from pipeline.stages.download import files_of
-from pipeline.stop import Stop
 
 ROWS = [
     {"text": "plain", "id": "1"},
@@ -336,20 +335,6 @@ def test_names_that_are_too_long_or_no_utf8_are_taken(
     assert ends == {"txt", "jsonl.gz"}, "they tell their form as before"
     assert all(len(name.encode()) <= 255 for name in names)
     assert len(set(names)) == len(places)
-
-
-class AfterChecks(Stop):
-    """Stops at the n-th question."""
-
-    def __init__(self, left: int) -> None:
-        super().__init__()
-        self.left = left
-
-    def check(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            self.set("a test")
-        super().check()
 
 
 def test_a_stop_is_heard_while_a_parquet_file_is_hashed(

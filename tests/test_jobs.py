@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SMALL, write_corpus
+from conftest import SMALL, refused, write_corpus
 from servers import FileServer
 
 from pipeline.config import Config
@@ -39,14 +39,6 @@ def jobs(tmp_path: Path) -> Jobs:
         )
 
     return call
-
-
-def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
-    """The one line of a refusal."""
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    (line,) = done.stderr.strip().splitlines()
-    return line
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,19 @@ def test_a_torn_lease_is_followed_after_patience(path: Path) -> None:
     assert list(path.parent.iterdir()) == []
 
 
+def test_the_heart_outlives_the_loss_of_its_other_name(path: Path) -> None:
+    with lease(path) as held:
+        for other in path.parent.glob(f"{path.name}.*"):
+            other.unlink()
+        beats = json.loads(path.read_text())["beats"]
+        end = time.monotonic() + WAIT
+        while json.loads(path.read_text())["beats"] <= beats:
+            assert time.monotonic() < end, "it beats on"
+            time.sleep(0.01)
+        held.confirm()
+    assert not list(path.parent.iterdir()), "and leaves nothing"
+
+
 def test_the_heartbeat_goes_on_while_the_holder_works(path: Path) -> None:
     with lease(path):
         seen = set()

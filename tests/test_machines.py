@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SMALL, Mount
+from conftest import SMALL, Mount, refused
 
 from jobs.clean import removable
 from jobs.journal import Journal, read
@@ -53,14 +53,6 @@ def run(tmp_path: Path, dataset: Path, models: Callable[[str], Path]) -> Run:
         )  # fmt: skip
 
     return call
-
-
-def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
-    """The one line of a refusal."""
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    (line,) = done.stderr.strip().splitlines()
-    return line
 
 
 def digests(root: Path, config: Config) -> dict[str, str]:

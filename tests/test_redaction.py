@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from pipeline.errors import InputError, UserError
-from pipeline.redaction import has_login, redact
+from pipeline.redaction import has_login, redact, redact_all
 from pipeline.registry import Dataset
 from pipeline.settings import build
 
@@ -65,3 +67,13 @@ def test_a_login_in_a_url_is_refused(login: str) -> None:
         "a URL would be shown; ~/.netrc is the place for it, as: "
         "machine HOST login NAME password PASSWORD"
     )
+
+
+def test_plain_data_stays_what_it_is_but_for_the_secrets() -> None:
+    signed = r'a "https://h/x?a=b\" c'
+    data = {"https://h/x?sig=1": [1, None, signed], "t": ("https://u:p@h/x", 2.5)}
+    found = redact_all(data)
+    assert json.loads(json.dumps(found)) == found
+    assert found["https://h/x?…"][:2] == [1, None]
+    assert found["t"] == ["https://…@h/x", 2.5]
+    assert "a=b" not in json.dumps(found)

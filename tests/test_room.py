@@ -107,7 +107,8 @@ def test_what_cannot_fit_is_refused_before_anything_is_begun(
     assert begun.returncode == 2
     first, last = begun.stderr.splitlines()
     assert first.startswith("disk: about 2.7 GB in ")
-    assert "MB free, 600 MB are needed. make room" in last, "then it is the download that refuses"
+    told = "MB free, 600 MB are needed. Make room, or choose another place with RUNS=…, then run"
+    assert told in last, "then it is the download that refuses"
     found = os.statvfs(root)
     mount(root, f"remount,size=8g,nr_inodes={found.f_files - found.f_ffree + 9}")
     assert "and room for 9 files are free in" in call("plan").stdout

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 import zstandard
-from conftest import SMALL, advance
+from conftest import SMALL, AfterChecks, advance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import FileServer
@@ -472,20 +472,6 @@ def receipts(folder: Path) -> dict[str, Receipt | None]:
     return {path.name: load(path) for path in folder.glob("chunk-*")}
 
 
-class AfterChecks(Stop):
-    """Stops at the n-th question."""
-
-    def __init__(self, left: int) -> None:
-        super().__init__()
-        self.left = left
-
-    def check(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            self.set("a test")
-        super().check()
-
-
 def test_an_interrupted_cut_goes_on_and_ends_in_the_same_bytes(
     exporter: Any, tmp_path: Path
 ) -> None:
@@ -493,7 +479,7 @@ def test_an_interrupted_cut_goes_on_and_ends_in_the_same_bytes(
     whole = advance(config(), tmp_path / "whole", "decompress.chunks")
     root, before = tmp_path / "broken", {}
     advance(config(), root, "download.model")
-    for left in (20, 60, 100):
+    for left in (6, 14, 24):
         with pytest.raises(Interrupted):
             advance(config(), root, "decompress.chunks", AfterChecks(left))
         after = receipts(next(root.glob("data/*/chunks-*")))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from pipeline.data.frames import READ
 from pipeline.data.raw import COMPRESSED, Raw
 from pipeline.data.records import EXCERPT, malformed
 from pipeline.data.tables import BOM, COURTLISTENER, CSV, NIH, TSV
@@ -58,11 +59,25 @@ def json_lines(files: Iterable[Raw], form: str) -> Iterator[bytes]:
     """
     for raw in files:
         last = b"\n"
-        for block in FORMS[_seen(raw) if form == "auto" else form](raw):
+        for block in _gathered(FORMS[_seen(raw) if form == "auto" else form](raw)):
             yield block
             last = block[-1:]
         if last != b"\n":  # a file need not end its last line, and it is not to run on in the next
             yield b"\n"
+
+
+def _gathered(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in blocks of at least `READ`: a table comes row by row."""
+    held: list[bytes] = []
+    size = 0
+    for block in blocks:
+        held.append(block)
+        size += len(block)
+        if size >= READ:
+            yield block if len(held) == 1 else b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
 
 
 def _seen(raw: Raw) -> str:

@@ -20,7 +20,7 @@ import msgspec
 
 from pipeline.disk import room, size
 from pipeline.errors import UserError
-from pipeline.faults import no_room
+from pipeline.faults import AGAIN, no_room, shown
 from pipeline.redaction import redact
 from pipeline.stop import Stop
 
@@ -178,8 +178,8 @@ def check_room(folder: Path, needed: int | None) -> None:
     free = room(folder).bytes
     if needed is not None and free is not None and needed > free:
         raise UserError(
-            f"{folder} has {size(free)} free, {size(needed)} are needed",
-            "make room, or let RUNS= name a larger disk",
+            f"{shown(folder)} has {size(free)} free, {size(needed)} are needed",
+            f"Make room, or choose another place with RUNS=…, {AGAIN}",
         )
 
 

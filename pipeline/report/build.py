@@ -18,7 +18,7 @@ from pipeline import provenance
 from pipeline.errors import CorruptInput
 from pipeline.model import measure
 from pipeline.receipt import Receipt, verify
-from pipeline.redaction import redact
+from pipeline.redaction import redact_all
 from pipeline.report import SECTIONS, cost, page
 from pipeline.report.curve import Curve, read_curve
 from pipeline.report.verdict import verdict
@@ -177,7 +177,7 @@ def _settings(config: Config) -> dict[str, Any]:
             for field in values[name]
             if field in defaults and getattr(section, field) != defaults[field].default
         ]
-    shown = json.loads(redact(json.dumps(values)))  # reports are handed on
+    shown = redact_all(values)  # reports are handed on
     return {"values": shown, "changed": changed}
 
 
