@@ -67,7 +67,7 @@ def run_steps(
             if int(of) > 1 and _waits_for_others(config, root, step):
                 print(f"{step.name} is left to the element that ends last", flush=True)
                 break
-            share = (int(index), int(of)) if step.many else (0, 1)
+            share = (int(index), int(of)) if step.tasks else (0, 1)
             run_task(config, root, step.name, *share, stop=stop, allocation=allocation)
     except Interrupted:
         if batch:
@@ -79,7 +79,7 @@ def run_steps(
 
 def _waits_for_others(config: Config, root: Path, step: Step) -> bool:
     """Whether a step's inputs are still being made by other elements of the same array."""
-    return not step.many and find(config, root, step.name).items is None
+    return not step.tasks and find(config, root, step.name).items is None
 
 
 def _show_log(folder: Path, what: str) -> None:

@@ -10,7 +10,7 @@ from jobs.allocation import process_gone
 from pipeline.config import thaw
 from pipeline.dag import survey
 from pipeline.errors import UserError
-from pipeline.receipt import ended, silent
+from pipeline.leftovers import ended, silent
 
 LEFTOVERS = (".damaged-*", ".stale-*", ".retired-*")
 

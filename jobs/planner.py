@@ -10,7 +10,7 @@ from jobs.queue import Queue
 from jobs.slurm import NEVER
 from pipeline.config import Config
 from pipeline.dag import STEPS, Node, survey
-from pipeline.stage import Step
+from pipeline.stage import Step, lookup
 
 
 def make_plan(
@@ -66,9 +66,9 @@ def make_plan(
 
 def tasks_of(step: Step, config: Config, node: Node, longest: int | None) -> int:
     """Among how many tasks a step's items are shared."""
-    if not step.many:
+    if not step.tasks:
         return 1
-    limits = [config.tokenize.tasks, longest, len(node.items) if node.items else None]
+    limits = [lookup(config, step.tasks), longest, len(node.items) if node.items else None]
     return max(1, min(limit for limit in limits if limit is not None))
 
 

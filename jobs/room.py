@@ -182,8 +182,9 @@ def _sizes(config: Config, root: Path, nodes: Mapping[str, Node], probed: int | 
     if done := nodes["download.corpus"].done.get("corpus"):
         size = sum(output.size for output in done.outputs.values())
         known = replace(known, text=known.text or int(size * _ratio(list(done.outputs))))
-    if done := nodes["decompress.chunks"].done.get("complete"):
-        known = replace(known, text=done.facts["bytes"])
+    if nodes["decompress.chunks"].complete:
+        parts = nodes["decompress.chunks"].done.values()
+        known = replace(known, text=sum(part.facts["bytes"] for part in parts))
     if done := nodes["download.model"].done.get("base"):
         known = replace(known, base=BASE * done.facts["parameters"])
     return known

@@ -58,16 +58,25 @@ def survey(config: Config, root: Path) -> Iterator[Node]:
     full = keys(config)
     short = {name: key[:8] for name, key in full.items()}
     inputs: dict[str, Input] = {}
-    for step in STEPS:
+
+    def look(step: Step, spent: bool = False) -> Node:
         folder = root / step.folder(config, short)
         ready = all(need in inputs for need in step.needs)
         given = {need: inputs[need] for need in step.needs} if ready else {}
-        work = Work(step, config, full[step.name], folder, given)
+        work = Work(step, config, full[step.name], folder, given, spent)
         items = step.items(step.view(config), given) if ready else None
         receipts = ((item.name, work.done(item)) for item in items or [])
-        node = Node(work, items, {name: receipt for name, receipt in receipts if receipt})
+        return Node(work, items, {name: receipt for name, receipt in receipts if receipt})
+
+    for step in STEPS:
+        node = look(step, spent=bool(step.read_by))
         if node.complete:
-            inputs[step.name] = Input(folder, node.done)
+            inputs[step.name] = Input(node.work.folder, node.done)
+        if any(receipt.released for receipt in node.done.values()):
+            reader = next(later for later in STEPS if later.name == step.read_by)
+            if not look(reader).complete:  # what was released is needed again
+                inputs.pop(step.name, None)
+                node = look(step)
         yield node
 
 

@@ -14,14 +14,13 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from pipeline.faults import no_room
 from pipeline.files import sync, write_text
 
 NAME = "receipt.json"
-DAY = 86400.0
 Check = Callable[[], None]
 
 
@@ -61,6 +59,7 @@ class Receipt:
 
     `units` names the units (with their digests) that this one declares complete. `notes` are
     outputs that say how it came about, such as timings; the content digest leaves them out.
+    `released`: the units are not needed any more, and gone.
     """
 
     unit: str
@@ -75,6 +74,7 @@ class Receipt:
     host: str = ""
     code: str = ""
     written: float = 0.0
+    released: bool = False
 
     @property
     def digest(self) -> str:
@@ -139,7 +139,7 @@ def whole(unit: Path) -> Receipt | None:
                 return None
         except OSError:
             return None
-    for name, digest in receipt.units.items():
+    for name, digest in () if receipt.released else receipt.units.items():
         listed = whole(unit.parent / name)
         if listed is None or listed.digest != digest:
             return None
@@ -228,40 +228,30 @@ def commit(folder: Path, name: str, stamp: Stamp, guard: Check = lambda: None) -
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def ended(temporary: Path) -> bool:
-    """Whether the writer of a temporary folder was a process of this host, and has ended."""
-    ours = re.search(rf"-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}$", temporary.name)
-    return bool(ours and Path("/proc/self").exists() and not Path(f"/proc/{ours[1]}").exists())
-
-
-def silent(path: Path) -> bool:
-    """Whether nothing was changed there for a day, if the clocks of its writer and ours agree."""
-    try:
-        return time.time() - path.stat().st_mtime > DAY
-    except OSError:
-        return False
-
-
-def sweep(folder: Path) -> None:
-    """Remove what dead writers left: temporary folders of this host, and day-old names of leases.
-
-    Clocks differ between hosts, so age alone condemns nothing that is of use to somebody: what
-    writers elsewhere left is for `make clean`, a lease that is held has two names, and one who
-    waits for it makes his name anew.
-    """
-    for path in filter(ended, folder.glob(".tmp-*")):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in filter(silent, folder.glob(".lease-*.*")):
-        with contextlib.suppress(OSError):
-            if path.stat().st_nlink == 1:
-                path.unlink()
-
-
 def set_aside(unit: Path, why: str) -> Path:
     """Move a unit out of the way, under a hidden name beside it."""
     aside = unit.parent / f".{why}-{unit.name}-{uuid.uuid4().hex[:8]}"
     unit.rename(aside)
     return aside
+
+
+def release(unit: Path, receipt: Receipt) -> None:
+    """Remove the units that one lists, which stays and says so: nobody needs them any more.
+
+    Args:
+        unit: Its folder.
+        receipt: Its receipt.
+    """
+    listed = [unit.parent / name for name in receipt.units]
+    if not receipt.released:
+        spent = sum(found.seconds for found in map(load, listed) if found)
+        facts = {**receipt.facts, "seconds": round(receipt.seconds + spent, 3)}
+        content = asdict(replace(receipt, released=True, facts=facts))
+        write_text(unit / NAME, json.dumps(content, indent=1, ensure_ascii=False))
+    for path in listed:
+        # out of the way first: half a unit would be taken for a damaged one
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(set_aside(path, "stale"), ignore_errors=True)
 
 
 def _place(temporary: Path, final: Path, receipt: Receipt) -> None:
@@ -276,10 +266,15 @@ def _place(temporary: Path, final: Path, receipt: Receipt) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
         winner = whole(final)
-        if winner and (winner.key, winner.inputs, winner.digest) == (
-            receipt.key,
-            receipt.inputs,
-            receipt.digest,
+        if (
+            winner
+            and not winner.released
+            and (winner.key, winner.inputs, winner.digest)
+            == (
+                receipt.key,
+                receipt.inputs,
+                receipt.digest,
+            )
         ):
             return
         try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pipeline import receipt as receipts
 from pipeline.errors import CorruptInput, InputError
 from pipeline.lease import Gone, Lease
+from pipeline.leftovers import sweep
 from pipeline.receipt import Draft, Receipt, Stamp, hash_json
 from pipeline.settings import Section
 from pipeline.stop import Stop
@@ -77,8 +78,10 @@ class Step:
             8 digits of all keys so far.
         items: The items, given config and finished inputs.
         run: Computes one item and commits its units.
-        many: Its items are independent and may be shared among tasks.
+        tasks: The setting that says among how many tasks its items, which are independent, may be
+            shared; "" where there is but one.
         exclusive: Its items are long; a lease keeps a second writer out.
+        read_by: The step that alone reads its units. When that is finished they may be released.
     """
 
     stage: str
@@ -90,8 +93,9 @@ class Step:
     items: Callable[[Config, Inputs], list[Item]]
     run: Callable[[Config, Item, Inputs, Context], None]
     reads: tuple[str, ...] = ()
-    many: bool = False
+    tasks: str = ""
     exclusive: bool = False
+    read_by: str = ""
 
     def own_key(self, config: Config) -> str:
         """Hash of what the step itself brings: name, version and the settings it uses."""
@@ -175,13 +179,17 @@ class Context:
 
 @dataclass(frozen=True)
 class Work:
-    """A step placed: its key, its folder, and its inputs once they are there."""
+    """A step placed: its key, its folder, and its inputs once they are there.
+
+    `spent`: nobody needs the units any more, so they may have been released.
+    """
 
     step: Step
     config: Config
     key: str
     folder: Path
     inputs: Inputs
+    spent: bool = False
 
     def stamp(self, item: Item, code: str = "") -> Stamp:
         """What the units of this item are made from."""
@@ -189,7 +197,8 @@ class Work:
 
     def done(self, item: Item) -> Receipt | None:
         """The item's receipt, if it is done."""
-        return receipts.valid(self.folder / item.name, self.stamp(item))
+        receipt = receipts.valid(self.folder / item.name, self.stamp(item))
+        return None if receipt and receipt.released and not self.spent else receipt
 
 
 def lease_path(work: Work, item: Item) -> Path:
@@ -213,7 +222,7 @@ def run_item(work: Work, item: Item, ctx: Context) -> str:
         return "skipped"
     ctx.stop.check()
     work.folder.mkdir(parents=True, exist_ok=True)
-    receipts.sweep(work.folder)
+    sweep(work.folder)
     with _lease(work, item, ctx) as guard:
         if work.done(item):
             return "skipped"

@@ -30,10 +30,14 @@ def adopt(twin: Path, folder: Path, stamp: Stamp, guard: Callable[[], None] = la
     are read in full first: damage that was met here would otherwise come back with every adoption.
 
     Returns:
-        False if the twin is not whole, is damaged, or not of that making.
+        False if the twin is not whole, is damaged, has released its units, or not of that making.
     """
     receipt = whole(twin)
-    if receipt is None or (receipt.own, receipt.inputs) != (stamp.own, stamp.inputs):
+    if (
+        receipt is None
+        or receipt.released
+        or (receipt.own, receipt.inputs) != (stamp.own, stamp.inputs)
+    ):
         return False
     try:
         for name in receipt.units:

@@ -74,6 +74,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SMALL = [
     "decompress.chunk_bytes=20000",
+    "decompress.tasks=1",
     "tokenize.validation=0.1",
     "tokenize.test=0.1",
     "train.steps=6",

@@ -30,7 +30,7 @@ LOGIN = HEAVY | {"numpy", "pyarrow"}  # what a command that only looks does with
 FLOORS = [
     r"pipeline|pipeline\.(data|model|report|stages)",
     r"pipeline\.redaction",
-    r"pipeline\.(disk|errors|files)",
+    r"pipeline\.(disk|errors|files|leftovers)",
     r"pipeline\.faults",
     r"pipeline\.(settings|stop|receipt|lease|provenance)",
     r"pipeline\.twin",

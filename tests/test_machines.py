@@ -28,7 +28,7 @@ from pipeline.dag import STEPS, find, survey
 from pipeline.errors import UserError
 from pipeline.faults import explain
 from pipeline.lease import Lease
-from pipeline.receipt import sweep
+from pipeline.leftovers import sweep
 
 HERE = Path(__file__).parent.parent
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -73,7 +73,7 @@ def undo(step: str, root: Path, config: Config) -> Path:
     if step == "decompress.chunks":
         units += node.work.folder.glob("chunk-*")
     for unit in units:
-        if unit.name != "chunk-00000":
+        if unit.name != "chunk-00000-00000":
             shutil.rmtree(unit) if unit.is_dir() else unit.unlink()
     return node.work.folder
 

@@ -79,7 +79,7 @@ def test_only_elements_with_something_missing_are_run(
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     config = small("tokenize.tasks=3")
     folder = find(config, tmp_path, "tokenize.shards").work.folder
-    for gone in ("chunk-00001", "chunk-00004"):
+    for gone in ("chunk-00000-00001", "chunk-00000-00004"):
         shutil.rmtree(folder / gone)
     array = make_plan(config, tmp_path).array("tokenize.shards")
     assert (array.of, array.elements, array.todo) == (3, (1,), 2)

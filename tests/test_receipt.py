@@ -18,9 +18,11 @@ from pathlib import Path
 import pytest
 from conftest import Mount
 
+from pipeline import leftovers
 from pipeline import receipt as receipts
 from pipeline.errors import Busy, CorruptInput, Interrupted, UserError
-from pipeline.receipt import Draft, Receipt, Stamp, commit, set_aside, sweep, valid, whole
+from pipeline.leftovers import sweep
+from pipeline.receipt import Draft, Receipt, Stamp, commit, set_aside, valid, whole
 from pipeline.twin import adopt
 
 STAMP = Stamp(key="k" * 64, own="o" * 64, inputs={"corpus": "d" * 64}, code="abc")
@@ -461,7 +463,7 @@ def test_sweeping_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) ->
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
     unit = make(tmp_path)
-    day_ago = time.time() - 2 * receipts.DAY
+    day_ago = time.time() - 2 * leftovers.DAY
     os.utime(tmp_path / ".tmp-old", (day_ago, day_ago))
     os.utime(unit, (day_ago, day_ago))
     sweep(tmp_path)

@@ -120,7 +120,7 @@ def test_every_form_gives_the_text_and_the_hash_of_the_file(
         while lines.more():
             found.append(b"".join(lines.pieces(3000)))
     assert b"".join(found) == TEXT
-    assert file.sha256 == hashlib.sha256(data).hexdigest()
+    assert file.digest == hashlib.sha256(data).hexdigest()
     assert (file.read, lines.offset, lines.line) == (len(data), len(TEXT), 400)
 
 

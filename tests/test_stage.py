@@ -60,7 +60,7 @@ class Kitchen:
                 folder=lambda config, keys: f"data/counts-{keys['count.words']}",
                 items=self.parts,
                 run=self.count,
-                many=True,
+                tasks="tokenize.tasks",
             ),
         )
 

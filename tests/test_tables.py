@@ -465,7 +465,7 @@ def test_other_years_are_another_corpus_in_another_place(exporter: Any, tmp_path
     assert one.work.folder != two.work.folder
     assert [list(r.outputs) for r in two.done.values()] == [["2020"]]
     chunks = advance(config("dataset.years=2020"), tmp_path, "decompress.chunks")
-    assert chunks.done["complete"].facts["files"] == {"2020": 0}
+    assert chunks.done["part-00000"].facts["files"] == {"2020": 0}
 
 
 def receipts(folder: Path) -> dict[str, Receipt | None]:
@@ -488,7 +488,7 @@ def test_an_interrupted_cut_goes_on_and_ends_in_the_same_bytes(
     broken = advance(config(), root, "decompress.chunks")
     assert before
     assert before.items() < receipts(broken.work.folder).items()
-    assert broken.done["complete"].digest == whole.done["complete"].digest
+    assert broken.done["part-00000"].digest == whole.done["part-00000"].digest
     assert lines_of(broken.work.folder) == lines_of(whole.work.folder)
 
 

@@ -19,6 +19,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from pipeline.data.answers import Answer, Verdict, ask, judge, status_line
 from pipeline.data.client import LOGIN, PATIENCE, Again, Client, Patience, brisk, telling, waiting
 from pipeline.data.partial import BLOCK, Bound, Part, Progress, check_room
+from pipeline.data.spans import Span
 from pipeline.errors import CorruptInput, InputError
 from pipeline.redaction import redact
 from pipeline.stop import Stop
@@ -39,7 +40,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A complete file: where it is, where it came from, `size` in bytes, sha256 in hex."""
+    """A complete file: where it is and came from, `size` in bytes, sha256 in hex, its spans."""
 
     path: Path
     url: str
@@ -47,6 +48,7 @@ class Fetched:
     sha256: str
     etag: str | None = None
     modified: str | None = None
+    spans: Sequence[Span] = ()
 
 
 def probe(url: str, patience: Patience = PATIENCE) -> Remote:
@@ -152,14 +154,15 @@ class _Job:
     def run(self, url: str) -> Fetched:
         store, kept = self.store, self.store.have(url) > 0
         bound = self._copy(url) if url.startswith("file:") else self._download(url)
-        found, wrong = store.sha256.hexdigest(), ""
+        found, wrong = store.seen.hexdigest(), ""
         if self.sha256 and found != self.sha256:
             wrong = f"the sha256 is {found}, expected {self.sha256}"
         elif not self.sha256 and self.size not in (None, store.size):
             wrong = f"{store.size} bytes, expected {self.size}"
         if not wrong:
             store.finish()
-            return Fetched(store.path, url, store.size, found, bound.etag, bound.modified)
+            told = bound.etag, bound.modified, store.seen.spans
+            return Fetched(store.path, url, store.size, found, *told)
         store.discard()
         if kept:  # what was there before may be to blame: once more, from the start
             return self.run(url)

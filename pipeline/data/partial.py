@@ -8,7 +8,6 @@ URL is there without its query: no signature is kept, and a renewed one goes on.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import IO, Any, TypeVar
 
 import msgspec
 
+from pipeline.data.spans import Fingerprint
 from pipeline.disk import room, size
 from pipeline.errors import UserError
 from pipeline.faults import AGAIN, no_room, shown
@@ -58,9 +58,13 @@ class Part:
         self.path = path
         self.sidecar = path.with_name(path.name + ".json")
         self.sync = sync
-        self.size = 0
-        self.sha256 = hashlib.sha256()
+        self.seen = Fingerprint()
         self.bound: Bound | None = read_json(self.sidecar, Bound)
+
+    @property
+    def size(self) -> int:
+        """Bytes that are there."""
+        return self.seen.size
 
     def have(self, url: str) -> int:
         """Bytes that are there of the content at this URL."""
@@ -75,8 +79,8 @@ class Part:
         with self.path.open("rb") as file:
             while block := file.read(min(BLOCK, bound.synced - self.size)):
                 stop.check()
-                self._count(block)
-        if (self.size, self.sha256.hexdigest()) == (bound.synced, bound.sha256):
+                self.seen.update(block)
+        if (self.size, self.seen.hexdigest()) == (bound.synced, bound.sha256):
             os.truncate(self.path, self.size)
         else:
             self.discard()
@@ -97,7 +101,7 @@ class Part:
         """Forget the partial file."""
         self.sidecar.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
-        self.bound, self.size, self.sha256 = None, 0, hashlib.sha256()
+        self.bound, self.seen = None, Fingerprint()
 
     def append(self, blocks: Iterable[bytes], stop: Stop, progress: Progress) -> None:
         """Write blocks as they come; however this ends, what was written is safe.
@@ -111,7 +115,7 @@ class Part:
             try:
                 for block in blocks:
                     file.write(block)
-                    self._count(block)
+                    self.seen.update(block)
                     progress(self.size, self.bound.size)
                     if self.size - self.bound.synced >= self.sync:
                         self._save(file)
@@ -131,19 +135,15 @@ class Part:
         with self.path.open("rb") as file:
             while block := file.read(BLOCK):
                 stop.check()
-                self._count(block)
+                self.seen.update(block)
                 progress(self.size, total)
-
-    def _count(self, block: bytes) -> None:
-        self.sha256.update(block)
-        self.size += len(block)
 
     def _save(self, file: IO[bytes]) -> None:
         """Bring the data to disk, then the sidecar that vouches for it."""
         assert self.bound is not None
         file.flush()
         os.fsync(file.fileno())
-        self.bound = replace(self.bound, synced=self.size, sha256=self.sha256.hexdigest())
+        self.bound = replace(self.bound, synced=self.size, sha256=self.seen.hexdigest())
         write_json(self.sidecar, self.bound)
 
 

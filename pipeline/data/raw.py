@@ -9,17 +9,22 @@ from __future__ import annotations
 import bz2
 import hashlib
 import lzma
+import os
 import re
+import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import xxhash
 import zstandard
 
 from pipeline.data.frames import READ, Walk, blocks
 from pipeline.data.memory import memory
+from pipeline.data.spans import Span
 from pipeline.errors import CorruptInput, UserError
 
 CHUNK = "chunk.jsonl.zst"
@@ -46,6 +51,7 @@ class Raw:
         path: The file; its codec is known by its first bytes, not by its name.
         unit: The unit it belongs to, named in errors.
         pause: Called before each read; it may raise.
+        span: Read only that of the file.
 
     Attributes:
         read: Raw bytes read so far.
@@ -55,21 +61,41 @@ class Raw:
     """
 
     def __init__(
-        self, path: Path, unit: Path | None = None, pause: Callable[[], None] = lambda: None
+        self,
+        path: Path,
+        unit: Path | None = None,
+        pause: Callable[[], None] = lambda: None,
+        span: Span | None = None,
     ) -> None:
-        self.path, self.unit, self._pause = path, unit, pause
+        self.path, self.unit, self._pause, self.span = path, unit, pause, span
         self.read = 0
-        self._hash = hashlib.sha256()
+        self._begin = span.start if span else 0
+        self._hash: Any = xxhash.xxh3_128() if span else hashlib.sha256()
         self._walk: Walk | None = None
 
     @property
-    def sha256(self) -> str:
-        """sha256 (hex) of the raw bytes read so far."""
-        return self._hash.hexdigest()
+    def size(self) -> int:
+        """Raw bytes in all."""
+        return self.span.size if self.span else self.path.stat().st_size
 
-    def __iter__(self) -> Iterator[bytes]:
-        with self.path.open("rb") as plain:
-            file = _Watched(plain, self._saw, self._pause)
+    @property
+    def digest(self) -> str:
+        """Hash (hex) of the raw bytes read so far: sha256, or of a span xxh3-128."""
+        digest: str = self._hash.hexdigest()
+        return digest
+
+    @contextmanager
+    def _open(self) -> Iterator[_Watched]:
+        try:
+            plain = self.path.open("rb")
+        except OSError as error:  # set aside by another task, for one
+            why = f"cannot read {self.path}: {error.strerror}"
+            raise CorruptInput(why, unit=self.unit) from None
+        with plain:
+            yield _Watched(plain, self.span, self._saw, self._pause)
+
+    def __iter__(self) -> Generator[bytes]:
+        with self._open() as file:
             data = file.read(READ)
             codec = next((make for magic, make in CODECS if data.startswith(magic)), None)
             if data.startswith(ZSTD):
@@ -97,8 +123,7 @@ class Raw:
 
     def skim(self) -> None:
         """Read the file only to hash it, for a reader that jumps about in it."""
-        with self.path.open("rb") as plain:
-            file = _Watched(plain, self._saw, self._pause)
+        with self._open() as file:
             while file.read(READ):
                 pass
 
@@ -145,18 +170,19 @@ class Raw:
             raise self._cut_off()
 
     def _damaged(self, place: int, error: Exception) -> CorruptInput:
-        why = f"{self.path} cannot be decompressed near byte {place}: {error}"
+        why = f"{self.path} cannot be decompressed near byte {self._begin + place}: {error}"
         return CorruptInput(why, unit=self.unit)
 
     def _cut_off(self) -> CorruptInput:
-        why = f"{self.path} ends in the middle of a compressed frame, at byte {self.read}"
+        place = self._begin + self.read
+        why = f"{self.path} ends in the middle of a compressed frame, at byte {place}"
         return CorruptInput(why, unit=self.unit)
 
     def _blame_memory(self, starts: list[int], limit: int) -> None:
         """Tell which window of the frames at `starts` was too long, if zstd makes such a one."""
         with self.path.open("rb") as file:
             for begins in starts:  # known ahead of what is decoded
-                file.seek(begins)
+                file.seek(self._begin + begins)
                 window = zstandard.get_frame_parameters(file.read(18)).window_size
                 if window > limit:
                     break
@@ -189,17 +215,32 @@ class Raw:
 
 
 class _Watched:
-    """A file that says what is read of it, and where."""
+    """A file, or a span of one, that says what is read of it, and where."""
 
     def __init__(
-        self, file: IO[bytes], saw: Callable[[int, bytes], None], pause: Callable[[], None]
+        self,
+        file: IO[bytes],
+        span: Span | None,
+        saw: Callable[[int, bytes], None],
+        pause: Callable[[], None],
     ) -> None:
         self._file, self._saw, self._pause = file, saw, pause
-        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+        self._begin, self._size = (span.start, span.size) if span else (0, sys.maxsize)
+        self.seekable = file.seekable
+        self.seek(0)
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(place + self._begin * (whence == os.SEEK_SET), whence) - self._begin
+
+    def tell(self) -> int:
+        return self._file.tell() - self._begin
 
     def read(self, size: int = -1) -> bytes:
         self._pause()
-        place = self._file.tell()
+        place = self.tell()
+        left = max(0, self._size - place)
+        if self._size < sys.maxsize:
+            size = left if size < 0 else min(size, left)
         data = self._file.read(size)
         self._saw(place, data)
         return data

@@ -6,7 +6,6 @@ so an interrupted download ends in the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import msgspec
 from pipeline.data.http import Fetched
 from pipeline.data.hub import resolve, telling
 from pipeline.data.partial import BLOCK, Progress, read_json, room_is_needed, write_json
+from pipeline.data.spans import Fingerprint
 from pipeline.errors import InputError
 from pipeline.registry import Dataset
 from pipeline.stop import Stop
@@ -61,19 +61,20 @@ def fetch_dataset(dataset: Dataset, part: Path, stop: Stop, progress: Progress) 
     repo = dataset.urls[0].removeprefix("hf://")
     commit = resolve(repo, dataset.revision, "dataset")
     part.parent.mkdir(parents=True, exist_ok=True)
-    frames, digest = _resume(part, [repo, commit, dataset.subset, dataset.split], stop)
+    frames, seen = _resume(part, [repo, commit, dataset.subset, dataset.split], stop)
     if not frames.whole:
-        frames = _stream(dataset, repo, frames, digest, part, stop, progress)
+        frames = _stream(dataset, repo, frames, seen, part, stop, progress)
     if not frames.rows:
         raise InputError(f"hf://{repo}: the split {dataset.split!r} has no rows")
-    return Fetched(part, dataset.urls[0], frames.size, frames.sha256, etag=commit)
+    url = dataset.urls[0]
+    return Fetched(part, url, frames.size, frames.sha256, etag=commit, spans=seen.spans)
 
 
 def _stream(
     dataset: Dataset,
     repo: str,
     frames: Frames,
-    digest: Any,
+    seen: Fingerprint,
     part: Path,
     stop: Stop,
     progress: Progress,
@@ -98,12 +99,12 @@ def _stream(
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                digest.update(data)
+                seen.update(data)
             frames = Frames(
                 source=frames.source,
                 size=frames.size + (len(data) if lines else 0),
                 rows=frames.rows + len(lines),
-                sha256=digest.hexdigest(),
+                sha256=seen.hexdigest(),
                 state=stream.state_dict(),
                 whole=len(lines) < ROWS,
             )
@@ -119,22 +120,22 @@ def _rows(stream: Any, repo: str, stop: Stop) -> Iterator[Any]:
             yield row
 
 
-def _resume(part: Path, source: list[str | None], stop: Stop) -> tuple[Frames, Any]:
+def _resume(part: Path, source: list[str | None], stop: Stop) -> tuple[Frames, Fingerprint]:
     """What is there of this source, cut after its last full frame, and the hash so far."""
-    frames, digest = read_json(_sidecar(part), Frames), hashlib.sha256()
+    frames, seen = read_json(_sidecar(part), Frames), Fingerprint()
     if frames and frames.source == source and part.is_file():
         left = frames.size
         with part.open("rb") as file:
             while left > 0 and (block := file.read(min(BLOCK, left))):
                 stop.check()
-                digest.update(block)
+                seen.update(block)
                 left -= len(block)
-        if left == 0 and digest.hexdigest() == frames.sha256:
+        if left == 0 and seen.hexdigest() == frames.sha256:
             os.truncate(part, frames.size)
-            return frames, digest
+            return frames, seen
     _sidecar(part).unlink(missing_ok=True)
     part.unlink(missing_ok=True)
-    return Frames(source), hashlib.sha256()
+    return Frames(source), Fingerprint()
 
 
 def _sidecar(part: Path) -> Path:

@@ -20,7 +20,7 @@ from pipeline.data.quarantine import QUARANTINE, refusal
 from pipeline.data.shards import SPLITS, Hashes, read_hashes
 from pipeline.errors import CorruptInput
 from pipeline.files import write_text
-from pipeline.receipt import verify
+from pipeline.receipt import release, verify
 from pipeline.stage import Context, Input, Inputs, Item
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         CorruptInput: A shard is damaged, a split is empty, or too many lines were malformed.
     """
     given = inputs["tokenize.shards"]
+    if not given.receipts:
+        raise CorruptInput("the corpus holds no text", "Check what was downloaded, or FILE=")
     facts = [given.receipts[name].facts for name in sorted(given.receipts)]
     quarantined = sum(f["quarantined"] for f in facts)
     sound = sum(split["documents"] for f in facts for split in f["splits"].values())
@@ -70,11 +72,32 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     }
     if "," in content["encoder"]:
         ctx.log(f"WARNING: shards were encoded by {content['encoder']}: see the logs of tokenize")
+    if not config.decompress.keep_chunks:
+        drop_chunks(inputs["decompress.chunks"], ctx)
     with ctx.commit(item.name) as draft:
         (draft.path / "seal.json").write_text(json.dumps(content, indent=1))
         np.savez(draft.path / "duplicates.npz", **duplicates)  # type: ignore[arg-type]
         draft.facts = {k: content[k] for k in ("splits", "duplicates", "quarantined", "empty")}
     write_card(ctx.folder, content)
+
+
+def drop_chunks(chunks: Input, ctx: Context) -> None:
+    """Remove the chunks, unless shards beside these are not sealed yet and may be made from them.
+
+    It comes before the seal is committed: if it is interrupted, it is done again.
+    """
+    unsealed = [
+        path.name
+        for path in ctx.folder.parent.glob("shards-*")
+        if path != ctx.folder and not (path / "seal").is_dir()
+    ]
+    if unsealed:
+        ctx.log(f"the chunks stay: {', '.join(unsealed)} may need them and has no seal")
+        return
+    for name, receipt in chunks.receipts.items():
+        ctx.stop.check()
+        release(chunks.folder / name, receipt)
+    ctx.log(f"the chunks in {chunks.folder} were dropped, as decompress.keep_chunks=false says")
 
 
 def judge(given: Input, ctx: Context) -> tuple[Totals, dict[str, Places], dict[str, Kept]]:

@@ -90,7 +90,7 @@ def _encode_chunk(
             shards.add(batch, places, line)
             line += batch.count
             ctx.progress(raw.read, receipt.outputs[CHUNK].size)
-        expect(raw.sha256, unit, CHUNK, receipt)
+        expect(raw.digest, unit, CHUNK, receipt)
         quarantine.close()
         draft.facts = {
             "splits": shards.close(),

@@ -1,23 +1,27 @@
 """Decompress: the raw files as JSON lines, cut into chunks that can be worked on independently.
 
-One pass over the raw files in constant memory, hashing them on the way. A chunk that is already
-committed is read over, compared and not written again, so an interrupted pass goes on where it was.
+Many files, and the spans of files of many zstd frames, make parts, which tasks share among them. A
+part is one pass in constant memory, hashing on the way. A chunk that is already committed is read
+over, compared and not written again, so an interrupted pass goes on where it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from pipeline.data.forms import form_of, json_lines
 from pipeline.data.frames import Press
+from pipeline.data.parts import Slice, Sliced, divide
 from pipeline.data.raw import CHUNK, Raw
 from pipeline.data.records import Lines
+from pipeline.data.spans import Span
 from pipeline.errors import CorruptInput
 from pipeline.receipt import Receipt, expect, hash_file, hash_json, set_aside
-from pipeline.settings import Section
+from pipeline.settings import Section, free
 from pipeline.stage import Context, Inputs, Item, Step
 
 if TYPE_CHECKING:
@@ -29,70 +33,109 @@ COPY = "Get a sound copy and give it with FILE="
 class DecompressConfig(Section):
     """How the corpus is cut.
 
-    `chunk_bytes`: text in a chunk, about. `level`: zstd level of the chunks.
+    `chunk_bytes`: text in a chunk, about. `level`: zstd level of the chunks. `part_bytes`: raw
+    bytes in a part, about; a file that is one frame, or of another codec than zstd, is not divided.
+    `tasks`: array elements the parts are shared among. `keep_chunks`: whether chunks stay when
+    their shards are sealed; where they are needed again, they are made again.
     """
 
     chunk_bytes: int = Field(256_000_000, ge=1000)
     level: int = Field(1, ge=1, le=19)
+    part_bytes: int = Field(256_000_000, ge=1000)
+    tasks: int = free(4, ge=1)
+    keep_chunks: bool = free(True)
 
 
 def items(config: Config, inputs: Inputs) -> list[Item]:
-    """One item: the input stream, all files in order."""
+    """One item a part of the corpus."""
     _, receipt = inputs["download.corpus"].one()
-    auto = config.dataset.form == "auto"
-    files = [
-        # the name is in the ids of records that bring none
-        [name, form_of(name) if auto else "", o.sha256]
-        for name, o in receipt.outputs.items()
+    form = config.dataset.form
+    # the name is in the ids of records that bring none
+    forms = {name: form_of(name) if form == "auto" else "" for name in receipt.outputs}
+    lines = {name for name, known in forms.items() if (known or form) in ("jsonl", "auto")}
+    parts = divide(
+        [
+            (name, output.size, _spans(receipt, name) if name in lines else [])
+            for name, output in receipt.outputs.items()
+        ],
+        config.decompress.part_bytes,
+    )
+    return [
+        Item(
+            f"part-{number:05d}",
+            {"files": hash_json([[*_told(s, receipt), forms[s.name]] for s in part])},
+            {"slices": part, "of": len(parts)},
+        )
+        for number, part in enumerate(parts)
     ]
-    return [Item("complete", {"files": hash_json(files)})]
+
+
+def _told(slice: Slice, receipt: Receipt) -> list[object]:
+    return [slice.name, receipt.outputs[slice.name].sha256, slice.first, slice.after]
+
+
+def _spans(receipt: Receipt, name: str) -> list[Span]:
+    return [Span(**span) for span in receipt.facts.get("spans", {}).get(name, [])]
 
 
 def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Cut the corpus into `chunk-…` units and list them in `complete`.
+    """Cut a part into `chunk-…` units and list them in its own.
 
     Raises:
         CorruptInput: A raw file cannot be read, or is not the one that was downloaded.
     """
     unit, receipt = inputs["download.corpus"].one()
-    raws = [Raw(unit / name, unit, ctx.stop.check) for name in receipt.outputs]
-    total = sum(output.size for output in receipt.outputs.values())
+    slices: list[Slice] = item.data["slices"]
+    spans = {slice.name: _spans(receipt, slice.name) for slice in slices if slice.after}
+    raws = [
+        Sliced(unit / slice.name, unit, spans[slice.name], slice, ctx.stop.check)
+        if slice.after
+        else Raw(unit / slice.name, unit, ctx.stop.check)
+        for slice in slices
+    ]
+    total = sum(raw.size for raw in raws)
     begins: dict[str, int] = {}
 
     def opened() -> Iterator[Raw]:
-        for raw in raws:  # the next one is asked for when all lines before it are handed out
-            begins[raw.path.name] = lines.line
+        for slice, raw in zip(slices, raws, strict=True):
+            if not slice.first:  # all lines before it are handed out
+                begins[slice.name] = lines.line
             yield raw
+            if not slice.after:
+                expect(raw.digest, unit, slice.name, receipt)
 
     lines = Lines(json_lines(opened(), config.dataset.form))
     made: dict[str, Receipt] = {}
     try:
         while lines.more():
             ctx.stop.check()
-            chunk = f"chunk-{len(made):05d}"
+            chunk = f"{item.name.replace('part', 'chunk')}-{len(made):05d}"
             made[chunk] = _known(chunk, lines, config, ctx) or _write(chunk, lines, config, ctx)
-            ctx.progress(sum(raw.read for raw in raws), total)
-        for raw in raws:
-            expect(raw.sha256, unit, raw.path.name, receipt)
+            ctx.progress(sum(raw.read for raw in raws), total, lines=lines.line)
     except CorruptInput as error:
         if error.unit != unit:
             raise
-        if all(
-            hash_file(unit / name, ctx.stop.check) == o.sha256
-            for name, o in receipt.outputs.items()
-        ):
+        if all(_sound(unit / slice.name, receipt, ctx) for slice in slices):
             raise CorruptInput(f"{error.what}; it was so when it came", COPY) from None
         # what was cut from a damaged file is not to be trusted either
         for chunk in made:
             set_aside(ctx.folder / chunk, "damaged")
         raise
-    if not made:
+    if not made and item.data["of"] == 1:
         raise CorruptInput(f"{unit} holds no text", COPY)
     with ctx.commit(item.name) as draft:
         draft.units = {chunk: r.digest for chunk, r in made.items()}
         first = {chunk: r.facts["first_line"] for chunk, r in made.items()}
         size = {"lines": lines.line, "bytes": lines.offset}
         draft.facts = {**size, "files": begins, "first_lines": first}
+
+
+def _sound(path: Path, receipt: Receipt, ctx: Context) -> bool:
+    """Whether a raw file is still the one that was downloaded."""
+    try:
+        return hash_file(path, ctx.stop.check) == receipt.outputs[path.name].sha256
+    except OSError:
+        return False
 
 
 def _write(chunk: str, lines: Lines, config: Config, ctx: Context) -> Receipt:
@@ -144,12 +187,14 @@ STEPS = (
     Step(
         stage="decompress",
         name="decompress.chunks",
-        version=2,
+        version=3,
         uses=("decompress", "dataset.form"),
         needs=("download.corpus",),
         folder=_folder,
         items=items,
         run=run,
+        tasks="decompress.tasks",
         exclusive=True,
+        read_by="tokenize.shards",
     ),
 )

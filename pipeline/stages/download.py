@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -161,6 +162,7 @@ def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
                 name: {"url": redact(f.url), "etag": f.etag, "modified": f.modified}
                 for name, f in found.items()
             },
+            "spans": {name: [asdict(span) for span in f.spans] for name, f in found.items()},
             "seconds": round(time.monotonic() - started, 3),
         }
     shutil.rmtree(ctx.partial, ignore_errors=True)

@@ -52,10 +52,9 @@ class TokenizeConfig(Section):
 
 def items(config: Config, inputs: Inputs) -> list[Item]:
     """One item a chunk."""
-    chunks = inputs["decompress.chunks"]
-    _, complete = chunks.one()
+    parts = list(inputs["decompress.chunks"].receipts.values())
     _, receipt = inputs["download.model"].one()
-    small = complete.facts["bytes"] < SMALL
+    small = sum(part.facts["bytes"] for part in parts) < SMALL
     shares = {
         name: (0.05 if small else 0.005) if share == "auto" else share
         for name, share in [
@@ -74,22 +73,29 @@ def items(config: Config, inputs: Inputs) -> list[Item]:
             {**read, "chunk": digest, "place": hash_json(files)},
             {"shares": shares, "files": files},
         )
-        for (chunk, digest), files in zip(
-            sorted(complete.units.items()), _files(complete), strict=True
-        )
+        for chunk, digest, files in _chunks(parts)
     ]
 
 
-def _files(complete: Receipt) -> Iterator[list[tuple[str, int]]]:
-    """For each chunk the raw files in it, each with the line of the chunk after which it begins.
+def _chunks(parts: list[Receipt]) -> Iterator[tuple[str, str, list[tuple[str, int]]]]:
+    """Each chunk, its digest, and the raw files in it, each with the line after which it begins.
 
     That is below zero for a file that began in a chunk before.
     """
-    names, begins = list(complete.facts["files"]), list(complete.facts["files"].values())
-    firsts = sorted(complete.facts["first_lines"].values())
-    for first, after in zip(firsts, [*firsts[1:], complete.facts["lines"]], strict=True):
+    names: list[str] = []
+    begins: list[int] = []
+    found: list[tuple[str, str, int]] = []
+    line = 0
+    for part in parts:
+        names += part.facts["files"]
+        begins += [line + begin for begin in part.facts["files"].values()]
+        firsts = part.facts["first_lines"]
+        found += [(chunk, part.units[chunk], line + first) for chunk, first in firsts.items()]
+        line += part.facts["lines"]
+    afters = [first for _, _, first in found[1:]] + [line]
+    for (chunk, digest, first), after in zip(found, afters, strict=True):
         span = range(bisect_right(begins, first) - 1, bisect_left(begins, after))
-        yield [(names[n], begins[n] - first) for n in span]
+        yield chunk, digest, [(names[n], begins[n] - first) for n in span]
 
 
 def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
@@ -141,15 +147,15 @@ STEPS = (
         folder=_folder,
         items=items,
         run=run,
-        many=True,
+        tasks="tokenize.tasks",
     ),
     Step(
         stage="tokenize",
         name="tokenize.seal",
         version=2,
         uses=(),
-        reads=("tokenize", "dataset", "model"),
-        needs=("tokenize.shards",),
+        reads=("tokenize", "dataset", "model", "decompress.keep_chunks"),
+        needs=("decompress.chunks", "tokenize.shards"),
         folder=_folder,
         items=seal_items,
         run=seal,

@@ -1,0 +1,334 @@
+"""A corpus in parts: whoever reads them, each line is read once, and damage is told."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+import yaml
+import zstandard
+from conftest import AfterChecks, advance, write_corpus
+from hypothesis import given
+from hypothesis import strategies as st
+from test_frames import frames
+
+from pipeline.config import Config, resolve
+from pipeline.dag import Node, find, survey
+from pipeline.data import spans as spans_module
+from pipeline.data.parts import Slice, Sliced, divide
+from pipeline.data.records import Lines
+from pipeline.data.spans import Fingerprint, Span
+from pipeline.errors import CorruptInput, Interrupted
+from pipeline.receipt import load
+from pipeline.registry import Dataset
+from pipeline.stage import Context, run_item
+
+Make = Callable[..., Config]
+
+
+@pytest.fixture(autouse=True)
+def short_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a few kilobytes have several."""
+    monkeypatch.setattr(spans_module, "LEAST", 1)
+
+
+def spans_of(data: bytes, step: int = 1 << 20) -> tuple[Span, ...]:
+    seen = Fingerprint()
+    for at in range(0, len(data), step):
+        seen.update(data[at : at + step])
+    return seen.spans
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_spans_are_whole_frames_and_leave_nothing_out(seed: int) -> None:
+    chance = random.Random(seed)
+    data = b"".join([*frames(chance), zstandard.compress(b"last")])
+    found = spans_of(data, chance.choice([997, 1 << 16]))
+    assert found == spans_of(data)
+    assert len(found) > 1 or data.count(b"\x28\xb5\x2f\xfd") == 1
+    place, text = 0, b""
+    for span in found:
+        assert span.start == place
+        piece = data[place : place + span.size]
+        assert span.xxh3 == xxhash.xxh3_128_hexdigest(piece)
+        text += decoded(piece)
+        place += span.size
+    assert not found or (place, text) == (len(data), decoded(data))
+
+
+def decoded(data: bytes) -> bytes:
+    with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as reader:
+        return reader.readall()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"text", zstandard.compress(b"one frame"), zstandard.compress(b"x") * 2 + b"garbage",
+     (zstandard.compress(b"x" * 1000) * 2)[:-1]],
+    ids=["empty", "plain", "one", "garbage", "cut"],
+)  # fmt: skip
+def test_what_is_not_some_whole_frames_has_no_spans(data: bytes) -> None:
+    assert spans_of(data) == ()
+
+
+def test_a_million_frames_are_not_a_million_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    frame = zstandard.compress(random.Random(0).randbytes(20_000))
+    found = spans_of(frame * 1000)
+    assert 500 < len(found) < 1000
+    assert max(span.size for span in found) < len(frame) * 1000 / 200
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.integers(0, 5)), min_size=1, max_size=6),
+    st.integers(1, 100),
+)
+def test_parts_are_in_order_and_hold_all_once(files: list[tuple[int, int]], size: int) -> None:
+    listed = [
+        (f"f{n}", whole * max(1, count), [Span(whole * i, whole, "") for i in range(count)])
+        for n, (whole, count) in enumerate(files)
+    ]
+    parts = divide(listed, size)
+    pieces = {
+        (name, index): held // max(1, len(spans))
+        for name, held, spans in listed
+        for index in range(max(1, len(spans)))
+    }
+    found = [
+        [(s.name, index) for s in part for index in range(s.first, max(s.after, s.first + 1))]
+        for part in parts
+    ]
+    assert list(itertools.chain(*found)) == list(pieces)
+    assert all(sum(pieces[piece] for piece in part) >= size for part in found[:-1])
+
+
+@given(
+    lines=st.lists(st.binary(max_size=12).map(lambda b: b.replace(b"\n", b"")), max_size=30),
+    cuts=st.lists(st.integers(0, 400), max_size=12),
+    ended=st.booleans(),
+    bounds=st.sets(st.integers(1, 12)),
+)
+def test_each_line_is_read_by_one_part_wherever_frames_end(
+    tmp_path_factory: pytest.TempPathFactory,
+    lines: list[bytes],
+    cuts: list[int],
+    ended: bool,
+    bounds: set[int],
+) -> None:
+    text = b"\n".join(lines) + b"\n" * ended
+    places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    data = b"".join(zstandard.compress(text[a:b]) for a, b in itertools.pairwise(places))
+    spans = spans_of(data)
+    path = tmp_path_factory.mktemp("parts") / "corpus.zst"
+    path.write_bytes(data)
+    ends = [0, *sorted(bound for bound in bounds if bound < len(spans)), len(spans)]
+    found = [
+        b"".join(Sliced(path, path.parent, spans, Slice("corpus.zst", first, after)))
+        for first, after in itertools.pairwise(ends)
+    ]
+    if spans:
+        assert b"".join(found) == text
+        assert all(piece.endswith(b"\n") for piece in list(filter(None, found))[:-1])
+
+
+LINES = 400
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Ten frames that end anywhere, in documents without an id."""
+    lines = decoded(write_corpus(tmp_path / "whole.jsonl.zst", LINES).read_bytes())
+    chance = random.Random(1)
+    places = [0, *sorted(chance.sample(range(len(lines)), 9)), len(lines)]
+    path = tmp_path / "parts.jsonl.zst"
+    path.write_bytes(
+        b"".join(zstandard.compress(lines[a:b]) for a, b in itertools.pairwise(places))
+    )
+    return path
+
+
+@pytest.fixture
+def many(corpus: Path, small: Make) -> Callable[..., Config]:
+    """The configuration of a run on it; `many("decompress.part_bytes=1000")`."""
+
+    def config(*words: str) -> Config:
+        dataset = corpus.with_name("parts.yaml")
+        dataset.write_text(yaml.safe_dump({"urls": [corpus.as_uri()]}))
+        settings = ["decompress.part_bytes=3000", "decompress.chunk_bytes=9000", *words]
+        plain = small()
+        held_out = ["tokenize.validation=0.1", "tokenize.test=0.1"]
+        return resolve(str(dataset), plain.model.path, "lora", [*held_out, *settings], "parts")
+
+    return config
+
+
+def text_of(node: Node) -> bytes:
+    chunks = [chunk for receipt in node.done.values() for chunk in receipt.units]
+    return b"".join(
+        decoded((node.work.folder / chunk / "chunk.jsonl.zst").read_bytes()) for chunk in chunks
+    )
+
+
+def documents(config: Config, root: Path) -> dict[str, bytes]:
+    """The text hash of each document by its id."""
+    folder = find(config, root, "tokenize.shards").work.folder
+    found = {}
+    for path in folder.glob("chunk-*/*.parquet"):
+        table = pq.read_table(path)
+        found |= dict(zip(table["id"].to_pylist(), table["hash"].to_pylist(), strict=True))
+    return found
+
+
+def test_parts_give_the_text_and_the_places_of_one_pass(
+    many: Callable[..., Config], tmp_path: Path
+) -> None:
+    one, several = many("decompress.part_bytes=100000000"), many()
+    whole = advance(one, tmp_path / "one", "decompress.chunks")
+    node = advance(several, tmp_path / "several", "decompress.chunks")
+    assert (len(whole.done), len(node.done) > 3) == (1, True)
+    assert text_of(node) == text_of(whole)
+    advance(one, tmp_path / "one", "tokenize.shards")
+    advance(several, tmp_path / "several", "tokenize.shards")
+    found = documents(several, tmp_path / "several")
+    assert found == documents(one, tmp_path / "one")
+    assert sorted(int(name.rpartition(":")[2]) for name in found) == list(range(1, LINES + 1))
+
+
+def test_files_are_shared_out_and_come_in_order(small: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(1, 8):
+        rows = [json.dumps({"text": f"file {number}, line {n}" * 9}) for n in range(number)]
+        (folder / f"{number}.jsonl").write_text("\n".join(rows))
+    dataset = Dataset(id="folder", urls=[folder.as_uri()])
+    config = small("decompress.part_bytes=1000", "decompress.chunk_bytes=1000")
+    node = advance(
+        config.model_copy(update={"dataset": dataset}), tmp_path / "root", "decompress.chunks"
+    )
+    assert len(node.done) > 2
+    lines = [json.loads(line)["text"][:14] for line in text_of(node).splitlines()]
+    assert lines == [f"file {f}, line {n}" for f in range(1, 8) for n in range(f)]
+
+
+def receipts_of(folder: Path) -> dict[str, tuple[int, int]]:
+    found = ((path, path.stat()) for path in folder.glob("*/receipt.json"))
+    return {path.parent.name: (stat.st_ino, stat.st_mtime_ns) for path, stat in found}
+
+
+def test_interrupted_anywhere_no_committed_chunk_is_written_again(
+    many: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = many("decompress.part_bytes=8000", "decompress.chunk_bytes=4000")
+    whole = advance(config, tmp_path / "whole", "decompress.chunks")
+    root, before = tmp_path / "root", {}
+    folder = find(config, root, "decompress.chunks").work.folder
+    for checks in itertools.count(5, 7):
+        try:
+            advance(config, root, "decompress.chunks", AfterChecks(checks))
+        except Interrupted:
+            now = receipts_of(folder)
+            assert before.items() <= now.items()
+            before = now
+        else:
+            break
+    node = find(config, root, "decompress.chunks")
+    assert len(before) > 2
+    assert [r.digest for r in node.done.values()] == [r.digest for r in whole.done.values()]
+
+
+def test_a_damaged_span_is_told_and_only_what_came_of_it_is_made_again(
+    many: Callable[..., Config], tmp_path: Path
+) -> None:
+    config, root = many(), tmp_path / "root"
+    raw = next(advance(config, root, "download.corpus").work.folder.glob("corpus/*.zst"))
+    sound = raw.read_bytes()
+    node = find(config, root, "decompress.chunks")
+    spans = [Span(**span) for span in load(raw.parent).facts["spans"][raw.name]]
+    # a raw block in a frame of the second part: it decodes, to another text
+    first = node.items[1].data["slices"][0].first
+    hurt = bytearray(sound)
+    place = spans[first].start + spans[first].size // 2
+    hurt[place] ^= 0xFF
+    raw.unlink()  # it is a link of the corpus itself
+    raw.write_bytes(hurt)
+    context = Context(log=lambda text: None)
+    # the part before reads the end of its last line there, and looks at all of the span
+    for item in node.items[:2]:
+        with pytest.raises(CorruptInput) as told:
+            run_item(node.work, item, context)
+        assert raw.name in str(told.value)
+        if not raw.exists():
+            advance(config, root, "download.corpus")
+            raw.unlink()
+            raw.write_bytes(hurt)
+    assert not list(node.work.folder.glob("part-*"))
+    assert not list(node.work.folder.glob("chunk-*"))
+    run_item(node.work, node.items[-1], context)
+    raw.write_bytes(sound)
+    assert text_of(advance(config, root, "decompress.chunks")) == decoded(sound)
+
+
+def test_chunks_are_dropped_when_they_are_sealed_and_come_back_when_they_are_needed(
+    many: Callable[..., Config], tmp_path: Path
+) -> None:
+    kept, config = many(), many("decompress.keep_chunks=false")
+    whole = advance(kept, tmp_path / "kept", "tokenize.seal")
+    root = tmp_path / "root"
+    node = advance(config, root, "tokenize.seal")
+    chunks = find(config, root, "decompress.chunks")
+    assert chunks.complete
+    assert not list(chunks.work.folder.glob("chunk-*"))
+    assert [r.digest for r in node.done.values()] == [r.digest for r in whole.done.values()]
+    # nothing is done again, by whomever
+    assert all(node.complete for node in steps(config, root))
+    for item in chunks.items:
+        assert run_item(chunks.work, item, Context(log=lambda text: None)) == "skipped"
+    # a damaged shard wants its chunk, and a seal drops it again
+    shards = find(config, root, "tokenize.shards").work.folder
+    lost = sorted(shards.glob("chunk-*"))[2]
+    (lost / "train.parquet").write_bytes(b"")
+    assert [node.work.step.name for node in steps(config, root) if not node.complete] == [
+        "decompress.chunks",
+        "tokenize.shards",
+        "tokenize.seal",
+    ]
+    again = advance(config, root, "tokenize.shards")
+    assert again.complete
+    assert list(chunks.work.folder.glob("chunk-*"))
+    assert find(config, root, "tokenize.seal").complete, "it has sealed the same bytes"
+
+
+def steps(config: Config, root: Path) -> Iterator[Node]:
+    """The steps up to the seal, as they stand."""
+    for node in survey(config, root):
+        yield node
+        if node.work.step.name == "tokenize.seal":
+            return
+
+
+def test_chunks_stay_while_another_model_may_want_them(
+    many: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = many("decompress.keep_chunks=false")
+    advance(config, tmp_path, "tokenize.shards")
+    folder = find(config, tmp_path, "decompress.chunks").work.folder
+    other = find(config, tmp_path, "tokenize.shards").work.folder.with_name("shards-other-1")
+    other.mkdir()
+    advance(config, tmp_path, "tokenize.seal")
+    assert list(folder.glob("chunk-*"))
+
+
+def test_lines_of_a_part_are_cut_as_those_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.zst"
+    path.write_bytes(zstandard.compress(b"a\nb") + zstandard.compress(b"c\nd"))
+    spans = spans_of(path.read_bytes())
+    lines = Lines(Sliced(path, tmp_path, spans, Slice("x.zst", 0, 1)))
+    assert b"".join(lines.pieces(100)) == b"a\nbc\n"
+    lines = Lines(Sliced(path, tmp_path, spans, Slice("x.zst", 1, 2)))
+    assert b"".join(lines.pieces(100)) == b"d\n"
