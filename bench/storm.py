@@ -240,7 +240,7 @@ def main() -> None:
     say("reading all files again")
     units = struck.verify()
     ours, theirs = struck.digests(), calm.digests()
-    kinds, steps = ({name: 0 for name in names} for names in (strikes.KINDS, ours))
+    kinds, steps = (dict.fromkeys(names, 0) for names in (strikes.KINDS, ours))
     for kind, step in storm.struck.elements():
         kinds[kind] += 1
         steps[step] += 1

@@ -25,8 +25,8 @@ from jobs.allocation import LABEL
 from tests.cluster.fixture import Cluster
 
 STEPS = {  # up to the seal, with how often of 20
-    "download.corpus": 4,
     "download.model": 0,
+    "download.corpus": 4,
     "decompress.chunks": 6,
     "tokenize.shards": 8,
     "tokenize.seal": 2,
@@ -94,6 +94,7 @@ class Storm:
         self._submission: subprocess.Popen[str] | None = None
         self._answered: set[str] = set()
         self._idle = 0
+        self._before = {job["id"] for job in cluster.squeue("--states=all")}
         self._worked, self._last = 0.0, time.monotonic()
         self._down: dict[str, float] = {}
 
@@ -121,7 +122,7 @@ class Storm:
 
     def _jobs(self) -> list[dict[str, str]]:
         jobs = self.cluster.squeue("--states=all")
-        return [job for job in jobs if _step(job) in STEPS]
+        return [job for job in jobs if _step(job) in STEPS and job["id"] not in self._before]
 
     def _victims(self, jobs: list[dict[str, str]]) -> list[dict[str, str]]:
         """The running elements of the step that the next strike is meant for, or of later ones."""
