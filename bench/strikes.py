@@ -55,13 +55,18 @@ class Strike:
 def draw(kills: int, every: float, seed: int) -> list[Strike]:
     """So many strikes in the order of their steps, on average so many seconds of work apart."""
     chance = random.Random(seed)
-    order = list(STEPS)
-    steps = sorted(chance.choices(order, list(STEPS.values()), k=kills), key=order.index)
-    kinds = chance.choices(list(KINDS), list(KINDS.values()), k=kills)
+    steps = sorted(_deal(STEPS, kills, chance), key=list(STEPS).index)
+    kinds = _deal(KINDS, kills, chance)
     return [
         Strike(step, chance.uniform(0, 2 * every), kind)
         for step, kind in zip(steps, kinds, strict=True)
     ]
+
+
+def _deal(shares: dict[str, int], count: int, chance: random.Random) -> list[str]:
+    """So many names, each about as often as its share says, in any order."""
+    pool = [name for name, share in shares.items() for _ in range(share)]
+    return chance.sample(pool * -(-count // len(pool)), count)
 
 
 class Storm:

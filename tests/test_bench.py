@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from statistics import mean
 
@@ -76,6 +77,8 @@ def test_a_seed_decides_what_strikes_and_when() -> None:
     assert all(0 <= strike.after <= 6 for strike in drawn)
     order = [list(strikes.STEPS).index(strike.step) for strike in drawn]
     assert order == sorted(order)
+    assert Counter(strike.kind for strike in drawn) == strikes.KINDS
+    assert len(strikes.draw(47, 3.0, 0)) == 47
 
 
 def test_a_committed_file_that_is_written_again_is_seen(tmp_path: Path) -> None:
