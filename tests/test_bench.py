@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from statistics import mean
 
 import pytest
 import zstandard
 
-from bench import corpora, table, text
+from bench import corpora, storm, strikes, table, text
 from bench.measure import Failed, measure
+from bench.witness import Witness
 
 # A child that is waited for, and one that outlives its parent; each takes half a second and 100 MB.
 WORK = (
@@ -54,6 +56,47 @@ def test_a_corpus_is_shaped_like_the_pile_and_the_same_each_time(
     assert len({record["text"] for record in records}) == len(records)
     wanted, _ = corpora.LENGTHS[kind]
     assert 0.7 < mean(len(record["text"].encode()) for record in records) / wanted < 1.4
+
+
+def test_frames_are_cut_within_lines(tmp_path: Path) -> None:
+    plain = tmp_path / "plain.jsonl"
+    plain.write_bytes(b"".join(b"%d\n" % number for number in range(3000)))
+    data, frames = storm.pack(plain, 5, 0).read_bytes(), []
+    while data:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        frames.append(frame.decompress(data))
+        data = frame.unused_data
+    assert len(frames) == 5
+    assert b"".join(frames) == plain.read_bytes()
+    assert not [frame for frame in frames[:-1] if frame.endswith(b"\n")]
+
+
+def test_a_seed_decides_what_strikes_and_when() -> None:
+    drawn = strikes.draw(20, 3.0, 0)
+    assert drawn == strikes.draw(20, 3.0, 0) != strikes.draw(20, 3.0, 1)
+    assert all(0 <= strike.after <= 6 for strike in drawn)
+    order = [list(strikes.STEPS).index(strike.step) for strike in drawn]
+    assert order == sorted(order)
+    assert Counter(strike.kind for strike in drawn) == strikes.KINDS
+    assert len(strikes.draw(47, 3.0, 0)) == 47
+
+
+def test_a_committed_file_that_is_written_again_is_seen(tmp_path: Path) -> None:
+    unit, half_done = (tmp_path / "data" / "x" / "chunks-1" / n for n in ("chunk-0", ".tmp-1"))
+    for folder in (unit, half_done):
+        folder.mkdir(parents=True)
+        for name in ("receipt.json", "text"):
+            (folder / name).write_text("same")
+    witness = Witness(tmp_path, "x")
+    witness.look()
+    witness.compare()
+    assert not witness.rewritten
+    assert witness.seen("chunks") == 1
+    (unit / "new").write_text("same")
+    (unit / "new").rename(unit / "text")
+    witness.look()
+    witness.compare()
+    assert witness.rewritten == {unit / "text"}
 
 
 def test_half_of_the_lines_are_escaped() -> None:
