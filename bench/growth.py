@@ -112,9 +112,10 @@ def tables(found: dict[str, Any]) -> str:
             f"| {sum(_starting(start, p)[name] for name in STAGES):.1f} | {p['peak'] / 1e6:,.0f} |"
         )
     totals = [sum(_further(start, p).values()) for p in points]
-    spread = max(totals) / max(min(totals), 1e-9)
+    least = min(totals)
+    spread = f"{max(totals) / least:.2f}" if least > table.NOISE else "lost in noise"
     memory = max(p["peak"] for p in points) / min(p["peak"] for p in points)
-    lines += ["", f"Dearest by cheapest: CPU s/GB {spread:.2f}, memory {memory:.2f}."]
+    lines += ["", f"Dearest by cheapest: CPU s/GB {spread}, memory {memory:.2f}."]
     return "\n".join([*lines, "", *_far(start, _plain(points)[-1])])
 
 
