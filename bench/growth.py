@@ -112,9 +112,10 @@ def tables(found: dict[str, Any]) -> str:
             f"| {sum(_starting(start, p)[name] for name in STAGES):.1f} | {p['peak'] / 1e6:,.0f} |"
         )
     totals = [sum(_further(start, p).values()) for p in points]
-    spread = max(totals) / max(min(totals), 1e-9)
+    least = min(totals)
+    spread = f"{max(totals) / least:.2f}" if least > table.NOISE else "lost in noise"
     memory = max(p["peak"] for p in points) / min(p["peak"] for p in points)
-    lines += ["", f"Dearest by cheapest: CPU s/GB {spread:.2f}, memory {memory:.2f}."]
+    lines += ["", f"Dearest by cheapest: CPU s/GB {spread}, memory {memory:.2f}."]
     return "\n".join([*lines, "", *_far(start, _plain(points)[-1])])
 
 
@@ -161,6 +162,8 @@ def _far(start: dict[str, Any], end: dict[str, Any]) -> list[str]:
         "corpus is one zstd frame, which one core decodes alone, and decompress gets no help from "
         f"other cores; {chunks} chunks are dealt out evenly, so a task has the rounded-up share; "
         "a core is as fast when all of them work (memory bandwidth, clock) as one was here; the "
-        "file system keeps up with all tasks at once; one start-up a task; the real text has as "
-        "many bytes a token and as many repeated words; waiting for the scheduler is not counted.",
+        "file system keeps up with all tasks at once, so that CPU seconds are seconds; one "
+        "start-up a task; the real text has as many bytes a token and as many repeated words; a "
+        "stage begins when the one before it has ended; download and waiting for the scheduler are "
+        "not counted.",
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -71,17 +72,17 @@ class BatchReader:
         rows = self._at_one_go(block, ends)
         if rows is None:
             return self._one_by_one(block.split(b"\n")[:-1])
-        texts = list(map(self._text, rows))
-        ids = list(map(self._id, rows)) if self._id else [None] * len(rows)
-        groups = list(map(self._group, rows)) if self._group else [None] * len(rows)
+        texts = self._text(rows)
+        ids = self._id(rows) if self._id else [None] * len(rows)
+        groups = self._group(rows) if self._group else [None] * len(rows)
         lines: Iterable[int] = range(len(rows))
-        if any(not text or text.isspace() for text in texts):
+        if not all(texts) or any(map(str.isspace, texts)):
             lines = [n for n, text in enumerate(texts) if text and not text.isspace()]
             texts, ids, groups = ([column[n] for n in lines] for column in (texts, ids, groups))
         return Batch(
             texts=texts,
-            ids=[value if value is None else str(value) for value in ids],
-            groups=[None if value in (None, "") else str(value) for value in groups],
+            ids=_as_text(ids),
+            groups=[value or None for value in _as_text(groups)],
             lines=list(lines),
             blank=len(rows) - len(texts),
             count=len(rows),
@@ -131,14 +132,15 @@ class BatchReader:
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 return self._reader.parse(line)
             return self._reader.record(
-                self._text(row),
-                self._id(row) if self._id else None,
-                self._group(row) if self._group else None,
+                *self._text([row]),
+                *(self._id([row]) if self._id else [None]),
+                *(self._group([row]) if self._group else [None]),
             )
         return self._reader.parse(line)
 
 
 Wanted = list[tuple[str, list[str], Any]]
+Column = Callable[[list[Any]], list[Any]]
 
 
 def _shape(wanted: Wanted) -> tuple[Any, dict[str, list[str]]] | None:
@@ -170,13 +172,28 @@ def _shape(wanted: Wanted) -> tuple[Any, dict[str, list[str]]] | None:
     return msgspec.defstruct("Row", fields, rename=keys, gc=False), places
 
 
-def _getter(place: list[str] | None) -> Callable[[Any], Any] | None:
-    if place is None or len(place) == 1:
-        return attrgetter(place[0]) if place else None
+def _getter(place: list[str] | None) -> Column | None:
+    """What gives the values that stand there, of rows; None where one has no such object."""
+    if place is None:
+        return None
+    at_once = attrgetter(".".join(place))
 
     def get(row: Any) -> Any:
         for name in place:
             row = None if row is None else getattr(row, name)
         return row
 
-    return get
+    def column(rows: list[Any]) -> list[Any]:
+        try:
+            return list(map(at_once, rows))
+        except AttributeError:  # None has none: an object on the way is missing
+            return list(map(get, rows))
+
+    return column
+
+
+def _as_text(values: list[Any]) -> list[Any]:
+    """Values as text; None stays. Mostly all are text, which is seen without a step for each."""
+    if set(map(type, values)) <= {str, NoneType}:
+        return values
+    return [value if value is None else str(value) for value in values]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,18 +73,16 @@ class Writer:
             sizes: UTF-8 bytes of each text.
             digests: Text hash of each, 16 bytes.
         """
-        tokens = np.diff(offsets)
-        ends = pa.py_buffer(np.arange(0, 16 * len(names) + 1, 16, dtype=np.int32))
+        rows = len(names)
+        called = [name.encode() for name in names]
+        begins = np.cumsum([0, *map(len, called)], dtype=np.int32)
+        ends = np.arange(0, 16 * rows + 1, 16, dtype=np.int32)
         columns = [
-            pa.array(names, pa.string()),
-            pa.ListArray.from_arrays(
-                pa.array(offsets.astype(np.int32)),
-                pa.array(ids.view(np.int32)),
-                type=SCHEMA.field("input_ids").type,
-            ),
-            pa.array(tokens.astype(np.int32)),
-            pa.array(sizes),
-            pa.Array.from_buffers(pa.binary(), len(names), [None, ends, pa.py_buffer(digests)]),
+            _column("id", rows, begins, b"".join(called)),
+            _column("input_ids", rows, offsets.astype(np.int32), inner=_flat(ids)),
+            _column("tokens", rows, np.diff(offsets).astype(np.int32)),
+            _column("bytes", rows, sizes),
+            _column("hash", rows, ends, digests),
         ]
         self._pending.append(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
         self._held += len(ids)
@@ -105,9 +104,24 @@ class Writer:
         self._file.close()
 
 
+def _column(name: str, rows: int, *parts: Any, inner: pa.Array | None = None) -> pa.Array:
+    """A column without gaps of the buffers that it consists of.
+
+    `pa.array` would import pandas to see whether it is given something of that: half a second.
+    """
+    buffers = [None, *map(pa.py_buffer, parts)]
+    children = None if inner is None else [inner]
+    return pa.Array.from_buffers(SCHEMA.field(name).type, rows, buffers, children=children)
+
+
+def _flat(ids: npt.NDArray[np.uint32]) -> pa.Array:
+    return pa.Array.from_buffers(pa.int32(), len(ids), [None, pa.py_buffer(ids)])
+
+
 def read_hashes(path: Path) -> Hashes:
     """The text hashes of a shard, 16 bytes a row."""
-    table = pq.read_table(path, columns=["hash"], use_threads=False)
+    with pq.ParquetFile(path) as file:  # `read_table` would import more than this reads
+        table = file.read(columns=["hash"], use_threads=False)
     return np.concatenate([np.empty(0, HASH), *map(hashes, table["hash"].chunks)])
 
 
