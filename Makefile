@@ -73,11 +73,14 @@ demo: ## Run the whole pipeline here on a small corpus: no cluster, no account
 
 test test-fast: export OMP_NUM_THREADS = 1
 
+# For two cores: one worker that mostly waits for the test cluster, and two that compute.
+spread = -n 3
+
 test: ## Run all tests
-	@$(call python,product dev demo) -m pytest $(words)
+	@$(call python,product dev demo) -m pytest $(spread) $(words)
 
 test-fast: ## Run the tests that need no cluster, no model and little time
-	@$(call python,product dev) -m pytest -m "not slow and not slurm and not model" $(words)
+	@$(call python,product dev) -m pytest $(spread) -m "not slow and not slurm and not model" $(words)
 
 cluster-up: ## Start the test cluster, a real SLURM of two nodes on this host
 	@tests/cluster/up.sh

@@ -224,4 +224,4 @@ def _fraction(state: dict[str, Any]) -> float:
 
 def _note(states: list[dict[str, Any]]) -> str:
     facts: dict[str, Any] = next((s["facts"] for s in states if s.get("facts")), {})
-    return " ".join(f"{name} {value}" for name, value in facts.items())
+    return ", ".join(journal.tell_facts(facts))

@@ -26,7 +26,7 @@ def survey_run(
     root: Path,
     queue: Queue | None = None,
 ) -> dict[str, Any]:
-    """Every step with its items, units, seconds, tasks that run (rate, ETA), and jobs.
+    """Every step with its items, units, seconds, tasks that run (rows, bytes, MB/s, ETA), and jobs.
 
     A step is `done`, `running`, `queued`, `interrupted`, `failed`, `to do`, or `waiting` for those
     before it.
@@ -116,7 +116,6 @@ def _task(content: dict[str, Any], numbers: set[str] | None) -> dict[str, Any]:
     state, message = content.get("state", "interrupted"), content.get("message")
     if state == "running" and _gone(content.get("label", ""), numbers):
         state, message = "interrupted", "its process ended without a word"
-    rate, eta = journal.pace(content)
     return {
         "state": state,
         "message": message,
@@ -128,8 +127,7 @@ def _task(content: dict[str, Any], numbers: set[str] | None) -> dict[str, Any]:
         "total": content.get("total"),
         "unit": content.get("unit"),
         "facts": content.get("facts", {}),
-        "rate": rate,
-        "eta": eta,
+        **journal.speed(content),
     }
 
 
@@ -164,7 +162,8 @@ def table(found: dict[str, Any]) -> Table:
 
 def _now(step: dict[str, Any]) -> str:
     """What is going on in a step, in a few words."""
-    words = [step["message"]] if step["message"] else [journal.told(task) for task in step["tasks"]]
+    tasks = "\n".join(filter(None, map(journal.told, step["tasks"])))  # a line each
+    words = [step["message"] or tasks]
     pending = [job for job in step["jobs"] if job["state"] == "PENDING"]
     if step["jobs"]:
         first = step["jobs"][0]["id"].partition("_")[0]

@@ -19,6 +19,8 @@ from cluster.fixture import Cluster
 from cluster.fixture import cluster as cluster
 from cluster.fixture import no_scheduler as no_scheduler
 from cluster.fixture import only_where_asked_for as only_where_asked_for
+from workers import pytest_collection_modifyitems as pytest_collection_modifyitems
+from workers import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
 
 from jobs import snapshot
 from pipeline.config import Config, freeze, resolve

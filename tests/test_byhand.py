@@ -98,7 +98,7 @@ def test_training_by_hand_beside_the_pipeline_and_after_it(
 @pytest.mark.slurm
 @pytest.mark.slow
 def test_a_pipeline_waits_for_training_by_hand(run: Queued, small: Callable[..., Config]) -> None:
-    long = ["train.steps=500", "train.validate_every=1000"]
+    long = ["train.steps=500", "train.checkpoint_every=400", "train.validate_every=1000"]
     words = [*SMALL, *long]
     run.config = small(*long)
     job = sbatch(run, "train", words=words)

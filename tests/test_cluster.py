@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cluster.fixture import HERE, NOWHERE, Cluster, up
+from workers import needs_cluster
 
 PLACES = ("/etc", "/run", "/tmp", "/var/cache", "/var/lib", "/var/log", "/var/spool")
 
@@ -16,6 +17,13 @@ PLACES = ("/etc", "/run", "/tmp", "/var/cache", "/var/lib", "/var/log", "/var/sp
 def test_other_tests_reach_no_cluster() -> None:
     assert os.environ["SLURM_CONF"] == NOWHERE
     assert not [name for name in os.environ if name.startswith(("SLURM_J", "SBATCH_"))]
+
+
+def test_those_that_need_the_cluster_are_known_by_name(request: pytest.FixtureRequest) -> None:
+    for item in request.session.items:
+        marked = item.get_closest_marker("slurm") is not None
+        assert needs_cluster(item.nodeid) == marked, item.nodeid
+        assert marked >= ("cluster" in getattr(item, "fixturenames", ())), item.nodeid
 
 
 @pytest.mark.slurm
@@ -90,7 +98,7 @@ def test_a_second_cluster_leaves_the_first_and_the_host_alone(
     try:
         done = up()
         assert (done.returncode, done.stderr) == (0, "")
-        written = changed(start, root, tmp_path_factory.getbasetemp())
+        written = changed(start, root, tmp_path_factory.getbasetemp().parent)
         added = Path("/etc/hosts").read_text().removeprefix(hosts)
         told = Cluster(root).run("srun", "-N2", "echo", "here")
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.receipt import Stamp
 from pipeline.registry import BaseModel, Dataset
 from pipeline.report.build import build
 from pipeline.report.curve import read_curve
+from pipeline.report.stragglers import slowest
 from pipeline.report.verdict import number, verdict
 from pipeline.stage import Input
 
@@ -176,7 +178,8 @@ def test_the_numbers_are_where_the_contract_has_them(run: Run) -> None:
     assert report["training"]["interruptions"] == 2
     names = {"steps", "tokens", "tokens_per_second", "best_step", "interruptions"}
     assert set(report["training"]) >= names
-    assert report["stages"]["evaluate"] == {"seconds": 142.0, "units": 6}
+    evaluate = report["stages"]["evaluate"]
+    assert (evaluate["seconds"], evaluate["units"]) == (142.0, 6)
     assert report["cost"]["cpu_hours"] == pytest.approx((120 + 2 * 142) / 3600, abs=1e-3)
     assert report["cost"]["gpu_hours"] is None, "the training did not say"
     assert report["cost"]["lost_hours"] == pytest.approx(2 * 5 * 2 / 3600, abs=1e-4)
@@ -331,3 +334,88 @@ def test_the_same_inputs_make_the_same_bytes(tmp_path: Path) -> None:
         pages.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
     assert pages[0] == pages[1]
     assert len(pages[0]) == 6
+
+
+def chunked(run: Run, sizes: list[int], slow: dict[int, float]) -> dict[str, Input]:
+    """A run whose text is in chunks, some of which took their time: index → seconds."""
+    inputs = run.inputs()
+    folder = run.root / "decompress.chunks"
+    digests, shards = {}, {}
+    for index, size in enumerate(sizes):
+        name, seconds = f"chunk-{index:05d}", slow.get(index, 2.0)
+        facts = {"bytes": size, "lines": size // 100, "seconds": seconds}
+        digests[name] = run.unit(folder.name, name, facts, chunk_zst=index).receipts[name].digest
+        splits = {split: {"bytes": size // 4} for split in ("train", "validation", "test")}
+        facts = {"splits": splits, "seconds": seconds * 10}
+        shards |= run.unit("tokenize.shards", name, facts, train_parquet=index).receipts
+    with receipts.commit(folder, "complete", Stamp("key", "own", {})) as draft:
+        draft.units, draft.facts = digests, {"bytes": sum(sizes)}
+    complete = receipts.load(folder / "complete")
+    assert complete
+    chunks = Input(folder, {"complete": complete})
+    made = {
+        "decompress.chunks": chunks,
+        "tokenize.shards": Input(run.root / "tokenize.shards", shards),
+    }
+    return {"download.corpus": inputs.pop("download.corpus"), **made, **inputs}
+
+
+def test_the_slowest_units_are_named_with_host_and_rate(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    inputs = chunked(run, [256_000_000] * 9 + [10_000_000], {3: 9.0, 9: 0.1, 5: 2.5})
+    report = build(run.config, inputs, tmp_path)
+    first, second, third = report["stages"]["decompress"]["slowest"]
+    assert first == {
+        "step": "decompress.chunks",
+        "name": "chunk-00003",
+        "seconds": 9.0,
+        "bytes": 256_000_000,
+        "mb_per_second": 28.444,
+        "host": inputs["tokenize.shards"].receipts["chunk-00000"].host,
+        "times_median": 4.5,
+        "of_units": 10,
+    }
+    assert (second["name"], second["times_median"]) == ("chunk-00005", 1.25)
+    assert third["name"] == "chunk-00000", "of equals the first"
+    shard = report["stages"]["tokenize"]["slowest"][0]
+    assert (shard["step"], shard["name"]) == ("tokenize.shards", "chunk-00003")
+    assert (shard["seconds"], shard["bytes"]) == (90.0, 192_000_000), "of text, all splits"
+    assert report["stages"]["train"]["slowest"][0]["times_median"] is None, "it is the only one"
+    evaluated = report["stages"]["evaluate"]["slowest"]
+    assert {row["of_units"] for row in evaluated} == {2, 1}, "scores are no samples"
+    html = (tmp_path / "report.html").read_text()
+    table = html[html.index("The slowest units") : html.index("<h2>Settings")]
+    assert re.findall(r"rowgroup\">(\S+), 10 units<", table) == [
+        "decompress.chunks",
+        "tokenize.shards",
+    ]
+    assert table.count("chunk-") == 6
+    assert table.count('<tr class="odd">') == 2, "those of twice the median or more"
+    markdown = (tmp_path / "report.md").read_text()
+    line = "\n| decompress.chunks | chunk-00003 | 9.0\u00a0s | 4.5 | 256\u00a0MB | 28.4 | "
+    assert line in markdown
+
+
+def test_few_units_are_not_compared(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    report = build(run.config, chunked(run, [1000, 1000], {1: 50.0}), tmp_path)
+    (first, _) = report["stages"]["decompress"]["slowest"]
+    assert (first["name"], first["times_median"]) == ("chunk-00001", None)
+    assert "slowest units" not in (tmp_path / "report.html").read_text()
+    assert "slowest units" not in (tmp_path / "report.md").read_text()
+
+
+def test_units_that_are_no_longer_there_are_not_missed(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    inputs = chunked(run, [1000] * 5, {2: 50.0})
+    for unit in inputs["decompress.chunks"].folder.glob("chunk-*"):
+        shutil.rmtree(unit)
+    report = build(run.config, inputs, tmp_path)
+    assert report["stages"]["decompress"]["slowest"] == []
+    assert report["stages"]["tokenize"]["slowest"][0]["name"] == "chunk-00002"
+
+
+def test_what_took_no_time_has_no_rate(tmp_path: Path) -> None:
+    inputs = chunked(Run(tmp_path), [0] * 4, dict.fromkeys(range(4), 0.0))
+    for row in slowest(inputs)["decompress"]:
+        assert (row["seconds"], row["times_median"], row["mb_per_second"]) == (0.0, None, None)

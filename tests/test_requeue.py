@@ -70,8 +70,11 @@ def test_a_time_limit_is_seen_in_time(run: Queued, undisturbed: Path) -> None:
     os.kill(run.process("train.train"), signal.SIGSTOP)
     # the signal of 180 s before the end is due at once
     run.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=2")
-    run.restarted("train.train")
+    run.requeued(job)
+    # else the signal would be due at once in the next start, too
+    run.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     ends_as(run, undisturbed, at_most=0)
+    assert run.restarts("train.train") == 1
 
 
 @pytest.mark.parametrize(

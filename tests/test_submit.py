@@ -219,7 +219,7 @@ def test_what_sbatch_refuses_is_told_in_one_line(run: Queued) -> None:
 def test_where_nothing_is_killed_what_waits_in_vain_is_replaced(
     run: Queued, small: Callable[..., Config]
 ) -> None:
-    run.config = small("train.steps=400", "train.validate_every=1000")
+    run.config = small("train.steps=400", "train.checkpoint_every=400", "train.validate_every=1000")
     run.profile = {"kill_on_invalid_dep": False}
     first = dict(run.submit())
     run.trains(5)

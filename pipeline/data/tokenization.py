@@ -77,10 +77,11 @@ def _encode_chunk(
     dataset, longest = config.dataset, config.tokenize.max_line_bytes
     reader = BatchReader(Reader(dataset.text_field, dataset.id_field, dataset.split_by, longest))
     raw, places, line = Raw(unit / CHUNK, unit), Places(item.data["files"]), 0
+    lines = Lines(raw)
     with ctx.commit(item.name) as draft:
         shards = Shards(draft, encoder, item.data["shares"])
         quarantine = Quarantine(draft.path / QUARANTINE, config.tokenize.max_bad_lines)
-        for block in Lines(raw).whole(BATCH, longest):
+        for block in lines.whole(BATCH, longest):
             ctx.stop.check()
             batch = reader.read(block)
             quarantine.sound += len(batch.texts)
@@ -89,7 +90,7 @@ def _encode_chunk(
                 quarantine.add(*places.of(line + number), data, bad)
             shards.add(batch, places, line)
             line += batch.count
-            ctx.progress(raw.read, receipt.outputs[CHUNK].size)
+            ctx.progress(lines.offset, receipt.facts["bytes"], documents=quarantine.sound)
         expect(raw.digest, unit, CHUNK, receipt)
         quarantine.close()
         draft.facts = {

@@ -19,7 +19,7 @@ from pipeline.errors import CorruptInput
 from pipeline.model import measure
 from pipeline.receipt import Receipt, verify
 from pipeline.redaction import redact_all
-from pipeline.report import SECTIONS, cost, page
+from pipeline.report import SECTIONS, cost, page, stragglers
 from pipeline.report.curve import Curve, read_curve
 from pipeline.report.verdict import verdict
 from pipeline.stage import Inputs
@@ -60,9 +60,14 @@ def build(config: Config, inputs: Inputs, folder: Path) -> dict[str, Any]:
         "corpus": _corpus(inputs),
         "evaluation": evaluation,
         "training": _training(inputs, curve),
-        "stages": cost.stages(inputs),
+        "stages": _stages(inputs),
         "cost": cost.cost(inputs, curve),
-        "definitions": {**measure.DEFINITIONS, **_DEFINITIONS, **cost.DEFINITIONS},
+        "definitions": {
+            **measure.DEFINITIONS,
+            **_DEFINITIONS,
+            **cost.DEFINITIONS,
+            **stragglers.DEFINITIONS,
+        },
         "settings": _settings(config),
         "provenance": _provenance(inputs),
     }
@@ -163,6 +168,11 @@ def _samples(inputs: Inputs) -> list[dict[str, Any]]:
         {"prompt": base["prompt"], "reference": base["reference"], "base": base, "tuned": tuned}
         for base, tuned in zip(written["base"], written["tuned"], strict=True)
     ]
+
+
+def _stages(inputs: Inputs) -> dict[str, Any]:
+    longest = stragglers.slowest(inputs)
+    return {name: {**sums, "slowest": longest[name]} for name, sums in cost.stages(inputs).items()}
 
 
 def _settings(config: Config) -> dict[str, Any]:

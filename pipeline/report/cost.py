@@ -32,7 +32,7 @@ def stages(inputs: Inputs) -> dict[str, Any]:
     for step, given in inputs.items():
         stage = found.setdefault(step.partition(".")[0], {"seconds": 0.0, "units": 0})
         for receipt in units(given):
-            stage["seconds"] = round(stage["seconds"] + _seconds(receipt), 3)
+            stage["seconds"] = round(stage["seconds"] + seconds(receipt), 3)
             stage["units"] += 1
     return found
 
@@ -42,7 +42,7 @@ def cost(inputs: Inputs, curve: Curve | None) -> dict[str, Any]:
     cpu, gpu, known = 0.0, 0.0, True
     for step, given in inputs.items():
         for receipt in units(given):
-            hours = _seconds(receipt) / 3600
+            hours = seconds(receipt) / 3600
             cpu += hours * receipt.facts.get("cpus", 1)
             gpu += hours * receipt.facts.get("gpus", 0)
             known &= "gpus" in receipt.facts or not step.startswith(("train.", "evaluate."))
@@ -53,7 +53,7 @@ def cost(inputs: Inputs, curve: Curve | None) -> dict[str, Any]:
     }
 
 
-def _seconds(receipt: Receipt) -> float:
+def seconds(receipt: Receipt) -> float:
     """The item's own account where it keeps one: a receipt times the commit alone."""
-    seconds: float = receipt.facts.get("seconds", receipt.seconds)
-    return seconds
+    found: float = receipt.facts.get("seconds", receipt.seconds)
+    return found

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.disk import size
 from pipeline.report import figures
 from pipeline.report.curve import Curve
+from pipeline.report.stragglers import SEVERAL
 from pipeline.report.verdict import number, signed
 
 TEMPLATES = Path(__file__).parent
@@ -55,12 +56,24 @@ def render(
         **report,
         "curve": curve,
         "samples": samples,
+        "slowest": _compared(report["stages"]),
+        "several": SEVERAL,
         "figures": {n: {s: Markup(svg) for s, svg in sizes.items()} for n, sizes in drawn.items()},
         "colours": Markup(figures.css()),
     }
     for name in ("report.html", "report.md"):
         template = environment.get_template("template" + Path(name).suffix)
         (folder / name).write_text(template.render(content), encoding="utf-8")
+
+
+def _compared(stages: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """By step, the slowest of several units of a kind."""
+    steps: dict[str, list[dict[str, Any]]] = {}
+    for stage in stages.values():
+        for row in stage["slowest"]:
+            if row["times_median"] is not None:
+                steps.setdefault(row["step"], []).append(row)
+    return steps
 
 
 def count(value: float | None) -> str:

@@ -1,0 +1,86 @@
+"""What took longest, by stage: a slow node or an odd chunk is seen by what its like took.
+
+It is read off receipts, so what was made under another run, or on another day, counts as well.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+from pipeline.receipt import Receipt, load
+from pipeline.report.cost import seconds
+from pipeline.stage import Input, Inputs
+
+MOST = 3
+SEVERAL = 3
+"""Of a kind; what the median of fewer is compared with says nothing."""
+DEFINITIONS = {
+    "slowest": "the units of a step that took longest. bytes: of text read (chunks, shards, "
+    "scores), or of files that came. times_median: the seconds as a multiple of the median of the "
+    f"units of a kind (of_units); null where there are fewer than {SEVERAL}",
+}
+
+
+def slowest(inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
+    """By stage, the few units of each kind that took longest, in the order of steps and seconds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for step, given in inputs.items():
+        rows = found.setdefault(step.partition(".")[0], [])
+        for kind in _kinds(step, given):
+            usual = median(map(seconds, kind))
+            times = usual if len(kind) >= SEVERAL and usual else None
+            longest = sorted(kind, key=lambda r: (-seconds(r), r.unit))[:MOST]
+            rows += [_row(step, receipt, times, len(kind)) for receipt in longest]
+    return found
+
+
+def _row(step: str, receipt: Receipt, usual: float | None, of: int) -> dict[str, Any]:
+    took, read = seconds(receipt), _bytes(step, receipt)
+    return {
+        "step": step,
+        "name": receipt.unit,
+        "seconds": took,
+        "bytes": read,
+        "mb_per_second": round(read / took / 1e6, 3) if read is not None and took else None,
+        "host": receipt.host,
+        "times_median": round(took / usual, 2) if usual else None,
+        "of_units": of,
+    }
+
+
+def _kinds(step: str, given: Input) -> list[list[Receipt]]:
+    """The units that can be compared: those that say how much text they read, and the others.
+
+    A score of a split and the samples beside it have nothing in common but the step.
+    """
+    kinds: dict[bool, list[Receipt]] = defaultdict(list)
+    for receipt in _leaves(given):
+        kinds[_bytes(step, receipt) is None].append(receipt)
+    return list(kinds.values())
+
+
+def _leaves(given: Input) -> Iterator[Receipt]:
+    """The receipts of what was worked on: an item's own only where it lists no units.
+
+    Units that are no longer there leave none behind, and the item that listed them took no time to
+    speak of.
+    """
+    for receipt in given.receipts.values():
+        if not receipt.units:
+            yield receipt
+        for name in receipt.units:
+            if listed := load(given.folder / name):
+                yield listed
+
+
+def _bytes(step: str, receipt: Receipt) -> int | None:
+    facts = receipt.facts
+    if "splits" in facts:
+        return sum(split["bytes"] for split in facts["splits"].values())
+    if step.startswith("download."):
+        return sum(output.size for output in receipt.outputs.values())
+    size: int | None = facts.get("bytes")
+    return size

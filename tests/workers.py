@@ -1,0 +1,54 @@
+"""Several workers (`-n 3`): one has all tests that need the cluster, the others share the rest.
+
+There is one cluster, so its tests go one after another. Most of their time they wait, and the
+others compute. xdist has groups for that, but loses them under pytest 9.2.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
+
+FIRST = ("slurm", "model", "slow")
+WHOLE = re.compile(r"^pytestmark = .*\bmark\.slurm\b", re.MULTILINE)
+SINGLE = re.compile(r"^@pytest\.mark\.slurm\n(?:@.*\n)*def (\w+)", re.MULTILINE)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that no worker is left with it at the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in FIRST])
+
+
+@pytest.hookimpl(optionalhook=True)  # there may be no xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """The one that gives out tests singly, but those of the cluster together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "slurm" if needs_cluster(nodeid) else nodeid
+
+    config.option.loadscopereorder = False
+    return Scheduler(config, log)
+
+
+def needs_cluster(nodeid: str) -> bool:
+    """Whether a test is marked as slurm: who gives them out has seen nothing but their names."""
+    path, _, name = nodeid.partition("::")
+    names = _marked(Path(__file__).with_name(Path(path).name))
+    return names is None or name.partition("[")[0] in names
+
+
+@cache
+def _marked(path: Path) -> list[str] | None:
+    """The functions of a file that are marked; None if all are."""
+    text = path.read_text()
+    return None if WHOLE.search(text) else SINGLE.findall(text)
