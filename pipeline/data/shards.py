@@ -35,7 +35,8 @@ class Writer:
     """One Parquet shard. Row groups end by token count, so the bytes depend on the rows alone.
 
     The bytes of ids stand apart by their place in the number (BYTE_STREAM_SPLIT), in one page a row
-    group: with zstd that costs half the time of plain ids, and is 1 % larger than 16-bit numbers.
+    group: with zstd that costs half the time of plain ids. Level 2 is 2 to 8 % smaller than level 1
+    at nine tenths of its speed (NIH: 1.41 bytes a token; 1.48 as 16-bit numbers under level 1).
 
     Args:
         path: The file to write.
@@ -46,7 +47,7 @@ class Writer:
             path,
             SCHEMA,
             compression="zstd",
-            compression_level=1,
+            compression_level=2,
             use_dictionary=False,
             column_encoding={"input_ids.list.element": "BYTE_STREAM_SPLIT"},
             data_page_size=8 * ROW_GROUP_TOKENS,

@@ -141,7 +141,7 @@ STEPS = (
     Step(
         stage="tokenize",
         name="tokenize.shards",
-        version=2,
+        version=3,
         uses=("tokenize", "dataset.text_field", "dataset.id_field", "dataset.split_by"),
         needs=("decompress.chunks", "download.model"),
         folder=_folder,
