@@ -17,7 +17,7 @@ HERE = Path(__file__).parent.parent
 def demo(root: Path, *words: str) -> str:
     """What `make demo` runs."""
     command = [sys.executable, "-m", "jobs", "submit", "--dataset=demo", f"--root={root}", *words]
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=1400)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -89,6 +89,7 @@ def outcome(root: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_in_every_stage_it_ends_as_undisturbed(
     tmp_path: Path, models: Callable[[str], Path]
 ) -> None:
