@@ -61,7 +61,7 @@ cancel: ## Take the jobs of the newest run of DATASET out of the queue; progress
 report: ## Show its report
 	@$(jobs) report $(newest) $(options)
 
-clean: ## Remove leftovers, and data of DATASET that no run names any more
+clean: ## Remove leftovers, data of DATASET that no run names, and chunks that none keeps
 	@$(jobs) clean $(corpus) $(options)
 
 fixed = $(if $(value DATASET)$(value MODEL)$(value RECIPE)$(value FILE),$(error make demo is one \

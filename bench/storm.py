@@ -39,7 +39,6 @@ from bench.witness import Witness
 from pipeline.config import Config, resolve
 from pipeline.dag import survey
 from pipeline.receipt import hash_json, load
-from pipeline.stages.decompress import DecompressConfig
 from tests.cluster.fixture import HERE as CLUSTER
 from tests.cluster.fixture import ROOT as PLACE
 from tests.cluster.fixture import Cluster, up
@@ -172,8 +171,8 @@ def prepare(chosen: argparse.Namespace, folder: Path) -> tuple[Sender, Way, Way,
     dataset.write_text(yaml.safe_dump({"urls": [url], "id_field": "meta.id"}))
     words = [f"decompress.chunk_bytes={corpus.size // CHUNKS}", f"tokenize.tasks={chosen.elements}"]
     words.append(f"download.bandwidth={max(0.1, packed.stat().st_size / 1e6 / DOWNLOAD):.3f}")
-    if "tasks" in DecompressConfig.model_fields:
-        words.append(f"decompress.tasks={chosen.elements}")
+    words.append(f"decompress.tasks={chosen.elements}")
+    words.append(f"decompress.part_bytes={packed.stat().st_size // chosen.elements}")
     profile = folder / "site.yaml"
     held = {stage: {"sbatch": {"hold": True}} for stage in ("train", "evaluate")}
     profile.write_text(yaml.safe_dump({"extends": "gristmill-test", "jobs": held}))

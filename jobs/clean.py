@@ -1,16 +1,18 @@
-"""Removing what is not needed: leftovers of killed tasks, and data that no run's settings name."""
+"""Removing what is not needed: leftovers of killed tasks, data no run names, chunks none keeps."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from jobs import journal
 from jobs.allocation import process_gone
-from pipeline.config import thaw
+from pipeline.config import Config, thaw
 from pipeline.dag import survey
 from pipeline.errors import UserError
 from pipeline.leftovers import ended, silent
+from pipeline.receipt import load, release
 
 LEFTOVERS = (".damaged-*", ".stale-*", ".retired-*")
 
@@ -57,22 +59,44 @@ def _busy(root: Path) -> bool:
     return any(not process_gone(label) for label in labels)
 
 
+def spent(root: Path, dataset: str | None) -> list[Path]:
+    """The parts whose chunks no run keeps or has yet to tokenize; arguments as of `removable`."""
+    found: list[Path] = []
+    kept = set()
+    for config in _runs(root):
+        nodes = {node.work.step.name: node for node in survey(config, root)}
+        chunks = nodes["decompress.chunks"]
+        if config.decompress.keep_chunks or not nodes["tokenize.seal"].complete:
+            kept.add(chunks.work.folder)
+        elif dataset in (None, config.dataset.id):
+            found += [chunks.work.folder / n for n, r in chunks.done.items() if not r.released]
+    return [part for part in dict.fromkeys(found) if part.parent not in kept]
+
+
 def _named(root: Path) -> set[Path]:
-    named = set()
+    return {node.work.folder for config in _runs(root) for node in survey(config, root)}
+
+
+def _runs(root: Path) -> Iterator[Config]:
+    """The configuration of every run."""
     for path in sorted(root.glob("runs/*/config.yaml")):
         try:
-            named |= {node.work.folder for node in survey(thaw(path), root)}
+            yield thaw(path)
         except UserError as error:
             raise UserError(f"cannot tell what {path.parent.name} needs: {error}") from None
-    return named
 
 
-def remove(paths: list[Path]) -> int:
-    """Remove folders; returns the bytes that they held."""
-    freed = 0
+def remove(paths: list[Path], parts: list[Path]) -> int:
+    """Remove folders, and the chunks of parts; returns the bytes that they held."""
+    chunks = [part.parent / name for part in parts if (r := load(part)) for name in r.units]
+    freed = sum(map(_held, [*paths, *chunks]))
     for path in paths:
-        freed += sum(
-            f.lstat().st_size for f in path.rglob("*") if f.is_file() and not f.is_symlink()
-        )
         shutil.rmtree(path, ignore_errors=True)
+    for part in parts:
+        release(part)
     return freed
+
+
+def _held(folder: Path) -> int:
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(path.lstat().st_size for path in files)

@@ -260,19 +260,19 @@ def clean(
     chosen: Selection,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show.")] = False,
 ) -> None:
-    """Remove leftovers of killed tasks, and data that no run names any more."""
-    from jobs.clean import removable, remove
+    """Remove leftovers of killed tasks, data that no run names, and chunks that none keeps."""
+    from jobs.clean import removable, remove, spent
     from pipeline.disk import size
     from pipeline.registry import find_dataset
 
     only = find_dataset(chosen.dataset).id if chosen.dataset else None
-    paths = removable(chosen.place(), only)
-    for path in paths:
+    paths, parts = removable(chosen.place(), only), spent(chosen.place(), only)
+    for path in [*paths, *(f"the chunks of {part}" for part in parts)]:
         print(f"{'would remove' if dry_run else 'removing'} {path}")
-    if not paths:
+    if not paths and not parts:
         print("nothing to remove")
     elif not dry_run:
-        print(f"freed {size(remove(paths))}")
+        print(f"freed {size(remove(paths, parts))}")
 
 
 def _show_result(folder: Path) -> None:

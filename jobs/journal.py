@@ -102,7 +102,8 @@ class Journal:
 
     def begin(self, item: str, number: int, items: int) -> None:
         """Note that an item begins, the `number`-th of `items`."""
-        self.content.pop("first", None)
+        for name in ("first", "facts", "unit"):
+            self.content.pop(name, None)
         self._told = time.monotonic()
         self.write(item=item, number=number, items=items, since=time.time(), done=0, total=None)
 

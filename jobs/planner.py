@@ -37,9 +37,12 @@ def make_plan(
             continue
         step = node.work.step
         jobs = queue.at(node) if queue else []
+        # a job by hand has some of the items, who knows which: what is left of them comes after it
+        by_hand = [live for live in jobs if step.tasks and not live.run]
+        jobs = [live for live in jobs if live not in by_hand]
         needs = _nearest(step, arrays.keys() | waiting.keys())
         fresh = tuple(need for need in needs if need in arrays)
-        twins = [live.job.id for live in queue.twins(node)] if queue else []
+        twins = [live.job.id for live in [*by_hand, *(queue.twins(node) if queue else [])]]
         lost = [j for j in jobs if j.job.pending and (fresh or j.job.reason == NEVER)]
         kept = [j for j in jobs if j not in lost]
         of = kept[0].of if kept else tasks_of(step, config, node, longest)

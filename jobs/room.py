@@ -145,7 +145,8 @@ def look(config: Config, root: Path, probed: int | None = None, only: str = "") 
 def estimate(config: Config, known: Known, missing: Collection[str]) -> dict[str, Need]:
     """What steps will write, by name; what is not known counts nothing."""
     text, base = known.text or 0, known.base or 0
-    chunks = -(-text // config.decompress.chunk_bytes)
+    parts = -(-int(text / TEXT) // config.decompress.part_bytes)
+    chunks = -(-text // config.decompress.chunk_bytes) + parts
     learned = 4 * _learned(config.train, base / BASE)
     point = learned * (1 + STATE[config.train.optimizer] / WEIGHT)
     # those kept, the best, and one that is being written
@@ -154,7 +155,7 @@ def estimate(config: Config, known: Known, missing: Collection[str]) -> dict[str
     needs = {
         "download.corpus": Need(known.raw or 0, known.files + 2),
         "download.model": Need(base, MODEL_FILES),
-        "decompress.chunks": Need(text * CHUNKS, CHUNK_FILES * chunks + 2),
+        "decompress.chunks": Need(text * CHUNKS, CHUNK_FILES * chunks + 2 * parts + 2),
         "tokenize.shards": Need(text * SHARDS, SHARD_FILES * chunks),
         "tokenize.seal": Need(0, 4),
         "train.train": Need(train, CACHE_FILES + points * POINT_FILES + 10),

@@ -89,8 +89,9 @@ def run_task(
     with _noting(journal, step, root):
         node = _find_soon(config, root, step, LAG if allocation.job else 0.0, stop)
         if node.items is None:
+            needs = [n for n in node.work.step.needs if not find(config, root, n).complete]
             raise InputError(
-                f"{step} cannot start: {', '.join(node.work.step.needs)} are not all finished",
+                f"{step} cannot start: not finished: {', '.join(needs)}",
                 f"run: make pipeline DATASET={config.dataset.id}",
             )
         journal.count_idle(progress_mark(node.work.folder))

@@ -59,24 +59,27 @@ def survey(config: Config, root: Path) -> Iterator[Node]:
     short = {name: key[:8] for name, key in full.items()}
     inputs: dict[str, Input] = {}
 
-    def look(step: Step, spent: bool = False) -> Node:
+    def look(step: Step, wanted: frozenset[str] = frozenset()) -> Node:
         folder = root / step.folder(config, short)
         ready = all(need in inputs for need in step.needs)
         given = {need: inputs[need] for need in step.needs} if ready else {}
-        work = Work(step, config, full[step.name], folder, given, spent)
+        work = Work(step, config, full[step.name], folder, given, wanted)
         items = step.items(step.view(config), given) if ready else None
         receipts = ((item.name, work.done(item)) for item in items or [])
         return Node(work, items, {name: receipt for name, receipt in receipts if receipt})
 
     for step in STEPS:
-        node = look(step, spent=bool(step.read_by))
+        node = look(step)
         if node.complete:
             inputs[step.name] = Input(node.work.folder, node.done)
-        if any(receipt.released for receipt in node.done.values()):
-            reader = next(later for later in STEPS if later.name == step.read_by)
-            if not look(reader).complete:  # what was released is needed again
-                inputs.pop(step.name, None)
-                node = look(step)
+        released = [name for name, receipt in node.done.items() if receipt.released]
+        if released and node.complete:
+            reader = look(next(later for later in STEPS if later.name == step.read_by))
+            needed = {item.name for item in reader.missing}
+            again = [name for name in released if needed & node.done[name].units.keys()]
+            if again:
+                del inputs[step.name]
+                node = look(step, frozenset(again))
         yield node
 
 

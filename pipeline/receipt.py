@@ -235,13 +235,11 @@ def set_aside(unit: Path, why: str) -> Path:
     return aside
 
 
-def release(unit: Path, receipt: Receipt) -> None:
-    """Remove the units that one lists, which stays and says so: nobody needs them any more.
-
-    Args:
-        unit: Its folder.
-        receipt: Its receipt.
-    """
+def release(unit: Path) -> None:
+    """Remove the units that one lists, which stays and says so: nobody needs them any more."""
+    receipt = load(unit)
+    if receipt is None:
+        return
     listed = [unit.parent / name for name in receipt.units]
     if not receipt.released:
         spent = sum(found.seconds for found in map(load, listed) if found)

@@ -181,7 +181,7 @@ class Context:
 class Work:
     """A step placed: its key, its folder, and its inputs once they are there.
 
-    `spent`: nobody needs the units any more, so they may have been released.
+    `wanted`: items whose units were released and are needed again.
     """
 
     step: Step
@@ -189,7 +189,7 @@ class Work:
     key: str
     folder: Path
     inputs: Inputs
-    spent: bool = False
+    wanted: frozenset[str] = frozenset()
 
     def stamp(self, item: Item, code: str = "") -> Stamp:
         """What the units of this item are made from."""
@@ -198,7 +198,8 @@ class Work:
     def done(self, item: Item) -> Receipt | None:
         """The item's receipt, if it is done."""
         receipt = receipts.valid(self.folder / item.name, self.stamp(item))
-        return None if receipt and receipt.released and not self.spent else receipt
+        again = receipt is not None and receipt.released and item.name in self.wanted
+        return None if again else receipt
 
 
 def lease_path(work: Work, item: Item) -> Path:

@@ -46,7 +46,7 @@ def adopt(twin: Path, folder: Path, stamp: Stamp, guard: Callable[[], None] = la
                 return False
             _copy(twin.parent / name, listed, folder, stamp, guard)
         _copy(twin, receipt, folder, stamp, guard)
-    except CorruptInput:
+    except (CorruptInput, FileNotFoundError):  # its units may just be released
         return False
     return True
 
@@ -58,7 +58,8 @@ def _copy(
         verify(source, name, receipt)
     same = Stamp(stamp.key, receipt.own, receipt.inputs, stamp.code)
     with commit(folder, source.name, same, guard) as draft:
-        draft.facts, draft.units, draft.notes = receipt.facts, receipt.units, receipt.notes
+        draft.facts, draft.units = {**receipt.facts, "adopted": True}, receipt.units
+        draft.notes = receipt.notes
         for name, output in receipt.outputs.items():
             target = draft.path / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_frames import frames
 
-from pipeline.config import Config, resolve
+from jobs.clean import remove, spent
+from pipeline.config import Config, freeze, resolve
 from pipeline.dag import Node, find, survey
 from pipeline.data import spans as spans_module
+from pipeline.data.forms import json_lines
 from pipeline.data.parts import Slice, Sliced, divide
 from pipeline.data.records import Lines
 from pipeline.data.spans import Fingerprint, Span
@@ -77,8 +80,7 @@ def test_what_is_not_some_whole_frames_has_no_spans(data: bytes) -> None:
     assert spans_of(data) == ()
 
 
-def test_a_million_frames_are_not_a_million_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_a_million_frames_are_not_a_million_spans() -> None:
     frame = zstandard.compress(random.Random(0).randbytes(20_000))
     found = spans_of(frame * 1000)
     assert 500 < len(found) < 1000
@@ -129,12 +131,15 @@ def test_each_line_is_read_by_one_part_wherever_frames_end(
     path.write_bytes(data)
     ends = [0, *sorted(bound for bound in bounds if bound < len(spans)), len(spans)]
     found = [
-        b"".join(Sliced(path, path.parent, spans, Slice("corpus.zst", first, after)))
-        for first, after in itertools.pairwise(ends)
+        b"".join(
+            json_lines([Sliced(path, path.parent, spans, Slice("corpus.zst", *bounds))], "jsonl")
+        )
+        for bounds in itertools.pairwise(ends)
     ]
     if spans:
-        assert b"".join(found) == text
-        assert all(piece.endswith(b"\n") for piece in list(filter(None, found))[:-1])
+        whole = text + b"\n" * (not text.endswith(b"\n") and bool(text))
+        assert b"".join(found) == whole
+        assert all(piece.endswith(b"\n") for piece in filter(None, found))
 
 
 LINES = 400
@@ -289,7 +294,7 @@ def test_chunks_are_dropped_when_they_are_sealed_and_come_back_when_they_are_nee
     assert all(node.complete for node in steps(config, root))
     for item in chunks.items:
         assert run_item(chunks.work, item, Context(log=lambda text: None)) == "skipped"
-    # a damaged shard wants its chunk, and a seal drops it again
+    # a damaged shard wants its chunk, and what is cut with it
     shards = find(config, root, "tokenize.shards").work.folder
     lost = sorted(shards.glob("chunk-*"))[2]
     (lost / "train.parquet").write_bytes(b"")
@@ -300,8 +305,17 @@ def test_chunks_are_dropped_when_they_are_sealed_and_come_back_when_they_are_nee
     ]
     again = advance(config, root, "tokenize.shards")
     assert again.complete
-    assert list(chunks.work.folder.glob("chunk-*"))
+    made = {path.name for path in chunks.work.folder.glob("chunk-*")}
+    (part,) = (receipt for receipt in chunks.done.values() if lost.name in receipt.units)
+    assert made == part.units.keys()
     assert find(config, root, "tokenize.seal").complete, "it has sealed the same bytes"
+    freeze(config, root)
+    assert spent(root, "elsewhere") == []
+    assert remove([], spent(root, "parts")) > 0
+    assert not list(chunks.work.folder.glob("chunk-*"))
+    assert find(config, root, "decompress.chunks").complete
+    shutil.rmtree(root / "models")
+    assert find(config, root, "decompress.chunks").complete, "they may not be needed"
 
 
 def steps(config: Config, root: Path) -> Iterator[Node]:
@@ -322,6 +336,48 @@ def test_chunks_stay_while_another_model_may_want_them(
     other.mkdir()
     advance(config, tmp_path, "tokenize.seal")
     assert list(folder.glob("chunk-*"))
+
+
+def test_a_run_that_keeps_its_chunks_keeps_them_for_all(
+    many: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = many("decompress.keep_chunks=false")
+    advance(many(), tmp_path, "tokenize.seal")
+    freeze(config, tmp_path)
+    assert spent(tmp_path, None)
+    freeze(many().model_copy(update={"name": "keeps"}), tmp_path)
+    assert spent(tmp_path, None) == []
+
+
+def test_the_card_names_what_is_sealed_and_nothing_beside_it(
+    many: Callable[..., Config], tmp_path: Path
+) -> None:
+    import datasets
+
+    node = advance(many(), tmp_path, "tokenize.seal")
+    folder = node.work.folder
+    stale = sorted(folder.glob("chunk-*"))[0]
+    shutil.copytree(stale, stale.with_name("chunk-00099-00000"))
+    loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    (receipt,) = node.done.values()
+    rows = {split: len(table) for split, table in loaded.items()}
+    kept = {split: total["documents"] for split, total in receipt.facts["splits"].items()}
+    twice = receipt.facts["duplicates"]
+    assert rows == {split: kept[split] + twice[split] for split in kept}
+
+
+def test_a_part_that_was_gone_keeps_what_it_has_cut(
+    many: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = many()
+    raw = next(advance(config, tmp_path, "download.corpus").work.folder.glob("corpus/*.zst"))
+    node = find(config, tmp_path, "decompress.chunks")
+    context = Context(log=lambda text: None)
+    run_item(node.work, node.items[0], context)
+    raw.parent.rename(raw.parent.with_name(".damaged-corpus"))  # as another task does
+    with pytest.raises(CorruptInput, match=r"is gone\. Another task .* run the same command"):
+        run_item(node.work, node.items[1], context)
+    assert list(node.work.folder.glob("part-00000"))
 
 
 def test_lines_of_a_part_are_cut_as_those_of_a_file(tmp_path: Path) -> None:

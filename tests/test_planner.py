@@ -163,6 +163,21 @@ def test_the_shares_of_live_elements_hold_for_those_that_join_them(
     assert (array.of, array.elements) == (8, (0, 1, 2, 3, 4, 6, 7))
 
 
+def test_what_jobs_by_hand_leave_of_the_parts_comes_after_them(
+    small: Small, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    config = small("decompress.part_bytes=1000")
+    node = find(config, tmp_path, "decompress.chunks")
+    node.work.folder.mkdir()
+    label = "job 107 of x, process 5 of user 0 on elsewhere, born 9"
+    content = {"owner": "x", "label": label, "beats": "1"}
+    (node.work.folder / ".lease-part-00000").write_text(json.dumps(content))
+    by_hand = job("gristmill-decompress", "07", "RUNNING")
+    array = make_plan(config, tmp_path, queue(tmp_path, by_hand)).array("decompress.chunks")
+    assert (array.elements, array.after) == ((0,), ("07",))
+
+
 def test_work_by_hand_is_known_by_its_lease(small: Small, prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     config = small()

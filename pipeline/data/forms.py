@@ -81,9 +81,8 @@ def _gathered(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _seen(raw: Raw) -> str:
-    with raw.path.open("rb") as file:
-        if file.read(len(PARQUET)) == PARQUET:
-            return "parquet"
+    if raw.head(len(PARQUET)) == PARQUET:
+        return "parquet"
     return form_of(raw.path.name) or "jsonl"
 
 

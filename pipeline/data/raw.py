@@ -26,6 +26,7 @@ from pipeline.data.frames import READ, Walk, blocks
 from pipeline.data.memory import memory
 from pipeline.data.spans import Span
 from pipeline.errors import CorruptInput, UserError
+from pipeline.receipt import Receipt, expect
 
 CHUNK = "chunk.jsonl.zst"
 COMPRESSED = (".zst", ".gz", ".xz", ".bz2", ".zip")
@@ -74,24 +75,30 @@ class Raw:
         self._walk: Walk | None = None
 
     @property
-    def size(self) -> int:
-        """Raw bytes in all."""
-        return self.span.size if self.span else self.path.stat().st_size
-
-    @property
     def digest(self) -> str:
         """Hash (hex) of the raw bytes read so far: sha256, or of a span xxh3-128."""
         digest: str = self._hash.hexdigest()
         return digest
 
+    def check(self, receipt: Receipt) -> None:
+        """Compare what was read, all of it, with the receipt of its unit, or raise CorruptInput."""
+        expect(self.digest, self.unit or self.path.parent, self.path.name, receipt)
+
+    def head(self, size: int) -> bytes:
+        """The first bytes of the file; they do not count as read."""
+        with self._plain() as file:
+            return file.read(size)
+
+    def _plain(self) -> IO[bytes]:
+        try:
+            return self.path.open("rb")
+        except FileNotFoundError:
+            again = "Another task may have found it damaged: run the same command again"
+            raise CorruptInput(f"{self.path} is gone", again) from None
+
     @contextmanager
     def _open(self) -> Iterator[_Watched]:
-        try:
-            plain = self.path.open("rb")
-        except OSError as error:  # set aside by another task, for one
-            why = f"cannot read {self.path}: {error.strerror}"
-            raise CorruptInput(why, unit=self.unit) from None
-        with plain:
+        with self._plain() as plain:
             yield _Watched(plain, self.span, self._saw, self._pause)
 
     def __iter__(self) -> Generator[bytes]:
@@ -116,14 +123,15 @@ class Raw:
             return
         if UNPRINTED.search(head) or any(magic.startswith(head) for magic in (*ZSTD, *MAGIC, *ZIP)):
             raise CorruptInput(
-                f"{self.path} is not compressed as its name says, nor text: at byte 0 it has "
-                f"{head[:6].hex(' ')}",
+                f"{self.path} is not compressed as its name says, nor text: at byte "
+                f"{self._begin} it has {head[:6].hex(' ')}",
                 unit=self.unit,
             )
 
     def skim(self) -> None:
-        """Read the file only to hash it, for a reader that jumps about in it."""
+        """Read what was not read yet only to hash it, for a reader that jumps about in it."""
         with self._open() as file:
+            file.seek(self.read)
             while file.read(READ):
                 pass
 

@@ -94,9 +94,9 @@ def drop_chunks(chunks: Input, ctx: Context) -> None:
     if unsealed:
         ctx.log(f"the chunks stay: {', '.join(unsealed)} may need them and has no seal")
         return
-    for name, receipt in chunks.receipts.items():
+    for part in chunks.receipts:
         ctx.stop.check()
-        release(chunks.folder / name, receipt)
+        release(chunks.folder / part)
     ctx.log(f"the chunks in {chunks.folder} were dropped, as decompress.keep_chunks=false says")
 
 
@@ -208,14 +208,19 @@ def open_sealed(inputs: Inputs, split: str, ctx: Context) -> Corpus:
 
 
 def write_card(folder: Path, content: dict[str, Any]) -> None:
-    """Write the README with which `datasets.load_dataset` opens the folder, unless it is there."""
-    path = folder / "README.md"
-    if not path.exists():
-        write_text(path, _card(folder.name, content))
+    """Write the README with which `datasets.load_dataset` opens what is sealed in the folder."""
+    path, card = folder / "README.md", _card(folder.name, content)
+    if not path.exists() or path.read_text(encoding="utf-8") != card:
+        write_text(path, card)
 
 
 def _card(title: str, content: dict[str, Any]) -> str:
-    files = "\n".join(f"  - split: {s}\n    path: chunk-*/{s}.parquet" for s in SPLITS)
+    # by name: shards of a corpus that was another one may stand beside them
+    files = "\n".join(
+        f"  - split: {split}\n    path:\n"
+        + "\n".join(f"    - {shard}/{split}.parquet" for shard in content["shards"])
+        for split in SPLITS
+    )
     counts = "\n".join(
         f"| {split} | {total['documents']:,} | {total['tokens']:,} |"
         for split, total in content["splits"].items()

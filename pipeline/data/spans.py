@@ -13,7 +13,7 @@ import xxhash
 
 from pipeline.data.frames import Walk
 
-LEAST = 4096  # bytes of a span
+LEAST = 1 << 24  # bytes of a span; of a million small files none has any
 SHARE = 256  # nor less than that part of what lies before: 2,500 spans in 15 GB, not a million
 
 

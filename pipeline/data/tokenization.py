@@ -22,7 +22,7 @@ from pipeline.data.raw import CHUNK, Raw
 from pipeline.data.records import Lines, Reader
 from pipeline.data.shards import HASH, SPLITS, Hashes, Writer
 from pipeline.errors import CorruptInput
-from pipeline.receipt import Draft, Receipt, expect, load, verify
+from pipeline.receipt import Draft, Receipt, load, verify
 from pipeline.stage import Context, Inputs, Item
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _encode_chunk(
             shards.add(batch, places, line)
             line += batch.count
             ctx.progress(lines.offset, receipt.facts["bytes"], documents=quarantine.sound)
-        expect(raw.digest, unit, CHUNK, receipt)
+        raw.check(receipt)
         quarantine.close()
         draft.facts = {
             "splits": shards.close(),

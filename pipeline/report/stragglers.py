@@ -66,14 +66,11 @@ def _leaves(given: Input) -> Iterator[Receipt]:
     """The receipts of what was worked on: an item's own only where it lists no units.
 
     Units that are no longer there leave none behind, and the item that listed them took no time to
-    speak of.
+    speak of; nor did what was adopted.
     """
     for receipt in given.receipts.values():
-        if not receipt.units:
-            yield receipt
-        for name in receipt.units:
-            if listed := load(given.folder / name):
-                yield listed
+        listed = [load(given.folder / name) for name in receipt.units] or [receipt]
+        yield from (leaf for leaf in listed if leaf and not leaf.facts.get("adopted"))
 
 
 def _bytes(step: str, receipt: Receipt) -> int | None:

@@ -20,7 +20,7 @@ from pipeline.data.raw import CHUNK, Raw
 from pipeline.data.records import Lines
 from pipeline.data.spans import Span
 from pipeline.errors import CorruptInput
-from pipeline.receipt import Receipt, expect, hash_file, hash_json, set_aside
+from pipeline.receipt import Receipt, hash_file, hash_json, set_aside
 from pipeline.settings import Section, free
 from pipeline.stage import Context, Inputs, Item, Step
 
@@ -63,15 +63,16 @@ def items(config: Config, inputs: Inputs) -> list[Item]:
     return [
         Item(
             f"part-{number:05d}",
-            {"files": hash_json([[*_told(s, receipt), forms[s.name]] for s in part])},
+            {"files": hash_json([[*_told(piece, receipt), forms[piece.name]] for piece in part])},
             {"slices": part, "of": len(parts)},
         )
         for number, part in enumerate(parts)
     ]
 
 
-def _told(slice: Slice, receipt: Receipt) -> list[object]:
-    return [slice.name, receipt.outputs[slice.name].sha256, slice.first, slice.after]
+def _told(piece: Slice, receipt: Receipt) -> list[object]:
+    output = receipt.outputs[piece.name]
+    return [piece.name, output.sha256, *piece.bounds(_spans(receipt, piece.name), output.size)]
 
 
 def _spans(receipt: Receipt, name: str) -> list[Span]:
@@ -85,37 +86,37 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         CorruptInput: A raw file cannot be read, or is not the one that was downloaded.
     """
     unit, receipt = inputs["download.corpus"].one()
-    slices: list[Slice] = item.data["slices"]
-    spans = {slice.name: _spans(receipt, slice.name) for slice in slices if slice.after}
-    raws = [
-        Sliced(unit / slice.name, unit, spans[slice.name], slice, ctx.stop.check)
-        if slice.after
-        else Raw(unit / slice.name, unit, ctx.stop.check)
-        for slice in slices
-    ]
-    total = sum(raw.size for raw in raws)
+    pieces: list[Slice] = item.data["slices"]
     begins: dict[str, int] = {}
 
-    def opened() -> Iterator[Raw]:
-        for slice, raw in zip(slices, raws, strict=True):
-            if not slice.first:  # all lines before it are handed out
-                begins[slice.name] = lines.line
-            yield raw
-            if not slice.after:
-                expect(raw.digest, unit, slice.name, receipt)
+    def pause() -> None:
+        ctx.stop.check()
+        ctx.progress(sum(raw.read for raw in raws), total, lines=lines.line)
 
+    def opened() -> Iterator[Raw]:
+        for piece, raw in zip(pieces, raws, strict=True):
+            if not piece.first:  # all lines before it are handed out
+                begins[piece.name] = lines.line
+            yield raw
+            raw.check(receipt)
+
+    raws, total = [], 0
+    for piece in pieces:
+        path, spans = unit / piece.name, _spans(receipt, piece.name)
+        sliced = Sliced(path, unit, spans, piece, pause) if piece.after else None
+        raws.append(sliced or Raw(path, unit, pause))
+        begin, end = piece.bounds(spans, receipt.outputs[piece.name].size)
+        total += end - begin
     lines = Lines(json_lines(opened(), config.dataset.form))
     made: dict[str, Receipt] = {}
     try:
         while lines.more():
-            ctx.stop.check()
             chunk = f"{item.name.replace('part', 'chunk')}-{len(made):05d}"
             made[chunk] = _known(chunk, lines, config, ctx) or _write(chunk, lines, config, ctx)
-            ctx.progress(sum(raw.read for raw in raws), total, lines=lines.line)
     except CorruptInput as error:
         if error.unit != unit:
             raise
-        if all(_sound(unit / slice.name, receipt, ctx) for slice in slices):
+        if all(_sound(unit / piece.name, receipt, ctx) for piece in pieces):
             raise CorruptInput(f"{error.what}; it was so when it came", COPY) from None
         # what was cut from a damaged file is not to be trusted either
         for chunk in made:
