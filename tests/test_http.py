@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import xxhash
 from servers import FileServer
 
 from pipeline.data import http, partial
@@ -21,6 +22,7 @@ from pipeline.data.answers import Answer, Verdict, judge
 from pipeline.data.client import Again, Patience, waiting
 from pipeline.data.http import fetch, probe, probe_all
 from pipeline.data.partial import Bound, room_is_needed
+from pipeline.data.spans import Span
 from pipeline.disk import Room
 from pipeline.errors import CorruptInput, InputError, Interrupted, UserError
 from pipeline.stop import Stop
@@ -76,7 +78,8 @@ def test_whole(server: FileServer, part: Path) -> None:
     seen: list[tuple[int, int | None]] = []
     fetched = get(part, server.url + "/file", progress=lambda *p: seen.append(p))
     assert part.read_bytes() == DATA
-    assert fetched == http.Fetched(part, server.url + "/file", len(DATA), SHA, '"one"', None)
+    spans = (Span(0, len(DATA), xxhash.xxh3_128_hexdigest(DATA)),)
+    assert fetched == http.Fetched(part, server.url + "/file", len(DATA), SHA, '"one"', None, spans)
     assert seen[-1] == (len(DATA), len(DATA))
     assert server.requests[0].headers["accept-encoding"] == "identity"
     assert server.ranges() == [None]

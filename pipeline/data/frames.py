@@ -7,6 +7,7 @@ pass for a short corpus: `Walk` follows the block headers (RFC 8878) and knows b
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ import zstandard
 BLOCK = 4 << 20
 READ = 256 * 1024
 AHEAD = 32  # blocks under way, however many threads there are
+SYNC = 32 << 20  # written bytes that are brought to disk meanwhile: little is left to wait for
 MAGIC = 0xFD2FB528
 SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 RLE = 1
@@ -119,6 +121,8 @@ class Press:
         self._level, self._local = level, threading.local()
         self._pool = ThreadPoolExecutor(threads)
         self._last = ThreadPoolExecutor(1)  # puts things in order
+        self._sync = ThreadPoolExecutor(1)
+        self._unsynced = 0
         self._room = BoundedSemaphore(min(2 * threads + 2, AHEAD))
         self._held: list[memoryview] = []
         self._size = 0
@@ -131,6 +135,7 @@ class Press:
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown(cancel_futures=True)
         self._last.shutdown(cancel_futures=True)
+        self._sync.shutdown(cancel_futures=True)
         if self._file:
             self._file.close()
 
@@ -177,7 +182,8 @@ class Press:
         if self._file is None:
             return b"", digest
         if not hasattr(self._local, "compressor"):  # one cannot serve two threads
-            self._local.compressor = zstandard.ZstdCompressor(self._level, write_checksum=True)
+            # without checksums: the file's sha256 is compared by whoever reads it
+            self._local.compressor = zstandard.ZstdCompressor(self._level)
         return self._local.compressor.compress(block), digest
 
     def _take(self, made: Future[tuple[bytes, bytes]]) -> None:
@@ -187,6 +193,12 @@ class Press:
             if self._file:
                 self._file.write(frame)
                 self._hash.update(frame)
+                self._unsynced += len(frame)
+                if self._unsynced >= SYNC:
+                    self._file.flush()
+                    # what fails here fails again when the unit is committed
+                    self._sync.submit(os.fdatasync, self._file.fileno())
+                    self._unsynced = 0
         except BaseException as error:
             self._fault = self._fault or error
         finally:
@@ -205,12 +217,5 @@ def blocks(file: Any, window: int) -> Iterator[bytes]:
     """
     decoder = zstandard.ZstdDecompressor(max_window_size=window)
     with decoder.stream_reader(file, read_size=READ, read_across_frames=True) as reader:
-        view = memoryview(bytearray(BLOCK))
-        while True:
-            size = 0
-            while size < BLOCK and (got := reader.readinto(view[size:])):
-                size += got
-            if size:
-                yield bytes(view[:size])
-            if size < BLOCK:
-                return
+        while block := reader.read(BLOCK):
+            yield block

@@ -14,13 +14,12 @@ from pathlib import Path
 
 from pipeline.data.raw import Raw
 from pipeline.data.spans import Span
-from pipeline.errors import CorruptInput
 from pipeline.receipt import Receipt
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Of a file, its spans from `first` to before `after`; all of it where it has none."""
+    """Of a file, its spans from `first` to before `after`; all of it where it has but one."""
 
     name: str
     first: int = 0
@@ -112,7 +111,7 @@ class Sliced(Raw):
                     if cut:
                         break
             raw.skim()
-            self._verify(raw, span)
+            raw.check_span(span)
             if cut:
                 return
 
@@ -121,14 +120,7 @@ class Sliced(Raw):
         for block in raw:
             self.read = before + raw.read
             yield block
-        self._verify(raw, span)
+        raw.check_span(span)
 
     def _raw(self, span: Span) -> Raw:
         return Raw(self.path, self.unit, self._pause, span)
-
-    def _verify(self, raw: Raw, span: Span) -> None:
-        if raw.digest != span.xxh3:
-            end = span.start + span.size
-            raise CorruptInput(
-                f"{self.path} is damaged between its bytes {span.start} and {end}", unit=self.unit
-            )

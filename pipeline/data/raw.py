@@ -81,8 +81,22 @@ class Raw:
         return digest
 
     def check(self, receipt: Receipt) -> None:
-        """Compare what was read, all of it, with the receipt of its unit, or raise CorruptInput."""
-        expect(self.digest, self.unit or self.path.parent, self.path.name, receipt)
+        """Compare what was read, to its end, with its span or the receipt of its unit.
+
+        Raises:
+            CorruptInput: It is another one.
+        """
+        if self.span:
+            self.check_span(self.span)
+        else:
+            expect(self.digest, self.unit or self.path.parent, self.path.name, receipt)
+
+    def check_span(self, span: Span) -> None:
+        """Compare what was read of a span, to its end, with its hash; raises as `check`."""
+        if self.digest != span.xxh3:
+            end = span.start + span.size
+            why = f"{self.path} is damaged between its bytes {span.start} and {end}"
+            raise CorruptInput(why, unit=self.unit)
 
     def head(self, size: int) -> bytes:
         """The first bytes of the file; they do not count as read."""

@@ -1,7 +1,7 @@
 """Where a zstd stream can be taken up in the middle: found and hashed while it goes by.
 
-A span is some whole frames. Its hash is for those who read it alone, as the sha256 of the file is
-for those who read all of it.
+A span is some whole frames, or a whole file of anything else. Its hash lets those who read it alone
+verify it, at a tenth of what a sha256 costs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Fingerprint:
 
     def __init__(self) -> None:
         self.size = 0
-        self._sha256 = hashlib.sha256()
+        self._sha256, self._whole = hashlib.sha256(), xxhash.xxh3_128()
         self._walk = Walk()
         self._seen = 0  # frames of the walk
         self._spans: list[Span] = []
@@ -46,6 +46,7 @@ class Fingerprint:
     def update(self, data: bytes) -> None:
         """Go on over the next bytes."""
         self._sha256.update(data)
+        self._whole.update(data)
         self.size += len(data)
         if self._walk.lost is None:
             self._walk.feed(data)
@@ -57,9 +58,9 @@ class Fingerprint:
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """The spans of the whole stream; none where there are not at least two."""
+        """The spans of the whole stream: one, unless there are several frames and nothing else."""
         if not self._spans or not self._walk.whole:
-            return ()
+            return (Span(0, self.size, self._whole.hexdigest()),)
         last = self._hash.copy()
         last.update(self._tail)
         return (*self._spans, Span(self._start, self.size - self._start, last.hexdigest()))

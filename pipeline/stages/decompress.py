@@ -55,8 +55,9 @@ def items(config: Config, inputs: Inputs) -> list[Item]:
     lines = {name for name, known in forms.items() if (known or form) in ("jsonl", "auto")}
     parts = divide(
         [
-            (name, output.size, _spans(receipt, name) if name in lines else [])
+            (name, output.size, spans if name in lines and len(spans) > 1 else [])
             for name, output in receipt.outputs.items()
+            for spans in [_spans(receipt, name)]
         ],
         config.decompress.part_bytes,
     )
@@ -76,6 +77,7 @@ def _told(piece: Slice, receipt: Receipt) -> list[object]:
 
 
 def _spans(receipt: Receipt, name: str) -> list[Span]:
+    """Where a raw file can be taken up; none where it came before that was looked for."""
     return [Span(**span) for span in receipt.facts.get("spans", {}).get(name, [])]
 
 
@@ -104,7 +106,7 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     for piece in pieces:
         path, spans = unit / piece.name, _spans(receipt, piece.name)
         sliced = Sliced(path, unit, spans, piece, pause) if piece.after else None
-        raws.append(sliced or Raw(path, unit, pause))
+        raws.append(sliced or Raw(path, unit, pause, spans[0] if len(spans) == 1 else None))
         begin, end = piece.bounds(spans, receipt.outputs[piece.name].size)
         total += end - begin
     lines = Lines(json_lines(opened(), config.dataset.form))
