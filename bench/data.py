@@ -22,10 +22,11 @@ from typing import Any
 
 from bench import adversarial, cases, corpora, growth, model, peers, table
 from bench.cases import Bench, Case
+from jobs.task import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parent
 DATA, RESULTS, README = ROOT / ".data", ROOT / "results", ROOT / "README.md"
-LARGE = 4  # decompress is fast: its corpus is so many times larger
+LARGE = 2  # decompress is fast: its corpus is so many times larger
 KINDS = tuple(corpora.LENGTHS)
 
 
@@ -110,11 +111,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small and once, to try it; not saved")
     parser.add_argument("--peers", default="all", help="none, all, or names with commas between")
     parser.add_argument("--grow", action="store_true", help="how our cost grows, in place of peers")
-    parser.add_argument("--mb", type=float, help="MB of jsonl for fast systems (100)")
+    parser.add_argument("--mb", type=float, help="MB of jsonl for fast systems (256, a chunk)")
     parser.add_argument("--slow-mb", type=float, help="MB of jsonl for slow peers (20)")
     parser.add_argument("--repeat", type=int, help="how often; the median is shown (5)")
     options = parser.parse_args()
-    defaults = (6, 3, 1) if options.quick else (100, 20, 5)
+    defaults = (6, 3, 1) if options.quick else (256, 20, 5)
     for name, value in zip(("mb", "slow_mb", "repeat"), defaults, strict=True):
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -125,6 +126,7 @@ def main() -> None:
     """Do what the command line says."""
     options = arguments()
     chosen = peers.choose(options.peers)
+    os.environ.update(ENVIRONMENT)  # what each of our jobs starts with; the peers get it, too
     scratch = DATA / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
