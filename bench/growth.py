@@ -132,6 +132,12 @@ def _further(start: dict[str, Any], point: dict[str, Any]) -> dict[str, float]:
     return {name: max(0.0, point[name] - starting[name]) / more for name in STAGES}
 
 
+def _shared(start: dict[str, Any], cost: dict[str, float]) -> str:
+    """Seconds of decompress if its parts are dealt out as well, by number of cores."""
+    each = (start["decompress"] + FAR / cores * cost["decompress"] for cores in CORES)
+    return " or ".join(f"{seconds:.0f}" for seconds in each)
+
+
 def _plain(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [p for p in points if (p["cpus"], p["tasks"]) == (1, 1)]
 
@@ -160,8 +166,9 @@ def _far(start: dict[str, Any], end: dict[str, Any]) -> list[str]:
         "",
         "Assumed: cost per GB stays what it is from the smallest to the largest size above; the "
         "corpus is one zstd frame, which one core decodes alone, and decompress gets no help from "
-        f"other cores; {chunks} chunks are dealt out evenly, so a task has the rounded-up share; "
-        "a core is as fast when all of them work (memory bandwidth, clock) as one was here; the "
+        "other cores (in many frames or files it would be shared out as tokenize is, and take "
+        f"{_shared(start, cost)} s); {chunks} chunks are dealt out evenly, so a task has the "
+        "rounded-up share; a core is as fast when all of them work (memory bandwidth, clock) as one was here; the "
         "file system keeps up with all tasks at once, so that CPU seconds are seconds; one "
         "start-up a task; the real text has as many bytes a token and as many repeated words; a "
         "stage begins when the one before it has ended; download and waiting for the scheduler are "

@@ -264,16 +264,7 @@ def _place(temporary: Path, final: Path, receipt: Receipt) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
         winner = whole(final)
-        if (
-            winner
-            and not winner.released
-            and (winner.key, winner.inputs, winner.digest)
-            == (
-                receipt.key,
-                receipt.inputs,
-                receipt.digest,
-            )
-        ):
+        if winner and _same(winner, receipt):
             return
         try:
             stale = set_aside(final, "stale")
@@ -281,6 +272,12 @@ def _place(temporary: Path, final: Path, receipt: Receipt) -> None:
             continue
         shutil.rmtree(stale, ignore_errors=True)
     raise OSError(f"{final} changes faster than it can be replaced; is another run writing there?")
+
+
+def _same(winner: Receipt, receipt: Receipt) -> bool:
+    """Whether a unit that stands already is as good as one that was just made."""
+    known = (winner.key, winner.inputs, winner.digest)
+    return not winner.released and known == (receipt.key, receipt.inputs, receipt.digest)
 
 
 def _seal(draft: Draft) -> dict[str, Output]:
