@@ -165,12 +165,12 @@ def _far(start: dict[str, Any], end: dict[str, Any]) -> list[str]:
         *lines,
         "",
         "Assumed: cost per GB stays what it is from the smallest to the largest size above; the "
-        "corpus is one zstd frame, which one core decodes alone, and decompress gets no help from "
-        "other cores (in many frames or files it would be shared out as tokenize is, and take "
-        f"{_shared(start, cost)} s); {chunks} chunks are dealt out evenly, so a task has the "
-        "rounded-up share; a core is as fast when all of them work (memory bandwidth, clock) as one "
-        "was here; the file system keeps up with all tasks at once, so that CPU seconds are seconds; one "
-        "start-up a task; the real text has as many bytes a token and as many repeated words; a "
-        "stage begins when the one before it has ended; download and waiting for the scheduler are "
-        "not counted.",
+        "corpus is one zstd frame, which one core decodes alone, and decompress gets no help "
+        "from other cores (in many frames or files it would be shared out as tokenize is, and "
+        f"take {_shared(start, cost)} s); {chunks} chunks are dealt out evenly, so a task has "
+        "the rounded-up share; a core is as fast when all of them work (memory bandwidth, "
+        "clock) as one was here; the file system keeps up with all tasks at once, so that CPU "
+        "seconds are seconds; one start-up a task; the real text has as many bytes a token and "
+        "as many repeated words; a stage begins when the one before it has ended; download and "
+        "waiting for the scheduler are not counted.",
     ]
