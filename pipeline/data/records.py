@@ -24,14 +24,16 @@ class Lines:
 
     Args:
         blocks: The bytes, cut anywhere.
+        counted: Whether lines are counted.
 
     Attributes:
         line: Lines handed out so far.
         offset: Bytes handed out so far.
     """
 
-    def __init__(self, blocks: Iterable[bytes]) -> None:
+    def __init__(self, blocks: Iterable[bytes], counted: bool = True) -> None:
         self.line = self.offset = 0
+        self._counted = counted
         self._blocks = iter(blocks)
         self._rest, self._at = b"", 0
 
@@ -81,10 +83,11 @@ class Lines:
             yield parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _count(self, block: bytes) -> bytes:
-        import numpy as np
+        if self._counted:
+            import numpy as np
 
-        # five times as fast as bytes.count, and other threads may run
-        self.line += int(np.count_nonzero(np.frombuffer(block, np.uint8) == NEWLINE))
+            # five times as fast as bytes.count, and other threads may run
+            self.line += int(np.count_nonzero(np.frombuffer(block, np.uint8) == NEWLINE))
         self.offset += len(block)
         return block
 

@@ -21,6 +21,7 @@ from pipeline.data.quarantine import QUARANTINE, Quarantine
 from pipeline.data.raw import CHUNK, Raw
 from pipeline.data.records import Lines, Reader
 from pipeline.data.shards import HASH, SPLITS, Hashes, Writer
+from pipeline.data.spans import Span
 from pipeline.errors import CorruptInput
 from pipeline.receipt import Draft, Receipt, load, verify
 from pipeline.stage import Context, Inputs, Item
@@ -76,8 +77,10 @@ def _encode_chunk(
 ) -> None:
     dataset, longest = config.dataset, config.tokenize.max_line_bytes
     reader = BatchReader(Reader(dataset.text_field, dataset.id_field, dataset.split_by, longest))
-    raw, places, line = Raw(unit / CHUNK, unit), Places(item.data["files"]), 0
-    lines = Lines(raw)
+    size = receipt.outputs[CHUNK].size
+    raw = Raw(unit / CHUNK, unit, span=Span(0, size, receipt.facts["xxh3"]))
+    places, line = Places(item.data["files"]), 0
+    lines = Lines(raw, counted=False)
     with ctx.commit(item.name) as draft:
         shards = Shards(draft, encoder, item.data["shares"])
         quarantine = Quarantine(draft.path / QUARANTINE, config.tokenize.max_bad_lines)

@@ -148,6 +148,7 @@ def _write(chunk: str, lines: Lines, config: Config, ctx: Context) -> Receipt:
             text = _feed(press, lines, config, ctx)
         draft.hashes[CHUNK] = press.sha256
         draft.facts = {
+            "xxh3": press.xxh3,
             "lines": lines.line - first_line,
             "bytes": lines.offset - offset,
             "first_line": first_line,
