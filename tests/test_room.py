@@ -99,7 +99,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_begun(
     (line,) = refused.stderr.splitlines()
     assert line.startswith("error: about 2.7 GB in ")
     assert ", 21 MB and room for " in line
-    assert f"are free in {root}: too little for download 600 MB, decompress 673 MB, " in line
+    assert f"are free in {root}: too little for download 600 MB, decompress 713 MB, " in line
     assert line.endswith("Make room, choose another place with RUNS=…, or ARGS=--force to begin")
     assert not list(root.iterdir())
     assert call("plan").stdout.splitlines()[-1].startswith("  disk: about 2.7 GB in ")
