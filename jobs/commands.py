@@ -34,10 +34,11 @@ Force = Annotated[bool, typer.Option("--force", help="Begin even if there is too
 def submit(chosen: Selection, force: Force = False) -> None:
     """Do what is still to do of a run; doing it twice is safe."""
     from jobs.privacy import open_run
-    from jobs.probe import check_device, probe
+    from jobs.probe import check_device, check_packages, probe
     from pipeline.config import freeze
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
+    check_packages(config)
     check_device(config, site.granted_gpus())
     _check_room(config, place, probe(config, place), force)
     open_run(place, config.name, site.group)
