@@ -13,7 +13,7 @@
 ##  TORCH    the build of torch to install: cpu, cu126, ...
 
 .DEFAULT_GOAL := help
-.PHONY: pipeline fetch plan status logs cancel report clean demo test test-fast \
+.PHONY: pipeline fetch plan status logs cancel report export clean demo test test-fast \
 	cluster-up cluster-down bench-data lint format help
 
 # What is run is said in the command itself: a NAME, FILE or MODEL that happens to be exported was
@@ -60,6 +60,9 @@ cancel: ## Take the jobs of the newest run of DATASET out of the queue; progress
 
 report: ## Show its report
 	@$(jobs) report $(newest) $(options)
+
+export: ## Write what it has trained as a model anybody can load; ARGS=--to=DIR says where
+	@$(jobs) export $(newest) $(options)
 
 clean: ## Remove leftovers, data of DATASET that no run names, and chunks that none keeps
 	@$(jobs) clean $(corpus) $(options)

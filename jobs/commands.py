@@ -15,6 +15,7 @@ from rich.console import Console
 from jobs.console import complain, settle
 from jobs.selection import Selection, selecting
 from pipeline.errors import InputError
+from pipeline.model.load import Precision
 from pipeline.redaction import redact_all
 
 if TYPE_CHECKING:
@@ -34,10 +35,11 @@ Force = Annotated[bool, typer.Option("--force", help="Begin even if there is too
 def submit(chosen: Selection, force: Force = False) -> None:
     """Do what is still to do of a run; doing it twice is safe."""
     from jobs.privacy import open_run
-    from jobs.probe import check_device, probe
+    from jobs.probe import check_device, check_packages, probe
     from pipeline.config import freeze
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
+    check_packages(config)
     check_device(config, site.granted_gpus())
     _check_room(config, place, probe(config, place), force)
     open_run(place, config.name, site.group)
@@ -252,6 +254,19 @@ def report(chosen: Selection) -> None:
         raise InputError(f"{config.name} has no report yet", "see how far it is with make status")
     print((folder / "report.md").read_text(encoding="utf-8"))
     print(f"report: {folder / 'report.html'}")
+
+
+@app.command()
+@selecting
+def export(
+    chosen: Selection,
+    to: Annotated[Path | None, typer.Option(help="The folder; else in the run's.")] = None,
+    precision: Annotated[Precision, typer.Option(help="Of the weights.")] = "fp32",
+) -> None:
+    """Write what a run has trained as a model that anybody can load: in this process, now."""
+    from jobs.export import export_run
+
+    export_run(chosen.existing(), chosen.place(), to, precision)
 
 
 @app.command()

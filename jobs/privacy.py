@@ -10,6 +10,7 @@ import grp
 import os
 import shlex
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -48,6 +49,32 @@ def open_run(root: Path, name: str, group: str | None) -> None:
 def follow(run: Path) -> None:
     """Set the umask so that what is made is as open as the folder of the run."""
     os.umask(~run.stat().st_mode & OWNER)
+
+
+def open_like(run: Path, to: Path) -> Callable[[Path], None]:
+    """Make way for a folder that is to be as open as that of a run, wherever it is.
+
+    Args:
+        run: The run's folder.
+        to: The folder that is to be, in folders that are made here where they are not there.
+
+    Returns:
+        What gives an empty folder to the group that the run is open to, if to any.
+    """
+    follow(run)
+    found = run.stat()
+    mine = not os.geteuid() or found.st_gid in {*os.getgroups(), os.getegid()}
+    gid = found.st_gid if mine and found.st_mode & stat.S_IRGRP else None
+    if gid is None:
+        os.umask(OWNER)  # what others may see of a run, they see by way of its group
+    _make(to.parent, gid)
+
+    def give(folder: Path) -> None:
+        if gid is not None:
+            os.chown(folder, -1, gid)
+            folder.chmod(stat.S_ISGID | stat.S_IMODE(folder.stat().st_mode))
+
+    return give
 
 
 def _make(folder: Path, gid: int | None) -> None:

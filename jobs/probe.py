@@ -8,10 +8,17 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.dag import find
 from pipeline.errors import InputError, UserError
+from pipeline.model import board
 from pipeline.registry import Dataset
 from pipeline.stages.download import files_of
 
 WHERE = "where there is internet"
+
+
+def check_packages(config: Config) -> None:
+    """Raise `UserError` if a setting needs a package that is not installed."""
+    if config.train.tensorboard:
+        board.check_package()
 
 
 def check_device(config: Config, gpus: int) -> None:

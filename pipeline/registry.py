@@ -26,8 +26,9 @@ class Dataset(Section):
     `hf://owner/name` a hub data set, `docstrings://a,b` the docstrings of installed packages, of
     which `max_bytes` are taken at most. A `file://` may name a folder, of which all is taken. With
     `years` (`2020` or `1985-2024`) there is one file a year, and `{year}` stands for it in the
-    URLs. `form` is how the files hold records, see `pipeline.data.forms`. `instead` is the id to
-    try when it cannot be had; `model` and `recipe` are its own defaults.
+    URLs. `form` is how the files hold records, see `pipeline.data.forms`. `language` is its code in
+    ISO 639. `instead` is the id to try when it cannot be had; `model` and `recipe` are its own
+    defaults.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -46,6 +47,7 @@ class Dataset(Section):
     id_field: str | None = None
     split_by: str | None = None
     licence: str = free("")
+    language: str | None = free(None)
     about: str = free("")
     instead: str | None = free(None)
     model: str | None = free(None)

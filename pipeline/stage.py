@@ -237,7 +237,7 @@ def run_item(work: Work, item: Item, ctx: Context) -> str:
             stamp=stamp,
             guard=guard,
         )
-        with _damage_set_aside():
+        with damage_set_aside():
             work.step.run(work.step.view(work.config), item, work.inputs, bound)
     if not work.done(item):
         raise InputError(
@@ -256,7 +256,15 @@ def _lease(work: Work, item: Item, ctx: Context) -> Iterator[Callable[[], None]]
 
 
 @contextmanager
-def _damage_set_aside() -> Iterator[None]:
+def damage_set_aside(then: str = "run the same command again to rebuild it") -> Iterator[None]:
+    """Move a unit out of the way that was found damaged.
+
+    Args:
+        then: What to do about it.
+
+    Raises:
+        CorruptInput: As it was met, with what was done about it.
+    """
     try:
         yield
     except CorruptInput as error:
@@ -265,5 +273,5 @@ def _damage_set_aside() -> Iterator[None]:
         aside = ""
         with contextlib.suppress(FileNotFoundError):  # another task may be quicker
             aside = f" as {receipts.set_aside(error.unit, 'damaged').name}"
-        hint = f"It was set aside{aside}; run the same command again to rebuild it"
+        hint = f"It was set aside{aside}; {then}"
         raise CorruptInput(error.what, hint) from None

@@ -71,10 +71,15 @@ def test_args_are_split_into_words_and_nothing_more(recorder: Path) -> None:
     assert words == ["-m", "jobs", "plan", *expected]
 
 
-@pytest.mark.parametrize("target", ["status", "logs", "cancel", "report", "clean"])
+@pytest.mark.parametrize("target", ["status", "logs", "cancel", "report", "export", "clean"])
 def test_looking_after_a_run(recorder: Path, target: str) -> None:
     words = argv(recorder, target, "DATASET=nih", "NAME=try2")
     assert words == ["-m", "jobs", target, "--dataset=nih", "--name=try2"]
+
+
+def test_export_takes_a_place(recorder: Path) -> None:
+    words = argv(recorder, "export", "DATASET=nih", "ARGS=--to=/models/nih")
+    assert words == ["-m", "jobs", "export", "--dataset=nih", "--to=/models/nih"]
 
 
 def test_demo_is_a_local_run(recorder: Path) -> None:

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.model.board import Board
+
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
@@ -18,10 +20,15 @@ class Journal:
         folder: Where they stand.
         step: The step this attempt starts from.
         attempt: Its number, from 1.
+        board: Whether TensorBoard is to show it, too.
+
+    Raises:
+        UserError: It is, and is not installed.
     """
 
-    def __init__(self, folder: Path, step: int, attempt: int) -> None:
+    def __init__(self, folder: Path, step: int, attempt: int, board: bool = False) -> None:
         self._folder, self._attempt = folder, attempt
+        self._board = Board(folder) if board else None
         for name in (METRICS, SAMPLES):
             path = folder / name
             if path.exists() and not path.read_bytes().endswith(b"\n"):
@@ -33,6 +40,8 @@ class Journal:
     def add(self, row: dict[str, Any]) -> None:
         """Note a step, a validation or a start."""
         self._append(METRICS, {**row, "attempt": self._attempt})
+        if self._board:
+            self._board.add(row)
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Note what the model writes on after a prompt."""

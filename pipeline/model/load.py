@@ -161,11 +161,7 @@ def load_base(
             "gradient is zero from then on",
             "use train.weights=int8",
         )
-    # a warning per linear layer and forward pass, about a cast that is meant
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    # that a faster 4-bit kernel could be installed; 8 bits do not use it
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
+    hush()
     if weights == "int8":
         _check_int8(device)
     quantization = None
@@ -214,6 +210,19 @@ def load_base(
     return model.eval()
 
 
+def hush() -> None:
+    """Silence what the libraries say that is of no use to anybody."""
+    import transformers
+
+    # a warning per linear layer and forward pass, about a cast that is meant
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    # that a faster 4-bit kernel could be installed; 8 bits do not use it
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # peft looks at all attributes of a model, those with a new name among them
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    transformers.utils.logging.disable_progress_bar()
+
+
 def backbone(model: Any) -> tuple[Any, Any]:
     """The module that returns hidden states (`.last_hidden_state`), and the output head after it.
 
@@ -241,7 +250,8 @@ def add_lora(
         lora_dropout=dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
-        fan_in_fan_out=model.config.model_type == "gpt2" and not is_quantized(model),
+        # as the plain base wants it, on which the adapter may be laid; 8-bit layers do not look
+        fan_in_fan_out=model.config.model_type == "gpt2",
     )
     try:
         return peft.get_peft_model(model, config)

@@ -84,7 +84,8 @@ def train(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     if unit:
         checkpoint.restore(unit, model, optimizer, scaler)
     state.precision, state.attempts = precision, state.attempts + 1
-    journal, encoder = Journal(ctx.folder, state.step, state.attempts), Reference(base)
+    journal = Journal(ctx.folder, state.step, state.attempts, settings.tensorboard)
+    encoder = Reference(base)
     total = _steps(settings, data.packing)
     ctx.log(
         f"{total} steps of {settings.batch} × {data.packing.length} slots, from step {state.step}; "

@@ -41,6 +41,7 @@ class TrainConfig(Section):
 
     `validate_every`, `checkpoint_every`: in steps. `validation_documents`: lowest text hash first,
     those that fit into `validation_tokens`. `sample_tokens`: written on at each validation.
+    `tensorboard`: whether that package, which is optional, is to show what metrics.jsonl holds.
     """
 
     method: Literal["lora", "full"] = "lora"
@@ -80,6 +81,7 @@ class TrainConfig(Section):
     sample_tokens: int = free(40, ge=1)
     checkpoint_every: int = free(50, ge=1)
     keep_checkpoints: int = free(2, ge=1)
+    tensorboard: bool = free(False)
 
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:

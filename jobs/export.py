@@ -1,0 +1,78 @@
+"""Handing on what a run has trained, `make export`: here, in the foreground, or under srun."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from jobs.console import say
+from jobs.privacy import open_like
+from pipeline import provenance
+from pipeline.config import Config
+from pipeline.dag import Node, survey
+from pipeline.disk import size
+from pipeline.errors import InputError
+from pipeline.model import export
+from pipeline.model.load import Precision
+from pipeline.receipt import verify
+from pipeline.report.card import write_card
+from pipeline.stage import damage_set_aside
+
+
+def export_run(config: Config, root: Path, to: Path | None, precision: Precision) -> None:
+    """Write merged weights, tokenizer and card of a run's training; says where.
+
+    Args:
+        config: The run.
+        root: The folder that holds `data/`, `models/` and `runs/`.
+        to: The folder to write; None for `export` in the run's own.
+        precision: Of the weights: fp32, bf16 or fp16.
+
+    Raises:
+        InputError: The training is not finished, or what is exported is damaged.
+        UserError: There is too little memory, or something else is where it is to go.
+    """
+    nodes = {node.work.step.name: node for node in survey(config, root)}
+    run = root / "runs" / config.name
+    place = (to.expanduser() if to else run / "export").resolve()
+    source = _source(config, nodes["train.train"])
+    with damage_set_aside("the make pipeline that began it makes it anew"):
+        report = _report(nodes["evaluate.report"])
+        if report is None:
+            say("it is not evaluated yet: the card will be without scores")
+        card = write_card(config, source.best_receipt.facts, report, precision)
+        stamp = export.stamp(source, card, precision, provenance.code_version())
+        if export.check_place(place, stamp):
+            say(f"it is there already: {place}")
+            return
+        export.check_memory(source.parameters, precision)
+        memory, disk = export.needed(source.parameters, precision)
+        say(
+            f"writing {source.parameters:,} weights in {precision}: {size(disk)}, and up to "
+            f"{size(memory)} of memory"
+        )
+        give = open_like(run, place)
+        export.export(source, card, place, stamp, precision, give)
+    say(f"exported: {place}  (its README.md is the model card)")
+
+
+def _source(config: Config, trained: Node) -> export.Source:
+    if not trained.complete:
+        raise InputError(
+            f"{config.name} is not trained to the end yet",
+            "to go on: the make pipeline that began it, with all its words; how far it is, says "
+            f"make status DATASET={config.dataset.id} NAME={config.name}",
+        )
+    base, base_receipt = trained.work.inputs["download.model"].one()
+    ((name, receipt),) = trained.done.items()
+    return export.Source(base, base_receipt, trained.work.folder / name, receipt)
+
+
+def _report(node: Node) -> dict[str, object] | None:
+    """The numbers of the run's report; None if it is not finished."""
+    if not node.complete:
+        return None
+    ((name, receipt),) = node.done.items()
+    path = verify(node.work.folder / name, "report.json", receipt)
+    found: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,225 @@
+"""The card of a model that is handed on: what it is, what it can do, and what nobody has looked at.
+
+Its head is the YAML that the Hugging Face hub reads, `model-index` with the metrics in it included.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline.redaction import redact
+from pipeline.report.page import count
+from pipeline.report.verdict import number, signed, verdict
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.registry import BaseModel, Dataset
+
+METRICS = {"perplexity": "Perplexity", "bits_per_byte": "Bits per byte"}
+EXPLAINED = ("perplexity", "bits_per_byte", "ci95", "paired", "split", "documents", "context")
+USE = """
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("the folder of this file")
+tokenizer = AutoTokenizer.from_pretrained("the folder of this file")
+```
+"""
+
+
+def write_card(
+    config: Config, trained: dict[str, Any], report: dict[str, Any] | None, precision: str
+) -> str:
+    """The text of the card.
+
+    Args:
+        config: The run.
+        trained: Facts of the training's receipt.
+        report: Content of `report.json`; None if the run is not evaluated yet.
+        precision: Of the weights beside the card.
+    """
+    parts = [
+        f"---\n{yaml.safe_dump(_head(config, report), sort_keys=False, allow_unicode=True)}---",
+        f"# {config.name}",
+        _opening(config, trained, report),
+        "## Use" + "\n" + USE.rstrip(),
+        "## Training\n\n" + _table(_training(config, trained, precision)),
+        "## Data\n\n" + "\n".join(_data(config.dataset, report)),
+        "## Evaluation\n\n" + "\n".join(_evaluation(report)),
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(config, report)),
+    ]
+    if report:
+        words = report["definitions"]
+        told = [f"- **{name}**: {words[name]}" for name in EXPLAINED if name in words]
+        parts.append("## What the numbers mean\n\n" + "\n".join(told))
+        parts.append("## Made with\n\n" + _provenance(report["provenance"]))
+    return redact("\n\n".join(parts) + "\n")
+
+
+def _head(config: Config, report: dict[str, Any] | None) -> dict[str, Any]:
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if config.dataset.language:
+        head["language"] = config.dataset.language
+    if config.model.repo:
+        head["base_model"] = config.model.repo
+    corpus = _hub_name(config.dataset)
+    if corpus:
+        head["datasets"] = [corpus]
+    head["tags"] = ["gristmill", "domain-adaptation"]
+    results = [
+        {
+            "task": {"type": "text-generation", "name": "Language modelling"},
+            "dataset": {"type": corpus or config.dataset.id, "name": config.dataset.id}
+            | {"split": split},
+            "metrics": [
+                {"type": name, "name": words, "value": round(found["tuned"][name], 6)}
+                for name, words in METRICS.items()
+            ],
+        }
+        for split, found in _scored(report)
+    ]
+    if results:
+        head["model-index"] = [{"name": config.name, "results": results}]
+    return head
+
+
+def _scored(report: dict[str, Any] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The splits that the adapted model was scored on."""
+    for split, found in (report["evaluation"] if report else {}).items():
+        if "tuned" in found:
+            yield split, found
+
+
+def _hub_name(dataset: Dataset) -> str | None:
+    found = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)", dataset.urls[0])
+    return found[1] if found else None
+
+
+def _base(model: BaseModel) -> str:
+    if not model.repo:
+        return f"`{model.id}`"
+    at = f" at revision `{model.revision}`" if model.revision else ""
+    return f"[{model.repo}](https://huggingface.co/{model.repo}){at}"
+
+
+def _opening(config: Config, trained: dict[str, Any], report: dict[str, Any] | None) -> str:
+    how = "a LoRA adapter, merged" if trained["method"] == "lora" else "all weights trained"
+    said = verdict(report["evaluation"].get("test") if report else None)
+    words = said["words"][:1].upper() + said["words"][1:]
+    figures = f" Test perplexity: {said['figures']}." if said["figures"] else ""
+    about = f" ({config.model.about.strip()})" if config.model.about else ""
+    return (
+        f"{_base(config.model)}{about}, adapted to the corpus `{config.dataset.id}`: {how}.\n\n"
+        f"{words}{figures}"
+    )
+
+
+def _training(config: Config, trained: dict[str, Any], precision: str) -> dict[str, str]:
+    train = config.train
+    lora = trained["method"] == "lora"
+    targets = train.targets if isinstance(train.targets, str) else ", ".join(train.targets)
+    method = f"LoRA: rank {train.rank}, alpha {train.alpha:g}, dropout {train.dropout:g}, {targets}"
+    fp32 = "fp32" if precision == "fp32" else f"fp32, then rounded to {precision}"
+    return {
+        "method": method if lora else f"all weights, dropout {train.dropout:g}",
+        "weights that learned": f"{count(trained['trainable'])} of {count(trained['parameters'])}",
+        "base while training": f"{train.weights}, computed in {trained['precision']}",
+        "weights here": f"{fp32}{', merged into the full-precision base' * lora}",
+        "length": f"{count(trained['steps'])} steps, {count(trained['tokens'])} tokens",
+        "chosen": f"step {count(trained['best_step'])}, of lowest validation loss "
+        f"({number(trained['best_loss'])} nats a token)",
+        "optimizer": f"{train.optimizer}, learning rate {train.lr:g} ({train.schedule}, warm-up "
+        f"{train.warmup:g} of the steps), decay {train.decay:g}, clipped at {train.clip:g}",
+        "batch": f"{count(train.batch)} windows a step, packed ({train.packing}); no token sees "
+        "another document",
+        "seed": str(train.seed),
+    }
+
+
+def _table(rows: dict[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+
+
+def _data(dataset: Dataset, report: dict[str, Any] | None) -> Iterator[str]:
+    about = f": {dataset.about.strip()}" if dataset.about else ""
+    yield f"`{dataset.id}`{about}."
+    yield ""
+    yield f"- licence: {dataset.licence.strip() or 'not known; ask its source'}"
+    yield f"- language: {dataset.language or 'not recorded'}"
+    # a path of this machine is of use to nobody, and a login or signature is nobody's business
+    far = [url for url in dataset.urls if not url.startswith("file:")]
+    if far:
+        yield f"- source: {', '.join(far)}"
+    if dataset.sha256:
+        yield f"- sha256: `{dataset.sha256}`"
+    corpus = report["corpus"] if report else None
+    if corpus:
+        splits = ", ".join(f"{s} {count(c['documents'])}" for s, c in corpus["splits"].items())
+        yield (
+            f"- {count(corpus['documents'])} documents ({splits}), {count(corpus['tokens'])} "
+            f"tokens; {count(corpus['duplicates'])} exact duplicates left out"
+        )
+
+
+def _evaluation(report: dict[str, Any] | None) -> Iterator[str]:
+    scored = list(_scored(report))
+    if not scored:
+        yield "Not evaluated yet."
+        return
+    yield "| split | model | perplexity | 95 % interval | bits per byte |"
+    yield "|---|---|---:|---:|---:|"
+    for split, found in scored:
+        for who, name in (("base", "base"), ("tuned", "adapted")):
+            if m := found.get(who):
+                low, high = map(number, m["ci95"])
+                measured = f"{number(m['perplexity'])} | {low} – {high} "
+                yield f"| {split} | {name} | {measured}| {number(m['bits_per_byte'])} |"
+    yield ""
+    for split, found in scored:
+        told = f"{split}: {count(found['documents'])} of {count(found['of_documents'])} documents"
+        told += f", {count(found['tokens'])} tokens, base in {found['tuned']['weights']}"
+        if paired := found.get("paired"):
+            low, high = map(signed, paired["ci95_percent"])
+            change = signed(paired["perplexity_change_percent"])
+            told += f"; perplexity {change} % (95 % interval {low} to {high} %)"
+        yield f"- {told}."
+
+
+def _limits(config: Config, report: dict[str, Any] | None) -> Iterator[str]:
+    train = config.train
+    if train.weights in ("int8", "nf4"):
+        yield (
+            f"The scores are those of the adapter on the base in {train.weights}, as it was "
+            "trained. The weights here are merged into the base in full precision, and differ "
+            "from that by the error of quantization: score them again before you quote a number "
+            "of theirs."
+        )
+    yield (
+        "It continues text; it was not taught here to follow instructions or to refuse any. What "
+        "it writes may be false, and may repeat its corpus, names and errors included."
+    )
+    yield (
+        "Held-out documents come from the same corpus, so the scores say how well it predicts such "
+        "text, and nothing about other text, facts or tasks."
+    )
+    if not config.dataset.split_by:
+        yield (
+            "Exact copies are kept out of the held-out documents, near-copies are not: they make "
+            "scores look better."
+        )
+    if report is None:
+        yield "Nothing was measured on held-out test documents."
+    yield (
+        "The licences of the base model and of the corpus both bind whoever hands it on; no "
+        "licence is declared here for that reason."
+    )
+
+
+def _provenance(found: dict[str, Any]) -> str:
+    code = ", ".join(f"`{commit}`" for commit in found["code"]) or "unknown"
+    packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
+    return f"Gristmill {code}, finished {found['finished']}; {packages}."

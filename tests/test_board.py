@@ -1,0 +1,162 @@
+"""TensorBoard shows what metrics.jsonl holds, each step once, and must be there beforehand."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import refused
+from test_train import Killed, StopAfter, metrics, train
+
+from pipeline.config import Config
+from pipeline.dag import find
+from pipeline.errors import UserError
+from pipeline.model.board import Board
+from pipeline.model.journal import Journal
+from pipeline.report.curve import read_curve
+
+Small = Callable[..., Config]
+Points = dict[str, dict[str, list[tuple[int, float]]]]  # by curve, by name
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"
+)
+
+
+def step(number: int, loss: float = 1.0) -> dict[str, Any]:
+    return {"kind": "step", "step": number, "loss": loss, "tokens": 100, "seconds": 0.5}
+
+
+def validation(number: int, loss: float = 1.0) -> dict[str, Any]:
+    return {"kind": "validation", "step": number, "loss": loss}
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Points:
+    """What TensorBoard would show, by a writer that keeps its rule of taking back."""
+    points: Points = {}
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            self.curve = points.setdefault(Path(folder).name, {})
+            for name, values in self.curve.items():
+                self.curve[name] = [point for point in values if point[0] < purge_step]
+
+        def add_scalar(self, name: str, value: float, number: int) -> None:
+            self.curve.setdefault(name, []).append((number, value))
+
+        def flush(self) -> None:
+            pass
+
+        close = flush
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr("pipeline.model.board.check_package", lambda: None)
+    return points
+
+
+def read(folder: Path) -> Points:
+    """The same, by TensorBoard's own reader."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    points: Points = {}
+    for curve in sorted((folder / "tensorboard").iterdir()):
+        reader = EventAccumulator(str(curve), size_guidance={"scalars": 0})
+        reader.Reload()
+        names = reader.Tags()["scalars"]
+        points[curve.name] = {n: [(e.step, e.value) for e in reader.Scalars(n)] for n in names}
+    return points
+
+
+def restart_thrice(folder: Path) -> None:
+    """Of the kinds: a kill before the first step, one after some, and a return to a checkpoint."""
+    board = Board(folder)
+    board.add({"kind": "start", "step": 0})
+    board.add(validation(0, 9.0))
+    board = Board(folder)
+    for row in (validation(0), step(1), step(2), step(3), validation(3, 9.0), step(4, 9.0)):
+        board.add(row)
+    board = Board(folder)  # from a checkpoint of step 3 that was not validated yet
+    for row in (validation(3), step(4), step(5), step(6, 9.0), step(7, 9.0)):
+        board.add(row)
+    for row in (step(6), validation(6), step(7)):
+        board.add(row)
+
+
+WANTED = {"train": [(n, 1.0) for n in range(1, 8)], "validation": [(n, 1.0) for n in (0, 3, 6)]}
+
+
+def test_what_is_repeated_is_shown_once(shown: Points, tmp_path: Path) -> None:
+    restart_thrice(tmp_path)
+    assert {curve: names["loss"] for curve, names in shown.items()} == WANTED
+    assert shown["train"]["tokens_per_second"] == [(n, 200.0) for n in range(1, 8)]
+
+
+@installed
+def test_tensorboard_itself_shows_it_once(tmp_path: Path) -> None:
+    restart_thrice(tmp_path)
+    assert {curve: names["loss"] for curve, names in read(tmp_path).items()} == WANTED
+
+
+def test_without_the_setting_nothing_of_it_is_needed(tmp_path: Path) -> None:
+    Journal(tmp_path, 0, 1).add(step(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_it_does_not_change_what_is_trained(small: Small) -> None:
+    shown, not_shown = small("train.tensorboard=true"), small()
+    assert shown.train.tensorboard
+    assert shown.train.keyed() == not_shown.train.keyed()
+
+
+@pytest.mark.skipif(bool(importlib.util.find_spec("tensorboard")), reason="it is installed")
+def test_a_package_that_is_missing_is_told_before_anything_is_done(
+    dataset: Path, models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    where = (f"--dataset={dataset}", f"--model={models('llama')}", f"--root={tmp_path / 'root'}")
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", "submit", *where, "train.tensorboard=true"],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    line = refused(done, 2)
+    assert line == (
+        "error: train.tensorboard=true needs the Python package tensorboard, which is not "
+        f"installed. {sys.executable} -m pip install tensorboard"
+    )
+    assert not (tmp_path / "root").exists()
+    with pytest.raises(UserError, match="which is not installed"):
+        Board(tmp_path)
+
+
+@installed
+def test_a_killed_training_shows_what_its_metrics_hold(
+    small: Small, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    config = small("train.tensorboard=true")
+    folder = find(config, tmp_path, "train.train").work.folder
+    with pytest.raises(Killed):
+        train(config, tmp_path, StopAfter(folder, 5, Killed))
+    newest = max((folder / "tensorboard" / "train").iterdir(), key=lambda path: path.name)
+    newest.write_bytes(newest.read_bytes()[:-5])
+    node = train(config, tmp_path)
+    rows = [row["step"] for row in metrics(node) if row["kind"] == "step"]
+    assert len(rows) > len(set(rows)), "some were repeated"
+    curve, found = read_curve(folder / "metrics.jsonl"), read(folder)
+    assert curve
+    for name, points in (("train", curve.train), ("validation", curve.validation)):
+        assert [n for n, _ in found[name]["loss"]] == [n for n, _ in points]
+        losses = [loss for _, loss in points]
+        assert [v for _, v in found[name]["loss"]] == pytest.approx(losses, rel=1e-6)
+    assert set(found["train"]) == {"loss", "grad_norm", "lr", "tokens_per_second"}
