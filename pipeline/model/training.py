@@ -96,7 +96,8 @@ def train(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     warmup = math.ceil(settings.warmup * total)
 
     def rate(step: int) -> float:
-        return schedules.rate(step, total, settings.lr, settings.floor, warmup, settings.schedule)
+        shape = settings.floor, warmup, settings.schedule, settings.cycles
+        return schedules.rate(step, total, settings.lr, *shape)
 
     def log(row: dict[str, Any]) -> None:
         journal.add(row)

@@ -33,7 +33,8 @@ class TrainConfig(Section):
     `targets`: of LoRA, but under method full `dropout` is the model's; targets are module names, or
     all-linear.
 
-    `lr`: peak; `floor`: share of it at the end; `warmup`: share of the steps. `decay`: of matrices.
+    `lr`: peak; `floor`: share of it at the end; `warmup`: share of the steps; `cycles`: how often
+    a cyclic rate falls. `decay`: of matrices.
 
     `length`: slots of a window; None is the model's context, at most 1,024. `batch`: windows of an
     optimizer step; `micro_batch`: of a forward pass. At most one of `tokens`, `epochs`, `steps`
@@ -58,6 +59,7 @@ class TrainConfig(Section):
     floor: float = Field(0.1, ge=0, le=1)
     warmup: float = Field(0.03, ge=0, lt=1)
     schedule: schedules.Kind = "cosine"
+    cycles: int = Field(4, ge=1)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     decay: float = Field(0.01, ge=0)
