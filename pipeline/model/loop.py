@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Learner:
-    """What a step works on: model, optimizer, scaler, device, precision, and the clip norm."""
+    """What a step works on: model, optimizer, scaler, device, precision, and the clip norm.
+
+    `compiled`: what to call in place of the model's body.
+    """
 
     model: Any
     optimizer: Any
@@ -36,6 +39,7 @@ class Learner:
     precision: Precision
     clip: float
     guard: Guard
+    compiled: Callable[..., Any] | None = None
 
     def step(self, number: int, batches: Iterable[Batch], rate: float) -> dict[str, Any]:
         """One optimizer step.
@@ -81,17 +85,13 @@ class Learner:
 
     def _sum(self, batch: Batch) -> torch.Tensor:
         """Summed loss of a micro-batch, nats."""
-        import torch
-
         body, head = backbone(self.model)
+        compute = body if self.compiled is None else self.compiled
+        flash = body.config._attn_implementation == "flash_attention_2"
+        arguments, targets = batch.by_length() if flash else batch.by_mask()
         with autocast(self.device, self.precision):
-            hidden = body(
-                input_ids=batch.inputs,
-                attention_mask=batch.mask(torch.float32),
-                position_ids=batch.positions,
-                use_cache=False,
-            ).last_hidden_state
-            losses = token_losses(hidden.flatten(0, 1), head, batch.targets.flatten())
+            states = compute(**arguments, use_cache=False).last_hidden_state
+            losses = token_losses(states.flatten(0, 1), head, targets)
         return losses.sum()
 
 

@@ -17,6 +17,7 @@ from pipeline.data.seal import open_sealed
 from pipeline.model import checkpoint, load, loop
 from pipeline.model import optimizer as optimizers
 from pipeline.model import schedule as schedules
+from pipeline.model.attention import pick_attention
 from pipeline.model.checkpoint import State
 from pipeline.model.guard import Guard
 from pipeline.model.journal import Journal
@@ -71,14 +72,14 @@ def train(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     base_receipt.verify(base)
     device = load.pick_device(ctx.gpus, ctx.local_rank)
     data = _data(config, inputs, base_receipt, ctx)
-    model = _model(config, base, device)
-    optimizer = optimizers.make_optimizer(
-        model, settings.optimizer, settings.betas, settings.eps, settings.decay
-    )
     unit = checkpoint.newest(ctx)
     state = checkpoint.read(unit) if unit else State(precision=settings.precision)
     # what the first step resolved binds those after it, on whatever device they come to run
     precision = load.pick_precision(state.precision, device)
+    model = _model(config, base, device, pick_attention(settings.attention, device, precision))
+    optimizer = optimizers.make_optimizer(
+        model, settings.optimizer, settings.betas, settings.eps, settings.decay
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     torch.manual_seed(settings.seed)
     if unit:
@@ -92,7 +93,8 @@ def train(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         f"{settings.weights} weights, {state.precision} on {device}"
     )
     judges = settings.clip, Guard(settings.patience)
-    learner = loop.Learner(model, optimizer, scaler, device, precision, *judges)
+    compiled = torch.compile(load.backbone(model)[0]) if settings.compile else None
+    learner = loop.Learner(model, optimizer, scaler, device, precision, *judges, compiled)
     warmup = math.ceil(settings.warmup * total)
 
     def rate(step: int) -> float:
@@ -157,11 +159,12 @@ def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context) -> Data:
     )
 
 
-def _model(config: Config, base: Path, device: Any) -> Any:
+def _model(config: Config, base: Path, device: Any, attention: str) -> Any:
     settings = config.train
     lora = settings.method == "lora"
     how = settings.weights, device, settings.threshold, settings.keep
-    model = load.load_base(base, *how, dropout=0.0 if lora else settings.dropout)
+    dropout = 0.0 if lora else settings.dropout
+    model = load.load_base(base, *how, dropout=dropout, attention=attention)
     if settings.gradient_checkpointing:
         # the reentrant kind cuts the graph of a frozen base: nothing would learn
         model.activation_checkpointing_enable({"use_reentrant": False})

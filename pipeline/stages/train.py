@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
+from pipeline.model import attention as attentions
 from pipeline.model import load
 from pipeline.model import optimizer as optimizers
 from pipeline.model import schedule as schedules
@@ -39,6 +40,9 @@ class TrainConfig(Section):
     `length`: slots of a window; None is the model's context, at most 1,024. `batch`: windows of an
     optimizer step; `micro_batch`: of a forward pass. At most one of `tokens`, `epochs`, `steps`
     sets the length of the training; without any it is one epoch, at most 500 M tokens.
+
+    `attention`, `compile` (by torch): how the model is computed; as with `micro_batch` and the kind
+    of GPU, results agree to rounding.
 
     `validate_every`, `checkpoint_every`: in steps. `validation_documents`: lowest text hash first,
     those that fit into `validation_tokens`. `sample_tokens`: written on at each validation.
@@ -76,6 +80,9 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = free(True)
     seed: int = Field(0, ge=0, lt=2**63)
 
+    attention: attentions.Wanted = free("auto")
+    compile: bool = free(False)
+
     validate_every: int = Field(100, ge=1)
     validation_documents: int = Field(200, ge=1)
     validation_tokens: int | None = Field(None, ge=1)
@@ -88,6 +95,11 @@ class TrainConfig(Section):
         if self.method == "full" and self.weights in ("int8", "nf4"):
             raise ValueError(
                 f"train.method=full cannot train weights={self.weights}; use fp32, or method=lora"
+            )
+        if self.attention == "flash" and self.precision == "fp32":
+            raise ValueError(
+                "train.attention=flash computes in bf16 or fp16 only; use train.precision=auto, or "
+                "attention=sdpa"
             )
         if [self.tokens, self.epochs, self.steps].count(None) < 2:
             raise ValueError("set at most one of train.tokens, train.epochs, train.steps")
