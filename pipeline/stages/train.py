@@ -37,6 +37,11 @@ class TrainConfig(Section):
     `lr`: peak; `floor`: share of it at the end; `warmup`: share of the steps; `cycles`: how often
     a cyclic rate falls. `decay`: of matrices.
 
+    `spike`: a step whose perplexity or gradient norm is that many times its running median is
+    skipped, as is one that is not finite; null lets it pass. After more than `patience` in a row
+    training goes back to the last good checkpoint, `rollbacks` times at most, each time with
+    `rollback_rate` of the learning rate.
+
     `length`: slots of a window; None is the model's context, at most 1,024. `batch`: windows of an
     optimizer step; `micro_batch`: of a forward pass. At most one of `tokens`, `epochs`, `steps`
     sets the length of the training; without any it is one epoch, at most 500 M tokens.
@@ -44,6 +49,7 @@ class TrainConfig(Section):
     `attention`, `compile` (by torch): how the model is computed; as with `micro_batch` and the kind
     of GPU, results agree to rounding.
 
+    `stop_after`: end after so many validations in a row without a better loss; null: never.
     `validate_every`, `checkpoint_every`: in steps. `validation_documents`: lowest text hash first,
     those that fit into `validation_tokens`. `sample_tokens`: written on at each validation.
     """
@@ -68,7 +74,10 @@ class TrainConfig(Section):
     eps: float = Field(1e-8, gt=0)
     decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0)
-    patience: int = free(5, ge=0)
+    spike: float | None = Field(10.0, gt=1)
+    patience: int = Field(5, ge=0)
+    rollbacks: int = Field(2, ge=0)
+    rollback_rate: float = Field(0.5, gt=0, lt=1)
 
     length: int | None = Field(None, ge=8)
     packing: Literal["best-fit", "pad"] = "best-fit"
@@ -84,6 +93,7 @@ class TrainConfig(Section):
     compile: bool = free(False)
 
     validate_every: int = Field(100, ge=1)
+    stop_after: int | None = Field(None, ge=1)
     validation_documents: int = Field(200, ge=1)
     validation_tokens: int | None = Field(None, ge=1)
     sample_tokens: int = free(40, ge=1)
@@ -146,7 +156,7 @@ STEPS = (
     Step(
         stage="train",
         name="train.train",
-        version=1,
+        version=2,
         uses=("train",),
         reads=("name", "model"),
         needs=("tokenize.shards", "tokenize.seal", "download.model"),
