@@ -164,5 +164,6 @@ STEPS = (
         items=items,
         run=run,
         exclusive=True,
+        ranked=True,
     ),
 )
