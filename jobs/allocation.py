@@ -12,6 +12,7 @@ from pathlib import Path
 from jobs import slurm
 
 WARNING = 180
+PORTS = 15000
 SKEW = 300  # seconds by which SLURM lets clocks differ
 LABEL = re.compile(
     r"(?:job (?P<job>\d+) of (?P<cluster>\S*), )?"
@@ -23,7 +24,8 @@ LABEL = re.compile(
 class Allocation:
     """Cores, GPUs and place among its peers of one process; see `pipeline.stage.Context`.
 
-    `job`: id of the SLURM job as scancel takes it, None outside. `attempt`: how often SLURM has
+    `rendezvous`: host:port where rank 0 is met; empty where there is one process. `job`: id of the
+    SLURM job as scancel takes it, None outside. `attempt`: how often SLURM has
     started it before. `deadline`: on the monotonic clock, None if there is none. `warning`: seconds
     before its end at which SLURM tells the job to save.
     """
@@ -33,6 +35,7 @@ class Allocation:
     rank: int = 0
     local_rank: int = 0
     world: int = 1
+    rendezvous: str = ""
     job: str | None = None
     attempt: int = 0
     deadline: float | None = None
@@ -52,17 +55,30 @@ def of_slurm(minutes: int | None = None, warning: int = WARNING) -> Allocation:
         warning: How many seconds before its end SLURM tells the job to save.
     """
     array, index = _said("SLURM_ARRAY_JOB_ID"), _said("SLURM_ARRAY_TASK_ID")
+    world = _number("SLURM_NTASKS") or 1
     return Allocation(
         cpus=_number("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0)),
         gpus=_gpus(),
         rank=_number("SLURM_PROCID"),
-        local_rank=_number("SLURM_LOCALID"),
-        world=_number("SLURM_NTASKS") or 1,
+        # with --gpus-per-task each task sees its own GPU only, as the first
+        local_rank=0 if _said("SLURM_GPUS_PER_TASK") else _number("SLURM_LOCALID"),
+        world=world,
+        rendezvous=_rendezvous() if world > 1 else "",
         job=f"{array}_{index}" if array else _said("SLURM_JOB_ID"),
         attempt=_number("SLURM_RESTART_COUNT"),
         deadline=_deadline(minutes, warning),
         warning=warning,
     )
+
+
+def _rendezvous() -> str:
+    """Where the tasks meet: on the node of the first, where srun starts, at a port of this job.
+
+    The address and not the name, which is not known everywhere; a port below those that systems
+    give out.
+    """
+    host = _said("SLURM_LAUNCH_NODE_IPADDR") or _said("SLURM_SRUN_COMM_HOST") or "127.0.0.1"
+    return f"{host}:{PORTS + _number('SLURM_JOB_ID') % PORTS}"
 
 
 def _deadline(minutes: int | None, warning: int) -> float | None:

@@ -44,7 +44,7 @@ def run_steps(
             TERM the process waits to be killed.
 
     Raises:
-        UserError: There is no such stage or element.
+        UserError: There is no such stage or element, or several tasks cannot share it.
         Interrupted: A stop was asked for; progress is safe.
     """
     steps = [step for step in STEPS if what in (step.name, step.stage)]
@@ -56,10 +56,17 @@ def run_steps(
     if not (index.isdigit() and of.isdigit() and int(index) < int(of)):
         raise UserError(f"--element={element} is not like 0/4: which element, of how many")
     allocation = of_slurm() if batch else Allocation(cpus, gpus)
+    alone = [step.name for step in steps if not step.ranked]
+    if allocation.world > 1 and alone:
+        raise UserError(
+            f"{alone[0]} is not shared by the tasks of a job, and this one has {allocation.world}",
+            "only train is; for tokenize use --array",
+        )
     run = root / "runs" / config.name
-    snapshot.record(run)
-    if batch:
-        _show_log(run / "logs", what)
+    if not allocation.rank:
+        snapshot.record(run)
+        if batch:
+            _show_log(run / "logs", what)
     stop = listen(allocation.deadline)
     stop.on_signals(signal.SIGINT)
     try:

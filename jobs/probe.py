@@ -22,11 +22,21 @@ def check_packages(config: Config) -> None:
 
 
 def check_device(config: Config, gpus: int) -> None:
-    """Raise `UserError` if the settings need a GPU, and there is none."""
+    """Raise `UserError` if the settings need a GPU, and none is asked for: first reason first."""
     train = config.train
-    if not gpus and (train.precision == "fp16" or train.weights == "nf4"):
-        asked = "train.weights=nf4" if train.weights == "nf4" else "train.precision=fp16"
-        raise UserError(f"{asked} needs a GPU, and there is none here", "use int8, and auto")
+    here = "and there is none here"
+    if not gpus and train.weights == "nf4":
+        why = "on a CPU nothing is learned after the first validation"
+        raise UserError(
+            f"train.weights=nf4 needs a GPU, {here}: {why}", "use train.weights=int8, or gpus: 1"
+        )
+    if not gpus and train.precision == "fp16":
+        why = "on a CPU it is slower than fp32, and overflows"
+        raise UserError(
+            f"train.precision=fp16 needs a GPU, {here}: {why}", "use train.precision=auto"
+        )
+    if not gpus and train.attention == "flash":
+        raise UserError(f"train.attention=flash needs a GPU, {here}", "use train.attention=auto")
 
 
 def probe(config: Config, root: Path) -> int | None:

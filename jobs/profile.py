@@ -24,7 +24,8 @@ class Resources(Section):
     """What a job asks for. What is None is not asked for, so the site's own default holds.
 
     `time`: limit, in minutes or as SLURM writes it (`D-HH:MM:SS`). `mem`, `mem_per_cpu`: as SLURM
-    writes it (`64G`); at most one. `gpus`: a node's, or `gres` where a site wants that
+    writes it (`64G`); at most one. `nodes`, `tasks_per_node`: for train only, a process each, which
+    share every step; with GPUs one a GPU. `gpus`: a node's, or `gres` where a site wants that
     (`gpu:rtx8000:1`). `parallel`: elements of an array that run at once. `setup`: shell lines
     before the job starts, such as `module load`. `sbatch`: any other option, by its long name.
     `where`: `login` runs it in the foreground before anything is queued (download only).
@@ -39,6 +40,8 @@ class Resources(Section):
     cpus: int = Field(1, ge=1)
     mem: str | None = None
     mem_per_cpu: str | None = None
+    nodes: int = Field(1, ge=1)
+    tasks_per_node: int = Field(1, ge=1)
     gpus: int = Field(0, ge=0)
     gres: str | None = None
     parallel: int = Field(256, ge=1)
@@ -89,6 +92,10 @@ class Resources(Section):
             raise ValueError("set at most one of mem, mem_per_cpu")
         if self.gpus and self.gres:
             raise ValueError("set at most one of gpus, gres")
+        if 0 < self.granted_gpus < self.tasks_per_node:
+            raise ValueError(
+                f"{self.tasks_per_node} tasks of a node cannot share {self.granted_gpus} GPU"
+            )
         return self
 
     @property
@@ -102,7 +109,10 @@ class Resources(Section):
         """What is asked for, in a line."""
         memory = self.mem or (f"{self.mem_per_cpu} a core" if self.mem_per_cpu else None)
         gpus = self.gres or (f"{self.gpus} GPU" if self.gpus else None)
-        parts = (self.partition, f"{self.cpus} cpu", memory, gpus, f"{self.time} min")
+        nodes = f"{self.nodes} nodes" if self.nodes > 1 else None
+        tasks = f"{self.tasks_per_node} tasks a node" if self.tasks_per_node > 1 else None
+        each = f"{self.cpus} cpu"
+        parts = (self.partition, nodes, tasks, each, memory, gpus, f"{self.time} min")
         return ", ".join(filter(None, parts))
 
 
@@ -138,6 +148,8 @@ class Profile(Section):
                 raise ValueError(f"{name!r} is no stage; {nearest(name, known)}")
             if resources.where == "login" and not name.startswith("download"):
                 raise ValueError(f"{name} cannot run on the login node, only download can")
+            if resources.nodes * resources.tasks_per_node > 1 and not name.startswith("train"):
+                raise ValueError(f"{name} cannot have several tasks a job, only train can")
         return jobs
 
     def resources(self, step: str) -> Resources:

@@ -141,15 +141,16 @@ def _submit(
     executor.update_parameters(
         job_name=job_name(array.step, plan),
         time=resources.time,
-        nodes=1,
-        ntasks_per_node=1,
+        nodes=resources.nodes,
+        ntasks_per_node=resources.tasks_per_node,
         cpus_per_task=resources.cpus,
         array_parallelism=resources.parallel,
         signal_delay_s=profile.signal_seconds,
         stderr_to_stdout=True,
         wckey=None,
-        # whatever sbatch was told to leave out (SBATCH_EXPORT=NONE), the task needs what we set
-        srun_args=["--export=ALL"],
+        # whatever sbatch was told to leave out (SBATCH_EXPORT=NONE), the task needs what we set;
+        # and where one of several tasks fails, the others would wait for it
+        srun_args=["--export=ALL", "--kill-on-bad-exit=1"],
         setup=_setup(plan, resources),
         **_asked_for(resources),
         additional_parameters=_more(resources, waits, profile.kill_on_invalid_dep),

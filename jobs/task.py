@@ -83,7 +83,9 @@ def run_task(
     prepare(step, root)
     folder = logs_folder(root, config.name)
     folder.mkdir(parents=True, exist_ok=True)
-    journal = Journal(folder / f"{step}-{element}.json")
+    rank = allocation.rank
+    # what others read is of rank 0
+    journal = Journal(folder / f"{step}-{element}.{f'rank{rank}' if rank else 'json'}")
     journal.start(allocation, element, of)
     outcomes = {"done": 0, "adopted": 0, "skipped": 0}
     with _noting(journal, step, root):
@@ -94,18 +96,20 @@ def run_task(
                 f"{step} cannot start: not finished: {', '.join(needs)}",
                 f"run: make pipeline DATASET={config.dataset.id}",
             )
-        journal.count_idle(progress_mark(node.work.folder))
+        if not rank:
+            journal.count_idle(progress_mark(node.work.folder))
         mine = node.items[element::of]
         journal.tell = _log
         ctx = Context(
             stop=stop,
             progress=journal.progress,
-            log=_log,
+            log=_log if not rank else lambda text: _log(f"rank {rank}: {text}"),
             cpus=allocation.cpus,
             gpus=allocation.gpus,
-            rank=allocation.rank,
+            rank=rank,
             local_rank=allocation.local_rank,
             world=allocation.world,
+            rendezvous=allocation.rendezvous,
             attempt=allocation.attempt,
             label=process_label(),
             gone=process_gone,

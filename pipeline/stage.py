@@ -81,6 +81,7 @@ class Step:
         tasks: The setting that says among how many tasks its items, which are independent, may be
             shared; "" where there is but one.
         exclusive: Its items are long; a lease keeps a second writer out.
+        ranked: Several processes may share an item; what it commits, rank 0 does.
         read_by: The step that alone reads its units. When that is finished they may be released.
     """
 
@@ -95,6 +96,7 @@ class Step:
     reads: tuple[str, ...] = ()
     tasks: str = ""
     exclusive: bool = False
+    ranked: bool = False
     read_by: str = ""
 
     def own_key(self, config: Config) -> str:
@@ -223,11 +225,12 @@ def run_item(work: Work, item: Item, ctx: Context) -> str:
         return "skipped"
     ctx.stop.check()
     work.folder.mkdir(parents=True, exist_ok=True)
-    sweep(work.folder)
+    if not ctx.rank:
+        sweep(work.folder)
     with _lease(work, item, ctx) as guard:
         if work.done(item):
             return "skipped"
-        for twin in twins(work.folder, item.name):
+        for twin in () if ctx.rank else twins(work.folder, item.name):
             if adopt(twin, work.folder, stamp, guard):
                 return "adopted"
         bound = replace(
@@ -239,7 +242,8 @@ def run_item(work: Work, item: Item, ctx: Context) -> str:
         )
         with damage_set_aside():
             work.step.run(work.step.view(work.config), item, work.inputs, bound)
-    if not work.done(item):
+    # what rank 0 has committed may take a while to be seen elsewhere
+    if not ctx.rank and not work.done(item):
         raise InputError(
             f"{work.step.name}: {item.name} ended without a valid {work.folder / item.name}"
         )

@@ -48,9 +48,10 @@ run() {
         fi
         options+=("--element=$element/$SLURM_ARRAY_TASK_COUNT")
     fi
-    # the trap: until Python listens, the signal would end it
+    # the trap: until Python listens, the signal would end it. --wait: where one of several tasks
+    # fails, the others would wait for it; all that are told to end do so within seconds
     # shellcheck disable=SC2016
-    srun --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' "$python" -m jobs run "$stage" --batch \
+    srun --export=ALL --wait=60 sh -c 'trap "" USR2; exec "$0" "$@"' "$python" -m jobs run "$stage" --batch \
         --dataset="$DATASET" "${options[@]}" -- "$@" || code=$?
     # 75: told to end, progress is safe. It goes on when the job runs again.
     [ "$code" != 75 ] || { scontrol requeue "$task" && code=0; }

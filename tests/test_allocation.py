@@ -44,6 +44,20 @@ def test_what_slurm_says_is_taken() -> None:
     assert (given.job, given.cpus, given.gpus, given.attempt) == ("100_7", 3, 2, 4)
     assert (given.rank, given.local_rank, given.world) == (1, 1, 2)
     assert given.deadline is None
+    assert given.rendezvous == "127.0.0.1:15107"
+
+
+@pytest.mark.usefixtures("in_a_job")
+def test_tasks_meet_where_the_first_is_and_each_has_its_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.1.2.3")
+    monkeypatch.setenv("SLURM_JOB_ID", "65000003")
+    assert of_slurm().rendezvous == "10.1.2.3:20003"
+    monkeypatch.setenv("SLURM_GPUS_PER_TASK", "1")
+    assert (of_slurm().rank, of_slurm().local_rank) == (1, 0), "it sees one, the first"
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert of_slurm().rendezvous == ""
 
 
 def test_the_end_is_known_from_slurm_or_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from test_train import Killed, StopAfter, metrics, train
 from pipeline.config import Config
 from pipeline.dag import find
 from pipeline.errors import UserError
+from pipeline.model.checkpoint import State
 from pipeline.model.board import Board
 from pipeline.model.journal import Journal
 from pipeline.report.curve import read_curve
@@ -107,7 +108,7 @@ def test_tensorboard_itself_shows_it_once(tmp_path: Path) -> None:
 
 
 def test_without_the_setting_nothing_of_it_is_needed(tmp_path: Path) -> None:
-    Journal(tmp_path, 0, 1).add(step(1))
+    Journal(tmp_path, State(attempts=1)).add(step(1))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 

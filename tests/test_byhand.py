@@ -13,8 +13,10 @@ from cluster.fixture import Cluster
 from conftest import SMALL
 from queued import HERE, Queued, adapter, repeated
 
+from jobs.byhand import run_steps
 from pipeline.config import Config
 from pipeline.dag import STAGES, find
+from pipeline.errors import UserError
 
 SCRIPTS = [HERE / "slurm" / f"{stage}.sbatch" for stage in STAGES]
 SMALLER = ("--mem=2000M", "--cpus-per-task=1", "--gpus-per-node=0")
@@ -24,6 +26,16 @@ SMALLER = ("--mem=2000M", "--cpus-per-task=1", "--gpus-per-node=0")
 def test_a_script_is_short_and_bash(script: Path) -> None:
     assert script.read_text().count("\n") < 40
     subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_several_tasks_share_a_training_and_nothing_else(
+    small: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    for stage in ("download", "decompress", "tokenize", "evaluate"):
+        with pytest.raises(UserError, match=r"by the tasks of a job, and this one has 2"):
+            run_steps(small(), tmp_path, stage, batch=True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slurm

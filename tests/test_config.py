@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from tiny import POSITIONS
 
+from jobs.probe import check_device
 from pipeline import dag, registry
 from pipeline.config import Config, differences, freeze, keyed, resolve, thaw
 from pipeline.errors import UserError
@@ -241,6 +242,7 @@ def test_a_wrong_setting_is_told_with_its_name_value_and_rule(word: str, told: s
         (["train.tokens=5", "train.epochs=1"], "at most one of train.tokens, train.epochs"),
         (["train.steps=5", "train.epochs=1"], "at most one of train.tokens, train.epochs"),
         (["train.batch=4"], "train.micro_batch=8 is more than train.batch=4"),
+        (["train.attention=flash", "train.precision=fp32"], "flash computes in bf16 or fp16 only"),
         (["train.lr=1", "train.lr.x=2"], "goes into lr, which another word sets to 1"),
         (["model.path=/x"], "name exactly one of repo, path, package"),
         (["train.length=4096"], "train.length=4096 is longer than the model's context of 2048"),
@@ -248,6 +250,25 @@ def test_a_wrong_setting_is_told_with_its_name_value_and_rule(word: str, told: s
 )
 def test_an_impossible_combination_is_refused(overrides: list[str], told: str) -> None:
     assert told in refused(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        (
+            "weights=nf4",
+            "a CPU nothing is learned after the first validation. use train.weights=int8",
+        ),
+        ("precision=fp16", "slower than fp32, and overflows. use train.precision=auto"),
+        ("attention=flash", "train.attention=flash needs a GPU, and there is none here. use"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_where_none_is_asked_for(word: str, told: str) -> None:
+    config = resolve("nih", overrides=[f"train.{word}"])
+    check_device(config, 1)
+    with pytest.raises(UserError) as caught:
+        check_device(config, 0)
+    assert told in str(caught.value)
 
 
 def test_the_context_of_a_local_model_is_known(models: Callable[[str], Path]) -> None:

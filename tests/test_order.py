@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.order import Order, shuffled
+from pipeline.data.order import Order, lot, shuffled
 
 
 @given(st.integers(0, 3000), st.integers(0, 2**64 - 1), st.integers(0, 1000))
@@ -76,6 +76,26 @@ def test_a_late_step_costs_what_an_early_one_does() -> None:
     late = order.windows(10**12)
     epoch, place = divmod(64 * 10**12, 1000)
     assert late[0] == shuffled(1000, 0, epoch)[place]
+
+
+@given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 10**6))
+def test_a_step_shuffles_only_the_epochs_that_it_is_in(count: int, batch: int, step: int) -> None:
+    """So resuming at step 10^6 costs what it costs at step 10."""
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[int] = []
+        patch.setattr(
+            "pipeline.data.order.shuffled", lambda n, s, e: asked.append(e) or shuffled(n, s, e)
+        )
+        Order(count, batch, 0).windows(step)
+    first, last = step * batch // count, ((step + 1) * batch - 1) // count
+    assert asked == list(range(first, last + 1))
+
+
+def test_every_step_and_rank_has_random_numbers_of_its_own() -> None:
+    seen = {lot(seed, step, rank) for seed in range(10) for step in range(50) for rank in range(8)}
+    assert len(seen) == 4000
+    assert lot(0, 0, 0) == 2558736989570252433, "pinned: it decides what a resumed run drops out"
+    assert 0 <= lot(2**63 - 1, 10**9, 1023) < 2**64
 
 
 @pytest.mark.parametrize("seed", [0, 2**32, 2**63, 2**64 - 1])

@@ -71,6 +71,20 @@ def test_gpus_are_counted_in_gres(gres: str, count: int) -> None:
     assert profiles.Resources(gres=gres).granted_gpus == count
 
 
+def test_training_may_have_several_tasks_one_a_gpu_and_nothing_else(write: Write) -> None:
+    wide = {"nodes": 2, "tasks_per_node": 4, "gres": "gpu:a100:4", "cpus": 8}
+    train = find_profile(write(jobs={"train": wide})).resources("train.train")
+    assert (train.nodes, train.tasks_per_node, train.granted_gpus) == (2, 4, 4)
+    assert train.told() == "2 nodes, 4 tasks a node, 8 cpu, gpu:a100:4, 240 min"
+    for jobs, told in (
+        ({"train": {**wide, "gres": "gpu:2"}}, "4 tasks of a node cannot share 2 GPU"),
+        ({"evaluate": {"nodes": 2}}, "evaluate cannot have several tasks a job, only train can"),
+        ({"default": {"tasks_per_node": 2}}, "default cannot have several tasks a job"),
+    ):
+        with pytest.raises(UserError, match=told):
+            find_profile(write(jobs=jobs))
+
+
 @pytest.mark.parametrize(
     ("time", "minutes"),
     [(90, 90), ("90", 90), ("30:00", 30), ("47:55:00", 2875), ("2-00", 2880), ("1-00:00:30", 1441)],

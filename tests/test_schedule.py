@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.model.schedule import Kind, rate
 
-KINDS: tuple[Kind, ...] = ("cosine", "linear", "constant")
+KINDS: tuple[Kind, ...] = ("cosine", "linear", "constant")  # those that never rise again
 SHAPES = st.tuples(
     st.integers(1, 400), st.floats(1e-6, 1.0), st.floats(0.0, 1.0), st.floats(0.0, 0.9)
 )
@@ -75,3 +75,35 @@ def test_beyond_the_end_it_stays_at_the_floor(
 def test_the_shortest_trainings_have_a_rate(kind: Kind, total: int, warmup: int) -> None:
     for value in curve(total, 1.0, 0.1, warmup, kind):
         assert 0.1 <= value <= 1.0
+
+
+def test_a_cyclic_rate_falls_and_rises_in_equal_lines_and_ends_low() -> None:
+    found = [rate(step, 36, 1.0, 0.2, 6, "cyclic", 3) for step in range(36)]
+    assert found[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0]), "the first rise"
+    line = (36 - 1 - 6) / 5
+    for number in range(6):
+        low = number % 2 == 1
+        assert rate_at(6 + number * line) == pytest.approx(0.2 if low else 1.0)
+    assert found[-1] == pytest.approx(0.2)
+    slopes = [b > a for a, b in pairwise(found[6:])]
+    assert sum(a != b for a, b in pairwise(slopes)) == 4, "down, up, down, up, down"
+
+
+def rate_at(place: float) -> float:
+    """The cyclic rate between two steps."""
+    return rate(place, 36, 1.0, 0.2, 6, "cyclic", 3)  # type: ignore[arg-type]
+
+
+@given(SHAPES, st.integers(1, 9), st.integers(0, 1000))
+def test_a_cyclic_rate_keeps_within_its_bounds_and_once_is_linear(
+    shape: tuple[int, float, float, float], cycles: int, beyond: int
+) -> None:
+    total, peak, floor, share = shape
+    warmup = math.ceil(share * (total - 1))
+    tiny = 1e-9 * peak
+    found = [rate(step, total, peak, floor, warmup, "cyclic", cycles) for step in range(total)]
+    assert all(floor * peak - tiny <= value <= peak + tiny for value in found[warmup:])
+    last = rate(total + beyond, total, peak, floor, warmup, "cyclic", cycles)
+    assert last == pytest.approx(floor * peak, abs=tiny)
+    once = [rate(step, total, peak, floor, warmup, "cyclic", 1) for step in range(total)]
+    assert once == pytest.approx(curve(total, peak, floor, warmup, "linear"))

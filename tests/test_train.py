@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,15 +12,23 @@ from typing import Any
 
 import pytest
 from conftest import advance
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.config import Config
 from pipeline.dag import Node, find
 from pipeline.errors import CorruptInput, Interrupted, UserError
 from pipeline.receipt import hash_file
-from pipeline.stage import Context, run_item
+from pipeline.stage import Context, Item, run_item
 from pipeline.stop import Stop
 
 Small = Callable[..., Config]
+
+
+@pytest.fixture
+def root(prepared: Path, tmp_path: Path) -> Path:
+    """A root in which training comes next."""
+    return Path(shutil.copytree(prepared, tmp_path / "root"))
 
 
 class StopAt(Stop):
@@ -219,6 +228,99 @@ def test_the_adapter_opens_with_peft(small: Small, prepared: Path, tmp_path: Pat
     learned = [p for n, p in adapted.named_parameters() if "lora_B" in n]
     assert learned
     assert all(p.abs().sum() > 0 for p in learned)
+
+
+def test_an_adapter_is_chosen_and_a_training_ended_by_held_out_loss(
+    small: Small, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At this rate the first steps go too far."""
+    words = ("train.lr=0.1", "train.warmup=0", "train.steps=30", "train.validate_every=2")
+    node = train(small(*words, "train.stop_after=1"), root)
+    (receipt,) = node.done.values()
+    rows = [row for row in metrics(node) if row["kind"] == "validation"]
+    losses = {row["step"]: row["loss"] for row in rows}
+    best = min(losses, key=lambda step: losses[step])
+    assert receipt.facts["stopped_early"]
+    assert (receipt.facts["best_step"], receipt.facts["best_loss"]) == (best, losses[best])
+    assert max(losses) == receipt.facts["steps"] == best + 2 < 30
+    said = f"stopped early at step {best + 2} of 30: 1 validations without a better loss"
+    assert said in capsys.readouterr().out
+
+
+def test_what_is_written_at_each_validation_can_be_read(small: Small, root: Path) -> None:
+    node = train(small("train.sample_tokens=60"), root)
+    text = (node.work.folder / "best" / "samples.txt").read_text()
+    for step, row in enumerate(r for r in metrics(node) if r["kind"] == "validation"):
+        assert f"=== step {3 * step}, validation loss {row['loss']:.4f}\n    " in text
+    assert text.count("\n  ▶\n") == 3
+    assert max(map(len, text.splitlines())) <= 100
+    assert all(c.isprintable() for c in text.replace("\n", ""))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4])
+def test_another_micro_batch_continues_the_same_data_order(
+    small: Small, root: Path, prepared: Path, tmp_path: Path, micro_batch: int
+) -> None:
+    shutil.copytree(prepared, tmp_path / "whole")
+    whole = train(small(), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(small(), root, StopAfter(find(small(), root, "train.train").work.folder, 3))
+    node = train(small(f"train.micro_batch={micro_batch}"), root)
+    rows, wanted = ([r for r in metrics(n) if r["kind"] == "step"] for n in (node, whole))
+    assert [row["tokens"] for row in rows] == [row["tokens"] for row in wanted]
+    for row, other in zip(rows, wanted, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=2e-3)
+
+
+def test_checkpoints_of_another_corpus_are_refused(small: Small, root: Path) -> None:
+    config = small()
+    with pytest.raises(Interrupted):
+        train(config, root, StopAfter(find(config, root, "train.train").work.folder, 3))
+    node = find(config, root, "train.train")
+    assert node.items is not None
+    item = Item("best", node.items[0].inputs | {"tokenize.shards": "another"})
+    with pytest.raises(UserError) as caught:
+        run_item(node.work, item, Context(log=print))
+    folder = node.work.folder
+    assert str(caught.value) == (
+        f"{folder} holds a training on other data: tokenize.shards changed since. to begin anew on "
+        f"what is there now, remove it: rm -r {folder}"
+    )
+    assert train(config, root).complete, "nothing was lost"
+
+
+def test_a_schedule_of_another_length_is_refused(
+    small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small()
+    with pytest.raises(Interrupted):
+        train(config, root, StopAfter(find(config, root, "train.train").work.folder, 3))
+    monkeypatch.setattr("pipeline.model.training._steps", lambda *_: 60)
+    with pytest.raises(UserError, match=r"schedule of 6 steps, and now there would be 60\."):
+        train(config, root)
+
+
+@pytest.mark.slow
+def test_wherever_it_is_interrupted_and_however_often_it_ends_the_same(
+    small: Small, prepared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Stopped after that step (positive), which saves, or killed after it (negative)."""
+    config = small("train.dropout=0.1", "train.checkpoint_every=1")
+    place = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("whole") / "root"))
+    whole = result(train(config, place))
+
+    @settings(max_examples=8, deadline=None, database=None)
+    @given(st.lists(st.integers(-6, 6), min_size=1, max_size=4))
+    def check(moments: list[int]) -> None:
+        root = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("broken") / "root"))
+        folder = find(config, root, "train.train").work.folder
+        for moment in moments:
+            stop = StopAfter(folder, abs(moment), Killed if moment < 0 else None)
+            with contextlib.suppress(Interrupted, Killed):
+                train(config, root, stop)
+        assert result(train(config, root)) == whole
+
+    check()
 
 
 def test_4_bits_on_a_cpu_are_refused(small: Small, prepared: Path, tmp_path: Path) -> None:

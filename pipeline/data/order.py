@@ -23,6 +23,18 @@ def shuffled(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
         return order
 
 
+def lot(seed: int, step: int, rank: int) -> int:
+    """What seeds the random numbers of a step (dropout): a pure function, too, 64 bits.
+
+    So no generator's state has to be saved, by any rank, and a step can be done again.
+    """
+    with np.errstate(over="ignore"):
+        mixed = _mix(np.uint64(seed))
+        for number in (step, rank):
+            mixed = _mix(mixed + np.uint64(number))
+    return int(mixed)
+
+
 def _mix(x: Any) -> Any:
     """Of uint64, a number or an array."""
     x = x + np.uint64(0x9E3779B97F4A7C15)

@@ -128,6 +128,41 @@ class Batch:
         mask = torch.zeros(same.shape, dtype=dtype, device=same.device)
         return mask.masked_fill(~(same & causal), torch.finfo(torch.bfloat16).min)[:, None]
 
+    def by_length(self) -> tuple[dict[str, Any], torch.Tensor]:
+        """All pieces in one row without padding, told apart by length: what FlashAttention takes.
+
+        Returns:
+            Arguments of a transformers model, `input_ids` and `position_ids` of them (1, tokens);
+            and targets, (tokens,).
+        """
+        import torch
+
+        real = self.segments >= 0
+        positions = self.positions[real]
+        starts = (positions == 0).nonzero().flatten()
+        ends = torch.cat([starts, starts.new_tensor([len(positions)])]).to(torch.int32)
+        longest = int(ends.diff().max())
+        arguments = {
+            "input_ids": self.inputs[real][None],
+            "position_ids": positions[None],
+            "cu_seq_lens_q": ends,
+            "cu_seq_lens_k": ends,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
+        return arguments, self.targets[real]
+
+    def by_mask(self) -> tuple[dict[str, Any], torch.Tensor]:
+        """Windows and their mask: arguments of a transformers model; and targets, (slots,)."""
+        import torch
+
+        arguments = {
+            "input_ids": self.inputs,
+            "attention_mask": self.mask(torch.float32),
+            "position_ids": self.positions,
+        }
+        return arguments, self.targets.flatten()
+
     def to(self, device: Any) -> Batch:
         """The same batch on a device."""
         return Batch(

@@ -1,22 +1,29 @@
 """Checkpoints: the state of a training as the files of one unit, `step-…`.
 
-`trainable.safetensors` (what is learned: adapters, or all weights), `optimizer.pt` (optimizer,
-gradient scaler, random generators; loads with `weights_only`), `state.json` (numbers).
+`trainable.safetensors` (what is learned: adapters, or all weights), `optimizer.pt` (optimizer and
+gradient scaler; loads with `weights_only`), `state.json` (numbers). The order of the data, the
+learning rate and all random numbers are pure functions of the seed and of the step.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
+import shlex
 import shutil
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CorruptInput
+from pipeline.errors import CorruptInput, UserError
 from pipeline.files import open_as_umask
-from pipeline.receipt import set_aside
+from pipeline.model.guard import Memory
+from pipeline.receipt import NAME as RECEIPT
+from pipeline.receipt import load, set_aside
 from pipeline.stage import Context
+
+LAG = 90.0
 
 
 @dataclass
@@ -24,7 +31,11 @@ class State:
     """Where a training stands, at a step boundary.
 
     `step`: optimizer steps taken. `tokens`: targets seen. `seconds`: spent in steps, all attempts.
-    `validated`: the last step that was validated. `attempts`: starts so far.
+    `validated`: the last step that was validated; `stale`: validations in a row that were not
+    better. `attempts`: starts so far. `precision`: as the first step resolved it. `total`: steps
+    of the schedule. `micro_batch`: windows that memory has allowed, 0 if it was never short.
+    `good_step`: the newest checkpoint at which no step was being skipped; `rollbacks`: returns to
+    such a one, `slowdown`: the share of the learning rate that they have left.
     """
 
     step: int = 0
@@ -36,6 +47,13 @@ class State:
     best_loss: float = float("inf")
     attempts: int = 0
     precision: str = ""
+    total: int = 0
+    stale: int = 0
+    micro_batch: int = 0
+    good_step: int = -1
+    rollbacks: int = 0
+    slowdown: float = 1.0
+    guard: Memory = field(default_factory=Memory)
 
 
 def trainable(model: Any) -> dict[str, Any]:
@@ -50,13 +68,7 @@ def save(folder: Path, model: Any, optimizer: Any, scaler: Any, state: State) ->
 
     weights = {name: p.detach().contiguous() for name, p in trainable(model).items()}
     save_file(weights, folder / "trainable.safetensors")
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    rest = {
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "random": torch.get_rng_state(),
-        "random_cuda": cuda,
-    }
+    rest = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
     # a file, not its name: with that torch does not say that the disk is full
     with (folder / "optimizer.pt").open("wb") as file:
         torch.save(rest, file)
@@ -66,11 +78,12 @@ def save(folder: Path, model: Any, optimizer: Any, scaler: Any, state: State) ->
 
 def read(folder: Path) -> State:
     """The numbers of a checkpoint."""
-    return State(**json.loads((folder / "state.json").read_text()))
+    content = json.loads((folder / "state.json").read_text())
+    return State(**content | {"guard": Memory(**content["guard"])})
 
 
 def restore(folder: Path, model: Any, optimizer: Any, scaler: Any) -> None:
-    """Put a checkpoint back into model, optimizer, scaler and the random generators.
+    """Put a checkpoint back into model, optimizer and scaler.
 
     Raises:
         CorruptInput: There is more than numbers in it.
@@ -87,9 +100,6 @@ def restore(folder: Path, model: Any, optimizer: Any, scaler: Any) -> None:
         raise CorruptInput(what, unit=folder) from None
     optimizer.load_state_dict(saved["optimizer"])
     scaler.load_state_dict(saved["scaler"])
-    torch.set_rng_state(saved["random"].cpu())
-    if saved["random_cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([state.cpu() for state in saved["random_cuda"]])
 
 
 def restore_weights(folder: Path, model: Any) -> None:
@@ -108,12 +118,24 @@ def name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def appeared(unit: Path) -> Path:
+    """A checkpoint, once this host sees what another has written: network file systems lag."""
+    end = time.monotonic() + LAG
+    while not (unit / RECEIPT).exists() and time.monotonic() < end:
+        time.sleep(1.0)
+    return unit
+
+
 def newest(ctx: Context) -> Path | None:
     """The newest checkpoint that is sound, as is the best one it refers to.
 
-    Others are set aside, and it is said.
+    Damaged ones are set aside, and it is said.
+
+    Raises:
+        UserError: They were made from another corpus or base model.
     """
     for unit in sorted(ctx.folder.glob("step-*"), reverse=True):
+        _refuse_others(ctx, unit)
         if unit.exists() and _sound(ctx, unit):
             best = ctx.folder / name(read(unit).best_step)
             if best == unit or read(unit).best_step < 0 or _sound(ctx, best):
@@ -121,6 +143,18 @@ def newest(ctx: Context) -> Path | None:
             aside = set_aside(unit, "damaged")
             ctx.log(f"PASSED OVER {unit.name}, whose best is gone; it is now {aside.name}")
     return None
+
+
+def _refuse_others(ctx: Context, unit: Path) -> None:
+    """Raise `UserError` if a checkpoint of the same settings was made from other inputs."""
+    made, wanted = load(unit), ctx.stamp.inputs or {}
+    if made is None or made.key != ctx.stamp.key or made.inputs == wanted:
+        return
+    changed = sorted(k for k in {*made.inputs, *wanted} if made.inputs.get(k) != wanted.get(k))
+    raise UserError(
+        f"{unit.parent} holds a training on other data: {', '.join(changed)} changed since",
+        f"to begin anew on what is there now, remove it: rm -r {shlex.quote(str(unit.parent))}",
+    )
 
 
 def _sound(ctx: Context, unit: Path) -> bool:
@@ -136,8 +170,16 @@ def _sound(ctx: Context, unit: Path) -> bool:
         return False
 
 
-def retire(ctx: Context, best: int, keep: int) -> None:
-    """Remove checkpoints other than the newest `keep` and that of the step `best`."""
+def retire(ctx: Context, state: State, keep: int) -> None:
+    """Remove checkpoints other than the newest `keep`, the best, and the last good one."""
     for unit in sorted(ctx.folder.glob("step-*"))[:-keep]:
-        if unit.name != name(best):
+        if unit.name not in (name(state.best_step), name(state.good_step)):
             shutil.rmtree(set_aside(unit, "retired"), ignore_errors=True)
+
+
+def rewind(ctx: Context, step: int) -> Path | None:
+    """Remove the checkpoints after that step; the newest sound one of those that are left."""
+    for unit in ctx.folder.glob("step-*"):
+        if unit.name > name(step):
+            shutil.rmtree(set_aside(unit, "retired"), ignore_errors=True)
+    return newest(ctx)

@@ -137,6 +137,7 @@ def load_base(
     threshold: float = 6.0,
     keep: Sequence[str] = (),
     dropout: float = 0.0,
+    attention: str = "sdpa",
 ) -> Any:
     """The causal language model of a folder in HF form, frozen, in evaluation mode.
 
@@ -147,6 +148,7 @@ def load_base(
         threshold: Outlier threshold of LLM.int8 (arXiv 2208.07339).
         keep: Modules that stay unquantized, besides the output head.
         dropout: Of the model itself, whatever its configuration says: OPT and GPT-2 bring 0.1.
+        attention: How it is computed, by the name that transformers has for it.
 
     Raises:
         UserError: The folder does not hold a causal language model that transformers knows, or the
@@ -192,7 +194,7 @@ def load_base(
             dtype=dtype,
             quantization_config=quantization,
             device_map={"": str(device)} if quantization else None,
-            attn_implementation="sdpa",
+            attn_implementation=attention,
             local_files_only=True,
             trust_remote_code=False,
         )

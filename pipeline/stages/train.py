@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
+from pipeline.model import attention as attentions
 from pipeline.model import load
 from pipeline.model import optimizer as optimizers
 from pipeline.model import schedule as schedules
@@ -33,12 +34,22 @@ class TrainConfig(Section):
     `targets`: of LoRA, but under method full `dropout` is the model's; targets are module names, or
     all-linear.
 
-    `lr`: peak; `floor`: share of it at the end; `warmup`: share of the steps. `decay`: of matrices.
+    `lr`: peak; `floor`: share of it at the end; `warmup`: share of the steps; `cycles`: how often
+    a cyclic rate falls. `decay`: of matrices.
+
+    `spike`: a step whose perplexity or gradient norm is that many times its running median is
+    skipped, as is one that is not finite; null lets it pass. After more than `patience` in a row
+    training goes back to the last good checkpoint, `rollbacks` times at most, each time with
+    `rollback_rate` of the learning rate.
 
     `length`: slots of a window; None is the model's context, at most 1,024. `batch`: windows of an
     optimizer step; `micro_batch`: of a forward pass. At most one of `tokens`, `epochs`, `steps`
     sets the length of the training; without any it is one epoch, at most 500 M tokens.
 
+    `attention`, `compile` (by torch): how the model is computed; as with `micro_batch` and the kind
+    of GPU, results agree to rounding.
+
+    `stop_after`: end after so many validations in a row without a better loss; null: never.
     `validate_every`, `checkpoint_every`: in steps. `validation_documents`: lowest text hash first,
     those that fit into `validation_tokens`. `sample_tokens`: written on at each validation.
     `tensorboard`: whether that package, which is optional, is to show what metrics.jsonl holds.
@@ -59,11 +70,15 @@ class TrainConfig(Section):
     floor: float = Field(0.1, ge=0, le=1)
     warmup: float = Field(0.03, ge=0, lt=1)
     schedule: schedules.Kind = "cosine"
+    cycles: int = Field(4, ge=1)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0)
-    patience: int = free(5, ge=0)
+    spike: float | None = Field(10.0, gt=1)
+    patience: int = Field(5, ge=0)
+    rollbacks: int = Field(2, ge=0)
+    rollback_rate: float = Field(0.5, gt=0, lt=1)
 
     length: int | None = Field(None, ge=8)
     packing: Literal["best-fit", "pad"] = "best-fit"
@@ -75,7 +90,11 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = free(True)
     seed: int = Field(0, ge=0, lt=2**63)
 
+    attention: attentions.Wanted = free("auto")
+    compile: bool = free(False)
+
     validate_every: int = Field(100, ge=1)
+    stop_after: int | None = Field(None, ge=1)
     validation_documents: int = Field(200, ge=1)
     validation_tokens: int | None = Field(None, ge=1)
     sample_tokens: int = free(40, ge=1)
@@ -88,6 +107,11 @@ class TrainConfig(Section):
         if self.method == "full" and self.weights in ("int8", "nf4"):
             raise ValueError(
                 f"train.method=full cannot train weights={self.weights}; use fp32, or method=lora"
+            )
+        if self.attention == "flash" and self.precision == "fp32":
+            raise ValueError(
+                "train.attention=flash computes in bf16 or fp16 only; use train.precision=auto, or "
+                "attention=sdpa"
             )
         if [self.tokens, self.epochs, self.steps].count(None) < 2:
             raise ValueError("set at most one of train.tokens, train.epochs, train.steps")
@@ -134,7 +158,7 @@ STEPS = (
     Step(
         stage="train",
         name="train.train",
-        version=1,
+        version=2,
         uses=("train",),
         reads=("name", "model"),
         needs=("tokenize.shards", "tokenize.seal", "download.model"),
@@ -142,5 +166,6 @@ STEPS = (
         items=items,
         run=run,
         exclusive=True,
+        ranked=True,
     ),
 )

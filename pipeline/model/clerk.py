@@ -1,0 +1,152 @@
+"""What a training reads and writes while its loop runs: batches, checkpoints, validations, rows.
+
+Rank 0 writes, and the others wait for what came of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.corpus import Corpus
+from pipeline.data.encoder import Reference
+from pipeline.data.order import Order
+from pipeline.data.packing import Batch, Packing, make_batch
+from pipeline.errors import UserError
+from pipeline.model import checkpoint
+from pipeline.model.checkpoint import State
+from pipeline.model.journal import Journal
+from pipeline.model.loop import Hooks, Learner
+from pipeline.model.ranks import Ranks
+from pipeline.model.score import Windows, score
+from pipeline.model.write import write
+from pipeline.stage import Context
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+PROMPT = 24
+TOLD_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learned from and judged by: both splits, the packing, the order, the token ids."""
+
+    train: Corpus
+    packing: Packing
+    order: Order
+    ranks: Ranks
+    validation: Corpus
+    chosen: list[int]
+    prefix: int
+    end: int
+
+    def batches(self, step: int, micro_batch: int) -> Iterator[Batch]:
+        """This rank's micro-batches of a step, of at most so many windows."""
+        windows = self.ranks.share(self.order.windows(step))
+        for start in range(0, len(windows), micro_batch):
+            part = windows[start : start + micro_batch]
+            yield make_batch(self.train, self.packing, part, self.prefix, self.end)
+
+
+class Clerk:
+    """Does what the loop asks for.
+
+    Args:
+        config: Of the run.
+        ctx: Of the training.
+        base: Folder of the base model.
+        data: What is learned from and judged by.
+        learner: What learns.
+        state: As it begins.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        ctx: Context,
+        base: Path,
+        data: Data,
+        learner: Learner,
+        state: State,
+    ) -> None:
+        self.settings, self.ctx, self.data, self.learner = config.train, ctx, data, learner
+        self.state, self.ranks = state, data.ranks
+        if not ctx.rank:
+            self.journal = Journal(ctx.folder, state, config.train.tensorboard)
+            self.encoder = Reference(base)
+
+    def hooks(self) -> Hooks:
+        """What the loop calls."""
+        lead = self.ranks.lead
+        return Hooks(
+            batches=self.data.batches,
+            validate=lambda state: lead(lambda: self._validate(state)),
+            save=self._save,
+            back=self._back,
+            log=lambda row: None if self.ctx.rank else self._log(row),
+        )
+
+    def _save(self, state: State) -> None:
+        if not state.guard.in_a_row:
+            state.good_step = state.step
+        self.ranks.lead(lambda: self._write(state))
+
+    def _write(self, state: State) -> None:
+        name, learner = checkpoint.name(state.step), self.learner
+        if self.ctx.has(name) is None:
+            with self.ctx.commit(name) as draft:
+                parts = learner.model, learner.optimizer, learner.scaler
+                checkpoint.save(draft.path, *parts, state)
+        checkpoint.retire(self.ctx, state, self.settings.keep_checkpoints)
+
+    def _back(self, state: State) -> None:
+        """The last good checkpoint again, but for what was learned about the way from it."""
+        unit = self.ranks.lead(lambda: checkpoint.rewind(self.ctx, state.good_step))
+        if unit is None:
+            raise UserError("training diverged, and no good checkpoint is left", "try a lower lr")
+        parts = self.learner.model, self.learner.optimizer, self.learner.scaler
+        checkpoint.restore(checkpoint.appeared(unit), *parts)
+        kept = {name: getattr(state, name) for name in ("skipped", "attempts", "micro_batch")}
+        kept["rollbacks"] = state.rollbacks + 1
+        kept["slowdown"] = state.slowdown * self.settings.rollback_rate
+        vars(state).update(vars(checkpoint.read(unit)) | kept)
+
+    def _validate(self, state: State) -> float:
+        data, learner, stop = self.data, self.learner, self.ctx.stop
+        documents = [data.validation.document(i) for i in data.chosen]
+        windows = Windows(data.packing.length, data.packing.length, data.prefix)
+        how = learner.device, learner.precision
+        nll, tokens = score(learner.model, documents, windows, *how, stop=stop)
+        loss = float(nll.sum() / tokens.sum())
+        opening = documents[0][:PROMPT].tolist()
+        ends, length = (data.prefix, data.end), self.settings.sample_tokens
+        (text,) = write(learner.model, [opening], length, *ends, *how, stop=stop)
+        decode = self.encoder.decode
+        self.journal.sample(state.step, loss, decode(opening), decode(text))
+        return loss
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.journal.add(row)
+        step, total = row["step"], self.state.total
+        if "loss" in row:
+            name = "validation" if row["kind"] == "validation" else "loss"
+            told = {name: round(row["loss"], 4)}
+            self.ctx.progress(step, total, "steps", **told)
+            if name == "validation" or step % TOLD_EVERY == 0:
+                self.ctx.log(f"step {step} of {total}: {name} {told[name]}")
+        if row.get("skipped"):
+            self.ctx.log(f"step {step} of {total} SKIPPED: {row['why']}")
+        elif row["kind"] == "rollback":
+            self.ctx.log(
+                f"WENT BACK from step {row['of']} to step {step}; from here on the learning rate "
+                f"is {row['slowdown']:g} of what it was to be"
+            )
+        elif row["kind"] == "memory":
+            self.ctx.log(
+                f"OUT OF MEMORY at step {step}: going on with micro-batches of "
+                f"{row['micro_batch']}, the global batch is the same"
+            )

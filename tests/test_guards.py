@@ -1,0 +1,270 @@
+"""Every fault that a training is guarded against, injected, and what becomes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_loop import batches, changed, learner, weights
+from test_train import Killed, StopAfter, metrics, result, train
+
+from pipeline.config import Config
+from pipeline.dag import find
+from pipeline.data.packing import Batch
+from pipeline.errors import Interrupted, UserError
+from pipeline.model.guard import ENOUGH, REMEMBERED, Guard
+from pipeline.model.loop import Learner
+
+Small = Callable[..., Config]
+Fault = Callable[[int, float, int], float]
+"""`fault(step, rate, windows)`: what a micro-batch's loss is multiplied by; it may raise."""
+
+
+def inject(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
+    """Let every micro-batch of every training have that fault."""
+    step, compute = Learner.step, Learner._sum
+    now: list[Any] = [0, 0.0]
+
+    def noting(self: Learner, number: int, parts: Iterable[Batch], rate: float) -> dict[str, Any]:
+        now[:] = number, rate
+        return step(self, number, parts, rate)
+
+    def failing(self: Learner, batch: Batch) -> Any:
+        return compute(self, batch) * fault(*now, len(batch.inputs))
+
+    monkeypatch.setattr(Learner, "step", noting)
+    monkeypatch.setattr(Learner, "_sum", failing)
+
+
+def no_memory() -> float:
+    """As a GPU that is full."""
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+@pytest.fixture
+def root(prepared: Path, tmp_path: Path) -> Path:
+    """A root in which training comes next."""
+    return Path(shutil.copytree(prepared, tmp_path / "root"))
+
+
+def kinds(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["kind"] == kind]
+
+
+def facts(node: Any) -> dict[str, Any]:
+    (receipt,) = node.done.values()
+    return dict(receipt.facts)
+
+
+# What is not finite, and what leaps
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_is_skipped_counted_and_told(
+    small: Small,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    factor: float,
+) -> None:
+    inject(monkeypatch, lambda step, rate, windows: factor if step == 3 else 1.0)
+    node = train(small(), root)
+    assert (facts(node)["skipped"], facts(node)["rollbacks"]) == (1, 0)
+    (skipped,) = [row for row in kinds(metrics(node), "step") if row["skipped"]]
+    assert skipped["step"] == 4
+    assert f"step 4 of 6 SKIPPED: loss is {factor}" in capsys.readouterr().out
+
+
+def usual(guard: Guard, steps: int = ENOUGH) -> Guard:
+    for number in range(steps):
+        assert guard.judge(3.0 + number / 100, 1.0 + number / 100) == ""
+    return guard
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "why"),
+    [
+        (3.0 + math.log(10) + 0.2, 1.0, "loss is 5.503, and 3.075 was usual"),
+        (3.0, 11.0, "the gradient norm is 11, and 1.075 was usual"),
+        (3.0 + math.log(10) - 0.1, 1.0, ""),
+        (3.0, 9.0, ""),
+        (0.5, 0.001, ""),
+    ],
+)
+def test_what_leaps_out_of_the_steps_before_is_skipped(loss: float, norm: float, why: str) -> None:
+    guard = usual(Guard(5, spike=10.0))
+    assert guard.judge(loss, norm) == why
+    assert guard.memory.in_a_row == bool(why)
+    assert guard.judge(3.0, 1.0) == ""
+    assert guard.memory.in_a_row == 0
+
+
+def test_nothing_leaps_before_there_is_something_usual_or_where_it_may() -> None:
+    assert usual(Guard(5, 10.0), ENOUGH - 1).judge(50.0, 1e6) == ""
+    assert usual(Guard(5, None)).judge(50.0, 1e6) == ""
+
+
+def test_a_guard_remembers_only_the_newest_and_only_what_was_taken() -> None:
+    guard = usual(Guard(5, 10.0), 3 * REMEMBERED)
+    before = list(guard.memory.norms)
+    assert len(before) == REMEMBERED
+    assert guard.judge(3.0, 1e6)
+    assert guard.memory.norms == before
+
+
+def test_a_leap_leaves_no_trace_in_weights_or_optimizer(models: Callable[[str], Path]) -> None:
+    ours, undisturbed = learner(models), learner(models)
+    for each in (ours, undisturbed):
+        each.guard.spike = 10.0
+        for step in range(ENOUGH):
+            assert not each.step(step, batches((8,)), 1e-4)["skipped"]
+    compute = Learner._sum
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "_sum", lambda self, batch: compute(self, batch) * 20)
+        row = ours.step(ENOUGH, batches((8,)), 1e-4)
+    assert row["skipped"]
+    assert "was usual" in row["why"]
+    for each in (ours, undisturbed):
+        assert not each.step(ENOUGH + 1, batches((8,)), 1e-4)["skipped"]
+    assert changed(weights(ours), weights(undisturbed)) == 0
+
+
+# Going back
+
+STEPS = ("train.steps=9", "train.patience=1", "train.warmup=0", "train.schedule=constant")
+
+
+def until_slower(step: int, rate: float, windows: int) -> float:
+    """From step 5 on nothing is finite, until the learning rate is lower."""
+    return math.nan if step >= 5 and rate > 3e-3 else 1.0
+
+
+def test_after_too_many_in_a_row_it_goes_back_with_a_lower_rate(
+    small: Small, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inject(monkeypatch, until_slower)
+    node = train(small(*STEPS), root)
+    rows = metrics(node)
+    (back,) = kinds(rows, "rollback")
+    assert (back["step"], back["of"], back["slowdown"]) == (4, 7, 0.5)
+    taken = kinds(rows, "step")
+    assert [row["step"] for row in taken] == [1, 2, 3, 4, 5, 6, 7, 5, 6, 7, 8, 9]
+    assert [row["lr"] for row in taken] == pytest.approx([5e-3] * 7 + [2.5e-3] * 5)
+    assert (facts(node)["rollbacks"], facts(node)["skipped"]) == (1, 2)
+    assert "WENT BACK from step 7 to step 4" in capsys.readouterr().out
+    import torch
+    from safetensors.torch import load_file
+
+    learned = load_file(node.work.folder / "best" / "adapter_model.safetensors")
+    assert all(torch.isfinite(value).all() for value in learned.values())
+
+
+def test_when_lower_rates_do_not_help_it_ends_with_an_account(
+    small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(monkeypatch, lambda step, rate, windows: math.nan if step >= 5 else 1.0)
+    config = small(*STEPS)
+    with pytest.raises(UserError) as caught:
+        train(config, root)
+    assert str(caught.value) == (
+        "training diverged: steps were skipped 2 times in a row, the last, step 7, because loss is "
+        "nan and the gradient norm nan; it has gone back to an earlier checkpoint 2 times, and the "
+        "learning rate was down to 0.00125. the checkpoint of step 4 is kept; try a lower "
+        "train.lr, or train.precision=bf16"
+    )
+    node = find(config, root, "train.train")
+    assert not node.complete
+    assert (node.work.folder / "step-00000004" / "receipt.json").exists()
+
+
+@pytest.mark.slow
+def test_all_that_is_the_same_wherever_it_is_interrupted(
+    small: Small, prepared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Stopped, which saves, or killed: what the guards go by is in what is saved."""
+    with pytest.MonkeyPatch.context() as patch:
+        inject(patch, until_slower)
+        config = small(*STEPS)
+        place = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("whole") / "root"))
+        whole = train(config, place)
+
+        @settings(max_examples=6, deadline=None, database=None)
+        @given(st.lists(st.integers(-9, 9), min_size=1, max_size=3))
+        def check(moments: list[int]) -> None:
+            root = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("broken") / "root"))
+            folder = find(config, root, "train.train").work.folder
+            for moment in moments:
+                stop = StopAfter(folder, abs(moment), Killed if moment < 0 else None)
+                with contextlib.suppress(Interrupted, Killed):
+                    train(config, root, stop)
+            node = train(config, root)
+            assert result(node) == result(whole)
+            for name in ("skipped", "rollbacks", "best_step"):
+                assert facts(node)[name] == facts(whole)[name]
+
+        check()
+
+
+# Memory
+
+
+def test_where_memory_is_short_micro_batches_are_halved_and_nothing_else(
+    small: Small, root: Path, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(prepared, tmp_path / "other")
+    words = ("train.batch=4", "train.dropout=0.1")
+    alone = train(small(*words, "train.micro_batch=1"), tmp_path / "other")
+    inject(monkeypatch, lambda step, rate, windows: no_memory() if windows > 1 else 1.0)
+    node = train(small(*words, "train.micro_batch=4"), root)
+    assert [row["micro_batch"] for row in kinds(metrics(node), "memory")] == [2, 1]
+    tokens = [[row["tokens"] for row in kinds(metrics(n), "step")] for n in (node, alone)]
+    assert tokens[0] == tokens[1], "the global batch is the same"
+    assert result(node) == result(alone), "and so are the weights, bit by bit"
+
+
+def test_a_micro_batch_that_memory_allowed_is_kept_over_a_restart(
+    small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(monkeypatch, lambda step, rate, windows: no_memory() if windows > 1 else 1.0)
+    config = small()
+    with pytest.raises(Interrupted):
+        train(config, root, StopAfter(find(config, root, "train.train").work.folder, 3))
+    assert len(kinds(metrics(train(config, root)), "memory")) == 1
+
+
+def test_one_window_that_is_too_much_is_told_in_a_line(
+    small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(monkeypatch, lambda step, rate, windows: no_memory())
+    with pytest.raises(UserError, match="one window at a time is too much for the GPU's memory"):
+        train(small(), root)
+
+
+def test_memory_that_does_not_suffice_for_the_optimizer_is_told_in_a_line(
+    models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = learner(models)
+    monkeypatch.setattr(ours.optimizer, "step", lambda *args, **kwargs: no_memory())
+    with pytest.raises(UserError, match="for the state of the optimizer"):
+        ours.step(0, batches((8,)), 1e-3)
+
+
+# Nothing is learned
+
+
+def test_gradients_that_vanish_later_end_a_training(
+    small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a 4-bit evaluation on a CPU; not only at the first step, which a restart has not."""
+    inject(monkeypatch, lambda step, rate, windows: 0.0 if step == 4 else 1.0)
+    with pytest.raises(UserError, match="no trainable weight received a gradient"):
+        train(small(), root)

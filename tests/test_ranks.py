@@ -1,0 +1,261 @@
+"""Two processes train as one does, agree on whatever happens to either, and one of them writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_guards import inject, no_memory
+from test_train import metrics, result, train
+
+from pipeline.config import Config
+from pipeline.dag import Node, find
+from pipeline.errors import Failure, Interrupted
+from pipeline.model.ranks import Ranks
+from pipeline.stage import Context, run_item
+from pipeline.stop import Stop
+
+pytestmark = pytest.mark.slow
+
+Small = Callable[..., Config]
+Work = Callable[[Context], Any]
+PATIENCE = 120.0
+
+
+def together(folder: Path, work: Work, world: int = 2) -> list[dict[str, Any]]:
+    """What becomes of `work` in each of `world` processes: its `value`, or `error` and `reason`.
+
+    They are forks: torch computes on the CPU in one thread, and what a test injects comes along.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = {}
+    for rank in range(world):
+        path = folder / f"rank-{rank}.json"
+        path.unlink(missing_ok=True)
+        children[rank] = os.fork()
+        if children[rank]:
+            continue
+        try:
+            there = f"127.0.0.1:{port}"
+            ctx = Context(log=print, rank=rank, local_rank=rank, world=world, rendezvous=there)
+            outcome: dict[str, Any] = {"value": work(ctx)}
+        except (Failure, Interrupted) as error:
+            outcome = {"error": type(error).__name__, "reason": str(error)}
+        except BaseException:
+            outcome = {"error": "defect", "reason": traceback.format_exc()}
+        path.write_text(json.dumps(outcome))
+        os._exit(0)
+    end = time.monotonic() + PATIENCE
+    for pid in children.values():
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() > end:
+                for other in children.values():
+                    os.kill(other, signal.SIGKILL)
+                raise AssertionError("the ranks wait for each other")
+            time.sleep(0.05)
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in children]
+
+
+def training(config: Config, root: Path, stops: dict[int, Stop] | None = None) -> Work:
+    """The train step, with a stop of its own for some ranks."""
+
+    def work(ctx: Context) -> str:
+        node = find(config, root, "train.train")
+        assert node.items is not None
+        stop = (stops or {}).get(ctx.rank, ctx.stop)
+        return run_item(node.work, node.items[0], replace(ctx, stop=stop))
+
+    return work
+
+
+@pytest.fixture
+def root(prepared: Path, tmp_path: Path) -> Path:
+    """A root in which training comes next."""
+    return Path(shutil.copytree(prepared, tmp_path / "root"))
+
+
+def trained(config: Config, root: Path) -> Node:
+    """The training, by two ranks."""
+    assert together(root.parent, training(config, root)) == [{"value": "done"}] * 2
+    return find(config, root, "train.train")
+
+
+def steps(node: Node) -> list[dict[str, Any]]:
+    return [row for row in metrics(node) if row["kind"] == "step"]
+
+
+def learned(node: Node) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    (path,) = (node.work.folder / "best").glob("*.safetensors")
+    return load_file(path)
+
+
+RECIPES = {
+    "lora-8bit": (),
+    "lora": ("train.weights=bf16",),
+    "full": ("train.method=full", "train.weights=fp32"),
+    "8-bit optimizer": ("train.optimizer=adamw8bit",),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_train_as_one_does(
+    small: Small, root: Path, prepared: Path, tmp_path: Path, recipe: str
+) -> None:
+    """In fp32, steps of an odd number of windows: losses and weights to rounding."""
+    shutil.copytree(prepared, tmp_path / "alone")
+    config = small("train.precision=fp32", "train.batch=5", *RECIPES[recipe])
+    alone, two = train(config, tmp_path / "alone"), trained(config, root)
+    for one, other in zip(steps(alone), steps(two), strict=True):
+        assert one["tokens"] == other["tokens"]
+        assert other["loss"] == pytest.approx(one["loss"], rel=2e-3)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=5e-2)
+    (receipt,) = two.done.values()
+    assert receipt.facts["ranks"] == 2
+    assert {row["attempt"] for row in metrics(two)} == {1}, "one of them writes"
+    if recipe == "full":
+        import torch
+
+        for name, value in learned(alone).items():
+            torch.testing.assert_close(learned(two)[name], value, rtol=1e-2, atol=5e-4)
+
+
+class StopAtStep(Stop):
+    """As if that signal came once the metrics hold a step."""
+
+    def __init__(self, folder: Path, step: int, by: signal.Signals) -> None:
+        super().__init__()
+        self.path, self.sign, self.by = folder / "metrics.jsonl", f'"step": {step},', by
+
+    @property
+    def reason(self) -> str | None:
+        """As of a Stop."""
+        if self.path.exists() and self.sign in self.path.read_text():
+            self.set("a test", self.by)
+        return super().reason
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_stops_both_and_what_follows_is_as_it_would_have_been(
+    small: Small, root: Path, prepared: Path, tmp_path: Path, rank: int
+) -> None:
+    shutil.copytree(prepared, tmp_path / "whole")
+    config = small("train.dropout=0.1")
+    whole = trained(config, Path(tmp_path / "whole"))
+    folder = find(config, root, "train.train").work.folder
+    stops = {rank: StopAtStep(folder, 4, signal.SIGTERM)}
+    both = together(tmp_path, training(config, root, stops))
+    reasons = ["a test" if r == rank else "another rank was asked to stop" for r in range(2)]
+    assert both == [{"error": "Interrupted", "reason": reason} for reason in reasons]
+    again = trained(config, root)
+    assert result(again) == result(whole), "each has random numbers of its own, and the same again"
+    assert [row["step"] for row in steps(again)] == [1, 2, 3, 4, 5, 6], "no step was done twice"
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_another_number_of_ranks_continues_the_same_data_order(
+    small: Small, root: Path, prepared: Path, tmp_path: Path, first: int
+) -> None:
+    whole = train(small(), Path(shutil.copytree(prepared, tmp_path / "whole")))
+    folder = find(small(), root, "train.train").work.folder
+    stop = StopAtStep(folder, 3, signal.SIGUSR2)
+    ended = together(tmp_path, training(small(), root, {0: stop}), first)
+    assert {outcome["error"] for outcome in ended} == {"Interrupted"}
+    then = 3 - first
+    assert {o["value"] for o in together(tmp_path, training(small(), root), then)} == {"done"}
+    rows, wanted = steps(find(small(), root, "train.train")), steps(whole)
+    assert [row["tokens"] for row in rows] == [row["tokens"] for row in wanted]
+    for row, other in zip(rows, wanted, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=2e-3)
+
+
+def test_memory_that_is_short_on_one_is_short_on_both(
+    small: Small, root: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(prepared, tmp_path / "other")
+    narrow = trained(small("train.micro_batch=1"), tmp_path / "other")
+    me = {"rank": 0}
+    inject(monkeypatch, lambda step, rate, n: no_memory() if me["rank"] and n > 1 else 1.0)
+    work = training(small(), root)
+
+    def noting(ctx: Context) -> Any:
+        me["rank"] = ctx.rank
+        return work(ctx)
+
+    assert together(tmp_path, noting) == [{"value": "done"}] * 2
+    node = find(small(), root, "train.train")
+    assert [row["micro_batch"] for row in metrics(node) if row["kind"] == "memory"] == [1]
+    assert result(node) == result(narrow)
+
+
+def test_a_fault_of_one_is_skipped_by_both(
+    small: Small, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = {"rank": 0}
+    bad = float("nan")
+    inject(monkeypatch, lambda step, rate, n: bad if me["rank"] and step == 2 else 1.0)
+    work = training(small(), root)
+
+    def noting(ctx: Context) -> Any:
+        me["rank"] = ctx.rank
+        return work(ctx)
+
+    assert together(tmp_path, noting) == [{"value": "done"}] * 2
+    node = find(small(), root, "train.train")
+    assert [row["step"] for row in steps(node) if row["skipped"]] == [3]
+    assert result(node)[1] < steps(node)[0]["loss"]
+
+
+def test_where_writing_fails_all_fail_alike(
+    small: Small, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise Failure("the disk is full")
+
+    monkeypatch.setattr("pipeline.model.checkpoint.save", full)
+    both = together(tmp_path, training(small(), root))
+    assert both == [{"error": "Failure", "reason": "the disk is full"}] * 2
+
+
+def test_more_ranks_than_windows_are_refused(small: Small, root: Path, tmp_path: Path) -> None:
+    words = "train.batch=1", "train.micro_batch=1"
+    both = together(tmp_path, training(small(*words), root))
+    assert [outcome["error"] for outcome in both] == ["UserError"] * 2
+    told = "2 ranks cannot share the 1 windows of a step"
+    assert all(outcome["reason"].startswith(told) for outcome in both)
+
+
+def test_one_that_waits_in_vain_sees_that_it_is_done(
+    small: Small, root: Path, tmp_path: Path
+) -> None:
+    """Rank 0 finds equal work under another key, or is quicker than the other's start."""
+    work = training(small(), root)
+
+    def alone(ctx: Context) -> Any:
+        if ctx.rank:
+            return work(ctx)
+        return work(replace(ctx, world=1))
+
+    assert together(tmp_path, alone) == [{"value": "done"}] * 2
+
+
+def test_one_alone_needs_nobody() -> None:
+    ranks = Ranks()
+    assert ranks.share([1, 2, 3]) == [1, 2, 3]
+    assert (ranks.total(1.0, 2.0), ranks.largest(3.0)) == ([1.0, 2.0], [3.0])
+    assert ranks.lead(lambda: 5) == ranks.in_turn(lambda: 5) == 5
+    shares = [list(Ranks(rank, 3).share(range(7))) for rank in range(3)]
+    assert shares == [[0, 3, 6], [1, 4], [2, 5]]
