@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import UserError
+from pipeline.model import attention
 
 if TYPE_CHECKING:
     import torch
@@ -196,7 +197,7 @@ def load_base(
             dtype=dtype,
             quantization_config=quantization,
             device_map={"": str(device)} if quantization else None,
-            attn_implementation="sdpa",
+            attn_implementation=attention.register() if device.type == "cpu" else "sdpa",
             local_files_only=True,
             trust_remote_code=False,
         )
