@@ -14,7 +14,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: pipeline fetch plan status logs cancel report export clean demo test test-fast \
-	cluster-up cluster-down bench-data lint format help
+	cluster-up cluster-down bench-data bench-train lint format help
 
 # What is run is said in the command itself: a NAME, FILE or MODEL that happens to be exported was
 # not meant for us (WSL exports NAME), and ours is not meant for the jobs.
@@ -93,6 +93,9 @@ cluster-down: ## Stop the test cluster and its jobs
 
 bench-data: ## Measure tokenizing beside its peers (bench/README.md); ARGS=--quick tries it
 	@$(call python,product) -m bench.data $(words)
+
+bench-train: ## Measure training beside its peers (bench/README.md); ARGS=--quick tries it
+	@$(call python,product demo) -m bench.train $(words)
 
 scripts = .ci/run $(wildcard env/*.sh tests/cluster/*.sh slurm/*.sh slurm/*.sbatch)
 

@@ -39,7 +39,7 @@ def compare(bench: Bench, chosen: list[peers.Peer], options: argparse.Namespace)
     """Run all systems and return what was found, as it is saved."""
     source = functools.cache(lambda: corpora.cached(DATA))
     make = functools.partial(corpora.make, folder=DATA, source=source)
-    unavailable = {peer.name: why for peer in chosen if (why := peers.build(peer))}
+    unavailable = {peer.name: why for peer in chosen if (why := peers.build(peer.pins))}
     all_cases: list[Case] = []
     ours, theirs = [], []
     for kind in KINDS:

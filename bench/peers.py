@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Peer:
     @property
     def python(self) -> Path:
         """Its interpreter."""
-        return ENVIRONMENTS / self.pins / "bin" / "python"
+        return interpreter(self.pins)
 
     def words(self, source: Path, out: Path, tokenizer: Path, workers: int) -> list[str]:
         """The command that tokenizes a corpus."""
@@ -71,29 +72,44 @@ def choose(names: str) -> list[Peer]:
     return [known[name] for name in names.split(",")]
 
 
-def build(peer: Peer) -> str:
-    """Make a peer's environment unless it is there.
+def interpreter(name: str) -> Path:
+    """The Python of an environment."""
+    return ENVIRONMENTS / name / "bin" / "python"
+
+
+def build(name: str, *, beside: bool = False) -> str:
+    """Make the environment of `peers/NAME.txt` unless it is there.
+
+    Args:
+        name: Of the list and of the environment.
+        beside: It sees this interpreter's packages, too, behind its own. For a peer that is a layer
+            over the very versions that we use: what is compared is the layer, and torch is large.
 
     Returns:
         Why it cannot be had; "" if it can.
     """
-    pins, home = PINS / f"{peer.pins}.txt", ENVIRONMENTS / peer.pins
-    done, log = home / "pins.txt", ENVIRONMENTS / f"{peer.pins}.log"
+    pins, home = PINS / f"{name}.txt", ENVIRONMENTS / name
+    done, log = home / "pins.txt", ENVIRONMENTS / f"{name}.log"
     if done.exists() and done.read_bytes() == pins.read_bytes():
         return ""
     print(
-        f"building bench/.envs/{peer.pins} (pip's output: bench/.envs/{peer.pins}.log)", flush=True
+        f"building bench/.envs/{name} (pip's output: bench/.envs/{name}.log)",
+        file=sys.stderr,
+        flush=True,
     )
     ENVIRONMENTS.mkdir(exist_ok=True)
     # the lists are complete: pip has nothing to resolve, which for some takes it many minutes
     steps = [
         [sys.executable, "-m", "venv", "--clear", str(home)],
-        [str(peer.python), "-m", "pip", "install", "--no-deps", "-r", str(pins)],
+        [str(interpreter(name)), "-m", "pip", "install", "--no-deps", "-r", str(pins)],
     ]
     with log.open("w") as file:
         for step in steps:
             if subprocess.run(step, stdout=file, stderr=subprocess.STDOUT).returncode:
                 errors = [line for line in log.read_text().splitlines() if "ERROR" in line.upper()]
                 return (errors or ["see its log"])[-1][:200]
+    if beside:
+        (packages,) = home.glob("lib/python*/site-packages")
+        (packages / "beside.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     done.write_bytes(pins.read_bytes())
     return ""

@@ -12,7 +12,8 @@ from statistics import mean
 import pytest
 import zstandard
 
-from bench import corpora, storm, strikes, table, text
+from bench import corpora, job, lessons, storm, strikes, table, text
+from bench import turns as turn
 from bench.measure import Failed, measure
 from bench.witness import Witness
 
@@ -126,14 +127,72 @@ def test_a_table_takes_the_place_of_the_last_one() -> None:
     assert table.replace(text, "x", "new") == text.replace("old", "new")
 
 
-def test_the_command_says_what_it_takes() -> None:
+LEARNER = """
+from bench.turns import Turns
+turns = Turns()
+print("libraries talk")
+turns.begin()
+steps = 1
+while turns.step(100 * steps, 200 * steps, 1.5):
+    sum(range(5_000_000))
+    steps += 1
+print("saved", steps)
+"""
+
+
+def test_a_system_takes_a_step_when_told_and_waiting_costs_nothing(tmp_path: Path) -> None:
+    worker = turn.Worker([sys.executable, "-c", LEARNER], tmp_path / "log", 0)
+    rows = [worker.turn() for _ in range(3)]
+    worker.end()
+    assert [row["tokens"] for row in rows] == [100, 200, 300]
+    assert rows[0]["cpu"] < 0.05 < rows[1]["cpu"] < 5
+    assert all(row["peak"] > 1e6 for row in rows)
+    assert (tmp_path / "log").read_text().split() == ["libraries", "talk", "saved", "3"]
+
+
+def test_a_system_that_fails_says_why(tmp_path: Path) -> None:
+    worker = turn.Worker([sys.executable, "-c", LEARNER + "1 / 0"], tmp_path / "log", 0)
+    worker.turn()
+    with pytest.raises(turn.Failed, match="ZeroDivisionError"):
+        worker.end()
+    with pytest.raises(turn.Failed, match="no way"):
+        turn.Worker([sys.executable, "-c", "raise SystemExit('no way')"], tmp_path / "log", 0)
+
+
+def test_what_is_padded_and_cut_is_not_learned_from() -> None:
+    ids, mask, labels = job.pad([[1, 2, 3, 9], [4, 9]], 3, 9)
+    assert ids.tolist() == [[1, 2, 3], [4, 9, 9]]
+    assert mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert labels.tolist() == [[1, 2, 3], [4, 9, -100]]
+
+
+def test_speeds_are_compared_by_rounds_and_losses_by_documents() -> None:
+    # every other round the machine is half as fast, for both alike
+    ours, theirs = (
+        {"turns": [{"round": n, "tokens": 60, "cpu": cpu * (1 + n % 2)} for n in range(9)]}
+        for cpu in (1, 2)
+    )
+    assert lessons.interval(ours, theirs) == pytest.approx((2, 2, 2))
+    tokens = [10, 30, 20]
+    scores = [{"nats": [n * rate for n in tokens], "tokens": tokens} for rate in (2.0, 2.5)]
+    assert lessons.difference(*scores) == pytest.approx((-0.5, -0.5, -0.5))
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("bench.data", ("--quick", "--peers", "--grow")),
+        ("bench.train", ("--quick", "--peers", "--tokens")),
+    ],
+)
+def test_the_command_says_what_it_takes(module: str, words: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "bench.data", "--help"],
+        [sys.executable, "-m", module, "--help"],
         cwd=text.ROOT,
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    for word in ("--quick", "--peers", "--grow"):
+    for word in words:
         assert word in done.stdout

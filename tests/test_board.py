@@ -18,8 +18,8 @@ from test_train import Killed, StopAfter, metrics, train
 from pipeline.config import Config
 from pipeline.dag import find
 from pipeline.errors import UserError
-from pipeline.model.checkpoint import State
 from pipeline.model.board import Board
+from pipeline.model.checkpoint import State
 from pipeline.model.journal import Journal
 from pipeline.report.curve import read_curve
 

@@ -11,7 +11,9 @@ from pipeline.model.loss import CHUNK, IGNORE, token_losses
 WIDTH, WORDS = 16, 97
 
 
-def setting(tokens: int, ignored: float = 0.0, seed: int = 0) -> tuple[Any, Any, Any]:
+def setting(
+    tokens: int, ignored: float = 0.0, seed: int = 0, frozen: bool = False
+) -> tuple[Any, Any, Any]:
     """Hidden states, head and targets, some of them ignored."""
     import torch
 
@@ -21,6 +23,7 @@ def setting(tokens: int, ignored: float = 0.0, seed: int = 0) -> tuple[Any, Any,
     with torch.no_grad():
         head.weight.normal_(generator=generator)
         head.bias.normal_(generator=generator)
+    head.requires_grad_(not frozen)
     targets = torch.randint(WORDS, (tokens,), generator=generator)
     targets[torch.rand(tokens, generator=generator) < ignored] = IGNORE
     return hidden, head, targets
@@ -38,13 +41,16 @@ EDGES = [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 3]
 
 @pytest.mark.parametrize("tokens", EDGES)
 @pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
-def test_losses_and_gradients_are_those_of_plain_cross_entropy(tokens: int, ignored: float) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_losses_and_gradients_are_those_of_plain_cross_entropy(
+    tokens: int, ignored: float, frozen: bool
+) -> None:
     import torch
 
     weights = torch.linspace(0.1, 2.0, tokens)
     gradients, losses = [], []
     for function in (token_losses, plainly):
-        hidden, head, targets = setting(tokens, ignored)
+        hidden, head, targets = setting(tokens, ignored, frozen=frozen)
         found = function(hidden, head, targets)
         (found * weights).sum().backward()
         losses.append(found.detach())
@@ -56,8 +62,9 @@ def test_losses_and_gradients_are_those_of_plain_cross_entropy(tokens: int, igno
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_an_ignored_token_costs_nothing_and_teaches_nothing() -> None:
-    hidden, head, targets = setting(CHUNK + 10, 0.5)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_ignored_token_costs_nothing_and_teaches_nothing(frozen: bool) -> None:
+    hidden, head, targets = setting(CHUNK + 10, 0.5, frozen=frozen)
     losses = token_losses(hidden, head, targets)
     losses.sum().backward()
     ignored = targets == IGNORE
@@ -105,7 +112,25 @@ def test_logits_beyond_the_reach_of_half_precision_stay_finite() -> None:
     assert torch.isfinite(hidden.grad).all()
 
 
-def test_the_logits_of_a_whole_batch_never_exist_at_once() -> None:
+def test_the_gradient_under_a_frozen_head_is_as_good_in_half_precision() -> None:
+    import torch
+
+    found = []
+    for frozen in (False, True):
+        hidden, head, targets = setting(CHUNK + 7, 0.2, frozen=frozen)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = token_losses(hidden, head, targets)
+        (losses.sum() / 1021).backward()  # not a number that bf16 has
+        found.append((losses.detach(), hidden.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    hidden, head, targets = setting(CHUNK + 7, 0.2)
+    (plainly(hidden, head, targets).sum() / 1021).backward()
+    errors = [float((grad - hidden.grad).norm() / hidden.grad.norm()) for _, grad in found]
+    assert errors[1] <= 1.1 * errors[0] < 0.02
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_logits_of_a_whole_batch_never_exist_at_once(frozen: bool) -> None:
     import torch
 
     class Head(torch.nn.Linear):
@@ -118,6 +143,6 @@ def test_the_logits_of_a_whole_batch_never_exist_at_once() -> None:
             return super().forward(states)
 
     hidden, _, targets = setting(5 * CHUNK)
-    head = Head(WIDTH, WORDS)
+    head = Head(WIDTH, WORDS).requires_grad_(not frozen)
     token_losses(hidden, head, targets).sum().backward()
     assert head.largest == CHUNK

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import UserError
+from pipeline.model import documents
 
 if TYPE_CHECKING:
     import torch
@@ -164,6 +165,7 @@ def load_base(
             "use train.weights=int8",
         )
     hush()
+    on_cpu = (device.type, attention) == ("cpu", "sdpa")
     if weights == "int8":
         _check_int8(device)
     quantization = None
@@ -194,7 +196,7 @@ def load_base(
             dtype=dtype,
             quantization_config=quantization,
             device_map={"": str(device)} if quantization else None,
-            attn_implementation=attention,
+            attn_implementation=documents.register() if on_cpu else attention,
             local_files_only=True,
             trust_remote_code=False,
         )

@@ -1,0 +1,137 @@
+"""Ours as it is: the stage's own training, which takes a step when it is told.
+
+    python -m bench.product JOB.json
+
+Nothing of it is replaced; its loop is only looked at from outside, at the begin of a step and when
+it notes one. After each step the same batches go through bare forward and backward, made ready
+before: what the step cost beyond that is the loop's.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.ground import SPLITS
+from bench.job import Job, read
+from bench.turns import Turns
+
+STEPS = 1_000_000
+
+
+class Ended(BaseException):
+    """No more turns; not an error, so nothing on the way may catch it."""
+
+
+def overrides(job: Job) -> list[str]:
+    """The product's settings for a job."""
+    targets = ",".join(job.targets)
+    return [
+        *SPLITS,
+        "train.method=lora",
+        f"train.weights={job.weights}",
+        f"train.precision={'bf16' if job.autocast else 'fp32'}",
+        f"train.rank={job.rank}",
+        f"train.alpha={job.alpha}",
+        f"train.targets=[{targets}]",
+        f"train.optimizer={job.optimizer}",
+        f"train.lr={job.lr}",
+        "train.schedule=constant",
+        "train.warmup=0",
+        f"train.betas=[{job.betas[0]},{job.betas[1]}]",
+        f"train.decay={job.decay}",
+        f"train.clip={job.clip}",
+        f"train.length={job.length}",
+        f"train.micro_batch={job.packed}",
+        f"train.batch={job.packed * job.accumulate}",
+        f"train.gradient_checkpointing={str(job.checkpointing).lower()}",
+        f"train.seed={job.seed}",
+        # neither validation nor checkpoints within what is measured
+        f"train.steps={STEPS}",
+        f"train.validate_every={STEPS}",
+        f"train.checkpoint_every={STEPS}",
+        "train.validation_documents=1",
+        "train.sample_tokens=1",
+    ]
+
+
+def bare(learner: Any, batches: list[Any]) -> float:
+    """CPU seconds of forward and backward alone, of batches that are ready.
+
+    What it leaves in the gradients is removed.
+    """
+    import torch
+
+    from pipeline.model.load import autocast, backbone
+    from pipeline.model.loss import IGNORE, token_losses
+
+    masks = [batch.mask(torch.float32) for batch in batches]
+    tokens = sum(int((batch.targets != IGNORE).sum()) for batch in batches)
+    body, head = backbone(learner.model)
+    since = time.process_time()
+    for batch, mask in zip(batches, masks, strict=True):
+        with autocast(learner.device, learner.precision):
+            hidden = body(
+                input_ids=batch.inputs,
+                attention_mask=mask,
+                position_ids=batch.positions,
+                use_cache=False,
+            ).last_hidden_state
+            losses = token_losses(hidden.flatten(0, 1), head, batch.targets.flatten())
+        (losses.sum() / tokens).backward()
+    used = time.process_time() - since
+    learner.optimizer.zero_grad(set_to_none=True)
+    return used
+
+
+def main() -> None:
+    """Train as the job says."""
+    turns, job = Turns(), read(sys.argv[1])
+    from pipeline.config import resolve
+    from pipeline.dag import find
+    from pipeline.model import loop
+    from pipeline.stage import Context, run_item
+
+    config = resolve(job.dataset, job.base, "lora", overrides(job), name=job.kind)
+    fit = loop.fit
+
+    def watched(learner: Any, state: Any, plan: Any, **words: Any) -> None:
+        batches, log = words["batches"], words["log"]
+        begun = False
+
+        def begin(step: int) -> Any:
+            nonlocal begun
+            if not begun:
+                begun = True
+                turns.begin()
+            return batches(step)
+
+        def note(row: dict[str, Any]) -> None:
+            log(row)
+            if row["kind"] != "step":
+                return
+            slots = job.packed * job.accumulate * job.length
+            counted = turns.account(row["tokens"], slots, row["loss"])
+            used = bare(learner, list(batches(row["step"] - 1)))
+            if not turns.next(counted, bare=used):
+                learner.model.save_pretrained(job.out)
+                raise Ended
+
+        fit(learner, state, plan, **{**words, "batches": begin, "log": note})
+
+    loop.fit = watched
+    node = find(config, Path(job.root), "train.train")
+    shutil.rmtree(node.work.folder, ignore_errors=True)
+    assert node.items, "the stages before it were not run"
+    try:
+        run_item(node.work, node.items[0], Context(cpus=1))
+    except Ended:
+        return
+    raise AssertionError("it ended by itself")
+
+
+if __name__ == "__main__":
+    main()
