@@ -45,7 +45,7 @@ def lay(folder: Path, megabytes: float, quick: bool) -> Ground:
     """
     root = folder / f"train-{'tiny' if quick else BASE}"
     root.mkdir(parents=True, exist_ok=True)
-    base = str(_tiny(folder)) if quick else BASE
+    base = str(tiny(folder)) if quick else BASE
 
     def source() -> str:
         return text.harvest(limit=round(megabytes * 1e6))
@@ -66,7 +66,7 @@ def lay(folder: Path, megabytes: float, quick: bool) -> Ground:
     return _gather(root, dataset, base)
 
 
-def _tiny(folder: Path) -> Path:
+def tiny(folder: Path) -> Path:
     """Two layers of the Llama family, with the tokenizer of the other measurements."""
     home = folder / "tiny-llama"
     if not (home / "model.safetensors").exists():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,24 +64,17 @@ def bare(learner: Any, batches: list[Any]) -> float:
 
     What it leaves in the gradients is removed.
     """
-    import torch
-
     from pipeline.model.load import autocast, backbone
     from pipeline.model.loss import IGNORE, token_losses
 
-    masks = [batch.mask(torch.float32) for batch in batches]
-    tokens = sum(int((batch.targets != IGNORE).sum()) for batch in batches)
+    ready = [batch.by_mask() for batch in batches]
+    tokens = sum(int((targets != IGNORE).sum()) for _, targets in ready)
     body, head = backbone(learner.model)
     since = time.process_time()
-    for batch, mask in zip(batches, masks, strict=True):
+    for arguments, targets in ready:
         with autocast(learner.device, learner.precision):
-            hidden = body(
-                input_ids=batch.inputs,
-                attention_mask=mask,
-                position_ids=batch.positions,
-                use_cache=False,
-            ).last_hidden_state
-            losses = token_losses(hidden.flatten(0, 1), head, batch.targets.flatten())
+            hidden = body(**arguments, use_cache=False).last_hidden_state
+            losses = token_losses(hidden.flatten(0, 1), head, targets)
         (losses.sum() / tokens).backward()
     used = time.process_time() - since
     learner.optimizer.zero_grad(set_to_none=True)
@@ -98,29 +92,28 @@ def main() -> None:
     config = resolve(job.dataset, job.base, "lora", overrides(job), name=job.kind)
     fit = loop.fit
 
-    def watched(learner: Any, state: Any, plan: Any, **words: Any) -> None:
-        batches, log = words["batches"], words["log"]
+    def watched(learner: Any, state: Any, plan: Any, hooks: Any, stop: Any) -> None:
         begun = False
 
-        def begin(step: int) -> Any:
+        def batches(step: int, micro_batch: int) -> Any:
             nonlocal begun
             if not begun:
                 begun = True
                 turns.begin()
-            return batches(step)
+            return hooks.batches(step, micro_batch)
 
-        def note(row: dict[str, Any]) -> None:
-            log(row)
+        def log(row: dict[str, Any]) -> None:
+            hooks.log(row)
             if row["kind"] != "step":
                 return
             slots = job.packed * job.accumulate * job.length
             counted = turns.account(row["tokens"], slots, row["loss"])
-            used = bare(learner, list(batches(row["step"] - 1)))
-            if not turns.next(counted, bare=used):
+            again = hooks.batches(row["step"] - 1, plan.micro_batch)
+            if not turns.next(counted, bare=bare(learner, list(again))):
                 learner.model.save_pretrained(job.out)
                 raise Ended
 
-        fit(learner, state, plan, **{**words, "batches": begin, "log": note})
+        fit(learner, state, plan, replace(hooks, batches=batches, log=log), stop)
 
     loop.fit = watched
     node = find(config, Path(job.root), "train.train")

@@ -86,7 +86,7 @@ def _inside(file: BinaryIO, place: int) -> int:
 class Way:
     """The same corpus and settings below a root: struck in the queue, or undisturbed."""
 
-    def __init__(self, root: Path, dataset: Path, base: Path, words: list[str]) -> None:
+    def __init__(self, root: Path, dataset: Path, base: Path | str, words: list[str]) -> None:
         self.root, self.words = root, words
         self._run = [f"--dataset={dataset}", f"--model={base}", f"--name={NAME}", f"--root={root}"]
         self.config: Config = resolve(str(dataset), str(base), None, words, NAME)
@@ -191,9 +191,10 @@ def blow(chosen: argparse.Namespace, way: Way, profile: Path) -> tuple[Storm, Wi
     with running_cluster() as cluster:
         storm = Storm(
             cluster,
+            strikes.TO_SEAL,
             way.root / "runs" / NAME / "logs",
             functools.partial(way.submit, profile),
-            strikes.draw(chosen.kills, chosen.every, chosen.seed),
+            strikes.draw(strikes.TO_SEAL, chosen.kills, chosen.every, chosen.seed),
             chosen.seed,
             say,
         )  # fmt: skip
@@ -239,7 +240,7 @@ def main() -> None:
     say("reading all files again")
     units = struck.verify()
     ours, theirs = struck.digests(), calm.digests()
-    kinds, steps = (dict.fromkeys(names, 0) for names in (strikes.KINDS, ours))
+    kinds, steps = (dict.fromkeys(names, 0) for names in (strikes.TO_SEAL.kinds, ours))
     for kind, step in storm.struck.elements():
         kinds[kind] += 1
         steps[step] += 1

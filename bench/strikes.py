@@ -1,11 +1,12 @@
 """What befalls the elements of a run in the test cluster's queue, at moments drawn from a seed.
 
-A strike is one of four: a SIGKILL to the task's process (as the kernel does when memory is short),
-`scontrol requeue`, `scancel --signal=USR2` (as a time limit does), or the node of the element taken
-DOWN for half a minute. Each is meant for a step; where that is done already, the next one gets it.
-Its moment is a number of seconds during which such a step has run, so that nothing is drawn for the
-time in which all jobs only wait. What has FAILED is submitted again with the words of the first
-time, and that is all that is done for the run.
+A strike is one of five: a SIGKILL to a task's process (as the kernel does when memory is short),
+`scontrol requeue`, `scancel --signal=USR2` (as a time limit does), a job in a higher partition that
+takes the element's node away from it, or that node DOWN for half a minute. Each is meant for a
+step; where that is done already, the next one gets it. Its moment is a number of seconds during
+which such a step has run, so that nothing is drawn for the time in which all jobs only wait. What
+has FAILED is submitted again with the words of the first time, and that is all that is done for the
+run.
 """
 
 from __future__ import annotations
@@ -24,14 +25,26 @@ from jobs import journal
 from jobs.allocation import LABEL
 from tests.cluster.fixture import Cluster
 
-STEPS = {  # up to the seal, with how often of 20
-    "download.model": 0,
-    "download.corpus": 4,
-    "decompress.chunks": 6,
-    "tokenize.shards": 8,
-    "tokenize.seal": 2,
-}
-KINDS = {"SIGKILL": 8, "requeue": 5, "USR2": 5, "node down": 2}  # how often of 20
+
+@dataclass(frozen=True)
+class Course:
+    """What is struck, and how: steps in their order and kinds of strikes, with how often of 20."""
+
+    steps: dict[str, int]
+    kinds: dict[str, int]
+
+
+TO_SEAL = Course(
+    {
+        "download.model": 0,
+        "download.corpus": 4,
+        "decompress.chunks": 6,
+        "tokenize.shards": 8,
+        "tokenize.seal": 2,
+    },
+    {"SIGKILL": 8, "requeue": 5, "USR2": 5, "node down": 2},
+)
+TRAINING = Course({"train.train": 20}, {"SIGKILL": 8, "USR2": 6, "preemption": 6})
 FAILED = {"FAILED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL"}
 ENDED = FAILED | {"COMPLETED", "CANCELLED"}
 DOWN = 30.0  # seconds that a node stays away
@@ -52,11 +65,11 @@ class Strike:
     kind: str
 
 
-def draw(kills: int, every: float, seed: int) -> list[Strike]:
+def draw(course: Course, kills: int, every: float, seed: int) -> list[Strike]:
     """So many strikes in the order of their steps, on average so many seconds of work apart."""
     chance = random.Random(seed)
-    steps = sorted(_deal(STEPS, kills, chance), key=list(STEPS).index)
-    kinds = _deal(KINDS, kills, chance)
+    steps = sorted(_deal(course.steps, kills, chance), key=list(course.steps).index)
+    kinds = _deal(course.kinds, kills, chance)
     return [
         Strike(step, chance.uniform(0, 2 * every), kind)
         for step, kind in zip(steps, kinds, strict=True)
@@ -74,6 +87,7 @@ class Storm:
 
     Args:
         cluster: The test cluster.
+        course: What is struck.
         logs: The folder of the run's journals.
         submit: Starts a submission.
         strikes: What is to happen.
@@ -84,13 +98,14 @@ class Storm:
     def __init__(
         self,
         cluster: Cluster,
+        course: Course,
         logs: Path,
         submit: Callable[[], subprocess.Popen[str]],
         strikes: list[Strike],
         seed: int,
         tell: Callable[[str], None],
     ) -> None:
-        self.cluster, self.logs = cluster, logs
+        self.cluster, self.course, self.logs = cluster, course, logs
         self._start, self._tell = submit, tell
         self.left = list(strikes)
         self.struck: Counter[tuple[str, str]] = Counter()  # by kind and step
@@ -127,13 +142,14 @@ class Storm:
 
     def _jobs(self) -> list[dict[str, str]]:
         jobs = self.cluster.squeue("--states=all")
-        return [job for job in jobs if _step(job) in STEPS and job["id"] not in self._before]
+        ours = [job for job in jobs if job["id"] not in self._before]
+        return [job for job in ours if _step(job) in self.course.steps]
 
     def _victims(self, jobs: list[dict[str, str]]) -> list[dict[str, str]]:
         """The running elements of the step that the next strike is meant for, or of later ones."""
         if not self.left:
             return []
-        order = list(STEPS)
+        order = list(self.course.steps)
         late = order[order.index(self.left[0].step) :]
         return [job for job in jobs if job["state"] == "RUNNING" and _step(job) in late]
 
@@ -184,6 +200,7 @@ class Storm:
                 "SIGKILL": self._kill,
                 "requeue": lambda job: self._ask("scontrol", "requeue", job),
                 "USR2": lambda job: self._ask("scancel", "--signal=USR2", job),
+                "preemption": self._outrank,
                 "node down": self._fell,
             }[kind](job)
         except (AssertionError, ProcessLookupError, FileNotFoundError):
@@ -199,21 +216,30 @@ class Storm:
         return True
 
     def _kill(self, job: str) -> bool:
-        found = self._label(job)
+        found = self._labels(job)
         if not found:
             return False
+        victim = self._chance.choice(found)
         # that it is a process of this cluster is asked of the kernel: ids of processes come back
         mark = f"SLURM_CONF={self.cluster.conf}".encode()
-        if mark not in Path(f"/proc/{found['pid']}/environ").read_bytes().split(b"\0"):
+        if mark not in Path(f"/proc/{victim['pid']}/environ").read_bytes().split(b"\0"):
             return False
-        os.kill(int(found["pid"]), signal.SIGKILL)
+        os.kill(int(victim["pid"]), signal.SIGKILL)
+        return True
+
+    def _outrank(self, job: str) -> bool:
+        found = self._labels(job)
+        if not found:
+            return False
+        where = ("--partition=high", f"--nodelist={found[0]['host']}", "--exclusive")
+        self._ask("sbatch", *where, "--output=/dev/null", "--wrap=sleep 1")
         return True
 
     def _fell(self, job: str) -> bool:
-        found = self._label(job)
+        found = self._labels(job)
         if not found or self._down:
             return False
-        node = found["host"]
+        node = found[0]["host"]
         for state in ("DOWN", "DRAIN"):  # as its slurmd lives, it would be back at once
             self._node(node, state)
         self._down[node] = time.monotonic() + DOWN
@@ -228,14 +254,15 @@ class Storm:
         words = (f"NodeName={node}", f"State={state}", "Reason=storm")
         self.cluster.run("scontrol", "update", *words)
 
-    def _label(self, job: str) -> dict[str, str]:
-        """Node and process of an element that has said that it runs."""
-        for path in self.logs.glob("*-*.json"):
+    def _labels(self, job: str) -> list[dict[str, str]]:
+        """Nodes and processes of an element whose tasks have said that they run."""
+        found = []
+        for path in [*self.logs.glob("*-*.json"), *self.logs.glob("*-*.rank*")]:
             content = journal.read(path)
             if content.get("job") == job and content.get("state") == "running":
-                found = LABEL.fullmatch(content["label"])
-                return found.groupdict() if found else {}
-        return {}
+                label = LABEL.fullmatch(content["label"])
+                found += [label.groupdict()] if label else []
+        return sorted(found, key=lambda label: label["pid"])
 
     def _finish(self) -> None:
         """Leave the cluster as it was found: nodes up, nobody submitting."""

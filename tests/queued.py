@@ -136,13 +136,13 @@ class Queued:
         """The node on which the task runs."""
         return LABEL.fullmatch(self._journal(step)["label"])["host"]
 
-    def _journal(self, step: str, element: int = 0) -> dict[str, Any]:
+    def _journal(self, step: str, element: int = 0, rank: int = 0) -> dict[str, Any]:
         folder = journal.logs_folder(self.root, self.config.name)
-        return journal.read(folder / f"{step}-{element}.json")
+        return journal.read(folder / f"{step}-{element}.{f'rank{rank}' if rank else 'json'}")
 
-    def process(self, step: str) -> int:
+    def process(self, step: str, rank: int = 0) -> int:
         """The process id of a task that runs, of its element 0."""
-        return pid_of(self._journal(step)["label"])
+        return pid_of(self._journal(step, rank=rank)["label"])
 
 
 def steps(config: Config, root: Path) -> list[int]:

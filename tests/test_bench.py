@@ -72,14 +72,15 @@ def test_frames_are_cut_within_lines(tmp_path: Path) -> None:
     assert not [frame for frame in frames[:-1] if frame.endswith(b"\n")]
 
 
-def test_a_seed_decides_what_strikes_and_when() -> None:
-    drawn = strikes.draw(20, 3.0, 0)
-    assert drawn == strikes.draw(20, 3.0, 0) != strikes.draw(20, 3.0, 1)
+@pytest.mark.parametrize("course", [strikes.TO_SEAL, strikes.TRAINING], ids=["data", "training"])
+def test_a_seed_decides_what_strikes_and_when(course: strikes.Course) -> None:
+    drawn = strikes.draw(course, 20, 3.0, 0)
+    assert drawn == strikes.draw(course, 20, 3.0, 0) != strikes.draw(course, 20, 3.0, 1)
     assert all(0 <= strike.after <= 6 for strike in drawn)
-    order = [list(strikes.STEPS).index(strike.step) for strike in drawn]
+    order = [list(course.steps).index(strike.step) for strike in drawn]
     assert order == sorted(order)
-    assert Counter(strike.kind for strike in drawn) == strikes.KINDS
-    assert len(strikes.draw(47, 3.0, 0)) == 47
+    assert Counter(strike.kind for strike in drawn) == course.kinds
+    assert len(strikes.draw(course, 47, 3.0, 0)) == 47
 
 
 def test_a_committed_file_that_is_written_again_is_seen(tmp_path: Path) -> None:
@@ -183,6 +184,7 @@ def test_speeds_are_compared_by_rounds_and_losses_by_documents() -> None:
     [
         ("bench.data", ("--quick", "--peers", "--grow")),
         ("bench.train", ("--quick", "--peers", "--tokens")),
+        ("bench.training_storm", ("--model", "--ranks", "--kills", "--seed")),
     ],
 )
 def test_the_command_says_what_it_takes(module: str, words: tuple[str, ...]) -> None:
