@@ -1,0 +1,110 @@
+"""A training beside the plainest loop that Hugging Face's libraries allow: the same loss curve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import advance
+from test_train import metrics
+
+from pipeline.config import Config
+from pipeline.dag import Node
+from pipeline.data.order import Order
+from pipeline.data.packing import pack
+from pipeline.data.seal import open_sealed
+from pipeline.stage import Context
+
+pytestmark = pytest.mark.slow
+
+Small = Callable[..., Config]
+LENGTH, BATCH, STEPS, RATE, SEED = 192, 6, 8, 3e-3, 7
+WORDS = (
+    f"train.length={LENGTH}", f"train.batch={BATCH}", "train.micro_batch=2",
+    f"train.steps={STEPS}", f"train.lr={RATE}", f"train.seed={SEED}", "train.floor=0",
+    "train.weights=fp32", "train.precision=fp32", "train.decay=0.1", "train.clip=0.5",
+    "train.warmup=0.25", "train.eps=1e-6",
+)  # fmt: skip
+
+
+def texts(node: Node) -> list[list[list[int]]]:
+    """What each step reads, apart: documents with their ends, or parts of long ones.
+
+    What comes when is the product's to say, and all that is taken from it.
+    """
+    corpus = open_sealed(node.work.inputs, "train", Context())
+    facts = node.work.inputs["download.model"].one()[1].facts
+    packing = pack(corpus.offsets, LENGTH)
+
+    def text(document: int, first: int, pairs: int) -> list[int]:
+        whole = [facts["prefix_id"], *corpus.document(document).tolist(), facts["end_id"]]
+        return whole[first : first + pairs + 1]
+
+    order = Order(len(packing), BATCH, SEED)
+    return [
+        [text(*piece) for window in order.windows(step) for piece in packing.of(window).tolist()]
+        for step in range(STEPS)
+    ]
+
+
+def plainly(folder: Path, method: str, steps: list[list[list[int]]]) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step: every document by itself, with its own `labels`."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if method == "lora":
+        torch.manual_seed(SEED)
+        settings = peft.LoraConfig(
+            r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM",
+            fan_in_fan_out=model.config.model_type == "gpt2",
+        )  # fmt: skip
+        model = peft.get_peft_model(model, settings)
+    model.train()
+    learning = [p for p in model.parameters() if p.requires_grad]
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    matrices = [p for p in learning if p.ndim >= 2 and id(p) not in tables]
+    rest = [p for p in learning if p.ndim < 2 or id(p) in tables]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), eps=1e-6)
+    warm = math.ceil(0.25 * STEPS)
+    found = []
+    for step, parts in enumerate(steps):
+        total = sum(len(text) - 1 for text in parts)
+        mean = 0.0
+        optimizer.zero_grad()
+        for text in parts:
+            ids = torch.tensor([text])
+            loss = model(input_ids=ids, labels=ids).loss * ((len(text) - 1) / total)
+            loss.backward()
+            mean += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(learning, 0.5).item()
+        done = (step - warm) / (STEPS - 1 - warm)
+        share = (step + 1) / warm if step < warm else (1 + math.cos(math.pi * done)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * share
+        optimizer.step()
+        found.append((mean, norm))
+    return found
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
+def test_the_loss_curve_is_that_of_a_plain_loop(
+    family: str, method: str, small: Small, tmp_path: Path
+) -> None:
+    config = small(*WORDS, f"train.method={method}", family=family)
+    node = advance(config, tmp_path, "train.train")
+    ours = [(r["loss"], r["grad_norm"]) for r in metrics(node) if r["kind"] == "step"]
+    base = node.work.inputs["download.model"].one()[0]
+    plain = plainly(base, method, texts(node))
+    assert len(ours) == STEPS
+    for (loss, norm), (plain_loss, plain_norm) in zip(ours, plain, strict=True):
+        assert loss == pytest.approx(plain_loss, rel=1e-5)
+        # where a gradient is nothing but rounding (keys' biases), AdamW makes whole steps of it
+        assert norm == pytest.approx(plain_norm, rel=5e-4)
+    assert ours[-1][0] < ours[0][0] - 0.05, "it has learned something"
