@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+import xxhash
 import zstandard
 
 from bench import text
@@ -111,11 +112,12 @@ def line(number: int, content: str) -> bytes:
 
 
 def documents(kind: str, source: str) -> Iterator[str]:
-    """Documents without end: lengths are log-normal, cuts fall on spaces."""
+    """Documents without end, none of them twice: lengths are log-normal, cuts fall on spaces."""
     mean, median = LENGTHS[kind]
     sigma = math.sqrt(2 * math.log(mean / median))
     chance = random.Random(f"{VERSION} {kind}")
     at = 0
+    given: set[bytes] = set()
     while True:
         length = max(SMALLEST, round(chance.lognormvariate(math.log(median), sigma)))
         end = source.find(" ", at + length)
@@ -125,7 +127,11 @@ def documents(kind: str, source: str) -> Iterator[str]:
             if len(source) < 2 * mean:
                 raise ValueError(f"{len(source)} characters are too few for {kind}")
             continue
-        yield source[at:end].strip()
+        found = source[at:end].strip()
+        digest = xxhash.xxh3_128_digest(found.encode())
+        if digest not in given:  # by chance a later round may cut as an earlier one did
+            given.add(digest)
+            yield found
         at = end + 1
 
 

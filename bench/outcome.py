@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from statistics import median
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from bench.corpora import Corpus
 from bench.model import END
 
 BATCH = 1000
+READINGS = 5
 Ids = npt.NDArray[np.uint16]
 
 
@@ -128,15 +130,18 @@ def _stored(path: Path, name: str) -> int:
 
 
 def read_rate(shards: list[Path], core: int) -> float:
-    """Tokens read back per CPU second, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.floor", "read", *map(str, shards)],
-        capture_output=True,
-        check=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-    )
-    tokens, seconds = msgspec.json.decode(done.stdout.splitlines()[-1])
-    return float(tokens / seconds)
+    """Tokens read back per CPU second, the median of some processes of their own."""
+    rates = []
+    for _ in range(READINGS):
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.floor", "read", *map(str, shards)],
+            capture_output=True,
+            check=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )
+        tokens, seconds = msgspec.json.decode(done.stdout.splitlines()[-1])
+        rates.append(tokens / seconds)
+    return float(median(rates))
 
 
 def size(path: Path) -> int:

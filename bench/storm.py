@@ -218,9 +218,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kind", choices=corpora.LENGTHS, default="law")
     parser.add_argument("--frames", type=int, default=12, help="zstd frames, cut within lines")
     parser.add_argument("--elements", type=int, default=8, help="of each array")
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--every", type=float, default=3.0, help="seconds of work between kills")
-    parser.add_argument("--seed", type=int, default=0)
+    strikes.add_options(parser, 3.0)
     return parser.parse_args()
 
 
@@ -240,9 +238,8 @@ def main() -> None:
     say("reading all files again")
     units = struck.verify()
     ours, theirs = struck.digests(), calm.digests()
-    kinds, steps = (dict.fromkeys(names, 0) for names in (strikes.TO_SEAL.kinds, ours))
-    for kind, step in storm.struck.elements():
-        kinds[kind] += 1
+    kinds, steps = storm.kinds(), dict.fromkeys(ours, 0)
+    for _, step in storm.struck.elements():
         steps[step] += 1
     what = f"{chosen.kind}, {chosen.mb:,} MB, {chosen.frames} frames, seed {chosen.seed}"
     row = ("struck", *map(str, kinds.values()), str(restarts), str(storm.submits), f"{wall:.0f} s")

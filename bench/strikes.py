@@ -11,6 +11,7 @@ run.
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import signal
@@ -63,6 +64,15 @@ class Strike:
     step: str
     after: float
     kind: str
+
+
+def add_options(parser: argparse.ArgumentParser, every: float) -> None:
+    """The options of every storm; `every`: what --every is by default."""
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument(
+        "--every", type=float, default=every, help=f"seconds of work between kills ({every:g})"
+    )
+    parser.add_argument("--seed", type=int, default=0)
 
 
 def draw(course: Course, kills: int, every: float, seed: int) -> list[Strike]:
@@ -135,6 +145,13 @@ class Storm:
             return time.monotonic() - started
         finally:
             self._finish()
+
+    def kinds(self) -> dict[str, int]:
+        """How often each kind of strike has fallen."""
+        counts = dict.fromkeys(self.course.kinds, 0)
+        for (kind, _), count in self.struck.items():
+            counts[kind] += count
+        return counts
 
     def restarts(self) -> int:
         """How often SLURM has started elements again."""

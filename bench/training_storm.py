@@ -72,8 +72,8 @@ class Training:
         for name in ("data", "models"):
             shutil.copytree(ready.root / name, way.root / name, copy_function=os.link)
         self.profile = way.root.with_suffix(".yaml")
-        memory = {"partition": "low", "mem": "6000M", "nodes": ranks}
-        jobs = {"train": memory, "evaluate": {"sbatch": {"hold": True}}}
+        train = {"partition": "low", "mem": "6000M", "nodes": ranks}
+        jobs = {"train": train, "evaluate": {"sbatch": {"hold": True}}}
         self.profile.write_text(yaml.safe_dump({"extends": "gristmill-test", "jobs": jobs}))
 
     def over(self) -> bool:
@@ -119,11 +119,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="", help="an id or a folder; else one of two layers")
     parser.add_argument("--ranks", default="1,2", help="one after another")
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument(
-        "--every", type=float, default=12.0, help="seconds between strikes while it runs"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    strikes.add_options(parser, 12.0)
     return parser.parse_args()
 
 
@@ -174,10 +170,7 @@ def compare(
         storm, seconds = training.run(cluster, drawn, chosen.seed)
         outcome = training.outcome()
         outcomes.append(outcome)
-        kinds = dict.fromkeys(strikes.TRAINING.kinds, 0)
-        for kind, _ in storm.struck.elements():
-            kinds[kind] += 1
-        counts = [*kinds.values(), storm.restarts(), storm.submits, outcome.repeated]
+        counts = [*storm.kinds().values(), storm.restarts(), storm.submits, outcome.repeated]
         last = max(step for kind, step in outcome.rows if kind == "validation")
         ((loss,),) = outcome.rows["validation", last]
         rows.append((

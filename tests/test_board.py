@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,6 @@ from pipeline.report.curve import read_curve
 
 Small = Callable[..., Config]
 Points = dict[str, dict[str, list[tuple[int, float]]]]  # by curve, by name
-installed = pytest.mark.skipif(
-    importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"
-)
 
 
 def step(number: int, loss: float = 1.0) -> dict[str, Any]:
@@ -38,34 +33,8 @@ def validation(number: int, loss: float = 1.0) -> dict[str, Any]:
     return {"kind": "validation", "step": number, "loss": loss}
 
 
-@pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> Points:
-    """What TensorBoard would show, by a writer that keeps its rule of taking back."""
-    points: Points = {}
-
-    class Writer:
-        def __init__(self, folder: str, purge_step: int) -> None:
-            self.curve = points.setdefault(Path(folder).name, {})
-            for name, values in self.curve.items():
-                self.curve[name] = [point for point in values if point[0] < purge_step]
-
-        def add_scalar(self, name: str, value: float, number: int) -> None:
-            self.curve.setdefault(name, []).append((number, value))
-
-        def flush(self) -> None:
-            pass
-
-        close = flush
-
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = Writer  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    monkeypatch.setattr("pipeline.model.board.check_package", lambda: None)
-    return points
-
-
 def read(folder: Path) -> Points:
-    """The same, by TensorBoard's own reader."""
+    """What TensorBoard shows, by its own reader."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     points: Points = {}
@@ -95,16 +64,11 @@ def restart_thrice(folder: Path) -> None:
 WANTED = {"train": [(n, 1.0) for n in range(1, 8)], "validation": [(n, 1.0) for n in (0, 3, 6)]}
 
 
-def test_what_is_repeated_is_shown_once(shown: Points, tmp_path: Path) -> None:
+def test_what_is_repeated_is_shown_once(tmp_path: Path) -> None:
     restart_thrice(tmp_path)
+    shown = read(tmp_path)
     assert {curve: names["loss"] for curve, names in shown.items()} == WANTED
     assert shown["train"]["tokens_per_second"] == [(n, 200.0) for n in range(1, 8)]
-
-
-@installed
-def test_tensorboard_itself_shows_it_once(tmp_path: Path) -> None:
-    restart_thrice(tmp_path)
-    assert {curve: names["loss"] for curve, names in read(tmp_path).items()} == WANTED
 
 
 def test_without_the_setting_nothing_of_it_is_needed(tmp_path: Path) -> None:
@@ -118,13 +82,14 @@ def test_it_does_not_change_what_is_trained(small: Small) -> None:
     assert shown.train.keyed() == not_shown.train.keyed()
 
 
-@pytest.mark.skipif(bool(importlib.util.find_spec("tensorboard")), reason="it is installed")
 def test_a_package_that_is_missing_is_told_before_anything_is_done(
-    dataset: Path, models: Callable[[str], Path], tmp_path: Path
+    dataset: Path, models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = (f"--dataset={dataset}", f"--model={models('llama')}", f"--root={tmp_path / 'root'}")
+    # an entry of None is how Python notes that there is no such module
+    without = "import sys, runpy; sys.modules['tensorboard'] = None; runpy.run_module('jobs', {}, "
     done = subprocess.run(
-        [sys.executable, "-m", "jobs", "submit", *where, "train.tensorboard=true"],
+        [sys.executable, "-c", f"{without}'__main__')", "submit", *where, "train.tensorboard=true"],
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
@@ -136,11 +101,11 @@ def test_a_package_that_is_missing_is_told_before_anything_is_done(
         f"installed. {sys.executable} -m pip install tensorboard"
     )
     assert not (tmp_path / "root").exists()
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UserError, match="which is not installed"):
         Board(tmp_path)
 
 
-@installed
 def test_a_killed_training_shows_what_its_metrics_hold(
     small: Small, prepared: Path, tmp_path: Path
 ) -> None:

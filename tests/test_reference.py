@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import advance
+from conftest import SMALL, advance
 from test_train import metrics
 
-from pipeline.config import Config
+from pipeline.config import resolve
 from pipeline.dag import Node
 from pipeline.data.order import Order
 from pipeline.data.packing import pack
@@ -20,13 +22,14 @@ from pipeline.stage import Context
 
 pytestmark = pytest.mark.slow
 
-Small = Callable[..., Config]
 LENGTH, BATCH, STEPS, RATE, SEED = 192, 6, 8, 3e-3, 7
+# where a gradient is nothing but rounding (keys' biases), a smaller one makes whole steps of it
+EPS = 1e-4
 WORDS = (
     f"train.length={LENGTH}", f"train.batch={BATCH}", "train.micro_batch=2",
     f"train.steps={STEPS}", f"train.lr={RATE}", f"train.seed={SEED}", "train.floor=0",
     "train.weights=fp32", "train.precision=fp32", "train.decay=0.1", "train.clip=0.5",
-    "train.warmup=0.25", "train.eps=1e-6",
+    "train.warmup=0.25", f"train.eps={EPS}",
 )  # fmt: skip
 
 
@@ -70,7 +73,7 @@ def plainly(folder: Path, method: str, steps: list[list[list[int]]]) -> list[tup
     matrices = [p for p in learning if p.ndim >= 2 and id(p) not in tables]
     rest = [p for p in learning if p.ndim < 2 or id(p) in tables]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), eps=1e-6)
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), eps=EPS)
     warm = math.ceil(0.25 * STEPS)
     found = []
     for step, parts in enumerate(steps):
@@ -93,18 +96,24 @@ def plainly(folder: Path, method: str, steps: list[list[list[int]]]) -> list[tup
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
+@pytest.mark.parametrize("family", ["opt", "opt with gelu", "gpt2", "llama"])
 def test_the_loss_curve_is_that_of_a_plain_loop(
-    family: str, method: str, small: Small, tmp_path: Path
+    family: str, method: str, dataset: Path, models: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    config = small(*WORDS, f"train.method={method}", family=family)
-    node = advance(config, tmp_path, "train.train")
+    model = Path(shutil.copytree(models(family.partition(" ")[0]), tmp_path / "model"))
+    if family == "opt with gelu":
+        config = json.loads((model / "config.json").read_text())
+        text = json.dumps(config | {"activation_function": "gelu"})
+        (model / "config.json").write_text(text)
+    words = [*SMALL, *WORDS, f"train.method={method}"]
+    run = resolve(str(dataset), str(model), "lora", words, "reference")
+    node = advance(run, tmp_path, "train.train")
     ours = [(r["loss"], r["grad_norm"]) for r in metrics(node) if r["kind"] == "step"]
-    base = node.work.inputs["download.model"].one()[0]
-    plain = plainly(base, method, texts(node))
+    plain = plainly(node.work.inputs["download.model"].one()[0], method, texts(node))
     assert len(ours) == STEPS
     for (loss, norm), (plain_loss, plain_norm) in zip(ours, plain, strict=True):
-        assert loss == pytest.approx(plain_loss, rel=1e-5)
-        # where a gradient is nothing but rounding (keys' biases), AdamW makes whole steps of it
-        assert norm == pytest.approx(plain_norm, rel=5e-4)
+        assert loss == pytest.approx(plain_loss, rel=1e-6)
+        # the gradient of OPT's ReLU leaps where rounding changes a sign: neither its loss, nor
+        # other norms
+        assert family == "opt" or norm == pytest.approx(plain_norm, rel=5e-6)
     assert ours[-1][0] < ours[0][0] - 0.05, "it has learned something"

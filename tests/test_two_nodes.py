@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cluster.fixture import Cluster
@@ -16,6 +14,7 @@ from conftest import SMALL
 from queued import Queued, adapter, repeated, steps
 from test_byhand import output, sbatch
 
+from bench.training_storm import read
 from pipeline.config import Config
 from pipeline.dag import find
 
@@ -49,14 +48,9 @@ def by_hand(
     return run, job
 
 
-def losses(run: Queued) -> dict[tuple[str, int], set[Any]]:
-    """Every loss of a training, by kind of row and step."""
-    path = find(run.config, run.root, "train.train").work.folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    found: dict[tuple[str, int], set[Any]] = {}
-    for row in (row for row in rows if "loss" in row):
-        found.setdefault((row["kind"], row["step"]), set()).add(row["loss"])
-    return found
+def rows(run: Queued) -> dict[tuple[str, int], set[tuple[float, ...]]]:
+    """Losses, gradient norms and rates, by kind of row and step; all that a step ever had."""
+    return read(find(run.config, run.root, "train.train").work.folder / "metrics.jsonl")[0]
 
 
 def test_by_hand_both_nodes_share_every_step(by_hand: tuple[Queued, str]) -> None:
@@ -92,4 +86,4 @@ def test_killed_warned_and_preempted_two_end_as_if_left_alone(
     assert run.restarts("train.train") == 2
     assert repeated(run.config, run.root) <= EVERY
     assert adapter(run.config, run.root) == adapter(alone.config, alone.root)
-    assert losses(run) == losses(alone)
+    assert rows(run) == rows(alone)
