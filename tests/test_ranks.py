@@ -238,6 +238,43 @@ def test_more_ranks_than_windows_are_refused(small: Small, root: Path, tmp_path:
     assert all(outcome["reason"].startswith(told) for outcome in both)
 
 
+def test_none_parts_before_all_have_met(
+    small: Small, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0, which holds the store, is refused at once, while rank 1 is slow to connect."""
+    import torch.distributed as dist
+
+    met = dist.init_process_group
+
+    class Slow(dist.Store):
+        def __init__(self, store: dist.Store) -> None:
+            super().__init__()
+            self.store = store
+
+        def get(self, key: str) -> bytes:
+            time.sleep(0.3)
+            return self.store.get(key)
+
+        def set(self, key: str, value: str) -> None:
+            self.store.set(key, value)
+
+        def wait(self, *args: Any) -> None:
+            self.store.wait(*args)
+
+        def add(self, key: str, value: int) -> int:
+            return self.store.add(key, value)
+
+    def slowly(backend: str, store: dist.Store, rank: int, **more: Any) -> None:
+        met(backend, store=Slow(store) if rank else store, rank=rank, **more)
+
+    monkeypatch.setattr(dist, "init_process_group", slowly)
+    words = "train.batch=1", "train.micro_batch=1"
+    for number in range(4):  # which of two connects to the other is decided by their ports
+        (tmp_path / str(number)).mkdir()
+        both = together(tmp_path / str(number), training(small(*words), root))
+        assert [outcome["error"] for outcome in both] == ["UserError"] * 2
+
+
 def test_one_that_waits_in_vain_sees_that_it_is_done(
     small: Small, root: Path, tmp_path: Path
 ) -> None:

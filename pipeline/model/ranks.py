@@ -182,7 +182,13 @@ def join(ctx: Context, device: torch.device, done: Callable[[], bool]) -> Ranks 
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, store=store, rank=ctx.rank, world_size=ctx.world, timeout=PATIENCE
-    )
-    return Ranks(ctx.rank, ctx.world)
+    ranks = Ranks(ctx.rank, ctx.world)
+    try:
+        dist.init_process_group(
+            backend, store=store, rank=ctx.rank, world_size=ctx.world, timeout=PATIENCE
+        )
+        ranks.total(1)  # rank 0 holds the store: were it to part now, others could not connect
+    except RuntimeError as error:
+        what = f"rank {ctx.rank} lost the others while they met: {error}"
+        raise InputError(what.partition("\n")[0], "run make pipeline again") from None
+    return ranks
