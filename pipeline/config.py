@@ -32,9 +32,13 @@ TOLD = 8
 
 
 class Config(Section):
-    """Everything that a run computes, and nothing of where it is computed."""
+    """Everything that a run computes, and nothing of where it is computed.
+
+    `recipe`: where its settings began; it decides nothing.
+    """
 
     name: str
+    recipe: str = ""
     dataset: Dataset
     model: BaseModel
     download: DownloadConfig = DownloadConfig()
@@ -79,6 +83,7 @@ def resolve(
     plain = {
         **{k: v for k, v in entry("recipes", recipe_name).items() if k != "id"},
         "name": name or data.id,
+        "recipe": recipe_name,
         "dataset": data.model_dump(),
         "model": find_model(model_name).model_dump(),
     }
@@ -87,8 +92,9 @@ def resolve(
         config = base
     else:
         changes = parse_overrides(overrides)
-        if "name" in changes:
-            raise UserError("ARGS: the run's name is not a setting", "write NAME=… beside ARGS")
+        for word in {"name", "recipe"} & changes.keys():
+            what = f"ARGS: the run's {word} is not a setting"
+            raise UserError(what, f"write {word.upper()}=… beside ARGS")
         config = build(Config, merge(plain, changes), "ARGS")
     if config.model.context:
         config.train.window(config.model.context)
@@ -116,7 +122,25 @@ def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
 
 def keyed(config: Config) -> dict[str, Any]:
     """The settings that decide results, by section."""
-    return {name: getattr(config, name).keyed() for name in Config.model_fields if name != "name"}
+    told = ("name", "recipe")
+    return {name: getattr(config, name).keyed() for name in Config.model_fields if name not in told}
+
+
+def of_recipe(config: Config) -> dict[str, dict[str, Any]]:
+    """The settings that decide results, by section, as the run's recipe has them.
+
+    Where that is not known any more: the defaults.
+    """
+    try:
+        given = entry("recipes", config.recipe) if config.recipe else {}
+        sections = {
+            name: build(type(getattr(config, name)), given.get(name, {}), config.recipe)
+            for name in Config.model_fields
+            if name not in ("name", "recipe", "dataset", "model")
+        }
+    except UserError:
+        return of_recipe(config.model_copy(update={"recipe": ""}))
+    return {name: section.keyed() for name, section in sections.items()}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

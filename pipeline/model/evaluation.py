@@ -10,7 +10,6 @@ import json
 import shutil
 import time
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +17,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.choose import by_hash, choose
+from pipeline.data.choose import choose
 from pipeline.data.corpus import Corpus
 from pipeline.data.encoder import Reference
+from pipeline.data.overlap import longest_copies
 from pipeline.data.seal import open_sealed
 from pipeline.errors import UserError
 from pipeline.model import load
 from pipeline.model.measure import bits_per_byte, interval, perplexity
-from pipeline.model.score import Kept, Windows, score
+from pipeline.model.samples import compose, openings
+from pipeline.model.score import Kept, Part, Windows, score
 from pipeline.model.write import write
 from pipeline.stage import Context, Inputs, Item
 
@@ -62,11 +63,11 @@ def write_samples(config: Config, item: Item, inputs: Inputs, ctx: Context) -> N
     """
     started = time.monotonic()
     bench = _prepare(config, "test", item, inputs, ctx)
-    samples = _samples(bench, config.evaluate, ctx)
+    samples, figures = _samples(bench, _corpus(inputs, "train", ctx), config.evaluate, ctx)
     with ctx.commit(item.name) as draft:
         text = json.dumps(samples, indent=1, ensure_ascii=False)
         (draft.path / "samples.json").write_text(text, encoding="utf-8")
-        draft.facts = _circumstances(bench, config, ctx) | {"prompts": len(samples)}
+        draft.facts = _circumstances(bench, config, ctx) | {"written": figures}
         draft.facts["seconds"] = round(time.monotonic() - started, 3)
 
 
@@ -111,13 +112,21 @@ def _prepare(config: Config, split: str, item: Item, inputs: Inputs, ctx: Contex
             f"the base model was scored on {there}, and 8-bit arithmetic differs on {device.type}",
             "evaluate where the base model was scored, or remove its scores-… folder",
         )
-    corpus = open_sealed(inputs, split, ctx)
+    corpus = _corpus(inputs, split, ctx)
     base, receipt = inputs["download.model"].one()
     if "model" not in ctx.memo:
         ctx.memo["model"] = _load(config, inputs, device)
     ends = receipt.facts["prefix_id"], receipt.facts["end_id"]
     context = receipt.facts.get("context")
     return _Bench(ctx.memo["model"], device, precision, corpus, base, context, *ends)
+
+
+def _corpus(inputs: Inputs, split: str, ctx: Context) -> Corpus:
+    """A split, verified once a task: that of what is learned may be large."""
+    if (name := f"corpus of {split}") not in ctx.memo:
+        ctx.memo[name] = open_sealed(inputs, split, ctx)
+    found: Corpus = ctx.memo[name]
+    return found
 
 
 def _load(config: Config, inputs: Inputs, device: torch.device) -> Any:
@@ -144,11 +153,13 @@ def _score(
     windows = windows_for(settings, bench.context, bench.prefix)
     total = int(np.diff(corpus.offsets)[chosen].sum())
     kept = Kept(ctx.partial, {"precision": bench.precision, "device": bench.device.type})
-    through = sum(int(counts.sum()) for _, _, counts in kept.parts)
+    new: list[Part] = []
+    through = sum(int(part[2].sum()) for part in kept.parts)
 
     def keep(*part: Any) -> None:
         nonlocal through
         kept.add(*part)
+        new.append(part)
         through += int(part[2].sum())
         ctx.progress(through, total, "tokens")
 
@@ -166,35 +177,52 @@ def _score(
         )
     size = corpus.bytes[chosen]
     hashes = [corpus.hashes[i].tobytes().hex() for i in chosen]
+    decode = Reference(bench.base).decode
+    words = np.array([len(decode(corpus.document(i).tolist()).split()) for i in chosen])
     columns = {"document": chosen, "hash": hashes, "nll": nll, "tokens": tokens, "bytes": size}
     facts = {
         "perplexity": perplexity(nll, tokens),
         "bits_per_byte": bits_per_byte(nll, size),
+        "word_perplexity": perplexity(nll, words),
         "ci95": interval(nll, tokens, settings.resamples),
         "documents": len(chosen),
         "of_documents": len(corpus),
         "tokens": int(tokens.sum()),
         "bytes": int(size.sum()),
+        "words": int(words.sum()),
+        "places": sum(part[3] for part in (*kept.parts, *new)).tolist(),
         "context": windows.context,
         "stride": windows.stride,
         "batch_tokens": settings.batch_tokens,
     }
-    return pa.table(columns), facts, kept.seconds
+    return pa.table(columns | {"words": words}), facts, kept.seconds
 
 
-def _samples(bench: _Bench, settings: EvaluateConfig, ctx: Context) -> list[dict[str, str]]:
-    """Held-out openings, how they go on, and how the model goes on: greedily and drawn by lot."""
+def _samples(
+    bench: _Bench, train: Corpus, settings: EvaluateConfig, ctx: Context
+) -> tuple[dict[str, list[dict[str, str]]], dict[str, Any]]:
+    """Texts after openings of held-out documents and of training documents, and their figures."""
     room = bench.context or LONGEST
     opening = min(settings.prompt_tokens, room // 2)
     length = min(settings.new_tokens, room - opening - 1)
-    documents = (bench.corpus.document(index).tolist() for index in by_hash(bench.corpus))
-    chosen = list(islice((ids for ids in documents if len(ids) > opening), settings.prompts))
-    prompts = [ids[:opening] for ids in chosen]
-    texts = {"prompt": prompts, "reference": [ids[opening : opening + length] for ids in chosen]}
     how = bench.prefix, bench.end, bench.device, bench.precision
-    for number, name in enumerate(("greedy", "sampled") if chosen else ()):
-        sampled = name == "sampled"
-        texts[name] = write(bench.model, prompts, length, *how, sampled=sampled, stop=ctx.stop)
-        ctx.progress(number + 1, 2, "samples")
+    rounds = iter(range(1, 4))
+
+    def go_on(prompts: list[list[int]], sampled: bool) -> list[list[int]]:
+        found = write(bench.model, prompts, length, *how, sampled=sampled, stop=ctx.stop)
+        ctx.progress(next(rounds), 3, "rounds of samples")
+        return found
+
+    def copies(texts: list[list[int]]) -> Any:
+        return longest_copies(texts, train, check=ctx.stop.check).lengths
+
+    held_out, learned = (
+        openings(corpus, settings.prompts, opening, length) for corpus in (bench.corpus, train)
+    )
+    written, figures = compose(held_out, learned, go_on, copies)
     decode = Reference(bench.base).decode
-    return [{n: decode(ids[i]) for n, ids in texts.items()} for i in range(len(chosen))]
+    texts = {
+        kind: [{name: decode(ids) for name, ids in row.items()} for row in rows]
+        for kind, rows in written.items()
+    }
+    return texts, figures

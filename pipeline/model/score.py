@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 
     from pipeline.model.load import Precision
 
-Part = tuple[Ints, Floats, Ints]
-"""What a batch brings: document indices (n,), their nats (n,) and tokens (n,) in this batch."""
+PLACES = 24
+Part = tuple[Ints, Floats, Ints, Floats]
+"""What a batch brings: document indices (n,), their nats (n,) and tokens (n,) in this batch; and
+nats and tokens by place in the document, (PLACES, 2), float64: place p has the tokens that 2^p − 1
+and more stand before, and less than 2^(p + 1) − 1."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def score(
     *,
     batch_tokens: int = 4096,
     stop: Stop | None = None,
-    done: Callable[[Ints, Floats, Ints], None] | None = None,
+    done: Callable[[Ints, Floats, Ints, Floats], None] | None = None,
     parts: Sequence[Part] = (),
 ) -> tuple[Floats, Ints]:
     """Negative log-likelihood of each document.
@@ -110,7 +113,7 @@ def score(
     body, head = backbone(model)
     nll = np.zeros(len(documents))
     tokens = np.zeros(len(documents), dtype=np.int64)
-    for indices, nats, counts in parts:
+    for indices, nats, counts, _ in parts:
         nll[indices] += nats
         tokens[indices] += counts
     every = _batches([len(document) for document in documents], windows, batch_tokens)
@@ -119,7 +122,7 @@ def score(
             if stop:
                 stop.check()
             part = _score_batch(body, head, batch, documents, windows, device)
-            indices, nats, counts = part
+            indices, nats, counts, _ = part
             nll[indices] += nats
             tokens[indices] += counts
             if done:
@@ -184,7 +187,7 @@ def _score_batch(
     width = max(end - start for _, start, _, end in batch)
     ids = np.full((len(batch), width), windows.prefix_id, dtype=np.int64)
     counted = np.zeros((len(batch), width), dtype=bool)
-    targets, owners = [], []
+    targets, owners, positions = [], [], []
     for row, (index, start, first, end) in enumerate(batch):
         document = documents[index]
         lead = int(start == 0)  # the prefix stands before token 0 and so at position 0
@@ -192,13 +195,22 @@ def _score_batch(
         counted[row, first - start : end - start] = True
         targets.append(document[first:end].astype(np.int64))
         owners.append(np.full(end - first, index))
+        positions.append(np.arange(first, end))
     states = body(input_ids=torch.from_numpy(ids).to(device), use_cache=False).last_hidden_state
     wanted = torch.from_numpy(np.concatenate(targets)).to(device)
-    losses = token_losses(states[torch.from_numpy(counted).to(device)], head, wanted)
-    indices, place = np.unique(np.concatenate(owners), return_inverse=True)
-    nats = np.zeros(len(indices))
-    np.add.at(nats, place, losses.cpu().numpy())  # sums in float64
-    return indices, nats, np.bincount(place).astype(np.int64)
+    losses = token_losses(states[torch.from_numpy(counted).to(device)], head, wanted).cpu().numpy()
+    indices, owner = np.unique(np.concatenate(owners), return_inverse=True)
+    nats, counts = _sums(losses, owner, len(indices))
+    place = np.log2(np.concatenate(positions) + 1).astype(np.int64)
+    return indices, nats, counts.astype(np.int64), np.stack(_sums(losses, place, PLACES), axis=1)
+
+
+def _sums(losses: npt.NDArray[Any], owner: Ints, count: int) -> tuple[Floats, Ints]:
+    """Losses, added up in float64, and their number by owner."""
+    return np.bincount(owner, losses, count), np.bincount(owner, minlength=count)
+
+
+FIELDS = ("documents", "nll", "tokens", "places")
 
 
 class Kept:
@@ -233,11 +245,11 @@ class Kept:
             row = json.loads(line) if line.endswith(b"\n") else {}
             if row["batch"] != len(self.parts):
                 return False
-            part = np.array(row["documents"]), np.array(row["nll"]), np.array(row["tokens"])
+            part = tuple(np.array(row[name]) for name in FIELDS)
             self.seconds += row["seconds"]
         except (ValueError, TypeError, KeyError):
             return False
-        self.parts.append(part)
+        self.parts.append(cast(Part, part))
         return True
 
     def __enter__(self) -> Kept:
@@ -250,7 +262,7 @@ class Kept:
 
     def add(self, *part: Any) -> None:
         """Keep one more batch: what `score` gives to `done`."""
-        row = dict(zip(("documents", "nll", "tokens"), (p.tolist() for p in part), strict=True))
+        row = dict(zip(FIELDS, (p.tolist() for p in part), strict=True))
         now = time.monotonic()
         row |= {"batch": self._batch, "seconds": round(now - self._since, 3)}
         self._batch, self._since = self._batch + 1, now

@@ -11,23 +11,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow.parquet as pq
-
 from pipeline import provenance
-from pipeline.errors import CorruptInput
-from pipeline.model import measure
+from pipeline.config import of_recipe
+from pipeline.model import measure, samples
 from pipeline.receipt import Receipt, verify
 from pipeline.redaction import redact_all
-from pipeline.report import SECTIONS, cost, page, stragglers
+from pipeline.report import SECTIONS, advice, cost, page, stragglers
 from pipeline.report.curve import Curve, read_curve
+from pipeline.report.results import WHO, read_results
 from pipeline.report.verdict import verdict
 from pipeline.stage import Inputs
 
 if TYPE_CHECKING:
     from pipeline.config import Config
 
-SPLITS = ("validation", "test")
 _DEFINITIONS = {
     "split": "by hash of the text, or of the field dataset.split_by names; equal texts count once",
     "documents": "of each held-out split, lowest text hash first, at most evaluate.max_documents; "
@@ -51,19 +48,23 @@ def build(config: Config, inputs: Inputs, folder: Path) -> dict[str, Any]:
         CorruptInput: A score or a sample is damaged.
     """
     curve = _curve(inputs)
-    evaluation, changes = _evaluation(config, inputs)
-    report = {
+    results = read_results(config, inputs)
+    report: dict[str, Any] = {
         "run": config.name,
         "dataset": {"id": config.dataset.id, "licence": config.dataset.licence},
         "model": {"id": config.model.id},
-        "verdict": verdict(evaluation.get("test")),
+        "verdict": verdict(results.evaluation.get("test")),
         "corpus": _corpus(inputs),
-        "evaluation": evaluation,
+        "evaluation": results.evaluation,
+        "gap": results.gap,
+        "overlap": results.overlap,
+        "written": _written(inputs),
         "training": _training(inputs, curve),
         "stages": _stages(inputs),
         "cost": cost.cost(inputs, curve),
         "definitions": {
             **measure.DEFINITIONS,
+            **samples.DEFINITIONS,
             **_DEFINITIONS,
             **cost.DEFINITIONS,
             **stragglers.DEFINITIONS,
@@ -71,9 +72,10 @@ def build(config: Config, inputs: Inputs, folder: Path) -> dict[str, Any]:
         "settings": _settings(config),
         "provenance": _provenance(inputs),
     }
+    report |= {"findings": advice.findings(report), "next": advice.suggestions(report)}
     text = json.dumps(report, indent=1, ensure_ascii=False)
     (folder / "report.json").write_text(text, encoding="utf-8")
-    page.render(report, curve, changes, _samples(inputs), folder)
+    page.render(report, curve, results, _samples(inputs), folder)
     return report
 
 
@@ -92,45 +94,6 @@ def _corpus(inputs: Inputs) -> dict[str, Any] | None:
     sums = {n: sum(s[n] for s in splits.values()) for n in ("documents", "bytes", "tokens")}
     rest = {n: seal.facts.get(n) for n in ("quarantined", "empty")}
     return {**sums, "duplicates": sum(seal.facts["duplicates"].values()), **rest, "splits": splits}
-
-
-_SCORED = ("documents", "of_documents", "tokens", "bytes", "context", "stride")
-_MEASURED = ("perplexity", "bits_per_byte", "ci95", "precision", "weights")
-
-
-def _evaluation(config: Config, inputs: Inputs) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Scores by split, and by split the change of each document in nats a token."""
-    evaluation: dict[str, Any] = {}
-    changes: dict[str, Any] = {}
-    for split in SPLITS:
-        tables = {}
-        for who in ("base", "tuned"):
-            receipt = _receipt(inputs, f"evaluate.{who}", split)
-            if receipt is None:
-                continue
-            facts = receipt.facts
-            found = evaluation.setdefault(split, {n: facts[n] for n in _SCORED})
-            found[who] = {n: facts[n] for n in _MEASURED}
-            unit = inputs[f"evaluate.{who}"].folder / split
-            tables[who] = pq.read_table(verify(unit, "scores.parquet", receipt))
-        if len(tables) < 2:
-            continue
-        base, tuned = tables["base"], tables["tuned"]
-        if not base.select(["hash", "tokens"]).equals(tuned.select(["hash", "tokens"])):
-            raise CorruptInput(f"base and adapted model were scored on different {split} documents")
-        nll, adapted, tokens = (
-            column.to_numpy() for column in (base["nll"], tuned["nll"], base["tokens"])
-        )
-        result = measure.change(nll, adapted, tokens, config.evaluate.resamples)
-        changes[split] = (adapted - nll) / tokens
-        found["paired"] = {
-            "difference": result.difference,
-            "ci95": result.ci95,
-            "perplexity_change_percent": result.percent,
-            "ci95_percent": result.ci95_percent,
-            "improved_documents": float(np.mean(changes[split] < 0)),
-        }
-    return evaluation, changes
 
 
 _TRAINED = (
@@ -154,20 +117,33 @@ def _curve(inputs: Inputs) -> Curve | None:
     return read_curve(inputs["train.train"].folder / "best" / "metrics.jsonl")
 
 
-def _samples(inputs: Inputs) -> list[dict[str, Any]]:
-    """Prompt and reference, with what base and adapted model wrote."""
+def _written(inputs: Inputs) -> dict[str, Any] | None:
+    """Figures of what the models write, by model and kind of text."""
+    found = {}
+    for who in WHO:
+        receipt = _receipt(inputs, f"evaluate.{who}", "samples")
+        if receipt:
+            found[who] = receipt.facts["written"]
+    return found or None
+
+
+def _samples(inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
+    """By kind of opening: prompt and reference, with what base and adapted model wrote."""
     written = {}
-    for who in ("base", "tuned"):
+    for who in WHO:
         receipt = _receipt(inputs, f"evaluate.{who}", "samples")
         if receipt is None:
-            return []
+            return {}
         unit = inputs[f"evaluate.{who}"].folder / "samples"
         path = verify(unit, "samples.json", receipt)
         written[who] = json.loads(path.read_text(encoding="utf-8"))
-    return [
-        {"prompt": base["prompt"], "reference": base["reference"], "base": base, "tuned": tuned}
-        for base, tuned in zip(written["base"], written["tuned"], strict=True)
-    ]
+    return {
+        kind: [
+            {"prompt": base["prompt"], "reference": base["reference"], "base": base, "tuned": tuned}
+            for base, tuned in zip(written["base"][kind], written["tuned"][kind], strict=True)
+        ]
+        for kind in written["base"]
+    }
 
 
 def _stages(inputs: Inputs) -> dict[str, Any]:
@@ -176,19 +152,18 @@ def _stages(inputs: Inputs) -> dict[str, Any]:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """Every setting that decides results, and those that differ from the defaults."""
-    values, changed = {}, []
-    for name in SECTIONS:
-        section = getattr(config, name)
-        values[name] = section.keyed()
-        defaults = type(section).model_fields if name not in ("dataset", "model") else {}
-        changed += [
-            f"{name}.{field}"
-            for field in values[name]
-            if field in defaults and getattr(section, field) != defaults[field].default
-        ]
-    shown = redact_all(values)  # reports are handed on
-    return {"values": shown, "changed": changed}
+    """Every setting that decides results, and those in which the run differs from its recipe."""
+    plain = of_recipe(config)
+    values = {name: getattr(config, name).keyed() for name in SECTIONS}
+    changed = {
+        f"{name}.{field}": {"value": value, "recipe": plain[name][field]}
+        for name, given in values.items()
+        if name in plain
+        for field, value in given.items()
+        if plain[name][field] != value
+    }
+    # reports are handed on
+    return {"recipe": Path(config.recipe).stem, **redact_all({"values": values, "changed": changed})}
 
 
 def _provenance(inputs: Inputs) -> dict[str, Any]:

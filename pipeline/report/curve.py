@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,17 @@ class Curve:
     """What training looked like. Losses are nats a token.
 
     `train`, `validation`: (step, loss), by step. `restarts`: the steps at which a later attempt
-    took up. `lost_seconds`: spent on steps that had to be computed again.
+    took up. `lost_seconds`: spent on steps that had to be computed again. `norms`: (step, gradient
+    norm before clipping). `speeds`: (step, tokens a second). `skipped`: steps that were.
     """
 
     train: list[tuple[int, float]]
     validation: list[tuple[int, float]]
     restarts: list[int]
     lost_seconds: float
+    norms: list[tuple[int, float]] = field(default_factory=list)
+    speeds: list[tuple[int, float]] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -56,7 +60,16 @@ def read_curve(path: Path) -> Curve | None:
         _finite(validation),
         restarts,
         lost,
+        _finite({step: row["grad_norm"] for step, row in train.items() if "grad_norm" in row}),
+        _finite(
+            {step: row["tokens"] / row["seconds"] for step, row in train.items() if _timed(row)}
+        ),
+        sorted(step for step, row in train.items() if row.get("skipped")),
     )
+
+
+def _timed(row: dict[str, Any]) -> bool:
+    return bool(row.get("tokens") and row.get("seconds"))
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

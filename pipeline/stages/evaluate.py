@@ -1,8 +1,9 @@
 """Evaluate: what adaptation brought, on documents that nothing has learned from.
 
 Base and adapted model read the same documents under the same precision, and continue the same
-openings. The base model's scores lie with the corpus, for all runs to share. The report at the end
-puts together what the receipts of the whole run say.
+openings. A sample of what was learned is scored beside them, so that learning by heart shows. The
+base model's scores lie with the corpus, for all runs to share. The report at the end puts together
+what the receipts of the whole run say.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pipeline.stages.tokenize import what_is_read
 if TYPE_CHECKING:
     from pipeline.config import Config
 
-SPLITS = ("validation", "test")
+SPLITS = ("train", "validation", "test")
 SAMPLES = "samples"
 
 
@@ -31,16 +32,17 @@ class EvaluateConfig(Section):
     `max_documents`: a split, lowest text hash first. `max_tokens`: of those, the documents that fit
     in what is left, in that order; if not even one does, the first. `context`: tokens seen at once;
     None is the model's own, at most 1,024. `stride`: how far a window moves in longer documents;
-    None is half the context. `prompts`: held-out documents whose first `prompt_tokens` are written
-    on, by `new_tokens`. `resamples`: of the bootstrap. `batch_tokens`: in a batch, which
-    decides results: LLM.int8 looks for outliers over a whole batch, a part in a thousand.
+    None is half the context. `prompts`: held-out documents, and as many that were learned from,
+    whose first `prompt_tokens` are written on, by `new_tokens`. `resamples`: of the bootstrap.
+    `batch_tokens`: in a batch, which decides results: LLM.int8 looks for outliers over a whole
+    batch, a part in a thousand.
     """
 
     max_documents: int = Field(2000, ge=1)
     max_tokens: int | None = Field(None, ge=1)
     context: int | None = Field(None, ge=2)
     stride: int | None = Field(None, ge=1)
-    prompts: int = Field(4, ge=0)
+    prompts: int = Field(16, ge=0)
     prompt_tokens: int = Field(32, ge=1)
     new_tokens: int = Field(64, ge=1)
     resamples: int = Field(2000, ge=100)
@@ -57,7 +59,7 @@ class EvaluateConfig(Section):
 
 
 def base_items(config: Config, inputs: Inputs) -> list[Item]:
-    """A score for each held-out split, and the samples."""
+    """A score for each split, and the samples."""
     return [Item(name, what_is_read(inputs)) for name in (*SPLITS, SAMPLES)]
 
 
@@ -114,7 +116,7 @@ _NEEDS = ("tokenize.shards", "tokenize.seal", "download.model")
 _BASE = Step(
     stage="evaluate",
     name="evaluate.base",
-    version=1,
+    version=2,
     uses=("evaluate", "train.weights", "train.precision", "train.threshold", "train.keep"),
     needs=_NEEDS,
     folder=_base_folder,
@@ -132,9 +134,9 @@ _TUNED = replace(
 _REPORT = Step(
     stage="evaluate",
     name="evaluate.report",
-    version=1,
+    version=2,
     uses=(),
-    reads=("name", *SECTIONS),
+    reads=("name", "recipe", *SECTIONS),
     needs=("download.corpus", "decompress.chunks", *_NEEDS, "train.train", _BASE.name, _TUNED.name),
     folder=lambda config, keys: f"runs/{config.name}",
     items=report_items,
