@@ -18,6 +18,7 @@ from pipeline import receipt as receipts
 from pipeline.config import Config
 from pipeline.errors import CorruptInput
 from pipeline.model.measure import bits_per_byte, interval, perplexity
+from pipeline.model.samples import measure
 from pipeline.receipt import Stamp
 from pipeline.registry import BaseModel, Dataset
 from pipeline.report.build import build
@@ -70,8 +71,11 @@ class Run:
             "perplexity": perplexity(nll, tokens),
             "bits_per_byte": bits_per_byte(nll, size),
             "ci95": interval(nll, tokens, 200),
+            "word_perplexity": perplexity(nll, tokens // 2),
             "documents": self.documents,
             "of_documents": 4 * self.documents,
+            "words": int((tokens // 2).sum()),
+            "places": [[5000 * (7 - place), 2000 << place] for place in range(7)],
             "tokens": int(tokens.sum()),
             "bytes": int(size.sum()),
             "context": 1024,
@@ -86,14 +90,30 @@ class Run:
         return self.unit(f"evaluate.{who}", split, facts, scores_parquet=table)
 
     def samples(self, who: str) -> Input:
-        facts = {"seconds": 8.0, "cpus": 2, "gpus": 0, "precision": "bf16"}
+        kinds = ("reference", "greedy", "sampled", "learned")
+        figures = {kind: measure([[1, 2, 3, 4, 5, 6]] * 4, [0, 14, 0, 60]) for kind in kinds}
+        figures["learned"] |= {"recited": 0.25 if who == "tuned" else 0.0, "agreement": 7.5}
+        facts = {"seconds": 8.0, "cpus": 2, "gpus": 0, "precision": "bf16", "written": figures}
         sample = {
             "prompt": "We propose to study the expression of",
             "reference": "genes that are known to be involved.",
             "greedy": f"{who}: the brain.",
             "sampled": HOSTILE,
         }
-        return self.unit(f"evaluate.{who}", "samples", facts, samples_json=[sample])
+        texts = {"held_out": [sample] * 6, "learned": [sample]}
+        return self.unit(f"evaluate.{who}", "samples", facts, samples_json=texts)
+
+    def overlap(self) -> Input:
+        found = {"documents": self.documents, "near_duplicates": 30, "any_overlap": 90}
+        found |= {"covered_share": 0.04, "too_short": 2}
+        hashes = [f"{i:032x}" for i in range(self.documents)]
+        near = [i < 30 for i in range(self.documents)]
+        tables = {
+            f"{split}_parquet": pa.table({"hash": hashes, "near": near})
+            for split in ("validation", "test")
+        }
+        facts = {"validation": found, "test": found, "seconds": 3.0, "cpus": 1}
+        return self.unit("evaluate.overlap", "overlap", facts, **tables)
 
     def metrics(self) -> None:
         steps = list(range(1, 61))
@@ -105,7 +125,10 @@ class Run:
                 rows.append({"kind": "start", "step": first, "attempt": attempt + 1})
             for step in steps[first:last]:
                 loss = 3.3 - 0.5 * (1 - np.exp(-step / 15)) + 0.05 * np.sin(step * 7)
-                rows.append({"kind": "step", "step": step, "loss": loss, "seconds": 2.0})
+                rows.append(
+                    {"kind": "step", "step": step, "loss": loss, "seconds": 2.0}
+                    | {"tokens": 2000 + step, "grad_norm": 0.5 + 1 / step}
+                )
                 if step % 10 == 0:
                     loss = 3.2 - 0.4 * (1 - np.exp(-step / 15)) + 0.002 * max(0, step - 40)
                     rows.append({"kind": "validation", "step": step, "loss": loss})
@@ -143,9 +166,11 @@ class Run:
         }
         self.metrics()
         for who in ("base", "tuned"):
-            parts = [self.scores(who, "validation"), self.scores(who, "test"), self.samples(who)]
+            parts = [self.scores(who, split) for split in ("train", "validation", "test")]
+            parts.append(self.samples(who))
             merged = {name: r for part in parts for name, r in part.receipts.items()}
             found[f"evaluate.{who}"] = Input(parts[0].folder, merged)
+        found["evaluate.overlap"] = self.overlap()
         return {step: given for step, given in found.items() if step not in without}
 
     def build(self, *without: str) -> dict[str, Any]:

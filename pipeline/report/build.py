@@ -163,7 +163,8 @@ def _settings(config: Config) -> dict[str, Any]:
         if plain[name][field] != value
     }
     # reports are handed on
-    return {"recipe": Path(config.recipe).stem, **redact_all({"values": values, "changed": changed})}
+    named = Path(config.recipe).stem
+    return {"recipe": named, **redact_all({"values": values, "changed": changed})}
 
 
 def _provenance(inputs: Inputs) -> dict[str, Any]:

@@ -1,76 +1,62 @@
-"""The figures of a report, as SVG that follows the reader's light or dark colours.
-
-matplotlib draws with stand-in colours; they become CSS variables, and text stays text in the font
-of the page. Each figure comes in two widths, for a desk and for a phone, where a shrunken one could
-not be read.
-"""
+"""The figures of a report. `pipeline.report.canvas` says what becomes of what is drawn here."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from pipeline.report.canvas import WIDTHS, Plot, narrow, paint, stand_in
 from pipeline.report.curve import Curve
+from pipeline.report.results import Results
 from pipeline.report.verdict import number
 
-COLOURS = {
-    "ink": ("#1b2027", "#e6e8eb"),
-    "muted": ("#59616c", "#a3abb6"),
-    "line": ("#d8d9d6", "#343a42"),
-    "paper": ("#fbfaf7", "#15181c"),
-    "card": ("#ffffff", "#1c2026"),
-    "base": ("#767d87", "#98a1ad"),
-    "tuned": ("#0a6c74", "#55c2c3"),
-    "faint": ("#a9cfd0", "#2c5f63"),
-    "alarm": ("#b4480f", "#f0975a"),
-}
-"""CSS variables of page and figures: light, dark."""
-
-WIDTHS = {"wide": 5.4, "narrow": 3.7}
 POINTS = 400
 
 
-def css() -> str:
-    """The colours as CSS, light unless the reader prefers dark."""
-    light, dark = (
-        "".join(f"--{name}:{pair[i]};" for name, pair in COLOURS.items()) for i in (0, 1)
-    )
-    return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
-
-
 def draw(
-    report: dict[str, Any], curve: Curve | None, changes: dict[str, Any]
+    report: dict[str, Any], curve: Curve | None, results: Results
 ) -> dict[str, dict[str, str]]:
     """The figures that the data allow: name → width ("wide", "narrow") → SVG element.
 
     Args:
         report: Content of `report.json`.
         curve: Of the training.
-        changes: By split, the change of each document, nats a token, (documents,).
+        results: Of the evaluation.
     """
-    paired = [s for s, e in reversed(report["evaluation"].items()) if "paired" in e]
-    plots: dict[str, tuple[float, Callable[[Any], None]]] = {}
-    if paired:
-        plots["intervals"] = 0.44, lambda ax: _intervals(ax, report["evaluation"], paired)
-    if curve:
-        plots["curve"] = 0.66, lambda ax: _curve(ax, curve)
-    if "test" in changes and len(changes["test"]) > 1:
-        plots["documents"] = 0.52, lambda ax: _documents(ax, changes["test"])
+    plots: dict[str, tuple[float, Plot]] = {**_judged(report, results), **_trained(curve)}
+    if results.lengths is not None and len(results.lengths) > 1:
+        plots["lengths"] = 0.5, lambda ax: _lengths(ax, results.lengths)
     return {
-        name: {size: _paint(f"{name}-{size}", plot, width, ratio) for size, width in WIDTHS.items()}
+        name: {size: paint(f"{name}-{size}", plot, width, ratio) for size, width in WIDTHS.items()}
         for name, (ratio, plot) in plots.items()
     }
 
 
-def standalone(svg: str) -> str:
-    """An SVG element as a file of its own."""
-    opened = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    style = f"<style>{css()}svg{{background:var(--card);font-family:sans-serif}}</style>"
-    return opened.replace(">", f">{style}", 1)
+def _judged(report: dict[str, Any], results: Results) -> dict[str, tuple[float, Plot]]:
+    plots: dict[str, tuple[float, Plot]] = {}
+    held_out = [s for s in ("test", "validation") if "paired" in results.evaluation.get(s, {})]
+    if held_out:
+        plots["intervals"] = 0.44, lambda ax: _intervals(ax, report["evaluation"], held_out)
+    test = results.evaluation.get("test", {})
+    if len(results.changes.get("test", ())) > 1:
+        plots["documents"] = 0.52, lambda ax: _documents(ax, results.changes["test"])
+    if len(test.get("by_length", ())) > 1:
+        plots["length"] = 0.52, lambda ax: _by_length(ax, test["by_length"])
+    if len(test.get("by_position", ())) > 1:
+        plots["position"] = 0.52, lambda ax: _by_position(ax, test["by_position"])
+    return plots
+
+
+def _trained(curve: Curve | None) -> dict[str, tuple[float, Plot]]:
+    if not curve:
+        return {}
+    plots: dict[str, tuple[float, Plot]] = {"curve": (0.66, lambda ax: _curve(ax, curve))}
+    if len(curve.norms) > 1:
+        plots["norms"] = 0.5, lambda ax: _norms(ax, curve)
+    if len(curve.speeds) > 1:
+        plots["speed"] = 0.5, lambda ax: _speed(ax, curve)
+    return plots
 
 
 def _intervals(ax: Any, evaluation: dict[str, Any], splits: list[str]) -> None:
@@ -79,7 +65,7 @@ def _intervals(ax: Any, evaluation: dict[str, Any], splits: list[str]) -> None:
     for y, (split, who) in enumerate(rows):
         found = evaluation[split][who]
         low, high = found["ci95"]
-        colour = _stand_in(who)
+        colour = stand_in(who)
         ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="round")
         ax.plot([found["perplexity"]], [y], "o", color=colour, ms=7)
         label = number(found["perplexity"])
@@ -87,7 +73,7 @@ def _intervals(ax: Any, evaluation: dict[str, Any], splits: list[str]) -> None:
             label, (found["perplexity"], y), (0, 8), textcoords="offset points", ha="center"
         )
     names = {"base": "base", "tuned": "adapted"}
-    comma = "\n" if _narrow(ax) else ", "
+    comma = "\n" if narrow(ax) else ", "
     ax.set_yticks(range(len(rows)), [f"{split}{comma}{names[who]}" for split, who in rows])
     ax.set_ylim(len(rows) - 0.5, -0.7)
     ax.margins(x=0.12)
@@ -100,33 +86,27 @@ def _curve(ax: Any, curve: Curve) -> None:
     """Loss by step: training (each step, and smoothed), validation, best checkpoint, restarts."""
     for i, step in enumerate(curve.restarts):
         label = "restart" if i == 0 else None
-        ax.axvline(step, color=_stand_in("alarm"), lw=1.2, ls=(0, (3, 3)), label=label)
+        ax.axvline(step, color=stand_in("alarm"), lw=1.2, ls=(0, (3, 3)), label=label)
     if curve.train:
         steps, losses = np.array(curve.train, dtype=float).T
-        ax.plot(*_thin(steps, losses), color=_stand_in("faint"), lw=1)
-        ax.plot(*_smooth(steps, losses), color=_stand_in("tuned"), lw=2, label="training")
+        ax.plot(*_thin(steps, losses), color=stand_in("faint"), lw=1)
+        ax.plot(*_smooth(steps, losses), color=stand_in("tuned"), lw=2, label="training")
     if curve.validation:
         ax.plot(
             *zip(*curve.validation, strict=True),
-            color=_stand_in("ink"),
+            color=stand_in("ink"),
             lw=1.4,
             marker="o",
             ms=4.5,
             label="validation",
         )
     if curve.best:
-        ax.plot(
-            *curve.best, "o", ms=12, mfc="none", mew=1.8, color=_stand_in("alarm"), label="best"
-        )
+        ax.plot(*curve.best, "o", ms=12, mfc="none", mew=1.8, color=stand_in("alarm"), label="best")
     _limit(ax, curve)
     ax.set_xlabel("optimizer step")
     ax.set_ylabel("loss, nats per token")
-    columns = 2 if _narrow(ax) else 4
+    columns = 2 if narrow(ax) else 4
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns)
-
-
-def _narrow(ax: Any) -> bool:
-    return bool(ax.figure.get_figwidth() == WIDTHS["narrow"])
 
 
 def _limit(ax: Any, curve: Curve) -> None:
@@ -160,77 +140,120 @@ def _documents(ax: Any, changes: Any) -> None:
     bins = np.arange(np.floor(low / width), np.ceil(high / width) + 1.5) * width
     counts, _ = np.histogram(np.clip(changes, bins[0], bins[-1]), bins)
     middles = (bins[:-1] + bins[1:]) / 2
-    colours = [_stand_in("tuned") if middle < 0 else _stand_in("alarm") for middle in middles]
+    colours = [stand_in("tuned") if middle < 0 else stand_in("alarm") for middle in middles]
     ax.bar(middles, counts, width * 0.86, color=colours)
-    ax.axvline(0, color=_stand_in("ink"), lw=1)
+    ax.axvline(0, color=stand_in("ink"), lw=1)
     ax.set_xlabel("change of the document’s loss, nats per token")
     ax.set_ylabel("documents")
     ax.locator_params(axis="y", integer=True, nbins=6)
     for side, text in ((-1, "← easier"), (1, "harder →")):
         align = "left" if side < 0 else "right"
         place = {"transform": ax.transAxes, "ha": align, "va": "bottom"}
-        ax.text(0 if side < 0 else 1, 1.02, text, color=_stand_in("muted"), **place)
+        ax.text(0 if side < 0 else 1, 1.02, text, color=stand_in("muted"), **place)
 
 
-def _paint(name: str, plot: Callable[[Any], None], width: float, ratio: float) -> str:
-    """An SVG element of that width in inches, of height width × ratio where that is enough."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(_style()):
-        figure = Figure(figsize=(width, max(width * ratio, 2.5)), layout="constrained")
-        plot(figure.add_subplot())
-        file = io.StringIO()
-        # ids are hashed from content and salt; two figures on a page must not share one
-        with rc_context({"svg.hashsalt": name}):
-            figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return _adapt(file.getvalue())
-
-
-def _style() -> Any:
-    ink, muted, line = (_stand_in(name) for name in ("ink", "muted", "line"))
-    return {
-        "svg.fonttype": "none",
-        "font.family": "DejaVu Sans",
-        "font.size": 9.5,
-        "text.color": ink,
-        "axes.edgecolor": line,
-        "axes.labelcolor": muted,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": line,
-        "grid.linewidth": 0.8,
-        "xtick.color": line,
-        "ytick.color": line,
-        "xtick.labelcolor": muted,
-        "ytick.labelcolor": muted,
-        "ytick.major.size": 0,
-        "legend.frameon": False,
-        "legend.handlelength": 1.6,
-        "legend.columnspacing": 1.4,
-    }
+def _by_length(ax: Any, rows: list[dict[str, Any]]) -> None:
+    """Change of perplexity, with its interval, of documents of like length."""
+    ax.axvline(0, color=stand_in("ink"), lw=1)
+    for y, row in enumerate(rows):
+        low, high = row["paired"]["ci95_percent"]
+        colour = stand_in("tuned" if high < 0 else "alarm" if low > 0 else "base")
+        ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="round")
+        ax.plot([row["paired"]["perplexity_change_percent"]], [y], "o", color=colour, ms=7)
+    names = [f"{span(row)}{_gap(ax)}({row['documents']:,})" for row in rows]
+    ax.set_yticks(range(len(rows)), names)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.margins(x=0.08)
+    ax.set_xlabel("change of perplexity, %")
+    ax.set_ylabel("tokens (documents)")
+    ax.grid(axis="y", visible=False)
+    ax.tick_params(axis="y", length=0)
 
 
-def _stand_in(name: str) -> str:
-    """The colour that stands for a CSS variable while matplotlib draws."""
-    return f"#0a0b{10 + list(COLOURS).index(name):02x}"
+def span(row: dict[str, Any]) -> str:
+    """The bounds of a part in words: under 64, 64 – 127, 2,048 and more."""
+    low, high = row["from"], row["below"]
+    if not low:
+        return f"under {high:,}"
+    if high is None:
+        return f"{low:,} and more"
+    return f"{low:,} – {high - 1:,}" if high - low > 1 else f"{low:,}"
 
 
-def _adapt(svg: str) -> str:
-    """The file that matplotlib writes, as an element for a page, with its colours and its font."""
-    svg = svg[svg.index("<svg ") :]
-    for unwanted in (
-        r"<metadata>.*?</metadata>",
-        r"<style.*?</style>",
-        r' xmlns(:xlink)?="[^"]*"',
-        r'(?<=<g) id="[^"]*"',
-        r" font-family: [^;\"]*;?",
-        r' transform="rotate\(-0 [^"]*"',
-    ):
-        svg = re.sub(unwanted, "", svg, flags=re.S)
-    for name in COLOURS:
-        svg = svg.replace(_stand_in(name), f"var(--{name})")
-    return svg.replace("xlink:href", "href").strip()
+def _gap(ax: Any) -> str:
+    return "\n" if narrow(ax) else " "
+
+
+def _by_position(ax: Any, rows: list[dict[str, Any]]) -> None:
+    """Perplexity of tokens by how many stand before them."""
+    places = [(row["from"] + row["below"] - 1) / 2 + 1 for row in rows]
+    for who, name in (("base", "base"), ("tuned", "adapted")):
+        losses = [row[who] for row in rows]
+        ax.plot(places, losses, color=stand_in(who), lw=1.8, marker="o", ms=4.5, label=name)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    _plain_ticks(ax.xaxis, ax.yaxis)
+    ax.set_xlabel("place of the token in its document")
+    ax.set_ylabel("perplexity")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+
+
+def _plain_ticks(*axes: Any) -> None:
+    """Numbers as people write them, on logarithmic axes: of an axis short of decades 1, 2, 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axis in axes:
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _lengths(ax: Any, tokens: Any) -> None:
+    """How many documents are how long."""
+    low, high = max(1, int(tokens.min())), int(tokens.max()) + 1
+    edges = np.unique(np.geomspace(low, max(high, low + 1), 25).round())
+    counts, _ = np.histogram(tokens, edges)
+    ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=stand_in("tuned"))
+    for edge in edges[1:-1]:
+        ax.axvline(edge, color=stand_in("card"), lw=0.8)
+    ax.set_xscale("log")
+    _plain_ticks(ax.xaxis)
+    ax.set_xlabel("tokens of a document")
+    ax.set_ylabel("documents")
+    ax.grid(axis="x", visible=False)
+    ax.locator_params(axis="y", integer=True, nbins=6)
+
+
+def _norms(ax: Any, curve: Curve) -> None:
+    """Gradient norm of each step, and the steps that were skipped."""
+    steps, norms = np.array(curve.norms, dtype=float).T
+    norms = np.maximum(norms, 1e-12)
+    ax.plot(*_thin(steps, norms), color=stand_in("faint"), lw=1)
+    ax.plot(*_smooth(steps, norms), color=stand_in("tuned"), lw=2, label="gradient norm")
+    if curve.skipped:
+        top = float(norms.max())
+        ax.plot(
+            curve.skipped,
+            [top] * len(curve.skipped),
+            "x",
+            color=stand_in("alarm"),
+            label="step skipped",
+            clip_on=False,
+        )
+    ax.set_yscale("log")
+    _plain_ticks(ax.yaxis)
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel("gradient norm")
+    if curve.skipped:
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+
+
+def _speed(ax: Any, curve: Curve) -> None:
+    """Tokens a second, step by step."""
+    steps, speeds = np.array(curve.speeds, dtype=float).T
+    ax.plot(*_thin(steps, speeds), color=stand_in("faint"), lw=1)
+    ax.plot(*_smooth(steps, speeds), color=stand_in("tuned"), lw=2)
+    ax.set_ylim(0, None)
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel("tokens a second")

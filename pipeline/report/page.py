@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.disk import size
-from pipeline.report import figures
+from pipeline.report import canvas, figures
 from pipeline.report.curve import Curve
+from pipeline.report.results import Results
 from pipeline.report.stragglers import SEVERAL
 from pipeline.report.verdict import number, signed
 
+SHOWN = 4  # samples, before one asks for more
 TEMPLATES = Path(__file__).parent
 
 
 def render(
     report: dict[str, Any],
     curve: Curve | None,
-    changes: dict[str, Any],
-    samples: list[dict[str, Any]],
+    results: Results,
+    samples: dict[str, list[dict[str, Any]]],
     folder: Path,
 ) -> None:
     """Write `report.html`, `report.md` and the figures as SVG files.
@@ -26,17 +28,17 @@ def render(
     Args:
         report: Content of `report.json`.
         curve: Of the training; None where there is none yet.
-        changes: By split, the change of each document, nats a token, (documents,).
-        samples: prompt, reference, and of base and tuned greedy and sampled.
+        results: Of the evaluation.
+        samples: By kind of opening: prompt, reference, and what base and tuned wrote.
         folder: Where to.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    drawn = figures.draw(report, curve, changes)
+    drawn = figures.draw(report, curve, results)
     for name, sizes in drawn.items():
         file = folder / f"{name}.svg"
-        file.write_text(figures.standalone(sizes["wide"]), encoding="utf-8")
+        file.write_text(canvas.standalone(sizes["wide"]), encoding="utf-8")
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=lambda name: bool(name and name.endswith(".html")),
@@ -51,6 +53,7 @@ def render(
         "size": lambda value: size(value).replace(" ", "\u00a0"),
         "duration": duration,
         "percent": percent,
+        "nats": nats,
     }
     content = {
         **report,
@@ -58,8 +61,9 @@ def render(
         "samples": samples,
         "slowest": _compared(report["stages"]),
         "several": SEVERAL,
+        "shown": SHOWN,
         "figures": {n: {s: Markup(svg) for s, svg in sizes.items()} for n, sizes in drawn.items()},
-        "colours": Markup(figures.css()),
+        "colours": Markup(canvas.css()),
     }
     for name in ("report.html", "report.md"):
         template = environment.get_template("template" + Path(name).suffix)
@@ -81,9 +85,15 @@ def count(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
+def nats(value: float) -> str:
+    """A difference of losses, with its sign."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
 def percent(share: float) -> str:
     """A share as a percentage."""
-    return f"{100 * share:.0f}\u00a0%"
+    digits = 1 if 0 < share < 0.1 else 0
+    return f"{100 * share:.{digits}f}\u00a0%"
 
 
 def duration(seconds: float | None) -> str:
