@@ -14,7 +14,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: pipeline fetch plan status logs cancel report export clean demo test test-fast \
-	cluster-up cluster-down bench-data bench-train lint format help
+	cluster-up cluster-down bench-data bench-train bench-score lint format help
 
 # What is run is said in the command itself: a NAME, FILE or MODEL that happens to be exported was
 # not meant for us (WSL exports NAME), and ours is not meant for the jobs.
@@ -96,6 +96,9 @@ bench-data: ## Measure tokenizing beside its peers (bench/README.md); ARGS=--qui
 
 bench-train: ## Measure training beside its peers (bench/README.md); ARGS=--quick tries it
 	@$(call python,product demo) -m bench.train $(words)
+
+bench-score: ## Measure scoring beside a plain loop (bench/README.md); ARGS=--quick tries it
+	@$(call python,product demo) -m bench.scoring $(words)
 
 scripts = .ci/run $(wildcard env/*.sh tests/cluster/*.sh slurm/*.sh slurm/*.sbatch)
 

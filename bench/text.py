@@ -68,14 +68,15 @@ def _prose(paragraph: str) -> bool:
 
 def _texts(roots: Iterable[Path] | None) -> Iterator[str]:
     if roots is None:
-        yield from _nih()
+        yield from nih()
     # by the hash of its path: neighbours in the corpus come from all over, as in the Pile
     files = set(_files(_roots() if roots is None else roots))
     for path in sorted(files, key=lambda path: blake2b(bytes(path)).digest()):
         yield _read(path)
 
 
-def _nih() -> Iterator[str]:
+def nih() -> Iterator[str]:
+    """The abstracts of the NIH sample, if it is there."""
     sample = SHARED / "data" / "nih_sample.jsonl.zst"
     if sample.is_file():
         with sample.open("rb") as file:
