@@ -23,7 +23,7 @@ FILES = {
 }
 HEAVY = {
     "torch", "transformers", "peft", "bitsandbytes", "datasets", "matplotlib", "httpx",
-    "huggingface_hub", "submitit", "lxml",
+    "huggingface_hub", "submitit", "lxml", "scipy", "datasketch",
 }  # fmt: skip
 LOGIN = HEAVY | {"numpy", "pyarrow"}  # what a command that only looks does without, too
 # Each floor stands on those before it; modules of one floor may use each other, but not in a ring.
