@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import WORDS, make_model
 
 from pipeline.errors import Interrupted
-from pipeline.model.measure import bits_per_byte, change, interval, perplexity
+from pipeline.model.measure import bits_per_byte, change, gap, interval, perplexity
 from pipeline.model.score import Kept, Windows, score
 from pipeline.stop import Stop
 
@@ -108,6 +108,27 @@ def test_a_stride_beyond_the_context_is_refused() -> None:
         Windows(8, 9, PREFIX)
 
 
+def test_losses_are_told_by_place_in_the_document(model: Any) -> None:
+    documents = corpus()
+    parts: list[Any] = []
+    nll, _ = run(
+        model, documents, stride=20, batch_tokens=160, done=lambda *part: parts.append(part)
+    )
+    nats, tokens = sum(part[3] for part in parts).T
+    assert nats.sum() == pytest.approx(nll.sum())
+    # place p has the tokens that 2^p − 1 and more stand before
+    for place in range(8):
+        first, last = 2**place - 1, 2 ** (place + 1) - 1
+        inside = [len(d[first:last]) for d in documents]
+        assert tokens[place] == sum(inside)
+        upto = [d[:last] for d in documents if len(d) > first]
+        before = [d[:first] for d in documents if len(d) > first]
+        wanted = sum(plainly(model, d, Windows(CONTEXT, 20, PREFIX)) for d in upto)
+        wanted -= sum(plainly(model, d, Windows(CONTEXT, 20, PREFIX)) for d in before)
+        if last < CONTEXT:  # beyond, windows lie elsewhere when a document ends earlier
+            assert nats[place] == pytest.approx(wanted, rel=1e-4)
+
+
 @pytest.mark.parametrize("after", [1, 3])
 def test_an_interrupted_call_goes_on_with_the_same_digits(model: Any, after: int) -> None:
     whole: list[Any] = []
@@ -138,7 +159,8 @@ def test_an_interrupted_call_goes_on_with_the_same_digits(model: Any, after: int
 
 
 def test_kept_batches_count_up_to_the_first_that_is_not_in_its_place(tmp_path: Path) -> None:
-    part = (np.array([0, 2]), np.array([0.1, 1 / 3]), np.array([4, 5]))
+    places = np.array([[0.1, 1.0], [1 / 3, 8.0]])
+    part = (np.array([0, 2]), np.array([0.1, 1 / 3]), np.array([4, 5]), places)
     for _ in range(2):
         with Kept(tmp_path, {"precision": "bf16"}) as kept:
             kept.add(*part)
@@ -186,6 +208,21 @@ def test_the_interval_holds_the_truth_19_times_in_20() -> None:
         low, high = interval(generator.normal(3.0, 0.5, 150) * tokens, tokens, 300)
         hits += low <= np.exp(3.0) <= high
     assert 0.90 <= hits / 200 <= 0.985
+
+
+def test_a_gap_between_seen_and_unseen_texts_is_found() -> None:
+    generator = np.random.default_rng(3)
+
+    def sample(change: float) -> Any:
+        tokens = generator.integers(50, 800, 200)
+        return generator.normal(change, 0.1, 200) * tokens, tokens
+
+    seen, unseen = sample(-0.5), sample(-0.2)
+    difference, (low, high) = gap(seen, unseen, 1000)
+    assert low < 0.3 < high
+    assert low > 0.2
+    _, (low, high) = gap(sample(-0.2), unseen, 1000)
+    assert low < 0 < high
 
 
 def test_pairing_finds_a_small_planted_difference() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +16,7 @@ from conftest import advance, write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pipeline.data.corpus as corpus_module
 from pipeline.config import Config, resolve
 from pipeline.data.corpus import open_corpus
 from pipeline.data.seal import find_duplicates
@@ -61,3 +65,29 @@ def test_the_cache_holds_each_text_once(
             assert found.document(n).tolist() == row["input_ids"]
             assert found.bytes[n] == row["bytes"]
     assert texts == 150
+
+
+def test_of_several_that_want_a_cache_one_builds_it(
+    small: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = advance(small(), tmp_path / "root", "tokenize.seal")
+    sealed, receipt = node.work.folder / "seal", node.done["seal"]
+    seal = json.loads((sealed / "seal.json").read_text())
+    build, built = corpus_module._build, []
+
+    def slowly(*args: Any) -> None:
+        built.append(args)
+        time.sleep(0.5)
+        build(*args)
+
+    monkeypatch.setattr(corpus_module, "_build", slowly)
+    monkeypatch.setattr(corpus_module, "WAIT", 0.05)
+
+    def look(label: str) -> str:
+        there = sealed.parent, sealed, seal, receipt.digest, "train"
+        return open_corpus(*there, label=label, gone=lambda label: False).digest
+
+    with ThreadPoolExecutor(3) as pool:
+        assert len(set(pool.map(look, "abc"))) == 1
+    assert len(built) == 1
+    assert not list(node.work.folder.glob(".lease-*"))

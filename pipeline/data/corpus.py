@@ -7,6 +7,7 @@ read at the same time; and it is verified whenever it is opened.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ import numpy.typing as npt
 
 from pipeline import receipt as receipts
 from pipeline.data.shards import HASH, Hashes, hashes, rows
-from pipeline.errors import CorruptInput
+from pipeline.errors import Busy, CorruptInput
+from pipeline.lease import Gone, Lease
 from pipeline.receipt import Stamp, hash_json
 
 VERSION = 2
+WAIT = 2.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ def open_corpus(
     code: str = "",
     workers: int = 1,
     check: Callable[[], None] = lambda: None,
+    label: str = "unnamed",
+    gone: Gone = lambda label: None,
 ) -> Corpus:
     """The token cache of a split, verified; where it is missing, built from verified shards.
 
@@ -68,6 +73,8 @@ def open_corpus(
         code: Version of the code, for the receipt.
         workers: Shards that are read at the same time.
         check: Called before each; it may raise.
+        label: See `Lease`; of several that want a cache one builds it, and the others wait.
+        gone: Likewise.
 
     Raises:
         CorruptInput: A shard is damaged; so that it is rebuilt, its unit is named.
@@ -76,9 +83,15 @@ def open_corpus(
     own = hash_json(["cache", VERSION])
     stamp = Stamp(key=own, own=own, inputs={"seal": digest}, code=code)
     unit = folder / name
-    if receipts.valid(unit, stamp) is None:
-        with receipts.commit(folder, name, stamp) as draft:
-            _build(folder, seal, split, draft.path, sealed, workers, check)
+    while receipts.valid(unit, stamp) is None:
+        check()
+        try:
+            with Lease(folder / f".lease-{name}", label, gone, check=check) as lease:
+                if receipts.valid(unit, stamp) is None:
+                    with receipts.commit(folder, name, stamp, lease.confirm) as draft:
+                        _build(folder, seal, split, draft.path, sealed, workers, check)
+        except Busy:  # that of a large corpus is as large as its shards
+            time.sleep(WAIT)
     receipt = receipts.valid(unit, stamp)
     if receipt is None:
         raise CorruptInput(f"{unit} vanished while it was used")

@@ -204,6 +204,8 @@ def open_sealed(inputs: Inputs, split: str, ctx: Context) -> Corpus:
         code=ctx.code,
         workers=ctx.cpus,
         check=ctx.stop.check,
+        label=ctx.label,
+        gone=ctx.gone,
     )
 
 

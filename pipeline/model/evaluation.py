@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.choose import choose
+from pipeline.data.copies import longest_copies
 from pipeline.data.corpus import Corpus
 from pipeline.data.encoder import Reference
-from pipeline.data.overlap import longest_copies
 from pipeline.data.seal import open_sealed
 from pipeline.errors import UserError
 from pipeline.model import load
@@ -214,7 +214,7 @@ def _samples(
         return found
 
     def copies(texts: list[list[int]]) -> Any:
-        return longest_copies(texts, train, check=ctx.stop.check).lengths
+        return longest_copies([np.array(ids) for ids in texts], train, check=ctx.stop.check).tokens
 
     held_out, learned = (
         openings(corpus, settings.prompts, opening, length) for corpus in (bench.corpus, train)
