@@ -99,7 +99,7 @@ def test_scores_are_those_of_the_model_on_the_documents(finished: Config, root: 
 
 
 def test_base_and_adapted_read_the_same(finished: Config, root: Path) -> None:
-    for split in ("validation", "test"):
+    for split in ("train", "validation", "test"):
         base, tuned = (table(finished, root, f"evaluate.{w}", split) for w in ("base", "tuned"))
         for column in ("document", "hash", "tokens", "bytes"):
             assert (base[column] == tuned[column]).all()
@@ -117,13 +117,19 @@ def test_both_write_on_the_same_openings(finished: Config, root: Path) -> None:
     corpus = corpus_of(finished, root, "test")
     folder, _ = find(finished, root, "evaluate.base").work.inputs["download.model"].one()
     long = [d for d in map(corpus.document, by_hash(corpus)) if len(d) > 8]
-    assert [sample["prompt"] for sample in base] == [
+    first = base["held_out"][0]
+    assert [sample["prompt"] for sample in base["held_out"]] == [
         Reference(folder).decode(d[:8]) for d in long[:2]
     ]
-    assert base[0]["reference"] == Reference(folder).decode(long[0][8:12])
-    assert [s["prompt"] for s in base] == [s["prompt"] for s in tuned]
-    assert [s["greedy"] for s in base] != [s["greedy"] for s in tuned]
-    assert set(base[0]) == {"prompt", "reference", "greedy", "sampled"}
+    assert first["reference"] == Reference(folder).decode(long[0][8:12])
+    for kind in ("held_out", "learned"):
+        assert [s["prompt"] for s in base[kind]] == [s["prompt"] for s in tuned[kind]]
+        assert [s["greedy"] for s in base[kind]] != [s["greedy"] for s in tuned[kind]]
+    assert set(first) == {"prompt", "reference", "greedy", "sampled"}
+    assert set(base["learned"][0]) == {"prompt", "reference", "greedy"}
+    written = facts(finished, root, "evaluate.tuned", "samples")["written"]
+    assert set(written) == {"reference", "greedy", "sampled", "learned"}
+    assert (written["greedy"]["texts"], written["greedy"]["tokens"]) == (2, 8)
 
 
 def test_the_report_stands_in_the_folder_of_the_run(finished: Config, root: Path) -> None:
@@ -138,7 +144,7 @@ def test_the_report_stands_in_the_folder_of_the_run(finished: Config, root: Path
     assert list(report["stages"]) == ["download", "decompress", "tokenize", "train", "evaluate"]
     assert "evaluate.context" in report["settings"]["changed"]
     html = (folder / "report.html").read_text()
-    assert html.count("<svg ") == 6
+    assert html.count("<svg ") == 2 * len(list(folder.glob("*.svg"))) >= 12
     assert report["verdict"]["figures"].split(" → ")[0] in html
     assert find(finished, root, "evaluate.report").complete
 

@@ -15,18 +15,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import receipt as receipts
-from pipeline.config import Config
+from pipeline.config import Config, resolve
 from pipeline.errors import CorruptInput
 from pipeline.model.measure import bits_per_byte, interval, perplexity
 from pipeline.model.samples import measure
 from pipeline.receipt import Stamp
 from pipeline.registry import BaseModel, Dataset
+from pipeline.report import advice
 from pipeline.report.build import build
 from pipeline.report.curve import read_curve
 from pipeline.report.stragglers import slowest
 from pipeline.report.verdict import number, verdict
 from pipeline.stage import Input
 
+FIGURES = {"intervals", "curve", "documents", "length", "position", "lengths", "norms", "speed"}
 HOSTILE = '<script>alert("x")</script> & <b>bold</b>'
 
 
@@ -195,7 +197,7 @@ def test_the_numbers_are_where_the_contract_has_them(run: Run) -> None:
     assert report["corpus"]["documents"] == 3000
     assert report["corpus"]["duplicates"] == 8
     assert set(report["corpus"]) >= {"documents", "bytes", "tokens", "duplicates", "splits"}
-    for split in ("validation", "test"):
+    for split in ("train", "validation", "test"):
         for who in ("base", "tuned"):
             found = report["evaluation"][split][who]
             assert set(found) >= {"perplexity", "bits_per_byte", "ci95", "precision"}
@@ -204,8 +206,8 @@ def test_the_numbers_are_where_the_contract_has_them(run: Run) -> None:
     names = {"steps", "tokens", "tokens_per_second", "best_step", "interruptions"}
     assert set(report["training"]) >= names
     evaluate = report["stages"]["evaluate"]
-    assert (evaluate["seconds"], evaluate["units"]) == (142.0, 6)
-    assert report["cost"]["cpu_hours"] == pytest.approx((120 + 2 * 142) / 3600, abs=1e-3)
+    assert (evaluate["seconds"], evaluate["units"]) == (6 * 31.5 + 2 * 8 + 3, 9)
+    assert report["cost"]["cpu_hours"] == pytest.approx((120 + 2 * 205 + 3) / 3600, abs=1e-3)
     assert report["cost"]["gpu_hours"] is None, "the training did not say"
     assert report["cost"]["lost_hours"] == pytest.approx(2 * 5 * 2 / 3600, abs=1e-4)
     assert "prefix token" in report["definitions"]["perplexity"]
@@ -265,11 +267,13 @@ def test_the_page_needs_nothing_but_itself(run: Run) -> None:
     assert not re.search(r"<script|@import|<link(?! rel=\"icon\" href=\"data:,\")", html)
     assert set(re.findall(r"url\((.)", html)) == {"#"}
     assert "&lt;script&gt;alert" in html, "what a model writes is text"
-    for name in ("intervals", "curve", "documents"):
+    names = {path.stem for path in (run.root / "out").glob("*.svg")}
+    assert names >= FIGURES
+    for name in names:
         svg = (run.root / f"out/{name}.svg").read_text()
         assert svg.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
         assert "prefers-color-scheme:dark" in svg
-    assert html.count("<svg ") == 6, "three figures in two widths"
+    assert html.count("<svg ") == 2 * len(names), "each in two widths"
     for colour in re.findall(r"(?:fill|stroke): ?([^;\"]+)", html):
         assert colour in ("none",) or colour.startswith("var(--"), "figures follow the theme"
 
@@ -358,7 +362,7 @@ def test_the_same_inputs_make_the_same_bytes(tmp_path: Path) -> None:
         build(run.config, inputs, tmp_path / name)
         pages.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
     assert pages[0] == pages[1]
-    assert len(pages[0]) == 6
+    assert len(pages[0]) >= 3 + len(FIGURES)
 
 
 def chunked(run: Run, sizes: list[int], slow: dict[int, float]) -> dict[str, Input]:
@@ -407,7 +411,7 @@ def test_the_slowest_units_are_named_with_host_and_rate(tmp_path: Path) -> None:
     assert (shard["seconds"], shard["bytes"]) == (90.0, 192_000_000), "of text, all splits"
     assert report["stages"]["train"]["slowest"][0]["times_median"] is None, "it is the only one"
     evaluated = report["stages"]["evaluate"]["slowest"]
-    assert {row["of_units"] for row in evaluated} == {2, 1}, "scores are no samples"
+    assert {row["of_units"] for row in evaluated} == {3, 1}, "scores are no samples"
     html = (tmp_path / "report.html").read_text()
     table = html[html.index("The slowest units") : html.index("<h2>Settings")]
     assert re.findall(r"rowgroup\">(\S+), 10 units<", table) == [
@@ -444,3 +448,89 @@ def test_what_took_no_time_has_no_rate(tmp_path: Path) -> None:
     inputs = chunked(Run(tmp_path), [0] * 4, dict.fromkeys(range(4), 0.0))
     for row in slowest(inputs)["decompress"]:
         assert (row["seconds"], row["times_median"], row["mb_per_second"]) == (0.0, None, None)
+
+
+def test_what_a_reader_has_to_know_comes_first(run: Run) -> None:
+    report = json.loads((run.root / "out/report.json").read_text())
+    told = {found["what"]: found["text"] for found in report["findings"]}
+    assert set(told) == {"overfitting", "near-copies", "learned by heart"}
+    assert "30 of 300 test documents (10.0 %)" in told["near-copies"]
+    clean = report["evaluation"]["test"]["without_near_duplicates"]
+    assert (clean["documents"], clean["left_out"]) == (270, 30)
+    assert number(clean["base"]) in told["near-copies"]
+    assert "in 1 of 4 cases (the base model in 0)" in told["learned by heart"]
+    for page in (run.html, (run.root / "out/report.md").read_text()):
+        assert "nearly the same as a training document" in page.replace("\u00a0", " ")
+    assert "without_near_duplicates" not in report["evaluation"]["train"]
+
+
+def test_near_copies_are_told_from_others_by_their_hash(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    inputs = run.inputs()
+    run.documents = 299
+    inputs["evaluate.overlap"] = run.overlap()
+    with pytest.raises(CorruptInput, match="scores and overlap are of different validation doc"):
+        build(run.config, inputs, tmp_path)
+
+
+def test_the_change_is_told_by_length_and_by_position(run: Run) -> None:
+    report = json.loads((run.root / "out/report.json").read_text())
+    test = report["evaluation"]["test"]
+    parts = [(row["from"], row["below"]) for row in test["by_length"]]
+    assert parts == [(64, 128), (128, 256), (256, 512), (512, 1024)], "few are not told apart"
+    assert sum(row["documents"] for row in test["by_length"]) > 290
+    for row in test["by_length"]:
+        low, high = row["paired"]["ci95_percent"]
+        assert low < 100 * np.expm1(-0.2) < high
+        assert row["tuned"] < row["base"]
+    first, *_, last = test["by_position"]
+    assert (first["from"], first["below"], first["tokens"]) == (0, 1, 2000)
+    assert first["base"] == pytest.approx(np.exp(5000 * 7 / 2000))
+    assert (last["from"], last["below"]) == (63, 127)
+
+
+def told(what: str, report: dict[str, Any]) -> dict[str, str] | None:
+    rules = advice.findings(report) + advice.suggestions(report)
+    return next((rule for rule in rules if rule["what"] == what), None)
+
+
+def test_advice_follows_from_the_numbers(run: Run) -> None:
+    report = json.loads((run.root / "out/report.json").read_text())
+    assert told("train longer", report) is None, "it overfitted"
+    assert told("stop in time", report) == {
+        "what": "stop in time",
+        "text": told("stop in time", report)["text"],  # type: ignore[index]
+        "try": "train.steps=40",
+    }
+    assert told("keep near-copies together", report)
+    assert told("save more often", report), "20 of 120 seconds were lost"
+    training = report["training"] | {"last_loss": 2.8, "best_step": 60, "skipped": 3}
+    going_on = report | {"training": training}
+    longer = told("train longer", going_on)
+    assert longer and longer["try"] == "train.steps=120"
+    assert told("stop in time", going_on) is None
+    gentler = told("a lower learning rate", going_on)
+    assert gentler and gentler["try"] == "train.lr=0.0001"
+    values = report["settings"]["values"]
+    epochs = {**report["settings"], "values": {**values, "train": {**values["train"], "epochs": 2}}}
+    longer = told("train longer", going_on | {"settings": epochs})
+    assert longer and longer["try"] == "train.epochs=4"
+    gap = {"difference": 0.31, "ci95": [0.2, 0.4], "seen": 1.0}
+    assert told("gap", report) is None
+    assert "0.310 nats" in told("gap", report | {"gap": gap})["text"]  # type: ignore[index]
+
+
+def test_settings_are_compared_with_the_recipe(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    config = resolve("nih", recipe="lora", overrides=["train.lr=3e-4", "train.seed=7"])
+    (tmp_path / "out").mkdir()
+    report = build(config, run.inputs(), tmp_path / "out")
+    assert report["settings"]["recipe"] == "lora"
+    assert report["settings"]["changed"] == {
+        "train.lr": {"value": 3e-4, "recipe": 2e-4},
+        "train.seed": {"value": 7, "recipe": 0},
+    }
+    assert "Where it differs from recipe lora" in run.html
+    gone = config.model_copy(update={"recipe": str(tmp_path / "gone.yaml")})
+    changed = build(gone, run.inputs(), tmp_path / "out")["settings"]["changed"]
+    assert changed["train.weights"] == {"value": "bf16", "recipe": "int8"}, "the defaults"

@@ -219,6 +219,7 @@ def test_a_gap_between_seen_and_unseen_texts_is_found() -> None:
 
     seen, unseen = sample(-0.5), sample(-0.2)
     difference, (low, high) = gap(seen, unseen, 1000)
+    assert low < difference < high
     assert low < 0.3 < high
     assert low > 0.2
     _, (low, high) = gap(sample(-0.2), unseen, 1000)
