@@ -38,9 +38,13 @@ def test_the_mask_says_where_documents_end() -> None:
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
-def test_states_and_gradients_are_those_under_the_mask(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize("block", [128, 7])
+def test_states_and_gradients_are_those_under_the_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, block: int
+) -> None:
     import torch
 
+    monkeypatch.setattr(documents, "BLOCK", block)
     device = torch.device("cpu")
     folder, made = make_model(family, tmp_path), batch()
     found = []
@@ -61,3 +65,54 @@ def test_states_and_gradients_are_those_under_the_mask(tmp_path: Path, family: s
     assert len(found[0]) == len(found[1]) > 10
     for masked, apart in zip(*found, strict=True):
         torch.testing.assert_close(masked, apart, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 127, 128, 129, 300])
+def test_the_triangle_is_causal_attention(slots: int) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(slots)
+    given = [torch.randn(2, 3, slots, 8, generator=generator).requires_grad_() for _ in range(3)]
+    back = torch.randn(2, 3, slots, 8, generator=generator)
+    found = []
+    for how in ("torch", "ours", "bf16"):
+        query, key, value = (t.bfloat16() if how == "bf16" else t for t in given)
+        if how == "torch":
+            out = torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=0.3
+            )
+        else:
+            out = documents.triangle(query, key, value, 0.3, 0.0)
+        out.float().backward(back)
+        found.append([out.detach().float(), *(t.grad.clone() for t in given if t.grad is not None)])
+        for tensor in given:
+            tensor.grad = None
+    for wanted, exact, rounded in zip(*found, strict=True):
+        torch.testing.assert_close(exact, wanted, rtol=1e-5, atol=1e-5)
+        # of a single token query and key have no gradient
+        assert float((rounded - wanted).norm()) <= 0.01 * float(wanted.norm())
+
+
+def test_dropout_takes_weights_and_keeps_their_sum() -> None:
+    import torch
+
+    torch.manual_seed(0)
+    query = torch.zeros(1, 1, 400, 4)
+    out = documents.triangle(query, query, torch.ones(1, 1, 400, 4), 1.0, 0.5)
+    assert float(out[0, 0, -1].std()) == 0
+    assert float(out.std()) > 0.01
+    assert float(out[:, :, 100:].mean()) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
+def test_scoring_sees_what_came_before_and_nothing_else(tmp_path: Path, family: str) -> None:
+    import torch
+
+    ids = torch.randint(3, 512, (2, 150), generator=torch.Generator().manual_seed(0))
+    states = []
+    for kind in ("sdpa", documents.NAME):
+        model = load.load_base(make_model(family, tmp_path / kind), "fp32", torch.device("cpu"))
+        model.set_attn_implementation(kind)
+        with torch.no_grad():
+            states.append(load.backbone(model)[0](input_ids=ids).last_hidden_state)
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)

@@ -510,7 +510,7 @@ def test_advice_follows_from_the_numbers(run: Run) -> None:
     assert told("train longer", going_on | {"settings": epochs})["try"] == "train.epochs=4"
     gap = {"difference": 0.31, "ci95": [0.2, 0.4], "seen": 1.0}
     assert not told("gap", report)
-    assert "0.310 nats" in told("gap", report | {"gap": gap})["text"]
+    assert "0.31 nats" in told("gap", report | {"gap": gap})["text"]
 
 
 def test_settings_are_compared_with_the_recipe(tmp_path: Path) -> None:
