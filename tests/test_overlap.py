@@ -58,6 +58,11 @@ def words(generator: np.random.Generator, count: int) -> list[int]:
     return generator.integers(5, 50_000, count).tolist()
 
 
+def others(generator: np.random.Generator, count: int) -> list[int]:
+    """Words that are none of `words`."""
+    return generator.integers(50_000, 60_000, count).tolist()
+
+
 def edited(document: Document, every: int) -> list[int]:
     """Every so manieth token replaced by one that stands nowhere else."""
     return [1 if i % every == every - 1 else token for i, token in enumerate(document)]
@@ -147,7 +152,7 @@ def weak(ids: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
 def test_what_has_the_hash_only_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ngrams, "rolling", weak)
     text = list(range(N))
-    train = corpus([text[::-1], text, [0, *text[1:], 99]])
+    train = corpus([text[::-1], text, [*text[1:], 0, 99]])
     (hits,) = Needles(arrays([text])).scan(train)
     assert (hits.documents.tolist(), hits.places.tolist()) == ([1], [N])
     needles = Needles(arrays([text, text[::-1]]))
@@ -343,7 +348,7 @@ def test_a_passage_that_stands_everywhere_is_looked_at_once(
     generator = np.random.default_rng(5)
     looked = counted(monkeypatch, copies._Longest, "_look")
     passage = words(generator, 60)
-    texts = [words(generator, 10) + passage[: 20 + i] + words(generator, 5) for i in range(20)]
+    texts = [others(generator, 10) + passage[: 20 + i] + others(generator, 5) for i in range(20)]
     dots = 3 * [[4] * 1000]
     train = corpus([*(words(generator, 10) + passage for _ in range(20_000)), *dots])
     found = longest_copies(arrays([*texts, [4] * 30, []]), train)

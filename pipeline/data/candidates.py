@@ -20,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.corpus import Corpus
-from pipeline.data.ngrams import Hits, N, Needles, Places, rolling
+from pipeline.data.ngrams import Hits, N, Needles, Places, distinct, rolling
 from pipeline.data.similarity import SHINGLE
 
 MOST = 8
 """Training documents a text is compared with: of those that share enough, the most alike."""
 _SAMPLED = np.uint64(62)
 """Shingles whose hash has none but zeros above so many bits, a quarter, tell how alike two are."""
-_AT_ONCE = 1 << 21
+_AT_ONCE = 1 << 19
 """Pairs of a training document and a text that are looked at in one go."""
 
 Hashes = npt.NDArray[np.uint64]
@@ -55,36 +55,35 @@ class Candidates:
 
     def __init__(self, needles: Needles, train: Corpus) -> None:
         self._needles, self._train = needles, train
-        self._lengths = np.diff(needles.offsets)
+        self._lengths = np.diff(needles.offsets).astype(np.int32)
         self._shortest = min((n for n in self._lengths.tolist() if n >= N), default=0)
-        self._found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64))]
+        self._found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
         self._held = 0
+        self._least = np.full(len(self._lengths), -1, np.float32)  # what the last of MOST has
 
     @cached_property
     def _holders(self) -> tuple[Places, Any]:
         return holders(self._needles.grams, self._needles.owners(), len(self._lengths))
 
     @cached_property
-    def _shingles(self) -> tuple[Hashes, Places, Any, Places]:
+    def _shingles(self) -> tuple[Hashes, Places, Any, npt.NDArray[np.float32]]:
         """Sampled shingles of the texts, their rows, which texts hold those, and how many each."""
         hashes, owner = sampled(self._needles.ids, self._needles.offsets)
-        distinct, gram = np.unique(hashes, return_inverse=True)
+        known, gram = np.unique(hashes, return_inverse=True)
         rows, texts = holders(gram, owner, len(self._lengths))
-        return distinct, rows, texts, _counts(gram, owner, len(self._lengths))
+        counts = _counts(gram, owner, len(self._lengths))
+        return known, rows, texts, counts.astype(np.float32)
 
     def add(self, hits: Hits) -> None:
         """Look at what the documents of these hits share with each text."""
-        from scipy.sparse import csr_array
-
         documents, row = np.unique(hits.documents, return_inverse=True)
         enough = np.bincount(row) >= needed(self._sizes(documents), self._shortest)
         documents, keep = documents[enough], enough[row]
         if not len(documents):
             return
         rows, texts = self._holders
-        where = (np.cumsum(enough) - 1)[row[keep]], rows[hits.grams[keep]]
-        ones = np.ones(len(where[0]), np.int32)
-        held = csr_array((ones, where), shape=(len(documents), texts.shape[0]))
+        row = (np.cumsum(enough) - 1)[row[keep]]
+        held = _incidence(row, rows[hits.grams[keep]], len(documents), texts)
         step = max(1, _AT_ONCE // len(self._lengths))
         for begin in range(0, len(documents), step):
             some = slice(begin, begin + step)
@@ -94,45 +93,46 @@ class Candidates:
         return self._train.offsets[documents + 1] - self._train.offsets[documents]
 
     def _keep(self, documents: Places, shared: npt.NDArray[np.int32]) -> None:
-        """Take what shares enough 13-grams, (documents, texts)."""
-        least = needed(self._sizes(documents)[:, None], self._lengths)
-        row, text = np.nonzero(shared >= np.maximum(1, least))
-        if not len(row):
+        """Take what shares enough 13-grams, (documents, texts), and is more alike than others."""
+        # `needed`, without a division for each pair
+        fits = 27 * shared - self._lengths >= (self._sizes(documents) - 224)[:, None]
+        fits &= shared > 0
+        some = fits.any(axis=1)
+        if not some.any():
             return
-        alike = self._alike(documents, row, text)
-        self._found.append((text, documents[row], alike))
+        documents = documents[some]
+        alike = self._alike(documents)
+        # of equals the first are kept, and they have come before
+        row, text = np.nonzero(fits[some] & (alike > self._least))
+        self._found.append((text, documents[row], alike[row, text]))
         self._held += len(row)
-        if self._held > 4 * MOST * len(self._lengths):
+        if self._held > 2 * MOST * len(self._lengths):
             self.best()
 
-    def _alike(self, documents: Places, row: Places, text: Places) -> npt.NDArray[np.float64]:
-        """How alike the pairs are: the Jaccard similarity of their sampled shingles."""
-        from scipy.sparse import csr_array
-
-        distinct, rows, texts, of_text = self._shingles
-        used, row = np.unique(row, return_inverse=True)
-        spans = [slice(*self._train.offsets[d : d + 2]) for d in documents[used].tolist()]
+    def _alike(self, documents: Places) -> npt.NDArray[np.float32]:
+        """The Jaccard similarity of the sampled shingles, (documents, texts)."""
+        known, rows, texts, of_text = self._shingles
+        count = len(documents)
+        spans = [slice(*self._train.offsets[d : d + 2]) for d in documents.tolist()]
         ids = np.concatenate([self._train.ids[span] for span in spans])
-        offsets = np.cumsum([0, *self._sizes(documents[used])])
-        hashes, owner = sampled(ids, offsets)
+        hashes, owner = sampled(ids, np.cumsum([0, *self._sizes(documents)]))
         hashes, gram = np.unique(hashes, return_inverse=True)
-        of_document = _counts(gram, owner, len(used))
-        pairs = np.unique(gram * len(used) + owner)
-        gram, owner = np.divmod(pairs, len(used))
-        place = np.minimum(np.searchsorted(distinct, hashes), len(distinct) - 1)
-        known = (distinct[place] == hashes)[gram] if len(distinct) else np.zeros(len(gram), bool)
-        where = owner[known], rows[place[gram[known]]]
-        ones = np.ones(len(where[0]), np.int32)
-        held = csr_array((ones, where), shape=(len(used), texts.shape[0]))
-        shared = (held @ texts).toarray()[row, text]
-        return shared / np.maximum(1, of_document[row] + of_text[text] - shared)
+        gram, owner = np.divmod(distinct(gram * count + owner), count)
+        of_document = np.bincount(owner, minlength=count).astype(np.float32)
+        place = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+        there = (known[place] == hashes)[gram] if len(known) else np.zeros(len(gram), bool)
+        shared = _incidence(owner[there], rows[place[gram[there]]], count, texts) @ texts
+        shared = shared.toarray().astype(np.float32)
+        return shared / np.maximum(1, of_document[:, None] + of_text - shared)
 
     def best(self) -> tuple[Places, Places]:
         """Texts, and a document to compare each with: a pair a row, in order of document."""
         text, document, alike = map(np.concatenate, zip(*self._found, strict=True))
         order = np.lexsort((document, -alike, text))
         text, document, alike = text[order], document[order], alike[order]
-        keep = np.arange(len(text)) - np.searchsorted(text, text) < MOST
+        rank = np.arange(len(text)) - np.searchsorted(text, text)
+        last, keep = rank == MOST - 1, rank < MOST
+        self._least[text[last]] = alike[last]
         self._found = [(text[keep], document[keep], alike[keep])]
         self._held = 0
         order = np.lexsort((text[keep], document[keep]))
@@ -148,9 +148,16 @@ def sampled(ids: npt.NDArray[Any], offsets: Places) -> tuple[Hashes, Places]:
     return hashes[places[within]], owner[within]
 
 
+def _incidence(row: Places, column: Places, rows: int, texts: Any) -> Any:
+    """How often each pair comes, a sparse (rows, rows of `texts`) of int32."""
+    from scipy.sparse import csr_array
+
+    return csr_array((np.ones(len(row), np.int32), (row, column)), shape=(rows, texts.shape[0]))
+
+
 def _counts(gram: Places, owner: Places, owners: int) -> Places:
     """How many different n-grams each owner has."""
-    return np.bincount(np.unique(gram * owners + owner) % owners, minlength=owners)
+    return np.bincount(distinct(gram * owners + owner) % owners, minlength=owners)
 
 
 def holders(grams: Places, owners: Places, texts: int) -> tuple[Places, Any]:
@@ -167,7 +174,7 @@ def holders(grams: Places, owners: Places, texts: int) -> tuple[Places, Any]:
     """
     from scipy.sparse import csr_array
 
-    gram, text = np.divmod(np.unique(grams * texts + owners), texts)
+    gram, text = np.divmod(distinct(grams * texts + owners), texts)
     begins = np.flatnonzero(np.diff(gram, prepend=-1))
     sizes = np.diff(begins, append=len(gram))
     # the sum of a number for each text stands for the set of them
