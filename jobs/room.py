@@ -161,6 +161,7 @@ def estimate(config: Config, known: Known, missing: Collection[str]) -> dict[str
         "train.train": Need(train, CACHE_FILES + points * POINT_FILES + 10),
         "evaluate.base": Need(0, 10),
         "evaluate.tuned": Need(0, 10),
+        "evaluate.overlap": Need(0, 5),
         "evaluate.report": Need(REST, REST_FILES),
     }
     return {name: need for name, need in needs.items() if name in missing}

@@ -15,7 +15,7 @@ TOP = Path(__file__).resolve().parent.parent
 STAMP = "VERSION"
 PACKAGES = (
     *("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors"),
-    *("numpy", "pyarrow", "zstandard", "xxhash"),
+    *("numpy", "pyarrow", "zstandard", "xxhash", "datasketch"),
 )
 
 

@@ -166,6 +166,7 @@ def test_plan_and_status_follow_a_run(
         "train.train",
         "evaluate.base",
         "evaluate.tuned",
+        "evaluate.overlap",
         "evaluate.report",
     ]
 

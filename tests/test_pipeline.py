@@ -27,6 +27,7 @@ STEPS = [
     "train.train",
     "evaluate.base",
     "evaluate.tuned",
+    "evaluate.overlap",
 ]
 
 

@@ -65,7 +65,7 @@ def test_before_there_is_data_every_array_is_known(small: Small, tmp_path: Path)
         "what others wait for is not waited for twice"
     )
     assert needs["tokenize.shards"] == ("decompress.chunks", "download.model")
-    assert needs["evaluate.report"] == ("evaluate.tuned",)
+    assert needs["evaluate.report"] == ("evaluate.tuned", "evaluate.overlap")
 
 
 def test_an_array_is_no_longer_than_the_site_allows(small: Small, tmp_path: Path) -> None:

@@ -29,11 +29,19 @@ Progress = Callable[[int, int], None]
 
 _SPREAD = 0x9E3779B97F4A7C15
 _BASE = 0xD1342543DE82EF95
-_BITS_A_GRAM = 16
+_BITS_A_GRAM = 64
 
 
 def nothing(*args: object) -> None:
     """Stands in for `check` and `progress` where nobody looks."""
+
+
+def distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The different ones among integers, in order; `np.unique` takes ten times as long."""
+    values = np.sort(values)
+    keep = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=keep[1:])
+    return values[keep]
 
 
 def rolling(ids: Tokens, n: int, seed: int = 0) -> npt.NDArray[np.uint64]:
@@ -205,7 +213,7 @@ def _where(keep: npt.NDArray[np.bool_], *columns: Places) -> tuple[Places, ...]:
 class _Sieve:
     """Tells of most hashes, for a few nanoseconds, that they are none of those it was given.
 
-    A bit for each value of the upper bits of a hash; so many of them that one in sixteen of the
+    A bit for each value of the upper bits of a hash; so many of them that one in 64 of the
     others passes at most.
     """
 

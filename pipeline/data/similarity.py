@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.corpus import Corpus
-from pipeline.data.ngrams import Check, Places, Tokens, rolling
+from pipeline.data.ngrams import Check, Places, Tokens, distinct, rolling
 
 if TYPE_CHECKING:
     from datasketch import MinHash
@@ -61,7 +61,7 @@ def compare(
 
 def shingles(ids: Tokens) -> npt.NDArray[np.uint64]:
     """The set of a document's shingles, as hashes, in order."""
-    return np.unique(rolling(ids, SHINGLE))
+    return distinct(rolling(ids, SHINGLE))
 
 
 def jaccard_of(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> float:

@@ -2,8 +2,9 @@
 
 Base and adapted model read the same documents under the same precision, and continue the same
 openings. A sample of what was learned is scored beside them, so that learning by heart shows. The
-base model's scores lie with the corpus, for all runs to share. The report at the end puts together
-what the receipts of the whole run say.
+base model's scores lie with the corpus, for all runs to share; so does what was found of held-out
+documents among those that are learned from. The report at the end puts together what the receipts
+of the whole run say.
 """
 
 from __future__ import annotations
@@ -87,6 +88,23 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     compute(config, item, inputs, ctx)
 
 
+def overlap_items(config: Config, inputs: Inputs) -> list[Item]:
+    """One item: the held-out splits go past the training documents together."""
+    return [Item("overlap", what_is_read(inputs))]
+
+
+def overlap(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+    """Look for the held-out documents that are scored among the training documents.
+
+    Raises:
+        Interrupted: A stop was asked for; there is nothing to keep.
+        CorruptInput: The corpus is damaged.
+    """
+    from pipeline.data.contamination import measure_overlap
+
+    measure_overlap(config, item, inputs, ctx)
+
+
 def report_items(config: Config, inputs: Inputs) -> list[Item]:
     """One item: the report. It names the run, so that no other run's report is taken for it."""
     return [Item("report", {"run": config.name, **{n: i.digest for n, i in inputs.items()}})]
@@ -112,6 +130,10 @@ def _tuned_folder(config: Config, keys: Mapping[str, str]) -> str:
     return f"runs/{config.name}/evaluate-{keys['evaluate.tuned']}"
 
 
+def _overlap_folder(config: Config, keys: Mapping[str, str]) -> str:
+    return f"data/{config.dataset.id}/overlap-{config.model.id}-{keys['evaluate.overlap']}"
+
+
 _NEEDS = ("tokenize.shards", "tokenize.seal", "download.model")
 _BASE = Step(
     stage="evaluate",
@@ -131,15 +153,28 @@ _TUNED = replace(
     folder=_tuned_folder,
     items=tuned_items,
 )
+_OVERLAP = Step(
+    stage="evaluate",
+    name="evaluate.overlap",
+    version=1,
+    uses=("evaluate.max_documents", "evaluate.max_tokens"),
+    needs=_NEEDS,
+    folder=_overlap_folder,
+    items=overlap_items,
+    run=overlap,
+)
 _REPORT = Step(
     stage="evaluate",
     name="evaluate.report",
     version=2,
     uses=(),
     reads=("name", "recipe", *SECTIONS),
-    needs=("download.corpus", "decompress.chunks", *_NEEDS, "train.train", _BASE.name, _TUNED.name),
+    needs=(
+        *("download.corpus", "decompress.chunks", *_NEEDS, "train.train"),
+        *(_BASE.name, _TUNED.name, _OVERLAP.name),
+    ),
     folder=lambda config, keys: f"runs/{config.name}",
     items=report_items,
     run=report,
 )
-STEPS = (_BASE, _TUNED, _REPORT)
+STEPS = (_BASE, _TUNED, _OVERLAP, _REPORT)

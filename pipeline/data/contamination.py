@@ -1,0 +1,87 @@
+"""Whether the documents that a model is judged by stand in what it learns from."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data.choose import choose
+from pipeline.data.ngrams import N
+from pipeline.data.overlap import THRESHOLD, Overlap, find_overlap
+from pipeline.data.seal import open_sealed
+from pipeline.data.similarity import SHINGLE
+from pipeline.stage import Context, Inputs, Item
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+SPLITS = ("validation", "test")
+
+
+def measure_overlap(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+    """Commit a table a split, a row a document that is scored, and what they come to.
+
+    Raises:
+        Interrupted: A stop was asked for.
+        CorruptInput: The corpus is damaged.
+    """
+    started = time.monotonic()
+    settings = config.evaluate
+    corpora = {split: open_sealed(inputs, split, ctx) for split in SPLITS}
+    chosen = {
+        split: choose(corpus, settings.max_documents, settings.max_tokens)
+        for split, corpus in corpora.items()
+    }
+    train = open_sealed(inputs, "train", ctx)
+    found = find_overlap(
+        [corpora[split].document(index) for split in SPLITS for index in chosen[split]],
+        train,
+        check=ctx.stop.check,
+        progress=lambda done, total: ctx.progress(done, total, "tokens"),
+    )
+    facts: dict[str, Any] = {}
+    with ctx.commit(item.name) as draft:
+        begin = 0
+        for split, corpus in corpora.items():
+            rows = slice(begin, begin + len(chosen[split]))
+            begin = rows.stop
+            columns = {
+                "document": pa.array(chosen[split], pa.int64()),
+                "hash": pa.array(
+                    [corpus.hashes[i].tobytes().hex() for i in chosen[split]], pa.string()
+                ),
+                "tokens": np.diff(corpus.offsets)[chosen[split]],
+                "covered": found.covered[rows],
+                "near": found.near[rows],
+                "jaccard": found.jaccard[rows],
+                "nearest": found.nearest[rows],
+            }
+            path = draft.path / f"{split}.parquet"
+            pq.write_table(pa.table(columns), path, compression="zstd")
+            facts[split] = _sums(found, rows, columns["tokens"])
+        draft.facts = {
+            **facts,
+            "n": N,
+            "shingle": SHINGLE,
+            "threshold": THRESHOLD,
+            "train_documents": len(train),
+            "train_tokens": len(train.ids),
+            "cpus": ctx.cpus,
+            "gpus": ctx.gpus,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+
+
+def _sums(found: Overlap, rows: slice, tokens: Any) -> dict[str, Any]:
+    covered = found.covered[rows]
+    return {
+        "documents": len(covered),
+        "near_duplicates": int(found.near[rows].sum()),
+        "any_overlap": int((covered > 0).sum()),
+        "covered_share": float(covered.sum() / max(1, tokens.sum())),
+        "too_short": int(found.short[rows].sum()),
+    }
