@@ -176,7 +176,7 @@ def run(
         config, place = chosen.config(), chosen.place()
         open_run(place, config.name, chosen.site.group)
         freeze(config, place)
-    run_steps(config, place, step, element, cpus=cpus, gpus=gpus, batch=batch)
+    run_steps(config, place, step, element, cpus=cpus, gpus=gpus, batch=batch, plan=plan)
     settle()  # its log is news, and its work is done
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ class Curve:
     """What training looked like. Losses are nats a token.
 
     `train`, `validation`: (step, loss), by step. `restarts`: the steps at which a later attempt
-    took up. `lost_seconds`: spent on steps that had to be computed again.
+    took up. `lost_seconds`: spent on steps that had to be computed again; `lost_by`: the same, by
+    when the attempt began that spent them.
     """
 
     train: list[tuple[int, float]]
     validation: list[tuple[int, float]]
     restarts: list[int]
     lost_seconds: float
+    lost_by: dict[float, float] = field(default_factory=dict)
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -38,17 +40,23 @@ def read_curve(path: Path) -> Curve | None:
     train: dict[int, dict[str, Any]] = {}
     validation: dict[int, float] = {}
     restarts: list[int] = []
-    lost, starts = 0.0, 0
+    begun: dict[int, float] = {}
+    lost_by: dict[float, float] = {}
+    lost, starts, start = 0.0, 0, 0.0
     for row in _rows(path):
         step = row["step"]
         if row["kind"] == "step":
-            lost += train.get(step, {}).get("seconds", 0.0)
-            train[step] = row
+            if step in train:
+                again = train[step].get("seconds", 0.0)
+                lost += again
+                lost_by[begun[step]] = lost_by.get(begun[step], 0.0) + again
+            train[step], begun[step] = row, start
         elif row["kind"] == "validation":
             validation[step] = row["loss"]
         elif row["kind"] == "start":
             restarts += [step] if starts else []
             starts += 1
+            start = row.get("time", 0.0)
     if not train and not validation:
         return None
     return Curve(
@@ -56,6 +64,7 @@ def read_curve(path: Path) -> Curve | None:
         _finite(validation),
         restarts,
         lost,
+        lost_by,
     )
 
 

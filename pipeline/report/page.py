@@ -9,7 +9,7 @@ from pipeline.disk import size
 from pipeline.report import figures
 from pipeline.report.curve import Curve
 from pipeline.report.stragglers import SEVERAL
-from pipeline.report.verdict import number, signed
+from pipeline.report.verdict import duration, number, signed
 
 TEMPLATES = Path(__file__).parent
 
@@ -84,14 +84,3 @@ def count(value: float | None) -> str:
 def percent(share: float) -> str:
     """A share as a percentage."""
     return f"{100 * share:.0f}\u00a0%"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds in the unit that suits them."""
-    if seconds is None:
-        return "–"
-    if seconds < 120:
-        return f"{seconds:.1f}\u00a0s" if seconds < 10 else f"{seconds:.0f}\u00a0s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f}\u00a0min"
-    return f"{seconds / 3600:.1f}\u00a0h"
