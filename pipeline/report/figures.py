@@ -10,10 +10,12 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from pipeline.report import gantt
 from pipeline.report.curve import Curve
 from pipeline.report.verdict import number
 
@@ -60,10 +62,13 @@ def draw(
         plots["curve"] = 0.66, lambda ax: _curve(ax, curve)
     if "test" in changes and len(changes["test"]) > 1:
         plots["documents"] = 0.52, lambda ax: _documents(ax, changes["test"])
-    return {
+    drawn = {
         name: {size: _paint(f"{name}-{size}", plot, width, ratio) for size, width in WIDTHS.items()}
         for name, (ratio, plot) in plots.items()
     }
+    if report.get("timeline"):
+        drawn["time"] = {size: _time(report["timeline"], size) for size in gantt.WIDTHS}
+    return drawn
 
 
 def standalone(svg: str) -> str:
@@ -71,6 +76,13 @@ def standalone(svg: str) -> str:
     opened = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     style = f"<style>{css()}svg{{background:var(--card);font-family:sans-serif}}</style>"
     return opened.replace(">", f">{style}", 1)
+
+
+def _time(timeline: dict[str, Any], size: str) -> str:
+    """Where the time went, over the width of the page."""
+    width, height = gantt.WIDTHS[size], gantt.height(timeline, size)
+    plot = partial(gantt.plot, timeline=timeline, size=size, colour=_stand_in)
+    return _paint(f"time-{size}", plot, width, height / width, least=0.0)
 
 
 def _intervals(ax: Any, evaluation: dict[str, Any], splits: list[str]) -> None:
@@ -172,13 +184,15 @@ def _documents(ax: Any, changes: Any) -> None:
         ax.text(0 if side < 0 else 1, 1.02, text, color=_stand_in("muted"), **place)
 
 
-def _paint(name: str, plot: Callable[[Any], None], width: float, ratio: float) -> str:
-    """An SVG element of that width in inches, of height width × ratio where that is enough."""
+def _paint(
+    name: str, plot: Callable[[Any], None], width: float, ratio: float, least: float = 2.5
+) -> str:
+    """An SVG element of that width in inches, of height width × ratio, but `least` at least."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(_style()):
-        figure = Figure(figsize=(width, max(width * ratio, 2.5)), layout="constrained")
+        figure = Figure(figsize=(width, max(width * ratio, least)), layout="constrained")
         plot(figure.add_subplot())
         file = io.StringIO()
         # ids are hashed from content and salt; two figures on a page must not share one

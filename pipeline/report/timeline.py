@@ -231,4 +231,4 @@ def minus(spans: list[Span], others: list[Span]) -> list[Span]:
 
 def length(spans: Iterable[Span]) -> float:
     """How long pieces of time are together, in seconds, to the millisecond."""
-    return round(sum(end - start for start, end in spans), 3)
+    return round(sum((end - start for start, end in spans), 0.0), 3)
