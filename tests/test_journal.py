@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,17 @@ import pytest
 from conftest import Mount, advance
 
 from jobs import history, journal, status
-from jobs.allocation import Allocation
+from jobs.allocation import Allocation, process_gone, process_label
 from jobs.journal import Journal, speed, tell_facts, told
 from jobs.planner import make_plan
+from jobs.task import run_task
 from pipeline.config import Config
 from pipeline.dag import find
-from pipeline.stage import Context, run_item
+from pipeline.errors import Busy
+from pipeline.lease import Lease
+from pipeline.report.timeline import timeline
+from pipeline.stage import Context, lease_path, run_item
+from pipeline.stop import Stop
 
 
 class Clock:
@@ -195,6 +201,26 @@ def test_only_what_was_an_attempt_is_kept(tmp_path: Path) -> None:
     path.write_text("torn {")
     start(path)
     assert [p.name for p in tmp_path.iterdir() if "history" in p.name] == []
+
+
+def test_one_who_waits_for_another_makes_no_attempts(
+    small: Callable[..., Config], prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    config = small()
+    node = find(config, tmp_path, "train.train")
+    assert node.items
+    node.work.folder.mkdir(parents=True)
+    words = {"stop": Stop(), "allocation": Allocation(), "plan": "p"}
+    with Lease(lease_path(node.work, node.items[0]), process_label(), process_gone):
+        for _ in range(3):
+            with pytest.raises(Busy, match="is being worked on by"):
+                run_task(config, tmp_path, "train.train", **words)
+    (only,) = journal.logs_folder(tmp_path, config.name).iterdir()
+    assert only.name == "train.train-0.json"
+    assert timeline(only.parent) is None
+    content = journal.read(only)
+    assert (content["state"], content["plan"], content["busy"]) == ("failed", "p", True)
 
 
 def test_a_torn_line_spoils_no_other(tmp_path: Path) -> None:

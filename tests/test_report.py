@@ -463,7 +463,7 @@ def test_the_page_tells_where_the_time_went(tmp_path: Path) -> None:
     assert (found["wall_seconds"], found["running_seconds"]) == (3800, 3370)
     assert "while at least one task ran" in report["definitions"]["running_seconds"]
     html, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
-    assert "63\u00a0min from the first step to the last: for 56\u00a0min something ran" in html
+    assert "63\u00a0min by the clock: for 56\u00a0min something ran" in html
     assert "another run had made it before: download.corpus, tokenize.seal." in html
     assert (out / "time.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
     assert html.count("<svg ") == 8, "four figures in two widths"

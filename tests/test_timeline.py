@@ -274,6 +274,13 @@ def test_what_cannot_be_read_is_passed_over(logs: Logs) -> None:
     assert found
     assert list(found["steps"]) == ["train.train"]
     assert found["steps"]["train.train"]["attempts"] == 2, "what stands there twice counts once"
+    logs.task("train.train", ("running", 1764000000.12345, 1764000009.5))
+    row = json.loads((logs.folder / "train.train-0.json").read_text())
+    rounded = {**row, "started": round(row["started"], 2)}
+    (logs.folder / "train.train-0.history.jsonl").write_text(as_lines([rounded]))
+    found = timeline(logs.folder)
+    assert found
+    assert found["steps"]["train.train"]["attempts"] == 1, "killed before it had begun anew"
 
 
 def test_wrong_clocks_give_no_negative_time(logs: Logs) -> None:

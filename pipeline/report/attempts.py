@@ -57,9 +57,9 @@ def read_attempts(logs: Path) -> dict[str, list[Attempt]]:
     found: dict[str, dict[tuple[int, float], dict[str, Any]]] = defaultdict(dict)
     for path in sorted(logs.glob("*-*.json*")):
         if named := FILE.fullmatch(path.name):
-            # an attempt may stand in both files, if its successor was killed as it began
-            of_step = {(row["element"], row["started"]): row for row in _rows(path) if _tells(row)}
-            found[named["step"]] |= of_step
+            for row in filter(_tells, _rows(path)):
+                # one may stand in both files, if its successor was killed as it began; they round
+                found[named["step"]][row["element"], round(row["started"], 2)] = row
     return {step: _in_order(list(rows.values())) for step, rows in found.items() if rows}
 
 

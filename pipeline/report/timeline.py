@@ -154,8 +154,9 @@ def _due(
         if not asked:
             yield None
             continue
-        # without a queue steps go one after the other, whatever they need
-        needs = asked[-1].steps.get(name, []) if attempt.job else every.keys() - {name}
+        needs: Iterable[str] = asked[-1].steps.get(name, ())
+        if not attempt.job:  # without a queue steps go one after the other, whatever they need
+            needs = every.keys() - {name}
         earlier = [a for need in needs for a in every.get(need, ()) if a.started <= start]
         ends = [a.end for a in (*earlier, *([previous] if previous else []))]
         yield min(start, max([asked[-1].time, *ends]))
