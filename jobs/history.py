@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 PLANS = "plans.jsonl"
 # What is kept of an attempt: some 200 bytes, so that a thousand restarts are a fifth of a megabyte.
-KEPT = ("state", "started", "time", "since", "restarts", "plan", "job", "element")
-KEPT += ("of", "cpus", "gpus", "host", "exit_code", "message")
+KEPT = (
+    *("state", "started", "time", "since", "restarts", "plan", "job", "element", "of"),
+    *("cpus", "gpus", "host", "exit_code", "message"),
+)
 LONGEST = 200  # characters of a message
 
 

@@ -12,8 +12,10 @@ KINDS = {"waited": "base", "running": "tuned", "lost": "alarm"}
 HEADS = {"waited": "waited", "running": "ran", "lost": "lost"}
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 UNITS = {"seconds": 1.0, "minutes": MINUTE, "hours": HOUR, "days": DAY}
-TICKS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, HOUR, 2 * HOUR, 3 * HOUR, 6 * HOUR)
-TICKS += (12 * HOUR, DAY, 2 * DAY, 5 * DAY, 10 * DAY, 30 * DAY)
+TICKS = (
+    *(1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, HOUR, 2 * HOUR, 3 * HOUR, 6 * HOUR),
+    *(12 * HOUR, DAY, 2 * DAY, 5 * DAY, 10 * DAY, 30 * DAY),
+)
 LEAST = 0.003  # of the whole: what took less could not be seen
 
 
@@ -36,21 +38,25 @@ def plot(ax: Any, timeline: dict[str, Any], size: str, colour: Callable[[str], s
     """
     rows = _rows(timeline)
     narrow, least = size == "narrow", LEAST * timeline["wall_seconds"]
-    thick = {"waited": 0.07, "running": 0.4 if narrow else 0.56, "lost": 0.4 if narrow else 0.56}
+    block = 0.36 if narrow else 0.56
+    thick = {"waited": 0.05 if narrow else 0.07, "running": block, "lost": block}
+    _scale(ax, timeline, 5 if narrow else 10)
     for y, (name, step) in enumerate(rows):
-        middle = y + 0.2 if narrow else y
+        middle = y + 0.1 if narrow else y
+        if narrow:  # the lines of the grid would run through the words
+            ax.vlines(ax.get_xticks(), middle - 0.26, middle + 0.26, colour("line"), lw=0.8)
         for kind, tint in KINDS.items():
             pieces = [(a, max(b - a, least)) for a, b in step["spans"][kind]]
             place = middle - thick[kind] / 2, thick[kind]
             ax.broken_barh(pieces, place, facecolors=colour(tint), zorder=2)
-        _write(ax, y - 0.28 if narrow else y, name, step, narrow, colour)
+        _write(ax, y - 0.3 if narrow else y, name, step, narrow, colour)
         if step["state"] != "done":
             word = {"size": 8.5, "va": "center", "textcoords": "offset points"}
             tint = "alarm" if step["state"] == "failed" else "muted"
             last = step["spans"]["running"][-1][1], middle
             ax.annotate(step["state"], last, (5, 0), color=colour(tint), **word)
     _head(ax, narrow, colour)
-    _scale(ax, timeline, 5 if narrow else 10)
+    ax.grid(visible=not narrow, axis="x")
     ax.set_ylim(len(rows) - 0.4, -0.6)
 
 
