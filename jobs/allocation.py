@@ -114,7 +114,7 @@ def process_label() -> str:
     """A name for this process that no later one will have."""
     job, pid = _said("SLURM_JOB_ID"), os.getpid()
     inside = f"job {job} of {_said('SLURM_CLUSTER_NAME') or ''}, " if job else ""
-    return f"{inside}process {pid} of user {os.getuid()} on {_host()}, born {_born(pid)}"
+    return f"{inside}process {pid} of user {os.getuid()} on {host()}, born {_born(pid)}"
 
 
 def process_gone(label: str) -> bool | None:
@@ -127,7 +127,7 @@ def process_gone(label: str) -> bool | None:
     found = LABEL.fullmatch(label)
     if not found or int(found["user"]) != os.getuid():
         return None
-    if found["host"] == _host():
+    if found["host"] == host():
         return _born(int(found["pid"])) != found["born"]
     job = found["job"]
     if not job or not slurm.present() or found["cluster"] != slurm.cluster_name():
@@ -148,8 +148,8 @@ def pid_of(label: str) -> int:
     return int(found["pid"])
 
 
-def _host() -> str:
-    """This node: several may share a host's name, as those of the test cluster do."""
+def host() -> str:
+    """This node's name: several may share a host's, as those of the test cluster do."""
     return _said("SLURMD_NODENAME") or socket.gethostname()
 
 

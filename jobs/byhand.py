@@ -30,6 +30,7 @@ def run_steps(
     cpus: int = 1,
     gpus: int = 0,
     batch: bool = False,
+    plan: Path | None = None,
 ) -> None:
     """Run a stage, or one step, in this process.
 
@@ -42,6 +43,7 @@ def run_steps(
         gpus: GPUs to use.
         batch: As a step of a batch job: cores and GPUs are those that SLURM granted, and after a
             TERM the process waits to be killed.
+        plan: The file of the plan of which this is a task.
 
     Raises:
         UserError: There is no such stage or element, or several tasks cannot share it.
@@ -75,7 +77,12 @@ def run_steps(
                 print(f"{step.name} is left to the element that ends last", flush=True)
                 break
             share = (int(index), int(of)) if step.tasks else (0, 1)
-            run_task(config, root, step.name, *share, stop=stop, allocation=allocation)
+            run_task(
+                *(config, root, step.name, *share),
+                stop=stop,
+                allocation=allocation,
+                plan=plan.stem if plan else "",
+            )
     except Interrupted:
         if batch:
             runs_again(stop, allocation, done=False)

@@ -35,12 +35,12 @@ Force = Annotated[bool, typer.Option("--force", help="Begin even if there is too
 def submit(chosen: Selection, force: Force = False) -> None:
     """Do what is still to do of a run; doing it twice is safe."""
     from jobs.privacy import open_run
-    from jobs.probe import check_device, check_packages, probe
+    from jobs.probe import check_packages, check_site, probe
     from pipeline.config import freeze
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
     check_packages(config)
-    check_device(config, site.granted_gpus())
+    check_site(config, site)
     _check_room(config, place, probe(config, place), force)
     open_run(place, config.name, site.group)
     freeze(config, place)
@@ -121,11 +121,12 @@ def fetch(chosen: Selection, force: Force = False) -> None:
 def plan(chosen: Selection, as_json: AsJson = False) -> None:
     """Show what `submit` would do, and change nothing; say what of it cannot be had from here."""
     from jobs.planner import make_plan
-    from jobs.probe import probe
+    from jobs.probe import check_site, probe
     from jobs.room import look
     from pipeline.config import check_name
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
+    check_site(config, site)
     check_name(config, place)
     made = make_plan(config, place, chosen.queue())
     if as_json:
@@ -176,7 +177,7 @@ def run(
         config, place = chosen.config(), chosen.place()
         open_run(place, config.name, chosen.site.group)
         freeze(config, place)
-    run_steps(config, place, step, element, cpus=cpus, gpus=gpus, batch=batch)
+    run_steps(config, place, step, element, cpus=cpus, gpus=gpus, batch=batch, plan=plan)
     settle()  # its log is news, and its work is done
 
 

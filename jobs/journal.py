@@ -2,6 +2,7 @@
 
 What is done is in the receipts; nothing is decided by these, but one thing: they count how often in
 a row SLURM has started a task again that brought nothing new, so that it does not do so for ever.
+What they said of the attempts before goes to `jobs.history`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.allocation import Allocation, process_label
+from jobs import history
+from jobs.allocation import Allocation, host, process_label
 from pipeline.disk import size
 from pipeline.errors import UserError
 from pipeline.files import write_text
@@ -50,9 +52,17 @@ class Journal:
     _told: float = 0.0
     _was_short: bool = False
 
-    def start(self, allocation: Allocation, element: int, of: int) -> None:
-        """Note that the task starts."""
+    def start(self, allocation: Allocation, element: int, of: int, plan: str = "") -> None:
+        """Note that the task starts; what its file said of the attempt before becomes history.
+
+        Args:
+            allocation: What it was given.
+            element: Which element of its array it is.
+            of: Of how many.
+            plan: The plan that it belongs to; empty where it was started by hand.
+        """
         before = read(self.path)
+        history.keep(self.path, before)
         again = allocation.attempt and before.get("job") == allocation.job
         self.every = EVERY_IN_JOBS if allocation.job else EVERY
         self.content["restarts"] = before.get("restarts", 0) + 1 if again else 0
@@ -61,10 +71,14 @@ class Journal:
         self._was_short = before.get("time", 0) - before.get("started", 0) < SHORT
         self.write(
             label=process_label(),
+            plan=plan,
             job=allocation.job,
             started=time.time(),
             element=element,
             of=of,
+            cpus=allocation.cpus,
+            gpus=allocation.gpus,
+            host=host(),
             state="running",
         )
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jobs import journal, snapshot
+from jobs import history, journal, snapshot
 from jobs.allocation import process_gone, process_label
 from jobs.journal import FOREGROUND
 from jobs.logs import tail
@@ -57,6 +57,7 @@ def run_plan(plan: Plan, profile: Profile, console: Console) -> None:
     _check_alone(run / "logs")
     plan = replace(plan, code=str(snapshot.take(run)))
     path, stop = plan.write(), Stop()
+    history.note_plan(plan, run / "logs")
     stop.on_signals(signal.SIGINT, signal.SIGTERM)
     columns = (
         TextColumn("{task.description:<18}"),
@@ -154,6 +155,7 @@ class _Task:
         self.step = step
         self.log = folder / f"{step}-{element}.log"
         self._state = folder / f"{step}-{element}.json"
+        history.keep(self._state, journal.read(self._state))
         self._state.unlink(missing_ok=True)
         self.asked = False
         self._file: IO[bytes] = self.log.open("ab")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from jobs.profile import Profile
 from pipeline.config import Config
 from pipeline.dag import find
 from pipeline.errors import InputError, UserError
@@ -21,16 +22,32 @@ def check_packages(config: Config) -> None:
         board.check_package()
 
 
-def check_device(config: Config, gpus: int) -> None:
-    """Raise `UserError` if the settings need a GPU, and none is asked for: first reason first."""
+def check_site(config: Config, site: Profile) -> None:
+    """Raise `UserError` if the settings need a GPU where the site gives none."""
+    scoring = min(site.granted_gpus(step) for step in ("evaluate.base", "evaluate.tuned"))
+    check_device(config, site.granted_gpus(), scoring)
+
+
+def check_device(config: Config, gpus: int, scoring: int | None = None) -> None:
+    """Raise `UserError` if the settings need a GPU, and none is asked for: first reason first.
+
+    Args:
+        config: The run.
+        gpus: Those of its training.
+        scoring: Those of its evaluation; None for as many.
+    """
     train = config.train
     here = "and there is none here"
-    if not gpus and train.weights == "nf4":
+    if gpus and not (gpus if scoring is None else scoring):
+        here = "and evaluate gets none here"  # after hours of training
+    elif gpus:
+        return
+    if train.weights == "nf4":
         why = "on a CPU nothing is learned after the first validation"
         raise UserError(
             f"train.weights=nf4 needs a GPU, {here}: {why}", "use train.weights=int8, or gpus: 1"
         )
-    if not gpus and train.precision == "fp16":
+    if train.precision == "fp16":
         why = "on a CPU it is slower than fp32, and overflows"
         raise UserError(
             f"train.precision=fp16 needs a GPU, {here}: {why}", "use train.precision=auto"

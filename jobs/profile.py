@@ -164,10 +164,10 @@ class Profile(Section):
         """Cores that a plan which runs here may use."""
         return self.cpus or len(os.sched_getaffinity(0))
 
-    def granted_gpus(self) -> int:
-        """GPUs that training will see, as far as can be told without loading torch."""
+    def granted_gpus(self, step: str = "train.train") -> int:
+        """GPUs that a step will see, as far as can be told without loading torch."""
         if self.scheduler == "slurm":
-            return self.resources("train.train").granted_gpus
+            return self.resources(step).granted_gpus
         if self.gpus != "auto":
             return self.gpus
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -77,7 +77,10 @@ class StageJob:
         while True:
             try:
                 run_task(
-                    config, root, self.step, self.element, of, stop=stop, allocation=allocation
+                    *(config, root, self.step, self.element, of),
+                    stop=stop,
+                    allocation=allocation,
+                    plan=Path(self.plan).stem,
                 )
                 return
             except Busy as busy:

@@ -20,6 +20,7 @@ from typing import Any
 
 from jobs import slurm, snapshot
 from jobs.allocation import process_gone, process_label
+from jobs.history import note_plan
 from jobs.journal import logs_folder
 from jobs.plan import Array, Plan, job_name
 from jobs.planner import make_plan
@@ -85,6 +86,7 @@ def queue_plan(config: Config, root: Path, profile: Profile) -> Submission:
         if plan.arrays:
             plan = replace(plan, code=str(snapshot.take(run)))
             path = plan.write()
+            note_plan(plan, run / "logs")
             for array in plan.arrays:
                 waits = [jobs[need] for need in array.needs] + list(array.after)
                 lease.confirm()

@@ -15,7 +15,7 @@ from jobs.journal import Journal, logs_folder, progress_mark
 from pipeline import provenance
 from pipeline.config import Config
 from pipeline.dag import Node, find
-from pipeline.errors import Failure, InputError, Interrupted
+from pipeline.errors import Busy, Failure, InputError, Interrupted
 from pipeline.faults import explain
 from pipeline.redaction import redact
 from pipeline.stage import Context, run_item
@@ -70,8 +70,11 @@ def run_task(
     *,
     stop: Stop,
     allocation: Allocation,
+    plan: str = "",
 ) -> dict[str, int]:
     """Run every `of`-th item of a step, from `element` on, unless it is done.
+
+    `plan`: the id of the plan that asks for it, for its journal.
 
     Returns:
         How many items were done, adopted and skipped.
@@ -86,7 +89,7 @@ def run_task(
     rank = allocation.rank
     # what others read is of rank 0
     journal = Journal(folder / f"{step}-{element}.{f'rank{rank}' if rank else 'json'}")
-    journal.start(allocation, element, of)
+    journal.start(allocation, element, of, plan)
     outcomes = {"done": 0, "adopted": 0, "skipped": 0}
     with _noting(journal, step, root):
         node = _find_soon(config, root, step, LAG if allocation.job else 0.0, stop)
@@ -148,7 +151,8 @@ def _noting(journal: Journal, step: str, root: Path) -> Iterator[None]:
         journal.write(state="interrupted", message=str(error))
         raise
     except Failure as error:
-        journal.write(state="failed", message=str(error), exit_code=error.exit_code)
+        busy = isinstance(error, Busy)
+        journal.write(state="failed", message=str(error), exit_code=error.exit_code, busy=busy)
         raise
     except BaseException as error:
         fault = explain(error, root) if isinstance(error, Exception) else None

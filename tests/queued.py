@@ -118,6 +118,19 @@ class Queued:
         """How often SLURM has started the task again."""
         return int(self._journal(step).get("restarts", 0))
 
+    def attempts(self, step: str, element: int = 0) -> list[dict[str, Any]]:
+        """What was written down of each start of a task, the one at hand last."""
+        folder = journal.logs_folder(self.root, self.config.name)
+        before = folder / f"{step}-{element}.history.jsonl"
+        rows = before.read_text().splitlines() if before.exists() else []
+        return [*map(json.loads, rows), self._journal(step, element)]
+
+    def times(self, step: str) -> dict[str, Any]:
+        """What the report says of the time of a step."""
+        path = self.root / "runs" / self.config.name / "report" / "report.json"
+        found: dict[str, Any] = json.loads(path.read_text())["timeline"]["steps"][step]
+        return found
+
     def restarted(self, step: str) -> None:
         """Wait until it was started again."""
         end = time.monotonic() + PATIENCE

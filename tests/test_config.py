@@ -271,6 +271,15 @@ def test_what_needs_a_gpu_is_refused_where_none_is_asked_for(word: str, told: st
     assert told in str(caught.value)
 
 
+def test_what_needs_a_gpu_to_be_scored_is_refused_before_it_is_trained() -> None:
+    for word in ("weights=nf4", "precision=fp16"):
+        config = resolve("nih", overrides=[f"train.{word}"])
+        check_device(config, 1, 1)
+        with pytest.raises(UserError, match=f"train.{word} needs a GPU, and evaluate gets none"):
+            check_device(config, 1, 0)
+    check_device(resolve("nih", overrides=["train.attention=flash"]), 1, 0)
+
+
 def test_the_context_of_a_local_model_is_known(models: Callable[[str], Path]) -> None:
     for family in ("opt", "gpt2", "llama"):
         with pytest.raises(UserError, match=f"context of {POSITIONS}"):

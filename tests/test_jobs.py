@@ -68,6 +68,20 @@ def test_a_mistake_is_told_in_one_line(
     assert not (tmp_path / "root").exists()
 
 
+@pytest.mark.parametrize("word", ["weights=nf4", "attention=flash", "precision=fp16"])
+@pytest.mark.parametrize("command", ["plan", "submit"])
+def test_what_needs_a_gpu_is_refused_where_it_would_get_none(
+    jobs: Jobs, command: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    site = tmp_path / "site.yaml"
+    site.write_text("jobs: {train: {gpus: 0}, evaluate: {gpus: 1}}\n")
+    for profile in ("local", site):
+        line = refused(jobs(command, "--dataset=nih", f"--profile={profile}", f"train.{word}"), 2)
+        assert f"train.{word} needs a GPU, and there is none here" in line
+    assert not (tmp_path / "root").exists()
+
+
 def test_a_dead_url_is_told_with_its_status_and_what_to_try(jobs: Jobs, tmp_path: Path) -> None:
     with FileServer({}) as server:
         path = tmp_path / "gone.yaml"

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import advance
+from conftest import Mount, advance, refused
 
-from jobs import journal, status
+from jobs import history, journal, status
+from jobs.allocation import Allocation, process_gone, process_label
 from jobs.journal import Journal, speed, tell_facts, told
+from jobs.planner import make_plan
 from pipeline.config import Config
 from pipeline.dag import find
-from pipeline.stage import Context, run_item
+from pipeline.lease import Lease
+from pipeline.report.timeline import timeline
+from pipeline.stage import Context, lease_path, run_item
+
+HERE = Path(__file__).parent.parent
 
 
 class Clock:
@@ -123,3 +133,134 @@ def test_what_is_not_known_is_not_said() -> None:
     assert told({**data, "eta": 600, "facts": {}}).endswith(", 10 min left")
     assert told({**data, "eta": 9000, "facts": {}}).endswith(", 2.5 h left")
     assert tell_facts({"lines": 1234567, "loss": 2.5}) == ["1,234,567 lines", "loss 2.5"]
+
+
+def start(path: Path, attempt: int = 0, **more: Any) -> Journal:
+    """A task of a job that starts, for the `attempt`-th time again."""
+    note = Journal(path, every=0.0)
+    note.start(Allocation(4, 1, job="7_2", attempt=attempt), 2, 8, "plan")
+    note.write(**more)
+    return note
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """What a history holds; every line of it can be read."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_a_restart_overwrites_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    path, kept = tmp_path / "train.train-2.json", tmp_path / "train.train-2.history.jsonl"
+    first = start(path)
+    assert not kept.exists(), "there was nothing before"
+    first.begin("train", 0, 1)
+    clock.now += 60
+    first.progress(5, 10, "steps", loss=2.7)
+    clock.now += 300
+    start(path, 1, state="interrupted", message="it was told to end " * 100)
+    clock.now += 10
+    start(path, 2)
+    killed, interrupted = lines(kept)
+    assert killed == {
+        "state": "running",
+        "started": 1e9,
+        "since": 1e9,
+        "time": 1e9 + 60,
+        "restarts": 0,
+        "plan": "plan",
+        "job": "7_2",
+        "element": 2,
+        "of": 8,
+        "cpus": 4,
+        "gpus": 1,
+        "host": killed["host"],
+    }
+    assert killed["host"]
+    assert (interrupted["state"], interrupted["restarts"]) == ("interrupted", 1)
+    assert interrupted["message"].startswith("it was told to end it")
+    now = journal.read(path)
+    assert (now["state"], now["restarts"], now["started"]) == ("running", 2, 1e9 + 370)
+    assert (now["cpus"], now["gpus"], now["host"]) == (4, 1, killed["host"])
+
+
+def test_a_thousand_restarts_are_a_small_file(tmp_path: Path) -> None:
+    path = tmp_path / "train.train-2.json"
+    facts = {f"fact{i}": i for i in range(100)}
+    for attempt in range(1000):
+        start(path, attempt, state="interrupted", facts=facts, message="x" * 5000)
+    kept = path.with_suffix(".history.jsonl")
+    assert len(lines(kept)) == 999
+    assert kept.stat().st_size < 500_000
+
+
+def test_only_what_was_an_attempt_is_kept(tmp_path: Path) -> None:
+    path, other = tmp_path / "train.train-2.json", tmp_path / "train.train-2.rank1"
+    start(path, state="failed", busy=True)
+    start(path)
+    start(other)
+    start(other, 1)
+    path.write_text("torn {")
+    start(path)
+    assert [p.name for p in tmp_path.iterdir() if "history" in p.name] == []
+
+
+def test_one_who_waits_for_another_makes_no_attempts(
+    small: Callable[..., Config], prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    config = small()
+    node = find(config, tmp_path, "train.train")
+    assert node.items
+    node.work.folder.mkdir(parents=True)
+    plan = make_plan(config, tmp_path).write()
+    words = [sys.executable, "-m", "jobs", "run", "train.train", f"--plan={plan}"]
+    with Lease(lease_path(node.work, node.items[0]), process_label(), process_gone):
+        for _ in range(2):
+            done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, timeout=120)
+            assert "is being worked on by" in refused(done, 2)
+    folder = journal.logs_folder(tmp_path, config.name)
+    (only,) = folder.glob("train*")
+    assert only.name == "train.train-0.json"
+    assert timeline(folder) is None
+    content = journal.read(only)
+    assert (content["state"], content["plan"], content["busy"]) == ("failed", plan.stem, True)
+
+
+def test_a_torn_line_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "train.train-2.json"
+    kept = path.with_suffix(".history.jsonl")
+    kept.write_text('{"state": "run')
+    start(path)
+    start(path, 1)
+    start(path, 2)
+    torn, *whole = kept.read_text().splitlines()
+    assert torn == '{"state": "run'
+    assert [json.loads(line)["restarts"] for line in whole] == [0, 1]
+
+
+def test_a_full_disk_costs_a_line_and_no_work(tmp_path: Path, mount: Mount) -> None:
+    place = mount(tmp_path / "disk", "size=64k")
+    path = place / "train.train-2.json"
+    start(path, state="interrupted")
+    with pytest.raises(OSError, match="No space"):
+        (place / "all").write_bytes(bytes(1 << 20))
+    start(path, 1, state="interrupted")
+    assert journal.read(path)["restarts"] == 1, "it is written over"
+    (place / "all").unlink()
+    start(path, 2)
+    assert [row["restarts"] for row in lines(path.with_suffix(".history.jsonl"))] == [1]
+
+
+def test_a_plan_is_noted_with_what_its_steps_wait_for(
+    small: Callable[..., Config], tmp_path: Path
+) -> None:
+    plan = make_plan(small(), tmp_path)
+    before = time.time()
+    for _ in range(2):
+        history.note_plan(plan, tmp_path / "logs")
+    first, second = lines(tmp_path / "logs" / history.PLANS)
+    assert first["plan"] == second["plan"] == plan.id
+    assert before - 0.01 <= first["time"] <= second["time"] <= time.time() + 0.01
+    assert list(first["steps"]) == [array.step for array in plan.arrays]
+    assert first["steps"]["tokenize.seal"] == ["decompress.chunks", "tokenize.shards"]
+    assert "train.train" in first["steps"]["evaluate.tuned"]

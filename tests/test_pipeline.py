@@ -89,6 +89,13 @@ def outcome(root: Path) -> dict[str, Any]:
     }
 
 
+def timeline(root: Path) -> dict[str, Any]:
+    """What the report says of the time of each step."""
+    (report,) = root.glob("runs/*/report/report.json")
+    steps: dict[str, Any] = json.loads(report.read_text())["timeline"]["steps"]
+    return steps
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_in_every_stage_it_ends_as_undisturbed(
@@ -108,6 +115,9 @@ def test_killed_in_every_stage_it_ends_as_undisturbed(
         assert killed == STEPS
         submit(broken, dataset, models("llama"))
     assert outcome(broken) == outcome(whole)
+    struck, undisturbed = timeline(broken), timeline(whole)
+    assert all(struck[step]["attempts"] > struck[step]["tasks"] for step in STEPS)
+    assert all(step["attempts"] == step["tasks"] for step in undisturbed.values())
 
     again = submit(whole, dataset, models("llama"))
     assert "everything is done" in again

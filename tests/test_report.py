@@ -527,3 +527,69 @@ def test_settings_are_compared_with_the_recipe(tmp_path: Path) -> None:
     gone = config.model_copy(update={"recipe": str(tmp_path / "gone.yaml")})
     changed = build(gone, run.inputs(), tmp_path / "out")["settings"]["changed"]
     assert changed["train.weights"] == {"value": "bf16", "recipe": "int8"}, "the defaults"
+
+
+def with_logs(run: Run) -> Path:
+    """The folder in which the tasks of a run say when they ran: training was killed once."""
+    folder = run.root / "logs"
+    folder.mkdir(parents=True)
+    share = {"element": 0, "of": 1, "plan": "p", "job": "7"}
+    asked = {"train.train": [], "evaluate.base": [], "evaluate.tuned": ["train.train"]}
+    (folder / "plans.jsonl").write_text(json.dumps({"plan": "p", "time": 1000, "steps": asked}))
+    for step, state, begun, end in [
+        ("train.train-0.history", "running", 1060, 3000),
+        ("train.train-0", "done", 3300, 4600),
+        ("evaluate.base-0", "done", 1030, 1100),
+        ("evaluate.tuned-0", "done", 4700, 4800),
+    ]:
+        row = {**share, "state": state, "started": begun, "time": end}
+        suffix = ".jsonl" if "history" in step else ".json"
+        (folder / f"{step}{suffix}").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def test_the_page_tells_where_the_time_went(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", restarts=1)
+    inputs = run.inputs()
+    metrics = inputs["train.train"].folder / "best" / "metrics.jsonl"
+    first, rest = metrics.read_text().split("\n", 1)
+    metrics.write_text(json.dumps({**json.loads(first), "time": 1065}) + "\n" + rest)
+    logs, pages = with_logs(run), []
+    for name in ("one", "two"):
+        out = tmp_path / name
+        out.mkdir()
+        report = build(run.config, inputs, out, logs)
+        pages.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert pages[0] == pages[1]
+    found = json.loads((out / "report.json").read_text())["timeline"]
+    assert found == report["timeline"]
+    train = found["steps"]["train.train"]
+    assert (train["waited_seconds"], train["running_seconds"], train["attempts"]) == (360, 3240, 2)
+    assert train["lost_seconds"] == 10
+    assert report["cost"]["lost_hours"] == round(10 / 3600, 4)
+    assert train["spans"]["lost"] == [[1990, 2000]]
+    assert found["steps"]["tokenize.seal"] == {"shared": True}
+    assert (found["wall_seconds"], found["running_seconds"]) == (3800, 3370)
+    assert "while at least one task ran" in report["definitions"]["running_seconds"]
+    html, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
+    assert "63\u00a0min by the clock: for 56\u00a0min something ran" in html
+    assert "another run had made it before: download.corpus, tokenize.seal." in html
+    assert (out / "time.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    assert html.count("<svg ") == 2 * len(list(out.glob("*.svg"))), "each in two widths"
+    (drawn,) = re.findall(r'class="narrow" role="img" aria-label="By step.*?</svg>', html, re.S)
+    words = re.findall(r">([^<>]+)</text>", drawn)
+    assert {"train.train", "6\u00a0min", "54\u00a0min", "10\u00a0s", "waited", "lost"} <= set(words)
+    assert "tokenize.seal" not in words
+    for colour in re.findall(r"(?:fill|stroke): ?([^;\"]+)", html):
+        assert colour == "none" or colour.startswith("var(--"), "figures follow the theme"
+    assert "\n| train.train | 6\u00a0min | 54\u00a0min | 10\u00a0s | 2 |\n" in markdown
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids)) > 0
+
+
+def test_what_was_not_written_down_is_not_told(run: Run) -> None:
+    report = json.loads((run.root / "out/report.json").read_text())
+    assert report["timeline"] is None
+    assert not (run.root / "out/time.svg").exists()
+    assert "Step by step" not in run.html
+    assert "What it took" in run.html

@@ -90,6 +90,14 @@ def test_told_to_make_room_it_saves_and_comes_back(
     run.cluster.run(*words, job)
     ends_as(run, undisturbed, at_most=0)
     assert run.restarts("train.train") == 1
+    first, second = run.attempts("train.train")
+    assert (first["state"], first["restarts"], first["job"]) == ("interrupted", 0, job)
+    assert (second["state"], second["restarts"], second["job"]) == ("done", 1, job)
+    assert first["plan"] == second["plan"] == run.plan().id
+    found = run.times("train.train")
+    assert (found["attempts"], found["lost_seconds"]) == (2, 0)
+    assert found["waited_seconds"] >= round(second["started"] - first["time"], 3) - 0.02
+    assert run.times("tokenize.seal") == {"shared": True}
 
 
 @pytest.mark.parametrize("warned", [True, False], ids=["user-signal", "term"])
@@ -123,6 +131,9 @@ def test_a_node_that_goes_down_costs_at_most_an_interval_on_another(
         run.restarted("train.train")
         assert run.node("train.train") != node
         ends_as(run, undisturbed, at_most=EVERY)
+        first, second = run.attempts("train.train")
+        assert (first["state"], first["host"]) in [("running", node), ("interrupted", node)]
+        assert second["host"] != node
     finally:
         run.cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
@@ -138,6 +149,12 @@ def test_a_kill_costs_at_most_an_interval_and_a_second_submit_goes_on(
     second = run.submit()
     assert not set(first.values()) & set(second.values())
     ends_as(run, undisturbed, at_most=EVERY)
+    killed, last = run.attempts("train.train")
+    assert (killed["state"], last["state"]) == ("running", "done"), "it did not come to say more"
+    assert [a["job"] for a in (killed, last)] == [first["train.train"], second["train.train"]]
+    found = run.times("train.train")
+    assert found["attempts"] == 2
+    assert (found["lost_seconds"] > 0) == (repeated(run.config, run.root) > 0)
 
 
 def test_a_job_that_gets_nowhere_is_given_up(run: Queued) -> None:

@@ -16,7 +16,7 @@ from pipeline.config import of_recipe
 from pipeline.model import measure, samples
 from pipeline.receipt import Receipt, verify
 from pipeline.redaction import redact_all
-from pipeline.report import SECTIONS, advice, cost, page, stragglers
+from pipeline.report import SECTIONS, advice, cost, page, stragglers, timeline
 from pipeline.report.curve import Curve, read_curve
 from pipeline.report.results import WHO, read_results
 from pipeline.report.verdict import verdict
@@ -33,13 +33,14 @@ _DEFINITIONS = {
 }
 
 
-def build(config: Config, inputs: Inputs, folder: Path) -> dict[str, Any]:
+def build(config: Config, inputs: Inputs, folder: Path, logs: Path | None = None) -> dict[str, Any]:
     """Write `report.json`, `report.md`, `report.html` and the figures into `folder`.
 
     Args:
         config: The run.
         inputs: What is finished of it, by step; any may be missing.
         folder: Where to.
+        logs: Where its tasks have written down when they ran.
 
     Returns:
         The content of `report.json`.
@@ -62,12 +63,14 @@ def build(config: Config, inputs: Inputs, folder: Path) -> dict[str, Any]:
         "training": _training(inputs, curve),
         "stages": _stages(inputs),
         "cost": cost.cost(inputs, curve),
+        "timeline": timeline.timeline(logs, inputs, curve),
         "definitions": {
             **measure.DEFINITIONS,
             **samples.DEFINITIONS,
             **_DEFINITIONS,
             **cost.DEFINITIONS,
             **stragglers.DEFINITIONS,
+            **timeline.DEFINITIONS,
         },
         "settings": _settings(config),
         "provenance": _provenance(inputs),

@@ -51,13 +51,13 @@ def narrow(ax: Any) -> bool:
     return bool(ax.figure.get_figwidth() == WIDTHS["narrow"])
 
 
-def paint(name: str, plot: Callable[[Any], None], width: float, ratio: float) -> str:
-    """An SVG element of that width in inches, of height width × ratio where that is enough."""
+def paint(name: str, plot: Plot, width: float, ratio: float, least: float = 2.5) -> str:
+    """An SVG element of that width in inches, of height width × ratio, but `least` at least."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(_style()):
-        figure = Figure(figsize=(width, max(width * ratio, 2.5)), layout="constrained")
+        figure = Figure(figsize=(width, max(width * ratio, least)), layout="constrained")
         plot(figure.add_subplot())
         file = io.StringIO()
         # ids are hashed from content and salt; two figures on a page must not share one

@@ -19,14 +19,16 @@ class Curve:
     """What training looked like. Losses are nats a token.
 
     `train`, `validation`: (step, loss), by step. `restarts`: the steps at which a later attempt
-    took up. `lost_seconds`: spent on steps that had to be computed again. `norms`: (step, gradient
-    norm before clipping). `speeds`: (step, tokens a second). `skipped`: steps that were.
+    took up. `lost_seconds`: spent on steps that had to be computed again; `lost_by`: the same, by
+    when the attempt began that spent them. `norms`: (step, gradient norm before clipping).
+    `speeds`: (step, tokens a second). `skipped`: steps that were.
     """
 
     train: list[tuple[int, float]]
     validation: list[tuple[int, float]]
     restarts: list[int]
     lost_seconds: float
+    lost_by: dict[float, float] = field(default_factory=dict)
     norms: list[tuple[int, float]] = field(default_factory=list)
     speeds: list[tuple[int, float]] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
@@ -42,17 +44,23 @@ def read_curve(path: Path) -> Curve | None:
     train: dict[int, dict[str, Any]] = {}
     validation: dict[int, float] = {}
     restarts: list[int] = []
-    lost, starts = 0.0, 0
+    begun: dict[int, float] = {}
+    lost_by: dict[float, float] = {}
+    lost, starts, start = 0.0, 0, 0.0
     for row in _rows(path):
         step = row["step"]
         if row["kind"] == "step":
-            lost += train.get(step, {}).get("seconds", 0.0)
-            train[step] = row
+            if step in train:
+                again = train[step].get("seconds", 0.0)
+                lost += again
+                lost_by[begun[step]] = lost_by.get(begun[step], 0.0) + again
+            train[step], begun[step] = row, start
         elif row["kind"] == "validation":
             validation[step] = row["loss"]
         elif row["kind"] == "start":
             restarts += [step] if starts else []
             starts += 1
+            start = row.get("time", 0.0)
     if not train and not validation:
         return None
     return Curve(
@@ -60,6 +68,7 @@ def read_curve(path: Path) -> Curve | None:
         _finite(validation),
         restarts,
         lost,
+        lost_by,
         _finite({step: row["grad_norm"] for step, row in train.items() if "grad_norm" in row}),
         _finite(
             {step: row["tokens"] / row["seconds"] for step, row in train.items() if _timed(row)}

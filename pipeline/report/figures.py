@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from pipeline.report import gantt
 from pipeline.report.canvas import WIDTHS, Plot, narrow, paint, stand_in
 from pipeline.report.curve import Curve
 from pipeline.report.results import Results
@@ -27,10 +29,13 @@ def draw(
     plots: dict[str, tuple[float, Plot]] = {**_judged(report, results), **_trained(curve)}
     if results.lengths is not None and len(results.lengths) > 1:
         plots["lengths"] = 0.5, lambda ax: _lengths(ax, results.lengths)
-    return {
+    drawn = {
         name: {size: paint(f"{name}-{size}", plot, width, ratio) for size, width in WIDTHS.items()}
         for name, (ratio, plot) in plots.items()
     }
+    if report.get("timeline"):
+        drawn["time"] = {size: _time(report["timeline"], size) for size in gantt.WIDTHS}
+    return drawn
 
 
 def _judged(report: dict[str, Any], results: Results) -> dict[str, tuple[float, Plot]]:
@@ -57,6 +62,13 @@ def _trained(curve: Curve | None) -> dict[str, tuple[float, Plot]]:
     if len(curve.speeds) > 1:
         plots["speed"] = 0.5, lambda ax: _speed(ax, curve)
     return plots
+
+
+def _time(timeline: dict[str, Any], size: str) -> str:
+    """Where the time went, over the width of the page."""
+    width, height = gantt.WIDTHS[size], gantt.height(timeline, size)
+    plot = partial(gantt.plot, timeline=timeline, size=size, colour=stand_in)
+    return paint(f"time-{size}", plot, width, height / width, least=0.0)
 
 
 def _intervals(ax: Any, evaluation: dict[str, Any], splits: list[str]) -> None:

@@ -10,7 +10,7 @@ from pipeline.report import canvas, figures
 from pipeline.report.curve import Curve
 from pipeline.report.results import Results
 from pipeline.report.stragglers import SEVERAL
-from pipeline.report.verdict import number, signed
+from pipeline.report.verdict import duration, number, signed
 
 SHOWN = 4  # samples, before one asks for more
 TEMPLATES = Path(__file__).parent
@@ -94,14 +94,3 @@ def percent(share: float) -> str:
     """A share as a percentage."""
     digits = 1 if 0 < share < 0.1 else 0
     return f"{100 * share:.{digits}f}\u00a0%"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds in the unit that suits them."""
-    if seconds is None:
-        return "–"
-    if seconds < 120:
-        return f"{seconds:.1f}\u00a0s" if seconds < 10 else f"{seconds:.0f}\u00a0s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f}\u00a0min"
-    return f"{seconds / 3600:.1f}\u00a0h"

@@ -64,3 +64,14 @@ def number(value: float | None, digits: int = 4) -> str:
 def signed(value: float) -> str:
     """A percentage with its sign: +1.2, −3.4."""
     return f"{value:+.1f}".replace("-", "−")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit that suits them."""
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.1f}\u00a0s" if seconds < 10 else f"{seconds:.0f}\u00a0s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f}\u00a0min"
+    return f"{seconds / 3600:.1f}\u00a0h"

@@ -119,7 +119,7 @@ def report(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     from pipeline.report.build import build
 
     with ctx.commit(item.name) as draft:
-        build(config, inputs, draft.path)
+        build(config, inputs, draft.path, ctx.folder / "logs")
 
 
 def _base_folder(config: Config, keys: Mapping[str, str]) -> str:
