@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ from pipeline.errors import CorruptInput
 from pipeline.model import measure
 from pipeline.receipt import Receipt, verify
 from pipeline.redaction import redact_all
-from pipeline.report import SECTIONS, cost, page, stragglers
+from pipeline.report import SECTIONS, cost, page, progress, stragglers
 from pipeline.report.curve import Curve, read_curve
+from pipeline.report.progress import Underway
 from pipeline.report.verdict import verdict
 from pipeline.stage import Inputs
 
@@ -36,13 +38,29 @@ _DEFINITIONS = {
 }
 
 
-def build(config: Config, inputs: Inputs, folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Gathered:
+    """What is known of a run.
+
+    `report`: the content of `report.json`. `curve`: of the training, finished or not. `changes`: by
+    split, the change of each document, nats a token, (documents,).
+    """
+
+    report: dict[str, Any]
+    curve: Curve | None
+    changes: dict[str, Any]
+
+
+def build(
+    config: Config, inputs: Inputs, folder: Path, underway: Underway | None = None
+) -> dict[str, Any]:
     """Write `report.json`, `report.md`, `report.html` and the figures into `folder`.
 
     Args:
         config: The run.
-        inputs: What is finished of it, by step; any may be missing.
+        inputs: What is finished of it, by step; any may be missing, as may any of their items.
         folder: Where to.
+        underway: How far it is; None for a run that is finished.
 
     Returns:
         The content of `report.json`.
@@ -50,13 +68,24 @@ def build(config: Config, inputs: Inputs, folder: Path) -> dict[str, Any]:
     Raises:
         CorruptInput: A score or a sample is damaged.
     """
-    curve = _curve(inputs)
+    found = gather(config, inputs, underway)
+    text = json.dumps(found.report, indent=1, ensure_ascii=False)
+    (folder / "report.json").write_text(text, encoding="utf-8")
+    page.render(found.report, found.curve, found.changes, _samples(inputs), folder)
+    return found.report
+
+
+def gather(config: Config, inputs: Inputs, underway: Underway | None = None) -> Gathered:
+    """Read what is known of a run; arguments and errors are those of `build`."""
+    curve = _curve(inputs, underway)
     evaluation, changes = _evaluation(config, inputs)
+    far = progress.progress(underway, curve, "train.train" in inputs) if underway else None
     report = {
         "run": config.name,
         "dataset": {"id": config.dataset.id, "licence": config.dataset.licence},
         "model": {"id": config.model.id},
-        "verdict": verdict(evaluation.get("test")),
+        "verdict": progress.headline(far) if far else verdict(evaluation.get("test")),
+        "progress": far,
         "corpus": _corpus(inputs),
         "evaluation": evaluation,
         "training": _training(inputs, curve),
@@ -71,10 +100,9 @@ def build(config: Config, inputs: Inputs, folder: Path) -> dict[str, Any]:
         "settings": _settings(config),
         "provenance": _provenance(inputs),
     }
-    text = json.dumps(report, indent=1, ensure_ascii=False)
-    (folder / "report.json").write_text(text, encoding="utf-8")
-    page.render(report, curve, changes, _samples(inputs), folder)
-    return report
+    if far:
+        report["provenance"]["finished"] = "not yet"
+    return Gathered(report, curve, changes)
 
 
 def _receipt(inputs: Inputs, step: str, item: str | None = None) -> Receipt | None:
@@ -148,10 +176,12 @@ def _training(inputs: Inputs, curve: Curve | None) -> dict[str, Any] | None:
     return {**facts, "interruptions": receipt.facts["attempts"] - 1, "last_loss": last}
 
 
-def _curve(inputs: Inputs) -> Curve | None:
-    if "train.train" not in inputs:
-        return None
-    return read_curve(inputs["train.train"].folder / "best" / "metrics.jsonl")
+def _curve(inputs: Inputs, underway: Underway | None) -> Curve | None:
+    if "train.train" in inputs:
+        return read_curve(inputs["train.train"].folder / "best" / progress.JOURNAL)
+    if underway and underway.training:
+        return read_curve(underway.training / progress.JOURNAL)
+    return None
 
 
 def _samples(inputs: Inputs) -> list[dict[str, Any]]:

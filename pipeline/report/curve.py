@@ -39,7 +39,7 @@ def read_curve(path: Path) -> Curve | None:
     validation: dict[int, float] = {}
     restarts: list[int] = []
     lost, starts = 0.0, 0
-    for row in _rows(path):
+    for row in rows(path):
         step = row["step"]
         if row["kind"] == "step":
             lost += train.get(step, {}).get("seconds", 0.0)
@@ -59,8 +59,8 @@ def read_curve(path: Path) -> Curve | None:
     )
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows that can be read; a kill may have torn one."""
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a `metrics.jsonl` that can be read; a kill may have torn one."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:

@@ -9,7 +9,7 @@ from pipeline.disk import size
 from pipeline.report import figures
 from pipeline.report.curve import Curve
 from pipeline.report.stragglers import SEVERAL
-from pipeline.report.verdict import number, signed
+from pipeline.report.verdict import number, signed, signed_number
 
 TEMPLATES = Path(__file__).parent
 
@@ -30,13 +30,29 @@ def render(
         samples: prompt, reference, and of base and tuned greedy and sampled.
         folder: Where to.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     drawn = figures.draw(report, curve, changes)
     for name, sizes in drawn.items():
         file = folder / f"{name}.svg"
         file.write_text(figures.standalone(sizes["wide"]), encoding="utf-8")
+    content = {
+        **report,
+        "curve": curve if report["training"] else None,
+        "live": None if report["training"] else curve,
+        "samples": samples,
+        "slowest": _compared(report["stages"]),
+        "several": SEVERAL,
+        "figures": {n: {s: Markup(svg) for s, svg in sizes.items()} for n, sizes in drawn.items()},
+        "colours": Markup(figures.css()),
+    }
+    fill("template", content, folder / "report")
+
+
+def fill(template: str, content: dict[str, Any], to: Path) -> None:
+    """Write a page as `<to>.html` and `<to>.md`, from the templates of that name."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=lambda name: bool(name and name.endswith(".html")),
@@ -51,19 +67,11 @@ def render(
         "size": lambda value: size(value).replace(" ", "\u00a0"),
         "duration": duration,
         "percent": percent,
+        "signed_number": signed_number,
     }
-    content = {
-        **report,
-        "curve": curve,
-        "samples": samples,
-        "slowest": _compared(report["stages"]),
-        "several": SEVERAL,
-        "figures": {n: {s: Markup(svg) for s, svg in sizes.items()} for n, sizes in drawn.items()},
-        "colours": Markup(figures.css()),
-    }
-    for name in ("report.html", "report.md"):
-        template = environment.get_template("template" + Path(name).suffix)
-        (folder / name).write_text(template.render(content), encoding="utf-8")
+    for suffix in (".html", ".md"):
+        text = environment.get_template(template + suffix).render(content)
+        to.with_name(to.name + suffix).write_text(text, encoding="utf-8")
 
 
 def _compared(stages: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -64,3 +64,8 @@ def number(value: float | None, digits: int = 4) -> str:
 def signed(value: float) -> str:
     """A percentage with its sign: +1.2, −3.4."""
     return f"{value:+.1f}".replace("-", "−")
+
+
+def signed_number(value: float) -> str:
+    """A number in four digits with its sign."""
+    return f"{'+' * (value > 0)}{number(value)}".replace("-", "−")
