@@ -80,7 +80,7 @@ def gather(config: Config, inputs: Inputs, underway: Underway | None = None) -> 
     curve = _curve(inputs, underway)
     evaluation, changes = _evaluation(config, inputs)
     far = progress.progress(underway, curve, "train.train" in inputs) if underway else None
-    report = {
+    report: dict[str, Any] = {
         "run": config.name,
         "dataset": {"id": config.dataset.id, "licence": config.dataset.licence},
         "model": {"id": config.model.id},

@@ -152,7 +152,7 @@ def _differences(runs: Sequence[Run], deciding: bool) -> dict[str, list[Any]]:
 
 
 def _flat(config: Config, deciding: bool) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for section in SECTIONS:
         keyed = getattr(config, section).keyed()
         every = getattr(config, section).model_dump(mode="json")
@@ -178,7 +178,7 @@ def _evaluation(
 
     `tokens`: whether all were scored on the same ones, so that perplexities can be compared.
     """
-    told = []
+    told: list[dict[str, Any] | None] = []
     there = [table for table in scores if table is not None]
     for number, (one, table) in enumerate(zip(found, scores, strict=True)):
         scored = one.report["evaluation"].get(split)

@@ -135,16 +135,17 @@ def _scores(ax: Any, runs: Sequence[dict[str, Any]], told: dict[str, Any], split
 def _curves(ax: Any, runs: Sequence[dict[str, Any]], lines: Sequence[Line]) -> None:
     """Validation and training loss of every run, by the tokens that it had learned from."""
     figure, narrow = ax.figure, _narrow(ax)
+    labels = [_label(ax, run) for run in runs]
     ax.remove()
     grid = (2, 1) if narrow else (1, 2)
     validation, training = figure.subplots(*grid, sharex=narrow)
     read = [_seen(line.folder) for line in lines]
     known = all(seen for seen, line in zip(read, lines, strict=True) if line.curve)
-    for place, (run, line) in enumerate(zip(runs, lines, strict=True)):
+    for place, (label, line) in enumerate(zip(labels, lines, strict=True)):
         if line.curve is None:
             continue
         at = _positions(read[place]) if known else lambda steps: np.asarray(steps, dtype=float)
-        style = {"color": _colour(place), "label": _label(ax, run) if not narrow else run["letter"]}
+        style = {"color": _colour(place), "label": label}
         if line.curve.validation:
             steps, losses = np.array(line.curve.validation, dtype=float).T
             validation.plot(at(steps), losses, marker=MARKS[place], ms=5, lw=1.8, **style)
