@@ -174,8 +174,7 @@ def test_a_page_is_quiet_and_whole(
         assert look["paper"] == paper[scheme]
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_axe_finds_nothing_that_keeps_people_out(
     browser: Browser, page: Path, width: int, scheme: str
 ) -> None:
@@ -187,7 +186,7 @@ def test_axe_finds_nothing_that_keeps_people_out(
         here.page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
         here.page.add_script_tag(content=script)
         result: dict[str, Any] = here.page.evaluate("axe.run()")
-    assert len(result["passes"]) > 10, "it has looked"
+    assert result["passes"], "it has looked"
     worst = [
         f"{v['id']}: {node['html'][:160]} {node['failureSummary'][:300]}"
         for v in result["violations"]

@@ -58,7 +58,8 @@ def progress(underway: Underway, curve: Curve | None, trained: bool) -> dict[str
     """
     at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(underway.time))
     journal = underway.training / JOURNAL if underway.training and not trained else None
-    training = _training(journal, curve, underway.time) if journal and curve else None
+    begun = journal is not None and journal.exists()
+    training = _training(journal, curve, underway.time) if journal and begun else None
     return {"at": at, "steps": [asdict(step) for step in underway.steps], "training": training}
 
 
@@ -78,8 +79,9 @@ def headline(found: dict[str, Any]) -> dict[str, str]:
     return {"outcome": "open", "figures": "", "words": words + "."}
 
 
-def _training(journal: Path, curve: Curve, now: float) -> dict[str, Any]:
+def _training(journal: Path, curve: Curve | None, now: float) -> dict[str, Any]:
     """How far a training is, by its journal; `seconds_left` is None where that cannot be told."""
+    curve = curve or Curve([], [], [], 0.0)
     start: dict[str, Any] = {}
     kept: dict[int, dict[str, Any]] = {}
     step = 0
