@@ -87,6 +87,21 @@ class Made(Left):
         }
         return self.unit(f"evaluate.{who}", split, facts, scores_parquet=pa.table(columns))
 
+    def metrics(self) -> None:
+        """Faster and noisier with a higher rate, and over 2,000 tokens a step."""
+        swift, chance = math.sqrt(self.lr / 2e-4), np.random.default_rng(len(self.name))
+        rows: list[dict[str, Any]] = [{"kind": "start", "step": 0, "total": 60, "attempt": 1}]
+        for step in range(61):
+            fallen = -2.2 * self.change * (1 - math.exp(-step * swift / 15))
+            loss = 3.3 - fallen + 0.03 * swift * chance.normal()
+            row = {"kind": "step", "step": step, "loss": loss, "seconds": 2.0, "tokens": 2000}
+            rows += [row] if step else []
+            if step % 10 == 0:
+                rows.append({"kind": "validation", "step": step, "loss": 3.25 - fallen})
+        folder = self.root / "train.train" / "best"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
     def placed(self, *without: str) -> Run:
         inputs = self.inputs(*without)
         journal = self.root / "train.train" / "best"
@@ -180,7 +195,7 @@ def test_a_run_in_progress_has_a_curve_and_empty_cells(tmp_path: Path) -> None:
     content, html, text = side_by_side(tmp_path / "out", *runs)
     assert [run["state"] for run in content["runs"]] == [
         "evaluated",
-        "training, step 60",
+        "training, step 60 of 60",
         "not trained yet",
     ]
     assert content["evaluation"]["test"]["runs"][1:] == [None, None]

@@ -154,12 +154,15 @@ def test_a_page_is_quiet_and_whole(
                 svgs: [...document.querySelectorAll("figure svg")].filter(s => s.checkVisibility())
                     .map(s => [s.getBoundingClientRect().width, s.getBoundingClientRect().height,
                                s.querySelectorAll("path, use").length]),
+                left: Math.min(...[...document.querySelectorAll("h1, h2, p, td")]
+                    .filter(e => e.checkVisibility()).map(e => e.getBoundingClientRect().left)),
                 figures: document.querySelectorAll("figure").length,
                 paper: getComputedStyle(document.body).backgroundColor,
             })"""
         )
     assert look["overflow"] <= 0
     assert look["inner"] == []
+    assert look["left"] > 10, "nothing sticks to the edge"
     wanted = FIGURES[page.parent.name]
     assert look["figures"] >= len(wanted)
     assert len(look["svgs"]) == look["figures"], "each figure in the one width that suits"
