@@ -133,11 +133,15 @@ def test_runs_are_paired_on_the_same_documents(tmp_path: Path) -> None:
     assert content["differences"] == {"train.lr": [2e-4, 1e-3, 2e-4]}
     assert content["verdict"]["outcome"] == "better"
     assert content["verdict"]["best"] == "B"
-    assert content["verdict"]["words"].startswith("B is best: on 300 test documents, −4.")
-    assert " against A (" not in text
+    assert re.fullmatch(
+        r"B is best: on 300 test documents its perplexity is 4\.\d % lower than that of A "
+        r"\(95 % interval 4\.\d to 5\.\d %\); C is behind, too\.",
+        content["verdict"]["words"],
+    )
     assert content["verdict"]["words"] in text
     assert "| train.lr | 0.0002 | 0.001 | 0.0002 |" in text
     assert html.count("<svg ") == 4
+    assert ">nih+<wbr>train.lr=0.001<" in html, "a long name breaks where it may"
     assert sorted(p.name for p in (tmp_path / "out").glob("*.svg")) == ["curves.svg", "scores.svg"]
     for name in ("curves", "scores"):
         svg = (tmp_path / f"out/{name}.svg").read_text()
@@ -163,7 +167,7 @@ def test_other_tokenizers_are_compared_in_bytes(tmp_path: Path) -> None:
     assert told["runs"][1]["tuned"]["perplexity"] < told["runs"][0]["tuned"]["perplexity"] / 2
     assert "perplexities cannot be compared" in html
     assert "bits per byte on test" in html, "the figure follows"
-    assert "bits per byte (95 % interval" in content["verdict"]["words"]
+    assert "bits per byte against A (95 % interval" in content["verdict"]["words"]
     assert "compare bits per byte" in text
     assert set(content["differences"]) == {"model.id", "model.repo"} | {
         name for name in content["differences"] if name.startswith("model.")
@@ -238,15 +242,21 @@ def test_the_best_is_named_only_if_the_intervals_allow() -> None:
     assert better == {
         "outcome": "better",
         "best": "B",
-        "words": "B is better: on 300 test documents, −3.1 % in perplexity "
-        "(95 % interval −4.0 to −2.2 %) against A.",
+        "words": "B is better: on 300 test documents its perplexity is 3.1 % lower than that of A "
+        "(95 % interval 2.2 to 4.0 %).",
     }
+    three = {"A": token(-9, -10, -8), "C": token(-3.1, -4, -2.2), "D": token(-5, -6, -4)}
+    words = said([1.2, 1.1, 1.3, 1.3], three)["words"]
+    assert words.endswith("than that of C (95 % interval 2.2 to 4.0 %); A and D are behind, too.")
     level = said([1.2, 1.1, 1.3], {"A": token(-0.1, -1, 0.8), "C": token(-9, -10, -8)})
     assert (level["outcome"], level["best"]) == ("undecided", None)
-    assert "no difference to A was shown: −0.1 % in perplexity" in level["words"]
+    assert level["words"].startswith("No best run was shown: B did best on validation, but on 300 ")
+    assert "its perplexity is −0.1 % against A (95 % interval −1.0 to +0.8 %)" in level["words"]
     behind = said([1.2, 1.1], {"A": token(2, 1, 3)})
     assert behind["outcome"] == "undecided"
-    assert "on test it is behind: +2.0 %" in behind["words"]
+    assert "its perplexity is 2.0 % higher than that of A" in behind["words"]
+    byte = said([1.2, 1.1], {"A": {"unit": "byte", "bits": -0.1, "ci95": [-0.12, -0.08]}})
+    assert "it has −0.100 bits per byte against A (95 % interval −0.120 to" in byte["words"]
     few = said([1.2, 1.1], {"A": token(-3.1, -4, -2.2)}, documents=9)
     assert few["words"] == "No ranking: 9 test documents say too little."
 

@@ -245,15 +245,16 @@ def _pairs(
     rows: Sequence[dict[str, Any]],
     scores: dict[str, list[pa.Table | None]],
     evaluation: dict[str, Any],
-) -> dict[str, Any]:
+) -> dict[str, dict[str, Any]]:
     """On test, how the best run compares with each other one, by letter."""
     best = ranking.best(rows, evaluation)
     if best is None:
         return {}
     mine = scores["test"][best]
     assert mine is not None
-    return {
-        row["letter"]: against(table, mine, runs[best].config.evaluate.resamples)
-        for number, (row, table) in enumerate(zip(rows, scores["test"], strict=True))
-        if number != best and table is not None
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for place, (row, table) in enumerate(zip(rows, scores["test"], strict=True)):
+        if place != best and table is not None:
+            pair = against(table, mine, runs[best].config.evaluate.resamples)
+            found |= {row["letter"]: pair} if pair else {}
+    return found

@@ -42,8 +42,11 @@ def verdict(
     Returns:
         outcome: better, undecided or open; best: its letter, or None; words.
     """
-    judged = evaluation["test"]["runs"]
-    scored = [row["letter"] for row, one in zip(rows, judged, strict=True) if one]
+    chosen, judged = (evaluation[split]["runs"] for split in ("validation", "test"))
+    both = [
+        one is not None and other is not None for one, other in zip(chosen, judged, strict=True)
+    ]
+    scored = [row["letter"] for row, known in zip(rows, both, strict=True) if known]
     if len(scored) < 2:
         only = f"only {scored[0]} is evaluated" if scored else "none of them is evaluated"
         return _said("open", None, f"Nothing to compare yet: {only}.")
@@ -59,45 +62,60 @@ def verdict(
     if documents < FEW:
         few = f"{documents} test document{'s say' if documents > 1 else ' says'} too little"
         return _said("open", None, f"No ranking: {few}.")
-    known = {other: pair for other, pair in pairs.items() if pair}
-    behind = [other for other, pair in known.items() if pair["ci95"][1] < 0]
-    ahead = [other for other, pair in known.items() if pair["ci95"][0] > 0]
+    return _ranked(letter, f"{documents:,} test documents", pairs)
+
+
+def _ranked(letter: str, documents: str, known: dict[str, Any]) -> dict[str, str | None]:
+    """What is said of the one that did best on validation, by its paired differences on test."""
+    behind = {other: pair for other, pair in known.items() if pair["ci95"][1] < 0}
+    ahead = {other: pair for other, pair in known.items() if pair["ci95"][0] > 0}
     if ahead:
-        told = _listed({other: known[other] for other in ahead})
-        words = f"{letter} did best on validation, but on test it is behind: {told}."
-        return _said("undecided", None, words)
-    if len(behind) == len(known):
-        words = (
-            f"{letter} is best: on {documents:,} test documents, {_listed(known)}."
-            if len(known) > 1
-            else f"{letter} is better: on {documents:,} test documents, {_listed(known)}."
-        )
-        return _said("better", letter, words)
-    open_ = {other: pair for other, pair in known.items() if other not in behind}
-    words = (
-        f"{letter} did best on validation, but on {documents:,} test documents no difference to "
-        f"{_and(list(open_))} was shown: {_listed(open_)}; an interval includes zero."
-    )
-    return _said("undecided", None, words)
+        words = f"{letter} did best on validation, but on {documents}"
+        return _said("undecided", None, f"{words} {_amount(*_nearest(ahead))}.")
+    if len(behind) < len(known):
+        level = {other: pair for other, pair in known.items() if other not in behind}
+        words = f"No best run was shown: {letter} did best on validation, but on {documents} "
+        words += f"{_amount(*_nearest(level))}, which includes zero"
+        others = [other for other in level if other != _nearest(level)[0]]
+        words += f"; nor does it differ from {_and(others)}" if others else ""
+        return _said("undecided", None, f"{words}.")
+    next_, pair = _nearest(behind)
+    rank = "best" if len(known) > 1 else "better"
+    words = f"{letter} is {rank}: on {documents} {_amount(next_, pair)}"
+    others = [other for other in behind if other != next_]
+    words += f"; {_and(others)} {'are' if len(others) > 1 else 'is'} behind, too" if others else ""
+    return _said("better", letter, f"{words}.")
 
 
 def _said(outcome: str, letter: str | None, words: str) -> dict[str, str | None]:
     return {"outcome": outcome, "best": letter, "words": words}
 
 
-def _listed(pairs: dict[str, Any]) -> str:
-    return _and([f"{_amount(pair)} against {other}" for other, pair in pairs.items()], "; ")
+def _nearest(pairs: dict[str, Any]) -> tuple[str, Any]:
+    """Of paired differences, the one that is least, with the run it is to."""
+    return min(pairs.items(), key=lambda item: abs(_size(item[1])))
 
 
-def _amount(pair: dict[str, Any]) -> str:
-    """A paired difference in words."""
+def _size(pair: dict[str, Any]) -> float:
+    found: float = pair["percent"] if pair["unit"] == "token" else pair["bits"]
+    return found
+
+
+def _amount(other: str, pair: dict[str, Any]) -> str:
+    """A paired difference to another run in words, a clause."""
     low, high = pair["ci95"]
-    if pair["unit"] == "token":
-        interval = f"95 % interval {signed(low)} to {signed(high)} %"
-        return f"{signed(pair['percent'])} % in perplexity ({interval})"
-    values = [signed_number(value) for value in (pair["bits"], low, high)]
-    return f"{values[0]} bits per byte (95 % interval {values[1]} to {values[2]})"
+    if pair["unit"] == "byte":
+        values = [signed_number(value) for value in (pair["bits"], low, high)]
+        told = f"{values[0]} bits per byte against {other}"
+        return f"it has {told} (95 % interval {values[1]} to {values[2]})"
+    if low <= 0 <= high:
+        told = f"{signed(pair['percent'])} % against {other}"
+        return f"its perplexity is {told} (95 % interval {signed(low)} to {signed(high)} %)"
+    ends = sorted((abs(low), abs(high)))
+    side = "lower" if high < 0 else "higher"
+    told = f"{abs(pair['percent']):.1f} % {side} than that of {other}"
+    return f"its perplexity is {told} (95 % interval {ends[0]:.1f} to {ends[1]:.1f} %)"
 
 
-def _and(words: list[str], between: str = ", ") -> str:
-    return words[0] if len(words) == 1 else f"{between.join(words[:-1])} and {words[-1]}"
+def _and(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
