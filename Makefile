@@ -6,6 +6,7 @@
 ##  RECIPE   an id (pipeline/conf/recipes/)
 ##  PROFILE  a site (slurm/profiles/); by itself the one that names this cluster, else default or local
 ##  NAME     what to call the run
+##  NAMES    of the runs to compare, as in NAMES="nih try2"
 ##  FILE     a corpus, file or folder, that is already here
 ##  ARGS     more words for the command line, as in ARGS="train.lr=3e-4 tokenize.tasks=16"
 ##  RUNS     the folder of all that is produced
@@ -13,12 +14,12 @@
 ##  TORCH    the build of torch to install: cpu, cu126, ...
 
 .DEFAULT_GOAL := help
-.PHONY: pipeline fetch plan status logs cancel report export clean demo test test-fast \
+.PHONY: pipeline fetch plan status logs cancel report compare export clean demo test test-fast \
 	cluster-up cluster-down bench-data bench-train bench-score lint format help
 
 # What is run is said in the command itself: a NAME, FILE or MODEL that happens to be exported was
 # not meant for us (WSL exports NAME), and ours is not meant for the jobs.
-what := DATASET MODEL RECIPE NAME FILE ARGS
+what := DATASET MODEL RECIPE NAME NAMES FILE ARGS
 $(foreach v,$(what),$(if $(filter environment,$(origin $v)),$(eval $v :=)))
 unexport $(what) MAKEFLAGS
 export PYTHON TORCH
@@ -58,8 +59,14 @@ logs: ## Show the ends of its logs; ARGS=-f follows them
 cancel: ## Take the jobs of the newest run of DATASET out of the queue; progress is safe
 	@$(jobs) cancel $(corpus) $(options)
 
-report: ## Show its report
+report: ## Make its report from what is there, also while it is running, and show it
 	@$(jobs) report $(newest) $(options)
+
+runs = $(if $(value NAMES),,$(error which NAMES? As in: make compare NAMES="nih try2"))$(foreach \
+	name,$(value NAMES),$(call quote,$(name)))
+
+compare: ## Put the runs in NAMES side by side: settings, curves, scores, cost
+	@$(jobs) compare $(call flag,profile,PROFILE) $(call flag,root,RUNS) -- $(runs)
 
 export: ## Write what it has trained as a model anybody can load; ARGS=--to=DIR says where
 	@$(jobs) export $(newest) $(options)

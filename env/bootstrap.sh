@@ -26,7 +26,7 @@ flags() { if [ "$1" = demo ]; then echo --no-deps; fi; } # the reason stands in 
 new_enough() { quietly "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; }
 
 has() { # interpreter, set
-    case $2 in product) modules="torch submitit" ;; dev) modules="pytest xdist ruff" ;; *) modules=gguf ;; esac
+    case $2 in product) modules="torch submitit" ;; dev) modules="pytest xdist ruff playwright" ;; *) modules=gguf ;; esac
     # shellcheck disable=SC2086
     quietly "$1" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' $modules
 }

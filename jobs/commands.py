@@ -19,7 +19,6 @@ from pipeline.model.load import Precision
 from pipeline.redaction import redact_all
 
 if TYPE_CHECKING:
-    from jobs.plan import Plan
     from jobs.profile import Profile
     from pipeline.config import Config
 
@@ -63,18 +62,20 @@ def _check_room(
 def _run_here(config: Config, place: Path, site: Profile) -> None:
     from jobs.local import run_plan
     from jobs.planner import make_plan
+    from jobs.reporting import show_result
 
     plan = make_plan(config, place)
     if plan.arrays:
         run_plan(plan, site, out)
     else:
         out.print(f"{config.name}: everything is done", markup=False)
-    _show_result(place / "runs" / config.name / "report")
+    show_result(place / "runs" / config.name / "report")
 
 
 def _queue(config: Config, place: Path, site: Profile, words: str) -> None:
     from jobs.local import run_plan
     from jobs.planner import make_plan
+    from jobs.reporting import show_result
     from jobs.submit import queue_plan
 
     plan = make_plan(config, place)
@@ -87,7 +88,7 @@ def _queue(config: Config, place: Path, site: Profile, words: str) -> None:
     if queued.jobs or queued.plan.live:
         print(f"follow it: make status {words}    (or logs; cancel ends it)")
     else:
-        _show_result(place / "runs" / config.name / "report")
+        show_result(place / "runs" / config.name / "report")
 
 
 @app.command()
@@ -120,7 +121,7 @@ def fetch(chosen: Selection, force: Force = False) -> None:
 @selecting
 def plan(chosen: Selection, as_json: AsJson = False) -> None:
     """Show what `submit` would do, and change nothing; say what of it cannot be had from here."""
-    from jobs.planner import make_plan
+    from jobs.planner import make_plan, tell_plan
     from jobs.probe import check_site, probe
     from jobs.room import look
     from pipeline.config import check_name
@@ -132,24 +133,10 @@ def plan(chosen: Selection, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(redact_all(asdict(made)), indent=1, ensure_ascii=False))
     else:
-        _show_plan(made, site)
+        print(*tell_plan(made, site), sep="\n")
     size = probe(config, place)
     if not as_json and (made.arrays or made.live):
         print(f"  disk: {look(config, place, size).told()}")
-
-
-def _show_plan(made: Plan, site: Profile) -> None:
-    print(f"{made.name}  ·  {made.root}")
-    for array in made.arrays:
-        known = array.todo is not None
-        items = f"{array.todo} of {array.items} items" if known else "items not known yet"
-        tasks = f", {len(array.elements)} tasks" if len(array.elements) > 1 else ""
-        asks = f"  ({site.resources(array.step).told()})" if site.scheduler == "slurm" else ""
-        print(f"  {array.step:<18} {items}{tasks}{asks}")
-    for step, jobs in made.live.items():
-        print(f"  {step:<18} in the queue: {' '.join(jobs)}")
-    if not made.arrays and not made.live:
-        print("  nothing to do")
 
 
 @app.command()
@@ -248,13 +235,22 @@ def logs(
 @app.command()
 @selecting
 def report(chosen: Selection) -> None:
-    """Print the report of a finished run."""
-    config = chosen.existing()
-    folder = chosen.place() / "runs" / config.name / "report"
-    if not (folder / "report.md").exists():
-        raise InputError(f"{config.name} has no report yet", "see how far it is with make status")
-    print((folder / "report.md").read_text(encoding="utf-8"))
-    print(f"report: {folder / 'report.html'}")
+    """Make the report of a run from what is there, finished or not, and print it."""
+    from jobs.reporting import report_run, show
+
+    show(report_run(chosen.existing(), chosen.place(), chosen.queue) / "report")
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Of two to eight runs.")],
+    profile: Annotated[str | None, typer.Option(help="Where they ran.")] = None,
+    root: Annotated[str | None, typer.Option(help="Where everything is.")] = None,
+) -> None:
+    """Put runs side by side: what differs in settings, curves, scores, cost."""
+    from jobs.reporting import compare_runs, show
+
+    show(compare_runs(names, Selection(profile=profile, root=root).place()) / "compare")
 
 
 @app.command()
@@ -289,11 +285,3 @@ def clean(
         print("nothing to remove")
     elif not dry_run:
         print(f"freed {size(remove(paths, parts))}")
-
-
-def _show_result(folder: Path) -> None:
-    """The last lines of a finished run: what it came to, and where to read more."""
-    content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    verdict = content["verdict"]
-    print(f"test perplexity {verdict['figures']}: {verdict['words']}".replace("  ", " "))
-    print(f"report: {folder / 'report.html'}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from jobs.plan import Array, Plan
+from jobs.profile import Profile
 from jobs.queue import Queue
 from jobs.slurm import NEVER
 from pipeline.config import Config
@@ -92,3 +93,18 @@ def _wanted(node: Node, of: int) -> set[int]:
     if node.items is None:
         return set(range(of))
     return {i % of for i, item in enumerate(node.items) if item.name not in node.done}
+
+
+def tell_plan(made: Plan, site: Profile) -> Iterator[str]:
+    """What a plan comes to, in lines."""
+    yield f"{made.name}  ·  {made.root}"
+    for array in made.arrays:
+        known = array.todo is not None
+        items = f"{array.todo} of {array.items} items" if known else "items not known yet"
+        tasks = f", {len(array.elements)} tasks" if len(array.elements) > 1 else ""
+        asks = f"  ({site.resources(array.step).told()})" if site.scheduler == "slurm" else ""
+        yield f"  {array.step:<18} {items}{tasks}{asks}"
+    for step, jobs in made.live.items():
+        yield f"  {step:<18} in the queue: {' '.join(jobs)}"
+    if not made.arrays and not made.live:
+        yield "  nothing to do"

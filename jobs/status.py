@@ -155,12 +155,12 @@ def table(found: dict[str, Any]) -> Table:
             f"[{colour}]{step['state']}[/]",
             items,
             f"{step['seconds']:.1f}" if step["items_done"] else "",
-            escape(_now(step)),
+            escape(now(step)),
         )
     return rows
 
 
-def _now(step: dict[str, Any]) -> str:
+def now(step: dict[str, Any]) -> str:
     """What is going on in a step, in a few words."""
     tasks = "\n".join(filter(None, map(journal.told, step["tasks"])))  # a line each
     words = [step["message"] or tasks]

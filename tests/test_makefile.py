@@ -82,6 +82,13 @@ def test_export_takes_a_place(recorder: Path) -> None:
     assert words == ["-m", "jobs", "export", "--dataset=nih", "--to=/models/nih"]
 
 
+def test_compare_takes_names_as_typed(recorder: Path) -> None:
+    words = argv(recorder, "compare", "NAMES=-a nih+train.lr=3e-4 $(id) it's", "RUNS=/my runs")
+    names = ["-a", "nih+train.lr=3e-4", "$(id)", "it's"]
+    assert words == ["-m", "jobs", "compare", "--root=/my runs", "--", *names]
+    assert 'make compare NAMES="nih try2"' in make("compare").stderr
+
+
 def test_demo_is_a_local_run(recorder: Path) -> None:
     flags = ["--dataset=demo", "--model=smollm2-135m", "--recipe=demo", "--profile=local"]
     words = argv(recorder, "demo", "ARGS=train.tokens=10k")

@@ -76,10 +76,10 @@ def attend(
         return triangle(query, key, value, scale, dropout).transpose(1, 2).contiguous(), None
     rows = []
     for row, ends in enumerate(spans(mask)):
-        parts = [
-            triangle(*(t[row : row + 1, :, begin:end] for t in (query, key, value)), scale, dropout)
-            for begin, end in pairwise([0, *ends])
-        ]
+        parts = []
+        for begin, end in pairwise([0, *ends]):
+            q, k, v = (t[row : row + 1, :, begin:end] for t in (query, key, value))
+            parts.append(triangle(q, k, v, scale, dropout))
         rows.append(torch.cat(parts, dim=2))
     return torch.cat(rows).transpose(1, 2).contiguous(), None
 

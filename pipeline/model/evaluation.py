@@ -190,7 +190,7 @@ def _score(
         "tokens": int(tokens.sum()),
         "bytes": int(size.sum()),
         "words": int(words.sum()),
-        "places": sum(part[3] for part in (*kept.parts, *new)).tolist(),
+        "places": np.sum([part[3] for part in (*kept.parts, *new)], axis=0).tolist(),
         "context": windows.context,
         "stride": windows.stride,
         "batch_tokens": settings.batch_tokens,

@@ -40,7 +40,7 @@ class Journal:
                 # a kill tore the last line; what follows must not be glued to it
                 with path.open("a") as file:
                     file.write("\n")
-        start = {"kind": "start", "step": state.step, "time": time.time()}
+        start = {"kind": "start", "step": state.step, "total": state.total, "time": time.time()}
         self.add(start | {"host": socket.gethostname()})
 
     def add(self, row: dict[str, Any]) -> None:

@@ -202,12 +202,13 @@ def _score_batch(
     indices, owner = np.unique(np.concatenate(owners), return_inverse=True)
     nats, counts = _sums(losses, owner, len(indices))
     place = np.log2(np.concatenate(positions) + 1).astype(np.int64)
-    return indices, nats, counts.astype(np.int64), np.stack(_sums(losses, place, PLACES), axis=1)
+    return indices, nats, counts, np.stack(_sums(losses, place, PLACES), axis=1)
 
 
 def _sums(losses: npt.NDArray[Any], owner: Ints, count: int) -> tuple[Floats, Ints]:
     """Losses, added up in float64, and their number by owner."""
-    return np.bincount(owner, losses, count), np.bincount(owner, minlength=count)
+    sums = np.bincount(owner, losses, count).astype(np.float64)
+    return sums, np.bincount(owner, minlength=count).astype(np.int64)
 
 
 FIELDS = ("documents", "nll", "tokens", "places")

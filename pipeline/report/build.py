@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,10 @@ from pipeline.config import of_recipe
 from pipeline.model import measure, samples
 from pipeline.receipt import Receipt, verify
 from pipeline.redaction import redact_all
-from pipeline.report import SECTIONS, advice, cost, page, stragglers, timeline
+from pipeline.report import SECTIONS, advice, cost, page, progress, stragglers, timeline
 from pipeline.report.curve import Curve, read_curve
-from pipeline.report.results import WHO, read_results
+from pipeline.report.progress import Underway
+from pipeline.report.results import WHO, Results, read_results
 from pipeline.report.verdict import verdict
 from pipeline.stage import Inputs
 
@@ -33,14 +35,34 @@ _DEFINITIONS = {
 }
 
 
-def build(config: Config, inputs: Inputs, folder: Path, logs: Path | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Gathered:
+    """What is known of a run.
+
+    `report`: the content of `report.json`. `curve`: of the training, finished or not. `results`: of
+    the evaluation, as far as it is.
+    """
+
+    report: dict[str, Any]
+    curve: Curve | None
+    results: Results
+
+
+def build(
+    config: Config,
+    inputs: Inputs,
+    folder: Path,
+    logs: Path | None = None,
+    underway: Underway | None = None,
+) -> dict[str, Any]:
     """Write `report.json`, `report.md`, `report.html` and the figures into `folder`.
 
     Args:
         config: The run.
-        inputs: What is finished of it, by step; any may be missing.
+        inputs: What is finished of it, by step; any may be missing, as may any of their items.
         folder: Where to.
         logs: Where its tasks have written down when they ran.
+        underway: How far it is; None for a run that is finished.
 
     Returns:
         The content of `report.json`.
@@ -48,13 +70,26 @@ def build(config: Config, inputs: Inputs, folder: Path, logs: Path | None = None
     Raises:
         CorruptInput: A score or a sample is damaged.
     """
-    curve = _curve(inputs)
+    found = gather(config, inputs, logs, underway)
+    text = json.dumps(found.report, indent=1, ensure_ascii=False)
+    (folder / "report.json").write_text(text, encoding="utf-8")
+    page.render(found.report, found.curve, found.results, _samples(inputs), folder)
+    return found.report
+
+
+def gather(
+    config: Config, inputs: Inputs, logs: Path | None = None, underway: Underway | None = None
+) -> Gathered:
+    """Read what is known of a run; arguments and errors are those of `build`."""
+    curve = _curve(inputs, underway)
     results = read_results(config, inputs)
+    far = progress.progress(underway, curve, "train.train" in inputs) if underway else None
     report: dict[str, Any] = {
         "run": config.name,
         "dataset": {"id": config.dataset.id, "licence": config.dataset.licence},
         "model": {"id": config.model.id},
-        "verdict": verdict(results.evaluation.get("test")),
+        "verdict": progress.headline(far) if far else verdict(results.evaluation.get("test")),
+        "progress": far,
         "corpus": _corpus(inputs),
         "evaluation": results.evaluation,
         "gap": results.gap,
@@ -76,10 +111,9 @@ def build(config: Config, inputs: Inputs, folder: Path, logs: Path | None = None
         "provenance": _provenance(inputs),
     }
     report |= {"findings": advice.findings(report), "next": advice.suggestions(report)}
-    text = json.dumps(report, indent=1, ensure_ascii=False)
-    (folder / "report.json").write_text(text, encoding="utf-8")
-    page.render(report, curve, results, _samples(inputs), folder)
-    return report
+    if far:
+        report["provenance"]["finished"] = "not yet"
+    return Gathered(report, curve, results)
 
 
 def _receipt(inputs: Inputs, step: str, item: str | None = None) -> Receipt | None:
@@ -114,10 +148,12 @@ def _training(inputs: Inputs, curve: Curve | None) -> dict[str, Any] | None:
     return {**facts, "interruptions": receipt.facts["attempts"] - 1, "last_loss": last}
 
 
-def _curve(inputs: Inputs) -> Curve | None:
-    if "train.train" not in inputs:
-        return None
-    return read_curve(inputs["train.train"].folder / "best" / "metrics.jsonl")
+def _curve(inputs: Inputs, underway: Underway | None) -> Curve | None:
+    if "train.train" in inputs:
+        return read_curve(inputs["train.train"].folder / "best" / progress.JOURNAL)
+    if underway and underway.training:
+        return read_curve(underway.training / progress.JOURNAL)
+    return None
 
 
 def _written(inputs: Inputs) -> dict[str, Any] | None:

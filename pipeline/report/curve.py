@@ -47,7 +47,7 @@ def read_curve(path: Path) -> Curve | None:
     begun: dict[int, float] = {}
     lost_by: dict[float, float] = {}
     lost, starts, start = 0.0, 0, 0.0
-    for row in _rows(path):
+    for row in rows(path):
         step = row["step"]
         if row["kind"] == "step":
             if step in train:
@@ -81,8 +81,8 @@ def _timed(row: dict[str, Any]) -> bool:
     return bool(row.get("tokens") and row.get("seconds"))
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows that can be read; a kill may have torn one."""
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a `metrics.jsonl` that can be read; a kill may have torn one."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:

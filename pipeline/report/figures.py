@@ -102,7 +102,7 @@ def _curve(ax: Any, curve: Curve) -> None:
     if curve.train:
         steps, losses = np.array(curve.train, dtype=float).T
         ax.plot(*_thin(steps, losses), color=stand_in("faint"), lw=1)
-        ax.plot(*_smooth(steps, losses), color=stand_in("tuned"), lw=2, label="training")
+        ax.plot(*smooth(steps, losses), color=stand_in("tuned"), lw=2, label="training")
     if curve.validation:
         ax.plot(
             *zip(*curve.validation, strict=True),
@@ -137,7 +137,7 @@ def _thin(steps: Any, losses: Any) -> tuple[Any, Any]:
     return steps[::every], losses[::every]
 
 
-def _smooth(steps: Any, losses: Any) -> tuple[Any, Any]:
+def smooth(steps: Any, losses: Any) -> tuple[Any, Any]:
     """Means over up to 60 equal stretches."""
     stretches = np.array_split(np.arange(len(steps)), min(60, max(1, len(steps) // 3)))
     means = [np.array([v[s].mean() for s in stretches]) for v in (steps, losses)]
@@ -242,7 +242,7 @@ def _norms(ax: Any, curve: Curve) -> None:
     steps, norms = np.array(curve.norms, dtype=float).T
     norms = np.maximum(norms, 1e-12)
     ax.plot(*_thin(steps, norms), color=stand_in("faint"), lw=1)
-    ax.plot(*_smooth(steps, norms), color=stand_in("tuned"), lw=2, label="gradient norm")
+    ax.plot(*smooth(steps, norms), color=stand_in("tuned"), lw=2, label="gradient norm")
     if curve.skipped:
         top = float(norms.max())
         ax.plot(
@@ -265,7 +265,7 @@ def _speed(ax: Any, curve: Curve) -> None:
     """Tokens a second, step by step."""
     steps, speeds = np.array(curve.speeds, dtype=float).T
     ax.plot(*_thin(steps, speeds), color=stand_in("faint"), lw=1)
-    ax.plot(*_smooth(steps, speeds), color=stand_in("tuned"), lw=2)
+    ax.plot(*smooth(steps, speeds), color=stand_in("tuned"), lw=2)
     ax.set_ylim(0, None)
     ax.set_xlabel("optimizer step")
     ax.set_ylabel("tokens a second")

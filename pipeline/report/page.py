@@ -10,7 +10,7 @@ from pipeline.report import canvas, figures
 from pipeline.report.curve import Curve
 from pipeline.report.results import Results
 from pipeline.report.stragglers import SEVERAL
-from pipeline.report.verdict import duration, number, signed
+from pipeline.report.verdict import duration, number, signed, signed_number
 
 SHOWN = 4  # samples, before one asks for more
 TEMPLATES = Path(__file__).parent
@@ -32,13 +32,30 @@ def render(
         samples: By kind of opening: prompt, reference, and what base and tuned wrote.
         folder: Where to.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     drawn = figures.draw(report, curve, results)
     for name, sizes in drawn.items():
         file = folder / f"{name}.svg"
         file.write_text(canvas.standalone(sizes["wide"]), encoding="utf-8")
+    content = {
+        **report,
+        "curve": curve if report["training"] else None,
+        "live": None if report["training"] else curve,
+        "samples": samples,
+        "slowest": _compared(report["stages"]),
+        "several": SEVERAL,
+        "shown": SHOWN,
+        "figures": {n: {s: Markup(svg) for s, svg in sizes.items()} for n, sizes in drawn.items()},
+        "colours": Markup(canvas.css()),
+    }
+    fill("template", content, folder / "report")
+
+
+def fill(template: str, content: dict[str, Any], to: Path) -> None:
+    """Write a page as `<to>.html` and `<to>.md`, from the templates of that name."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=lambda name: bool(name and name.endswith(".html")),
@@ -54,20 +71,11 @@ def render(
         "duration": duration,
         "percent": percent,
         "nats": nats,
+        "signed_number": signed_number,
     }
-    content = {
-        **report,
-        "curve": curve,
-        "samples": samples,
-        "slowest": _compared(report["stages"]),
-        "several": SEVERAL,
-        "shown": SHOWN,
-        "figures": {n: {s: Markup(svg) for s, svg in sizes.items()} for n, sizes in drawn.items()},
-        "colours": Markup(canvas.css()),
-    }
-    for name in ("report.html", "report.md"):
-        template = environment.get_template("template" + Path(name).suffix)
-        (folder / name).write_text(template.render(content), encoding="utf-8")
+    for suffix in (".html", ".md"):
+        text = environment.get_template(template + suffix).render(content)
+        to.with_name(to.name + suffix).write_text(text, encoding="utf-8")
 
 
 def _compared(stages: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

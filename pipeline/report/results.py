@@ -21,7 +21,8 @@ from pipeline.stage import Inputs
 if TYPE_CHECKING:
     from pipeline.config import Config
 
-SPLITS = ("train", "validation", "test")
+HELD_OUT = ("validation", "test")
+SPLITS = ("train", *HELD_OUT)
 WHO = ("base", "tuned")
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 """Tokens at which documents are parted by length."""

@@ -75,3 +75,8 @@ def duration(seconds: float | None) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f}\u00a0min"
     return f"{seconds / 3600:.1f}\u00a0h"
+
+
+def signed_number(value: float) -> str:
+    """A number in four digits with its sign."""
+    return f"{'+' * (value > 0)}{number(value)}".replace("-", "−")

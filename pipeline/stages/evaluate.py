@@ -9,13 +9,14 @@ of the whole run say.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from pipeline.report import SECTIONS
+from pipeline.report import SECTIONS, SO_FAR
 from pipeline.settings import Section
 from pipeline.stage import Context, Inputs, Item, Step
 from pipeline.stages.tokenize import what_is_read
@@ -111,7 +112,7 @@ def report_items(config: Config, inputs: Inputs) -> list[Item]:
 
 
 def report(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Write `report.json`, `report.md`, `report.html` and the figures.
+    """Write `report.json`, `report.md`, `report.html` and the figures, in place of what there was.
 
     Raises:
         CorruptInput: A score or a sample is damaged.
@@ -120,6 +121,7 @@ def report(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
 
     with ctx.commit(item.name) as draft:
         build(config, inputs, draft.path, ctx.folder / "logs")
+    shutil.rmtree(ctx.folder / SO_FAR, ignore_errors=True)
 
 
 def _base_folder(config: Config, keys: Mapping[str, str]) -> str:

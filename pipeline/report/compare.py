@@ -1,0 +1,261 @@
+"""Runs side by side: what differs in settings, how they learned, what they score, what they cost.
+
+A difference between two runs is paired, document by document, where both were scored on the same
+documents: in tokens if the tokens are the same, else in bytes, which do not depend on a tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.model import measure
+from pipeline.receipt import verify
+from pipeline.redaction import redact_all
+from pipeline.report import SECTIONS, cost, overlay, page, ranking
+from pipeline.report.build import Gathered, gather
+from pipeline.report.progress import Underway
+from pipeline.report.results import HELD_OUT
+from pipeline.stage import Inputs
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+LETTERS = "ABCDEFGH"
+_DEFINITIONS = {
+    "against": "a run minus the first one on the same documents, paired, with the 95 % interval of "
+    "a bootstrap over documents: perplexity in percent where the tokens are the same, else bits "
+    "per byte; below zero is better",
+    "ranking": "the best run is the one of fewest bits per byte on validation, so that choosing it "
+    "does not flatter its test score; each interval is for one comparison, and among many runs one "
+    "will look better by chance",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to be compared: its configuration, what is finished of it, and how far it is."""
+
+    config: Config
+    inputs: Inputs
+    underway: Underway
+
+
+def compare(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
+    """Write `compare.json`, `compare.md`, `compare.html` and the figures into `folder`.
+
+    Args:
+        runs: Up to eight; the first is what the others are compared with.
+        folder: Where to.
+
+    Returns:
+        The content of `compare.json`.
+
+    Raises:
+        CorruptInput: A score is damaged.
+    """
+    found = [gather(run.config, run.inputs, underway=run.underway) for run in runs]
+    scores = {split: [_scores(run, split) for run in runs] for split in HELD_OUT}
+    rows = [_row(*row) for row in zip(LETTERS, runs, found, strict=False)]
+    evaluation = {split: _evaluation(runs, found, scores[split], split) for split in HELD_OUT}
+    content: dict[str, Any] = {
+        "verdict": ranking.verdict(rows, evaluation, _pairs(runs, rows, scores, evaluation)),
+        "runs": rows,
+        "differences": _differences(runs, deciding=True),
+        "circumstances": _differences(runs, deciding=False),
+        "evaluation": {split: told for split, told in evaluation.items() if any(told["runs"])},
+        "definitions": {**measure.DEFINITIONS, **cost.DEFINITIONS, **_DEFINITIONS},
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    (folder / "compare.json").write_text(text, encoding="utf-8")
+    notes = _notes(rows, evaluation)
+    curves = [overlay.Line(one.curve, _journal(run)) for run, one in zip(runs, found, strict=True)]
+    drawn = overlay.draw(content, curves, folder)
+    page.fill("compare", content | drawn | notes, folder / "compare")
+    return content
+
+
+def _notes(rows: Sequence[dict[str, Any]], evaluation: dict[str, Any]) -> dict[str, bool]:
+    """What makes numbers on the page less comparable than they look."""
+    scored = [one for told in evaluation.values() for one in told["runs"] if one]
+    under = {(row["precision"], row["weights"]) for row in rows if row["precision"]}
+    models = {row["model"] for row in rows}
+    return {
+        "mixed": len(under) > 1,
+        "windows": len({(one["context"], one["stride"]) for one in scored}) > 1,
+        "tokens_differ": len(models) > 1
+        and not all(told["tokens"] for told in evaluation.values()),
+        "unfinished": any(row["training"] and not row["training"]["finished"] for row in rows),
+    }
+
+
+_TRAINED = ("method", "steps", "tokens", "seconds", "tokens_per_second", "best_step", "best_loss")
+
+
+def _row(letter: str, run: Run, found: Gathered) -> dict[str, Any]:
+    """A run as it stands: name, model, state, training and cost."""
+    report = found.report
+    trained, far = report["training"], report["progress"]["training"]
+    under = report["evaluation"].get("test", {}).get("tuned") or {}
+    if trained and under:
+        state = "evaluated"
+    elif trained:
+        state = "trained, not evaluated yet"
+    elif far:
+        state = f"training, step {far['step']:,}" + (f" of {far['of']:,}" if far["of"] else "")
+    else:
+        state = "not trained yet"
+    training = None
+    if trained or far:
+        training = {name: (trained or far).get(name) for name in _TRAINED}
+        training["steps"] = trained["steps"] if trained else far["step"]
+        training["finished"] = bool(trained)
+        training["interruptions"] = trained["interruptions"] if trained else far["restarts"]
+    return {
+        "letter": letter,
+        "name": run.config.name,
+        "dataset": run.config.dataset.id,
+        "model": run.config.model.id,
+        "state": state,
+        "precision": under.get("precision"),
+        "weights": under.get("weights"),
+        "training": training,
+        "cost": report["cost"],
+        "stages": {name: stage["seconds"] for name, stage in report["stages"].items()},
+    }
+
+
+def _journal(run: Run) -> Path | None:
+    """Where the journal of a run's training is."""
+    if "train.train" in run.inputs:
+        return run.inputs["train.train"].folder / "best"
+    return run.underway.training
+
+
+def _differences(runs: Sequence[Run], deciding: bool) -> dict[str, list[Any]]:
+    """The settings in which the runs differ, by dotted name: the value of each.
+
+    Args:
+        runs: The runs.
+        deciding: Those that decide results; else those that do not, as how much fits into memory.
+    """
+    flat = [redact_all(_flat(run.config, deciding)) for run in runs]
+    names = list(dict.fromkeys(name for settings in flat for name in settings))
+    values = {name: [settings.get(name) for settings in flat] for name in names}
+    return {name: of for name, of in values.items() if any(value != of[0] for value in of)}
+
+
+def _flat(config: Config, deciding: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for section in SECTIONS:
+        keyed = getattr(config, section).keyed()
+        every = getattr(config, section).model_dump(mode="json")
+        chosen = keyed if deciding else {n: v for n, v in every.items() if n not in keyed}
+        found |= {f"{section}.{name}": value for name, value in chosen.items()}
+    return found
+
+
+def _scores(run: Run, split: str) -> pa.Table | None:
+    """What the adapted model scored, a row a document; None where it has not."""
+    given = run.inputs.get("evaluate.tuned")
+    receipt = given.receipts.get(split) if given else None
+    if given is None or receipt is None:
+        return None
+    path = verify(given.folder / split, "scores.parquet", receipt)
+    return pq.read_table(path, columns=["hash", "nll", "tokens", "bytes"])
+
+
+def _evaluation(
+    runs: Sequence[Run], found: Sequence[Gathered], scores: Sequence[pa.Table | None], split: str
+) -> dict[str, Any]:
+    """What each run scored on a split, and how each but the first compares with that.
+
+    `tokens`: whether all were scored on the same ones, so that perplexities can be compared.
+    """
+    told: list[dict[str, Any] | None] = []
+    there = [table for table in scores if table is not None]
+    for number, (one, table) in enumerate(zip(found, scores, strict=True)):
+        scored = one.report["evaluation"].get(split)
+        if table is None or scored is None:
+            told.append(None)
+            continue
+        resamples = runs[number].config.evaluate.resamples
+        bits = _bits(table, resamples)
+        names = ("documents", "of_documents", "context", "stride")
+        row = {name: scored[name] for name in names}
+        row |= {who: scored[who] for who in ("base", "tuned") if who in scored}
+        row |= {"bits_ci95": bits, "paired": scored.get("paired"), "against": None}
+        if number and scores[0] is not None:
+            row["against"] = against(scores[0], table, resamples)
+        told.append(row)
+    same = [
+        bool(table["tokens"].equals(there[0]["tokens"]))
+        for table in there
+        if _same(there[0], table)
+    ]
+    return {
+        "runs": told,
+        "documents": len(same) == len(there),
+        "tokens": all(same) and len(same) == len(there),
+    }
+
+
+def _same(one: pa.Table, other: pa.Table) -> bool:
+    """Whether both were scored on the same documents."""
+    return bool(one["hash"].equals(other["hash"]) and one["bytes"].equals(other["bytes"]))
+
+
+def _bits(table: pa.Table, resamples: int) -> list[float]:
+    """95 % interval of bits per byte."""
+    pair = measure.interval(table["nll"].to_numpy(), table["bytes"].to_numpy(), resamples)
+    return [math.log(value) / math.log(2) for value in pair]
+
+
+def against(one: pa.Table, other: pa.Table, resamples: int) -> dict[str, Any] | None:
+    """The paired difference, other minus one, as `measure.DEFINITIONS` and ours say.
+
+    Args:
+        one: Scores, a row a document: hash, nll (nats), tokens, bytes.
+        other: Those of another run.
+        resamples: Of the bootstrap.
+
+    Returns:
+        `unit`: token, with `percent` of perplexity, or byte, with `bits` per byte; its `ci95`.
+        None where the documents are not the same.
+    """
+    if not _same(one, other):
+        return None
+    by_token = one["tokens"].equals(other["tokens"])
+    nll = one["nll"].to_numpy(), other["nll"].to_numpy()
+    result = measure.change(*nll, one["tokens" if by_token else "bytes"].to_numpy(), resamples)
+    if by_token:
+        return {"unit": "token", "percent": result.percent, "ci95": list(result.ci95_percent)}
+    low, high = (value / math.log(2) for value in result.ci95)
+    return {"unit": "byte", "bits": result.difference / math.log(2), "ci95": [low, high]}
+
+
+def _pairs(
+    runs: Sequence[Run],
+    rows: Sequence[dict[str, Any]],
+    scores: dict[str, list[pa.Table | None]],
+    evaluation: dict[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """On test, how the best run compares with each other one, by letter."""
+    best = ranking.best(rows, evaluation)
+    if best is None:
+        return {}
+    mine = scores["test"][best]
+    assert mine is not None
+    found: dict[str, dict[str, Any]] = {}
+    for place, (row, table) in enumerate(zip(rows, scores["test"], strict=True)):
+        if place != best and table is not None:
+            pair = against(table, mine, runs[best].config.evaluate.resamples)
+            found |= {row["letter"]: pair} if pair else {}
+    return found

@@ -1,0 +1,192 @@
+"""The figures of runs side by side: those of a report, with a colour and a mark for each run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.report import canvas
+from pipeline.report.canvas import narrow, paint, stand_in
+from pipeline.report.curve import Curve, rows
+from pipeline.report.figures import smooth
+from pipeline.report.progress import JOURNAL
+from pipeline.report.verdict import number
+
+COLOURS = (
+    ("#0a6c74", "#55c2c3"),
+    ("#b4480f", "#f0975a"),
+    ("#5b4bb5", "#a99bff"),
+    ("#866a00", "#d9b53a"),
+    ("#b0305f", "#f283a8"),
+    ("#2f7a2f", "#7fcf7a"),
+    ("#2563b8", "#7fb2ff"),
+    ("#5f6570", "#a9b1bc"),
+)
+"""Of the runs in order: light, dark."""
+MARKS = "os^DvPX*"
+WIDE, NARROW = 10.6, canvas.WIDTHS["narrow"]
+NAME = 34
+
+
+@dataclass(frozen=True)
+class Line:
+    """How a run learned: its curve, and the folder of the journal that it was read from."""
+
+    curve: Curve | None
+    folder: Path | None
+
+
+def css() -> str:
+    """The colours of page and figures as CSS."""
+    light, dark = (
+        "".join(f"--run{n}:{pair[i]};" for n, pair in enumerate(COLOURS)) for i in (0, 1)
+    )
+    media = f"@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+    return f"{canvas.css()}:root{{{light}}}{media}"
+
+
+def draw(content: dict[str, Any], lines: Sequence[Line], folder: Path) -> dict[str, Any]:
+    """Draw what the data allow, and write it as SVG files into `folder`.
+
+    Args:
+        content: Of `compare.json`.
+        lines: How each run learned.
+        folder: Where to.
+
+    Returns:
+        What the page's template wants besides: `figures` and `colours`.
+    """
+    from markupsafe import Markup
+
+    runs = content["runs"]
+    plots: dict[str, tuple[tuple[float, float], Callable[[Any], None]]] = {}
+    split = next((s for s in ("test", "validation") if s in content["evaluation"]), None)
+    if split:
+        told = content["evaluation"][split]
+        count = sum(one is not None for one in told["runs"])
+        ratios = (0.09 + 0.055 * count, 0.3 + 0.22 * count)
+        plots["scores"] = ratios, lambda ax: _scores(ax, runs, told, split)
+    if any(line.curve for line in lines):
+        plots["curves"] = (0.46, 1.75), lambda ax: _curves(ax, runs, lines)
+    drawn = {}
+    for name, (ratios, plot) in plots.items():
+        sizes = zip(("wide", "narrow"), (WIDE, NARROW), ratios, strict=True)
+        drawn[name] = {
+            size: _coloured(paint(f"{name}-{size}", plot, width, ratio))
+            for size, width, ratio in sizes
+        }
+        alone = canvas.standalone(drawn[name]["wide"]).replace(canvas.css(), css(), 1)
+        (folder / f"{name}.svg").write_text(alone, encoding="utf-8")
+    return {
+        "figures": {n: {s: Markup(svg) for s, svg in of.items()} for n, of in drawn.items()},
+        "colours": Markup(css()),
+    }
+
+
+def _colour(place: int) -> str:
+    """What stands for the colour of a run while matplotlib draws."""
+    return f"#0c0d{16 + place:02x}"
+
+
+def _coloured(svg: str) -> str:
+    for place in range(len(COLOURS)):
+        svg = svg.replace(_colour(place), f"var(--run{place})")
+    return svg
+
+
+def _label(ax: Any, run: dict[str, Any]) -> str:
+    """A run's letter, and as much of its name as there is room for."""
+    if narrow(ax):
+        return str(run["letter"])
+    name = run["name"].replace("$", r"\$")
+    return f"{run['letter']} · {name if len(name) <= NAME else name[: NAME - 1] + '…'}"
+
+
+def _scores(ax: Any, runs: Sequence[dict[str, Any]], told: dict[str, Any], split: str) -> None:
+    """What each run scored, base and adapted: perplexity where the tokens are the same."""
+    measure, interval = ("perplexity", "ci95") if told["tokens"] else ("bits_per_byte", "")
+    shown = [
+        (n, run, one) for n, (run, one) in enumerate(zip(runs, told["runs"], strict=True)) if one
+    ]
+    for y, (place, _, one) in enumerate(shown):
+        value = one["tuned"][measure]
+        if "base" in one:
+            base = one["base"][measure]
+            ax.plot([value, base], [y, y], color=stand_in("line"), lw=1.4, zorder=1)
+            ax.plot([base], [y], "o", mfc="none", mew=1.5, ms=7, color=stand_in("base"))
+        low, high = one["tuned"][interval] if interval else one["bits_ci95"]
+        ax.plot([low, high], [y, y], color=_colour(place), lw=2.6, solid_capstyle="round")
+        ax.plot([value], [y], MARKS[place], color=_colour(place), ms=8)
+        place_of = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
+        ax.annotate(number(value), (value, y), color=stand_in("ink"), **place_of)
+    ax.set_yticks(range(len(shown)), [_label(ax, run) for _, run, _ in shown])
+    ax.set_ylim(len(shown) - 0.5, -0.75)
+    ax.margins(x=0.08)
+    ax.set_xlabel(f"{measure.replace('_', ' ')} on {split}; lower is better; ring: its base model")
+    if narrow(ax):
+        ax.set_xlabel(f"{measure.replace('_', ' ')}, {split}; ring: base model")
+    ax.grid(axis="y", visible=False)
+    ax.tick_params(axis="y", length=0, labelcolor=stand_in("ink"))
+
+
+def _curves(ax: Any, runs: Sequence[dict[str, Any]], lines: Sequence[Line]) -> None:
+    """Validation and training loss of every run, by the tokens that it had learned from."""
+    figure, phone = ax.figure, narrow(ax)
+    labels = [_label(ax, run) for run in runs]
+    ax.remove()
+    grid = (2, 1) if phone else (1, 2)
+    validation, training = figure.subplots(*grid, sharex=phone)
+    read = [_seen(line.folder) for line in lines]
+    known = all(seen for seen, line in zip(read, lines, strict=True) if line.curve)
+    for place, (label, line) in enumerate(zip(labels, lines, strict=True)):
+        if line.curve is None:
+            continue
+        at = _positions(read[place]) if known else lambda steps: np.asarray(steps, dtype=float)
+        style = {"color": _colour(place), "label": label}
+        if line.curve.validation:
+            steps, losses = np.array(line.curve.validation, dtype=float).T
+            validation.plot(at(steps), losses, marker=MARKS[place], ms=5, lw=1.8, **style)
+        if line.curve.train:
+            steps, losses = np.array(line.curve.train, dtype=float).T
+            places, means = smooth(steps, losses)
+            training.plot(at(places), means, lw=1.8, **style)
+    for panel, title in ((validation, "validation"), (training, "training, smoothed")):
+        panel.set_title(title, loc="left", fontsize=10, color=stand_in("ink"))
+        panel.set_ylabel("loss, nats per token")
+        panel.set_xlabel("tokens learned from" if known else "optimizer step")
+        panel.xaxis.set_major_formatter(_short)
+        panel.locator_params(axis="x", nbins=5)
+    handles = {
+        label: h
+        for p in (validation, training)
+        for h, label in zip(*p.get_legend_handles_labels(), strict=True)
+    }
+    legend = {"loc": "outside upper left", "ncols": 4 if phone else (3 if len(handles) > 4 else 2)}
+    figure.legend(handles.values(), handles.keys(), **legend)
+
+
+def _short(value: float, _: Any = None) -> str:
+    """A number as an axis has it: 1.5M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def _seen(folder: Path | None) -> dict[int, int]:
+    """Tokens of each step, by the journal; empty where it does not say."""
+    if folder is None:
+        return {}
+    steps = (row for row in rows(folder / JOURNAL) if row["kind"] == "step")
+    return {row["step"]: row["tokens"] for row in steps if "tokens" in row}
+
+
+def _positions(seen: dict[int, int]) -> Callable[[Any], Any]:
+    """Steps → tokens learned from until then."""
+    steps = np.array([0, *sorted(seen)], dtype=float)
+    tokens = np.cumsum([0, *(seen[step] for step in sorted(seen))])
+    return lambda at: np.interp(at, steps, tokens)

@@ -1,0 +1,206 @@
+"""The pages in a browser: quiet, self-contained, nothing missing, for every reader and any width.
+
+Debian's Chromium opens them. axe-core, which finds what keeps people out, is the one that the
+package axe-playwright-python ships, so the lock pins it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from test_compare import HOSTILE, Made
+from test_report import Run, chunked
+
+from pipeline.report.build import build
+from pipeline.report.compare import compare
+from pipeline.report.progress import Standing, Underway
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+CHROMIUM = shutil.which("chromium")
+MEDIA = [("screen", "light"), ("screen", "dark"), ("print", "light")]
+WIDTHS = {1280: "wide", 390: "narrow"}
+SERIOUS = {"serious", "critical"}
+FIGURES = {
+    "finished": {"intervals", "curve", "documents"},
+    "in progress": {"curve"},
+    "begun": set[str](),
+    "side by side": {"scores", "curves"},
+}
+
+
+def finished(folder: Path) -> None:
+    """A run of many units that was preempted twice, overfitted, and wrote HTML."""
+    run = Run(folder / "run", restarts=2)
+    inputs = chunked(run, [256_000_000] * 9 + [10_000_000], {3: 9.0, 9: 0.1})
+    build(run.config, inputs, folder)
+
+
+def in_progress(folder: Path) -> None:
+    run = Run(folder / "run", restarts=1)
+    inputs = run.inputs("train.train", "evaluate.tuned")
+    inputs["evaluate.base"].receipts.pop("samples")
+    steps = (
+        Standing("download.corpus", "done", 1, 1),
+        Standing("decompress.chunks", "running", 7, 40, "part-00007: 41 %, 34,518 documents"),
+        Standing("tokenize.seal", "queued", 0, 1, "job 4711; Priority"),
+        Standing("train.train", "failed", 0, 1, "CUDA out of memory: " + "x" * 300),
+        Standing("evaluate.report", "waiting", 0, None),
+    )
+    journal = run.root / "train.train" / "best"
+    build(run.config, inputs, folder, Underway(steps, journal, time.time()))
+
+
+def begun(folder: Path) -> None:
+    """Nothing is done yet."""
+    steps = tuple(Standing(f"step.{n}", "waiting", 0, None) for n in range(9))
+    build(Run(folder / "run").config, {}, folder, Underway(steps, None, time.time()))
+
+
+def side_by_side(folder: Path) -> None:
+    late = ("train.train", "evaluate.base", "evaluate.tuned")
+    names = ["nih", "nih+train.lr=0.001+train.rank=64", HOSTILE * 4, "long" * 40]
+    runs = [
+        Made(folder / str(n), -0.2 + n / 30, name=name, lr=2e-4 * 2**n).placed(*(late * (n == 3)))
+        for n, name in enumerate(names)
+    ]
+    compare(runs, folder)
+
+
+PAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "finished": (finished, "report.html"),
+    "in progress": (in_progress, "report.html"),
+    "begun": (begun, "report.html"),
+    "side by side": (side_by_side, "compare.html"),
+}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None and os.environ.get("CI") != "true":
+        pytest.skip("there is no chromium (Debian: apt install chromium)")
+    assert CHROMIUM, "chromium is to be installed where CI runs: see .ci/run"
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as tool:
+        # root has no sandbox of its own, and needs none for pages that we wrote
+        arguments = ["--no-sandbox"] if not os.geteuid() else []
+        browser = tool.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a page of each kind."""
+    folder = tmp_path_factory.mktemp("page") / request.param
+    folder.mkdir()
+    make, name = PAGES[request.param]
+    make(folder)
+    return folder / name
+
+
+@dataclass
+class Opened:
+    """A page in the browser, and what came of opening it."""
+
+    page: Page
+    said: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def opened(browser: Browser, path: Path, width: int, media: str, scheme: str) -> Iterator[Opened]:
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True
+    )
+    try:
+        here = Opened(context.new_page())
+        here.page.on("console", lambda message: here.said.append(message.text))
+        here.page.on("pageerror", lambda error: here.said.append(str(error)))
+        here.page.on("request", lambda request: here.asked.append(request.url))
+        here.page.emulate_media(media=media, color_scheme=scheme)
+        here.page.goto(path.as_uri(), wait_until="load")
+        yield here
+    finally:
+        context.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("media", "scheme"), MEDIA)
+def test_a_page_is_quiet_and_whole(
+    browser: Browser, page: Path, width: int, media: str, scheme: str
+) -> None:
+    with opened(browser, page, width, media, scheme) as here:
+        assert here.said == []
+        assert here.asked == [page.as_uri()], "the page itself, and nothing else"
+        look = here.page.evaluate(
+            """() => ({
+                overflow: document.documentElement.scrollWidth - innerWidth,
+                inner: [...document.querySelectorAll("main *, header *")].filter(e =>
+                    !e.closest(".scroll, svg") &&
+                    e.getBoundingClientRect().right > innerWidth + 1 &&
+                    e.checkVisibility()).map(e => e.outerHTML.slice(0, 120)),
+                svgs: [...document.querySelectorAll("figure svg")].filter(s => s.checkVisibility())
+                    .map(s => [s.getBoundingClientRect().width, s.getBoundingClientRect().height,
+                               s.querySelectorAll("path, use").length]),
+                left: Math.min(...[...document.querySelectorAll("h1, h2, p, td")]
+                    .filter(e => e.checkVisibility()).map(e => e.getBoundingClientRect().left)),
+                figures: document.querySelectorAll("figure").length,
+                paper: getComputedStyle(document.body).backgroundColor,
+            })"""
+        )
+    assert look["overflow"] <= 0
+    assert look["inner"] == []
+    assert look["left"] > 10, "nothing sticks to the edge"
+    wanted = FIGURES[page.parent.name]
+    assert look["figures"] >= len(wanted)
+    assert len(look["svgs"]) == look["figures"], "each figure in the one width that suits"
+    for across, height, marks in look["svgs"]:
+        assert 200 < across <= width
+        assert height > 100
+        assert marks > 5
+    for name in wanted:
+        assert (page.parent / f"{name}.svg").stat().st_size > 1000
+    if media == "screen":
+        paper = {"light": "rgb(251, 250, 247)", "dark": "rgb(21, 24, 28)"}
+        assert look["paper"] == paper[scheme]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_axe_finds_nothing_that_keeps_people_out(
+    browser: Browser, page: Path, width: int, scheme: str
+) -> None:
+    found = importlib.util.find_spec("axe_playwright_python")
+    assert found
+    assert found.origin
+    script = Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8")
+    with opened(browser, page, width, "screen", scheme) as here:
+        here.page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
+        here.page.add_script_tag(content=script)
+        result: dict[str, Any] = here.page.evaluate("axe.run()")
+    assert result["passes"], "it has looked"
+    worst = [
+        f"{v['id']}: {node['html'][:160]} {node['failureSummary'][:300]}"
+        for v in result["violations"]
+        if v["impact"] in SERIOUS
+        for node in v["nodes"]
+    ]
+    assert not worst, "\n".join(worst)
+
+
+def test_axe_would_find_something(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "bad.html"
+    path.write_text("<html><body><p style='color:#eee;background:#fff'>pale</p></body></html>")
+    with pytest.raises(AssertionError, match="color-contrast"):
+        test_axe_finds_nothing_that_keeps_people_out(browser, path, 1280, "light")

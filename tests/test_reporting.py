@@ -1,0 +1,305 @@
+"""Reports when they are asked for: of every stretch of a run, and the committed one made anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import AfterChecks, advance, refused
+
+from jobs import reporting
+from jobs.reporting import report_run
+from pipeline import receipt as receipts
+from pipeline.config import Config, freeze
+from pipeline.dag import STEPS, find, survey
+from pipeline.errors import CorruptInput, Interrupted, UserError
+from pipeline.report import SO_FAR, build
+from pipeline.report.curve import read_curve
+from pipeline.report.progress import Standing, Underway, headline, progress
+
+HERE = Path(__file__).parent.parent
+NAMES = [step.name for step in STEPS]
+
+
+@pytest.fixture
+def root(finished: Path, tmp_path: Path) -> Path:
+    """A finished run that a test may take apart."""
+    return Path(shutil.copytree(finished, tmp_path / "root"))
+
+
+def made(config: Config, root: Path) -> tuple[Path, dict[str, Any], str]:
+    folder = report_run(config, root, lambda: None)
+    report = json.loads((folder / "report.json").read_text())
+    return folder, report, (folder / "report.html").read_text()
+
+
+def take_away(root: Path, config: Config, step: str, *items: str) -> None:
+    """Undo items of a step, else all; what depends on them is not touched."""
+    node = find(config, root, step)
+    for name in items or [item.name for item in node.items or []]:
+        shutil.rmtree(node.work.folder / name)
+
+
+def test_every_stretch_of_a_run_has_a_page(root: Path, small: Callable[..., Config]) -> None:
+    config = small()
+    steps = {node.work.step.name: node for node in survey(config, root)}
+    shutil.rmtree(root / "runs/small/report")
+    assert made(config, root)[1]["progress"] is None, "all is there, so this is the report proper"
+    assert find(config, root, "evaluate.report").complete
+    shutil.rmtree(root / "runs/small/report")
+    for count in reversed(range(len(STEPS) - 1)):
+        take_away(root, config, NAMES[count])
+        folder, report, html = made(config, root)
+        assert folder == root / "runs/small" / SO_FAR
+        told = report["progress"]["steps"]
+        assert [step["step"] for step in told] == NAMES
+        assert [step["state"] == "done" for step in told] == [True] * count + [False] * (
+            len(STEPS) - count
+        )
+        assert report["verdict"]["outcome"] == "open"
+        assert report["verdict"]["figures"] == ""
+        assert f"{count} of {len(STEPS)} steps are done" in html
+        assert set(report["provenance"]["steps"]) == set(NAMES[:count])
+        assert report["provenance"]["finished"] == "not yet"
+        assert (report["training"] is not None) == ("train.train" in NAMES[:count])
+        assert (report["corpus"] is not None) == ("tokenize.seal" in NAMES[:count])
+        scored = {who for split in report["evaluation"].values() for who in split} & {
+            "base",
+            "tuned",
+        }
+        assert scored == {who for who in ("base", "tuned") if f"evaluate.{who}" in NAMES[:count]}
+        if NAMES[count] == "train.train":
+            # its journal is there, the weights are not
+            assert report["progress"]["training"]["step"] == 6
+            assert "Best so far" in html
+            assert "Kept: the checkpoint" not in html
+            shutil.rmtree(steps["train.train"].work.folder)
+    assert [p.name for p in folder.parent.glob(".*")] == [], "nothing is left of the pages before"
+
+
+def test_a_half_scored_split_is_shown_for_what_it_is(
+    root: Path, small: Callable[..., Config]
+) -> None:
+    config = small()
+    take_away(root, config, "evaluate.tuned", "validation", "samples")
+    shutil.rmtree(root / "runs/small/report")
+    _, report, html = made(config, root)
+    assert "paired" in report["evaluation"]["test"]
+    assert "tuned" not in report["evaluation"]["validation"]
+    assert report["verdict"]["outcome"] == "open", "no verdict before all is there"
+    (step,) = [s for s in report["progress"]["steps"] if s["step"] == "evaluate.tuned"]
+    assert (step["done"], step["items"], step["state"]) == (1, 3, "to do")
+    assert "evaluate.tuned is next" in html
+
+
+def test_a_training_that_was_stopped_shows_how_far_it_is(
+    prepared: Path, small: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = small()
+    root = Path(shutil.copytree(prepared, tmp_path / "root"))
+    freeze(config, root)
+    journal = find(config, root, "train.train").work.folder / "metrics.jsonl"
+    seen = []
+    for checks in range(3, 400, 3):
+        with pytest.raises(Interrupted):
+            advance(config, root, "train.train", stop=AfterChecks(checks))
+        if not journal.exists():
+            continue
+        _, report, html = made(config, root)
+        far = report["progress"]["training"]
+        assert far["of"] == 6
+        seen.append(far["step"])
+        if far["step"]:
+            break
+    assert seen[0] == 0, "begun, and no step taken"
+    assert 0 < seen[-1] < 6
+    assert far["tokens"] > 0
+    assert far["restarts"] >= 0
+    assert f"train.train was begun, at step {far['step']} of 6" in report["verdict"]["words"]
+    assert html.count("<svg ") == 2, "the curve so far, in two widths"
+    advance(config, root, "train.train")
+    _, report, html = made(config, root)
+    assert report["progress"]["training"] is None
+    assert report["training"]["steps"] == 6
+    assert "Kept: the checkpoint" in html
+
+
+def test_the_page_of_a_run_in_progress_goes_when_the_report_is_there(
+    root: Path, small: Callable[..., Config]
+) -> None:
+    config = small()
+    take_away(root, config, "evaluate.tuned", "test")
+    shutil.rmtree(root / "runs/small/report")
+    so_far, _, _ = made(config, root)
+    assert so_far.is_dir()
+    advance(config, root, "evaluate.report")
+    assert not so_far.exists()
+    folder, report, html = made(config, root)
+    assert folder.name == "report"
+    assert report["progress"] is None
+    assert "How far it is" not in html
+
+
+def test_the_committed_report_is_made_anew(root: Path, small: Callable[..., Config]) -> None:
+    config = small()
+    node = find(config, root, "evaluate.report")
+    (before,) = node.done.values()
+    folder = root / "runs/small/report"
+    (folder / "report.md").write_text("scribbled over")
+    assert made(config, root)[0] == folder
+    (after,) = find(config, root, "evaluate.report").done.values()
+    assert after.outputs == before.outputs, "the same receipts make the same bytes"
+    after.verify(folder)
+    page = folder / "report.html"
+    content = page.read_bytes()
+    page.write_bytes(content[:-1] + b"#")
+    made(config, root)
+    assert page.read_bytes() == content, "damage that has the right size, too"
+
+
+def test_a_report_that_cannot_be_made_leaves_the_one_there(
+    root: Path, small: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small()
+    (before,) = find(config, root, "evaluate.report").done.values()
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build.page, "render", full)
+    with pytest.raises(UserError, match="is full"):
+        made(config, root)
+    (after,) = find(config, root, "evaluate.report").done.values()
+    assert after == before
+    after.verify(root / "runs/small/report")
+    assert not list((root / "runs/small").glob(".tmp-*"))
+
+
+def test_a_damaged_score_is_set_aside_and_the_old_report_kept(
+    root: Path, small: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small()
+    unit = find(config, root, "evaluate.tuned").work.folder / "test"
+    path = unit / "scores.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"#")
+    with pytest.raises(CorruptInput, match=r"scores\.parquet is damaged") as met:
+        made(config, root)
+    assert str(met.value).endswith("the make pipeline that began it makes it anew")
+    assert not unit.exists()
+    folder = report_run(config, root, lambda: None)
+    assert folder.name == "report"
+    assert "not all here any more (evaluate.tuned)" in capsys.readouterr().err
+
+
+def test_the_report_of_a_run_whose_data_is_gone_can_still_be_read(
+    root: Path, small: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(root / "data")
+    folder = report_run(small(), root, lambda: None)
+    assert folder == root / "runs/small/report"
+    assert receipts.whole(folder)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "download.corpus" in said
+
+
+def test_the_command_prints_the_text_and_where_the_page_is(root: Path) -> None:
+    def jobs(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "jobs", "report", f"--root={root}", *words]
+        return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=120)
+
+    done = jobs("--name=small")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (root / "runs/small/report/report.md").read_text() + (
+        f"\nreport: {root}/runs/small/report/report.html\n"
+    )
+    shutil.rmtree(root / "runs/small/report")
+    (tuned,) = (root / "runs/small").glob("evaluate-*")
+    shutil.rmtree(tuned)
+    done = jobs()
+    assert done.returncode == 0, done.stderr
+    assert "# small: in progress" in done.stdout
+    assert "| evaluate.tuned | to do | 0/3 |" in done.stdout
+    assert done.stdout.endswith(f"report: {root}/runs/small/{SO_FAR}/report.html\n")
+    assert "no run 'other'" in refused(jobs("--name=other"), 2)
+
+
+def rows(*of: dict[str, Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in of)
+
+
+def test_how_far_a_training_is_is_read_off_its_journal(tmp_path: Path) -> None:
+    now = time.time()
+    journal = tmp_path / "metrics.jsonl"
+    step = {"kind": "step", "loss": 3.0, "tokens": 100, "seconds": 2.0}
+    journal.write_text(
+        rows(
+            {"kind": "start", "step": 0, "total": 50, "time": now - 500},
+            *({**step, "step": n} for n in range(1, 9)),
+            {"kind": "validation", "step": 5, "loss": 2.5},
+            {"kind": "start", "step": 5, "total": 50, "time": now - 100},
+            *({**step, "step": n, "skipped": n == 7} for n in range(6, 11)),
+            {"kind": "validation", "step": 10, "loss": 2.25},
+        )
+        + '{"kind": "st'
+    )
+    os.utime(journal, (now, now))
+    steps = (Standing("a", "done", 1, 1), Standing("train.train", "running", 0, 1, "10 steps"))
+    underway = Underway(steps, tmp_path, now + 60)
+    far = progress(underway, read_curve(journal), trained=False)
+    training = far["training"]
+    assert (training["step"], training["of"], training["tokens"]) == (10, 50, 1000)
+    assert training["tokens_per_second"] == 50.0
+    assert training["seconds_left"] == 40 * 100 / 5, "with validations, as in this attempt so far"
+    assert (training["restarts"], training["lost_seconds"], training["skipped"]) == (1, 6.0, 1)
+    assert (training["best_step"], training["best_loss"], training["first_loss"]) == (10, 2.25, 2.5)
+    assert training["silent"] == 60
+    assert headline(far)["words"] == (
+        "Not finished: 1 of 2 steps are done, and train.train is running, at step 10 of 50."
+    )
+    assert progress(underway, read_curve(journal), trained=True)["training"] is None
+    assert progress(Underway(steps, None, now), None, trained=False)["training"] is None
+
+
+def test_a_training_that_went_back_is_where_it_went(tmp_path: Path) -> None:
+    step = {"kind": "step", "loss": 3.0, "tokens": 100, "seconds": 2.0}
+    (tmp_path / "metrics.jsonl").write_text(
+        rows(
+            {"kind": "start", "step": 0, "time": time.time()},
+            *({**step, "step": n} for n in range(1, 9)),
+            {"kind": "rollback", "step": 4, "of": 8, "slowdown": 0.5},
+        )
+    )
+    curve = read_curve(tmp_path / "metrics.jsonl")
+    training = progress(Underway((), tmp_path, time.time()), curve, trained=False)["training"]
+    assert (training["step"], training["tokens"], training["of"]) == (4, 400, None)
+    assert training["seconds_left"] is None
+    assert training["best_step"] is None
+
+
+def test_states_are_told_the_most_telling_first() -> None:
+    def said(*states: str) -> str:
+        steps = [Standing(f"step.{n}", s, 0, None) for n, s in enumerate(states)]
+        return headline(progress(Underway(tuple(steps)), None, trained=False))["words"]
+
+    assert said("done", "failed", "running").endswith("and step.2 is running.")
+    assert said("done", "failed", "waiting").endswith("and step.1 failed.")
+    assert said("done", "interrupted", "to do").endswith("and step.1 was interrupted.")
+    assert said("waiting", "waiting") == "Not finished: 0 of 2 steps are done."
+
+
+def test_a_folder_is_named_after_its_runs_and_no_others() -> None:
+    joined = reporting._joined
+    assert joined(["nih", "try 2"]) == "nih_vs_try 2"
+    assert joined(["a_vs_b", "c"]) != joined(["a", "b_vs_c"])
+    long = joined(["x" * 200, "é" * 100])
+    assert len(long.encode()) <= reporting.LONGEST
+    assert long != joined(["x" * 200, "é" * 99])
