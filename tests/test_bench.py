@@ -191,6 +191,7 @@ def test_speeds_are_compared_by_rounds_and_losses_by_documents() -> None:
     [
         ("bench.data", ("--quick", "--peers", "--grow")),
         ("bench.train", ("--quick", "--peers", "--tokens")),
+        ("bench.overlap", ("--tokens", "--held", "--footer")),
         ("bench.training_storm", ("--model", "--ranks", "--kills", "--seed")),
     ],
 )
