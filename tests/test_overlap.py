@@ -295,7 +295,7 @@ def test_so_many_are_needed_and_no_fewer() -> None:
     assert (needed(112, 112), needed(113, 113), needed(500, 500)) == (0, 1, 29)
 
 
-def test_of_two_that_are_as_near_the_first_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_that_are_as_near_the_first_is_told() -> None:
     generator = np.random.default_rng(4)
     text, other = words(generator, 100), words(generator, 100)
     train = corpus([other, text, text])
@@ -383,8 +383,8 @@ def test_a_scan_can_be_stopped_and_says_how_far_it_is() -> None:
 
 
 def opened(config: Config, root: Path, split: str) -> Corpus:
-    sealed, receipt = find(config, root, "tokenize.seal").work.folder / "seal", None
-    receipt = find(config, root, "tokenize.seal").done["seal"]
+    node = find(config, root, "tokenize.seal")
+    sealed, receipt = node.work.folder / "seal", node.done["seal"]
     seal = json.loads((sealed / "seal.json").read_text())
     return open_corpus(sealed.parent, sealed, seal, receipt.digest, split)
 
