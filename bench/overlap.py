@@ -1,6 +1,6 @@
 """What it costs to look for held-out documents among training documents: CPU a token, and memory.
 
-    .venv/bin/python -m bench.overlap [--tokens=1e6,4e6,16e6] [--held=4000] [--footer=0.5]
+    .venv/bin/python -m bench.overlap [--tokens=4e6,16e6,64e6] [--held=4000] [--footer=0.5]
 
 Tokens are drawn as words are, a few of them all the time, so that short runs come again and again;
 a share of the documents ends with one footer of 60 tokens, and one in a thousand is a held-out
@@ -30,7 +30,7 @@ HEAD = "| tokens | documents | overlap, ns a token | peak MB | near | copies, ns
 def main() -> None:
     """Print a row a size."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--tokens", default="1e6,4e6,16e6", help="sizes of the corpus")
+    parser.add_argument("--tokens", default="4e6,16e6,64e6", help="sizes of the corpus")
     parser.add_argument("--held", type=int, default=4000, help="documents looked for")
     parser.add_argument("--footer", type=float, default=0.5, help="share of documents that have it")
     given = parser.parse_args()

@@ -192,6 +192,7 @@ def test_speeds_are_compared_by_rounds_and_losses_by_documents() -> None:
         ("bench.data", ("--quick", "--peers", "--grow")),
         ("bench.train", ("--quick", "--peers", "--tokens")),
         ("bench.scoring", ("--quick", "--documents")),
+        ("bench.overlap", ("--tokens", "--held", "--footer")),
         ("bench.training_storm", ("--model", "--ranks", "--kills", "--seed")),
     ],
 )

@@ -106,6 +106,7 @@ def leave(room: int) -> Callable[[os.statvfs_result], str]:
         ("tokenize.seal", 1 * PAGE),
         ("train.train", None),  # torch fails, on the optimizer of the second checkpoint
         ("evaluate.base", 2 * PAGE),
+        ("evaluate.overlap", 1 * PAGE),
         ("evaluate.report", 16 * PAGE),
     ],
 )

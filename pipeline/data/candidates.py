@@ -7,8 +7,8 @@ them: 2R ≤ N + M - (k - 1). A similarity of 0.5 says 3 (R - 4k) ≥ N + M - 8.
 k - 9 13-grams by the former and (N + M - 8)/3 - 8k by the latter; (N + M - 224)/27, whatever k is.
 From 113 tokens a document on that is positive, and no near-duplicate is lost, wherever its edits
 are; nor need anything be compared that shares less, such as a footer that half a corpus has. What
-may be lost: a shorter document of which no 13 tokens in a row are left, and one in which the same
-sentences, each under 13 tokens, stand in another order.
+may be lost: a shorter document of which no 13 tokens in a row are left; one whose pieces, of some
+13 tokens or fewer, stand in another order; and one that is like another by phrases both repeat.
 """
 
 from __future__ import annotations

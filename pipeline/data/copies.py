@@ -94,8 +94,6 @@ class _Longest:
         longer = length > np.minimum.reduceat(self._least[grams], begins)
         for begin, end in zip(begins[longer].tolist(), ends[longer].tolist(), strict=True):
             run = grams[begin:end]
-            if end - begin + self._needles.n - 1 <= self._least[run].min():
-                continue  # one before it has shown as much
             key = xxhash.xxh3_64_intdigest(run.tobytes())
             if key in self._known:
                 continue

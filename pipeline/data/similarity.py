@@ -23,7 +23,7 @@ SHINGLE = 5
 PERMUTATIONS = 256
 """Of a sketch: an estimate near 0.5 has a standard error of √(0.5 · 0.5 / 256) = 0.03."""
 MARGIN = 0.125
-"""Four of them: of estimates that are further apart, the higher similarity is known."""
+"""Four of them: estimates further apart leave little doubt which similarity is higher."""
 SEED = 1
 _AT_ONCE = 1 << 12
 
