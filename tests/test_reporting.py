@@ -265,6 +265,7 @@ def test_how_far_a_training_is_is_read_off_its_journal(tmp_path: Path) -> None:
     assert (training["restarts"], training["lost_seconds"], training["skipped"]) == (1, 6.0, 1)
     assert (training["best_step"], training["best_loss"], training["first_loss"]) == (10, 2.25, 2.5)
     assert training["silent"] == 60
+    assert [step["now"] for step in far["steps"]] == ["", ""], "it is not said twice"
     assert headline(far)["words"] == (
         "Not finished: 1 of 2 steps are done, and train.train is running, at step 10 of 50."
     )
