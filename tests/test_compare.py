@@ -213,6 +213,7 @@ def test_a_run_in_progress_has_a_curve_and_empty_cells(tmp_path: Path) -> None:
     assert nothing["verdict"]["words"].endswith("none of them is evaluated.")
 
 
+@pytest.mark.slow
 def test_names_are_text_whatever_is_in_them(tmp_path: Path) -> None:
     runs = [Made(tmp_path / str(n), name=f"{HOSTILE}{n}").placed() for n in range(8)]
     content, html, _ = side_by_side(tmp_path / "out", *runs)
@@ -307,6 +308,7 @@ def jobs(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_command_puts_real_runs_side_by_side(two: Path) -> None:
     (two / "runs/small").chmod(0o755)
     (two / "runs/an 'other' one").chmod(0o700)
@@ -330,6 +332,7 @@ def test_the_command_puts_real_runs_side_by_side(two: Path) -> None:
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -48,6 +48,7 @@ def take_away(root: Path, config: Config, step: str, *items: str) -> None:
         shutil.rmtree(node.work.folder / name)
 
 
+@pytest.mark.slow
 def test_every_stretch_of_a_run_has_a_page(root: Path, small: Callable[..., Config]) -> None:
     config = small()
     steps = {node.work.step.name: node for node in survey(config, root)}
@@ -100,6 +101,7 @@ def test_a_half_scored_split_is_shown_for_what_it_is(
     assert "evaluate.tuned is next" in html
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_shows_how_far_it_is(
     prepared: Path, small: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -211,6 +213,7 @@ def test_the_report_of_a_run_whose_data_is_gone_can_still_be_read(
     assert "download.corpus" in said
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_text_and_where_the_page_is(root: Path) -> None:
     def jobs(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "jobs", "report", f"--root={root}", *words]
@@ -262,6 +265,7 @@ def test_how_far_a_training_is_is_read_off_its_journal(tmp_path: Path) -> None:
     assert (training["restarts"], training["lost_seconds"], training["skipped"]) == (1, 6.0, 1)
     assert (training["best_step"], training["best_loss"], training["first_loss"]) == (10, 2.25, 2.5)
     assert training["silent"] == 60
+    assert [step["now"] for step in far["steps"]] == ["", ""], "it is not said twice"
     assert headline(far)["words"] == (
         "Not finished: 1 of 2 steps are done, and train.train is running, at step 10 of 50."
     )

@@ -60,7 +60,11 @@ def progress(underway: Underway, curve: Curve | None, trained: bool) -> dict[str
     journal = underway.training / JOURNAL if underway.training and not trained else None
     begun = journal is not None and journal.exists()
     training = _training(journal, curve, underway.time) if journal and begun else None
-    return {"at": at, "steps": [asdict(step) for step in underway.steps], "training": training}
+    steps = [asdict(step) for step in underway.steps]
+    for step in steps:
+        if training and step["step"].startswith("train.") and step["state"] == "running":
+            step["now"] = ""  # it is said better below
+    return {"at": at, "steps": steps, "training": training}
 
 
 def headline(found: dict[str, Any]) -> dict[str, str]:
