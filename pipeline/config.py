@@ -126,23 +126,6 @@ def keyed(config: Config) -> dict[str, Any]:
     return {name: getattr(config, name).keyed() for name in Config.model_fields if name not in told}
 
 
-def of_recipe(config: Config) -> dict[str, dict[str, Any]]:
-    """The settings that decide results, by section, as the run's recipe has them.
-
-    Where that is not known any more: the defaults.
-    """
-    try:
-        given = entry("recipes", config.recipe) if config.recipe else {}
-        sections = {
-            name: build(type(getattr(config, name)), given.get(name, {}), config.recipe)
-            for name in Config.model_fields
-            if name not in ("name", "recipe", "dataset", "model")
-        }
-    except UserError:
-        return of_recipe(config.model_copy(update={"recipe": ""}))
-    return {name: section.keyed() for name, section in sections.items()}
-
-
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in tree.items():

@@ -60,13 +60,13 @@ def in_progress(folder: Path) -> None:
         Standing("evaluate.report", "waiting", 0, None),
     )
     journal = run.root / "train.train" / "best"
-    build(run.config, inputs, folder, Underway(steps, journal, time.time()))
+    build(run.config, inputs, folder, underway=Underway(steps, journal, time.time()))
 
 
 def begun(folder: Path) -> None:
     """Nothing is done yet."""
     steps = tuple(Standing(f"step.{n}", "waiting", 0, None) for n in range(9))
-    build(Run(folder / "run").config, {}, folder, Underway(steps, None, time.time()))
+    build(Run(folder / "run").config, {}, folder, underway=Underway(steps, None, time.time()))
 
 
 def side_by_side(folder: Path) -> None:

@@ -573,7 +573,9 @@ def test_the_page_tells_where_the_time_went(tmp_path: Path) -> None:
     assert "while at least one task ran" in report["definitions"]["running_seconds"]
     html, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
     assert "63\u00a0min by the clock: for 56\u00a0min something ran" in html
-    assert "another run had made it before: download.corpus, tokenize.seal." in html
+    assert (
+        "another run had made it before: download.corpus, tokenize.seal, evaluate.overlap." in html
+    )
     assert (out / "time.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
     assert html.count("<svg ") == 2 * len(list(out.glob("*.svg"))), "each in two widths"
     (drawn,) = re.findall(r'class="narrow" role="img" aria-label="By step.*?</svg>', html, re.S)

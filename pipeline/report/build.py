@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import provenance
-from pipeline.config import of_recipe
 from pipeline.model import measure, samples
 from pipeline.receipt import Receipt, verify
-from pipeline.redaction import redact_all
-from pipeline.report import SECTIONS, advice, cost, page, progress, stragglers, timeline
+from pipeline.report import advice, cost, page, progress, recipe, stragglers, timeline
 from pipeline.report.curve import Curve, read_curve
 from pipeline.report.progress import Underway
 from pipeline.report.results import WHO, Results, read_results
@@ -107,7 +105,7 @@ def gather(
             **stragglers.DEFINITIONS,
             **timeline.DEFINITIONS,
         },
-        "settings": _settings(config),
+        "settings": recipe.settings(config),
         "provenance": _provenance(inputs),
     }
     report |= {"findings": advice.findings(report), "next": advice.suggestions(report)}
@@ -172,7 +170,7 @@ def _samples(inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
     for who in WHO:
         receipt = _receipt(inputs, f"evaluate.{who}", "samples")
         if receipt is None:
-            return {}
+            return {"held_out": [], "learned": []}
         unit = inputs[f"evaluate.{who}"].folder / "samples"
         path = verify(unit, "samples.json", receipt)
         written[who] = json.loads(path.read_text(encoding="utf-8"))
@@ -188,22 +186,6 @@ def _samples(inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
 def _stages(inputs: Inputs) -> dict[str, Any]:
     longest = stragglers.slowest(inputs)
     return {name: {**sums, "slowest": longest[name]} for name, sums in cost.stages(inputs).items()}
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """Every setting that decides results, and those in which the run differs from its recipe."""
-    plain = of_recipe(config)
-    values = {name: getattr(config, name).keyed() for name in SECTIONS}
-    changed = {
-        f"{name}.{field}": {"value": value, "recipe": plain[name][field]}
-        for name, given in values.items()
-        if name in plain
-        for field, value in given.items()
-        if plain[name][field] != value
-    }
-    # reports are handed on
-    named = Path(config.recipe).stem
-    return {"recipe": named, **redact_all({"values": values, "changed": changed})}
 
 
 def _provenance(inputs: Inputs) -> dict[str, Any]:

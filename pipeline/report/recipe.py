@@ -1,0 +1,50 @@
+"""In which settings a run differs from the recipe that it began with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+from pipeline.redaction import redact_all
+from pipeline.registry import entry
+from pipeline.report import SECTIONS
+from pipeline.settings import build
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+GIVEN = ("dataset", "model")
+"""Sections that no recipe decides."""
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The settings that decide results, for `report.json`: reports are handed on.
+
+    Returns:
+        recipe: its name; values: by section; changed: by dotted name, value and the recipe's.
+    """
+    values = {name: getattr(config, name).keyed() for name in SECTIONS}
+    plain = of_recipe(config)
+    changed = {
+        f"{section}.{name}": {"value": value, "recipe": plain[section][name]}
+        for section in plain
+        for name, value in values[section].items()
+        if plain[section][name] != value
+    }
+    named = Path(config.recipe).stem
+    return {"recipe": named, **redact_all({"values": values, "changed": changed})}
+
+
+def of_recipe(config: Config, known: bool = True) -> dict[str, dict[str, Any]]:
+    """The settings that decide results, by section, as the run's recipe has them.
+
+    Where that is not known any more, they are the defaults.
+    """
+    try:
+        given = entry("recipes", config.recipe) if known and config.recipe else {}
+        kinds = {name: type(getattr(config, name)) for name in SECTIONS if name not in GIVEN}
+        made = {name: build(kind, given.get(name, {}), "recipe") for name, kind in kinds.items()}
+    except UserError:
+        return of_recipe(config, known=False)
+    return {name: section.keyed() for name, section in made.items()}
