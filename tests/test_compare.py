@@ -65,9 +65,12 @@ class Made(Left):
         facts = {
             "perplexity": perplexity(nll, tokens),
             "bits_per_byte": bits_per_byte(nll, size),
+            "word_perplexity": perplexity(nll, words),
             "ci95": interval(nll, tokens, 200),
             "documents": self.documents,
             "of_documents": 4 * self.documents,
+            "words": int(words.sum()),
+            "places": [[5000 * (7 - place), 2000 << place] for place in range(7)],
             "tokens": int(tokens.sum()),
             "bytes": int(size.sum()),
             "context": 1024,

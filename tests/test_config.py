@@ -22,7 +22,7 @@ from pipeline.config import Config, differences, freeze, keyed, resolve, thaw
 from pipeline.errors import UserError
 from pipeline.settings import Section, merge, parse_overrides
 
-SECTIONS = [name for name, field in Config.model_fields.items() if name != "name"]
+SECTIONS = [name for name, field in Config.model_fields.items() if name not in ("name", "recipe")]
 
 
 def refusal(*arguments: Any, **named: Any) -> str:

@@ -40,6 +40,7 @@ class Run:
     change: float = -0.2
     documents: int = 300
     restarts: int = 0
+    first: int = 0
 
     @property
     def config(self) -> Config:
@@ -108,7 +109,7 @@ class Run:
     def overlap(self) -> Input:
         found = {"documents": self.documents, "near_duplicates": 30, "any_overlap": 90}
         found |= {"covered_share": 0.04, "too_short": 2}
-        hashes = [f"{i:032x}" for i in range(self.documents)]
+        hashes = [f"{i:032x}" for i in range(self.first, self.first + self.documents)]
         near = [i < 30 for i in range(self.documents)]
         tables = {
             f"{split}_parquet": pa.table({"hash": hashes, "near": near})

@@ -97,7 +97,7 @@ def test_a_half_scored_split_is_shown_for_what_it_is(
     assert "tuned" not in report["evaluation"]["validation"]
     assert report["verdict"]["outcome"] == "open", "no verdict before all is there"
     (step,) = [s for s in report["progress"]["steps"] if s["step"] == "evaluate.tuned"]
-    assert (step["done"], step["items"], step["state"]) == (1, 3, "to do")
+    assert (step["done"], step["items"], step["state"]) == (2, 4, "to do")
     assert "evaluate.tuned is next" in html
 
 
@@ -230,7 +230,7 @@ def test_the_command_prints_the_text_and_where_the_page_is(root: Path) -> None:
     done = jobs()
     assert done.returncode == 0, done.stderr
     assert "# small: in progress" in done.stdout
-    assert "| evaluate.tuned | to do | 0/3 |" in done.stdout
+    assert "| evaluate.tuned | to do | 0/4 |" in done.stdout
     assert done.stdout.endswith(f"report: {root}/runs/small/{SO_FAR}/report.html\n")
     assert "no run 'other'" in refused(jobs("--name=other"), 2)
 
