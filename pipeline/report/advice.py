@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.report.verdict import FEW, number, signed
+from pipeline.report.verdict import FEW, duration, number, signed
 
 Told = dict[str, str]
 """`what` it is about, in a word; `text`; `try`: words to type, or nothing."""
@@ -231,7 +231,7 @@ def _checkpoints(report: dict[str, Any]) -> Told | None:
         return None
     return {
         "what": "save more often",
-        "text": f"{lost * 60:.0f} minutes of steps were computed twice after interruptions: a "
+        "text": f"{duration(3600 * lost)} of steps were computed twice after interruptions: a "
         "lower train.checkpoint_every loses less.",
         "try": "",
     }
