@@ -210,6 +210,30 @@ def test_the_interval_holds_the_truth_19_times_in_20() -> None:
     assert 0.90 <= hits / 200 <= 0.985
 
 
+def drawn(generator: Any, documents: int) -> tuple[Any, Any, Any]:
+    """Nats of base and adapted model and tokens: lengths and losses are skewed, and related."""
+    tokens = np.clip(generator.lognormal(5.9, 0.6, documents), 13, 4000).astype(np.int64)
+    loss = 2.5 + 0.35 * generator.standard_gamma(2, documents) - 0.15 * (np.log(tokens) - 5.9)
+    change = generator.normal(-0.2, 0.15, documents) * (1 + generator.standard_gamma(1, documents))
+    return loss * tokens, (loss + change) * tokens, tokens
+
+
+@pytest.mark.parametrize(("documents", "least"), [(20, 0.86), (200, 0.915)])
+def test_the_intervals_hold_the_truth_of_skewed_documents(documents: int, least: float) -> None:
+    """As docs/evaluation.md has it; 400 samples have a standard error of 0.011."""
+    generator = np.random.default_rng(5)
+    base, tuned, tokens = drawn(generator, 1_000_000)
+    truth, shift = np.exp(base.sum() / tokens.sum()), (tuned - base).sum() / tokens.sum()
+    hits = np.zeros(2)
+    for _ in range(400):
+        base, tuned, tokens = drawn(generator, documents)
+        low, high = interval(base, tokens, 400)
+        found = change(base, tuned, tokens, 400)
+        hits += low <= truth <= high, found.ci95[0] <= shift <= found.ci95[1]
+    assert (hits / 400 >= least).all()
+    assert (hits / 400 <= 0.98).all()
+
+
 def test_a_gap_between_seen_and_unseen_texts_is_found() -> None:
     generator = np.random.default_rng(3)
 
