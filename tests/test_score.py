@@ -18,6 +18,7 @@ from pipeline.stop import Stop
 
 CONTEXT = 48
 PREFIX = 0
+LONG = 16384  # more than any document has
 FAMILIES = ("opt", "gpt2", "llama")
 
 
@@ -208,6 +209,41 @@ def test_the_interval_holds_the_truth_19_times_in_20() -> None:
         low, high = interval(generator.normal(3.0, 0.5, 150) * tokens, tokens, 300)
         hits += low <= np.exp(3.0) <= high
     assert 0.90 <= hits / 200 <= 0.985
+
+
+@pytest.mark.slow
+def test_two_hundred_abstracts_score_as_in_a_plain_loop(tmp_path: Path) -> None:
+    """A random OPT on real documents; `make bench-score` does the same with SmolLM2-135M."""
+    import torch
+    from tiny import make_config, make_tokenizer
+    from transformers import AutoModelForCausalLM
+
+    from bench import text
+    from pipeline.data.encoder import Reference
+    from pipeline.model.load import load_base
+
+    texts = list(text.nih())[:200]
+    if len(texts) < 200:
+        pytest.skip("the sample of NIH abstracts is not here")
+    config = make_config("opt")
+    config.max_position_embeddings = LONG
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    ids, offsets = Reference(make_tokenizer(tmp_path)).encode(texts)
+    documents = np.split(ids, offsets[1:-1])
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    wanted = []
+    for document in documents:
+        row = torch.tensor([[PREFIX, *document.tolist()]])
+        with torch.no_grad():
+            wanted.append(float(plain(input_ids=row, labels=row).loss) * len(document))
+    device, windows = torch.device("cpu"), Windows(LONG, LONG, PREFIX)
+    nll, tokens = score(load_base(tmp_path, "fp32", device), documents, windows, device, "fp32")
+    size = np.array([len(text.encode()) for text in texts])
+    reference = np.array(wanted)
+    assert perplexity(nll, tokens) == pytest.approx(perplexity(reference, tokens), rel=5e-5)
+    assert bits_per_byte(nll, size) == pytest.approx(bits_per_byte(reference, size), rel=5e-5)
+    np.testing.assert_allclose(nll, reference, rtol=1e-4)
 
 
 def drawn(generator: Any, documents: int) -> tuple[Any, Any, Any]:
