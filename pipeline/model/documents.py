@@ -4,10 +4,12 @@ Under a mask the kernel computes every pair of slots and throws away most of the
 documents, and those of a token and a later one. Document by document only the lower triangle is
 computed. On a GPU a call is dear and a block cheap, so there it stays with the mask.
 
-The triangle is computed by rows of blocks, with plain products of matrices: torch's own kernel for
-CPUs takes twice as long in bf16 (425 tokens, forward twice and backward, as under checkpointing: 27
-ms and 13 ms), and no less in fp32. The price is that the weights of a layer exist, for the blocks
-on and below the diagonal: under checkpointing of one layer at a time.
+In one thread the triangle is computed by rows of blocks, with plain products of matrices: torch's
+own kernel for CPUs takes twice as long in bf16 (425 tokens, forward twice and backward, as under
+checkpointing: 27 ms and 13 ms), and no less in fp32. The price is that the weights of a layer
+exist, for the blocks on and below the diagonal: under checkpointing of one layer at a time. With
+more threads it is torch's kernel, which has them meet once: where others use the cores, too, they
+wait for each other at every product (seen: four times as long).
 """
 
 from __future__ import annotations
@@ -98,6 +100,10 @@ def triangle(
     """
     import torch
 
+    if torch.get_num_threads() > 1:
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, scale=scale, is_causal=True
+        )
     windows, heads, slots, width = query.shape
     query, key, value = (t.reshape(windows * heads, slots, width) for t in (query, key, value))
     key = (key * scale).transpose(1, 2)
