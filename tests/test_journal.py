@@ -109,7 +109,7 @@ def test_status_says_rows_bytes_rate_and_time_left(
 def test_a_task_has_a_line_of_its_own_in_the_status() -> None:
     task = {"item": "a", "done": 5, "total": 10, "unit": "steps", "rate": 0, "eta": None}
     step = {"message": None, "jobs": [], "requeues": 1, "tasks": [task | {"facts": {}}] * 2}
-    assert status._now(step) == "a: 50 %, 5 of 10 steps\na: 50 %, 5 of 10 steps; requeued 1×"
+    assert status.now(step) == "a: 50 %, 5 of 10 steps\na: 50 %, 5 of 10 steps; requeued 1×"
 
 
 def test_rate_and_time_left_count_from_where_it_went_on() -> None:
