@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,17 @@ from pipeline.report.progress import Standing, Underway, headline, progress
 
 HERE = Path(__file__).parent.parent
 NAMES = [step.name for step in STEPS]
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """A command is a process of its own; called in ours it must leave nothing in it."""
+    environment, mask = dict(os.environ), os.umask(0)
+    os.umask(mask)
+    yield
+    os.umask(mask)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture
