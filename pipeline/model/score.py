@@ -12,6 +12,7 @@ goes on at the batch where it stood and ends with the same digits.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -254,7 +255,7 @@ class Kept:
         return True
 
     def __enter__(self) -> Kept:
-        self._file = self._path.open("a", encoding="ascii")
+        self._file = self._path.open("ab", buffering=0)
         self._batch, self._since = len(self.parts), time.monotonic()
         return self
 
@@ -262,10 +263,18 @@ class Kept:
         self._file.close()
 
     def add(self, *part: Any) -> None:
-        """Keep one more batch: what `score` gives to `done`."""
+        """Keep one more batch: what `score` gives to `done`.
+
+        Raises:
+            OSError: There is no room; it names the file.
+        """
         row = dict(zip(FIELDS, (p.tolist() for p in part), strict=True))
         now = time.monotonic()
         row |= {"batch": self._batch, "seconds": round(now - self._since, 3)}
         self._batch, self._since = self._batch + 1, now
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        line = json.dumps(row).encode() + b"\n"
+        try:
+            if self._file.write(line) < len(line):  # a disk that is nearly full takes a part
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
