@@ -147,7 +147,9 @@ def test_a_kill_costs_at_most_an_interval_and_a_second_submit_goes_on(
     run.cluster.wait(first["train.train"], "FAILED")
     run.cluster.wait([first["evaluate.tuned"], first["evaluate.report"]], "CANCELLED")
     second = run.submit()
-    assert not set(first.values()) & set(second.values())
+    overlap = "evaluate.overlap"  # waits for no training, so it stays where it is
+    anew = {step: job for step, job in second.items() if step != overlap}
+    assert not set(first.values()) & set(anew.values())
     ends_as(run, undisturbed, at_most=EVERY)
     killed, last = run.attempts("train.train")
     assert (killed["state"], last["state"]) == ("running", "done"), "it did not come to say more"
