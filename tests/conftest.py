@@ -87,6 +87,7 @@ SMALL = [
     "train.checkpoint_every=2",
     "train.validation_documents=4",
     "train.lr=5e-3",
+    "evaluate.max_documents=40",
     "evaluate.prompts=1",
     "evaluate.new_tokens=4",
     "evaluate.prompt_tokens=8",

@@ -229,7 +229,8 @@ def corpus(lengths: list[int]) -> Corpus:
 
 def test_documents_are_chosen_by_hash_as_far_as_they_fit() -> None:
     given = corpus([5, 0, 30, 10, 20])
-    assert by_hash(given) == [4, 3, 2, 1, 0]
+    assert by_hash(given).tolist() == [4, 3, 2, 1, 0]
+    assert by_hash(given, 10).tolist() == [4, 3, 2]
     assert choose(given, 10, None) == [4, 3, 2, 0], "an empty one says nothing"
     assert choose(given, 2, None) == [4, 3]
     assert choose(given, 10, 37) == [4, 3, 0]

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from test_compare import HOSTILE, Made
-from test_report import Run, chunked
+from test_report import FIGURES as REPORTED
+from test_report import Run, chunked, with_logs
 
 from pipeline.report.build import build
 from pipeline.report.compare import compare
@@ -34,7 +35,7 @@ MEDIA = [("screen", "light"), ("screen", "dark"), ("print", "light")]
 WIDTHS = (1280, 390)
 PAPER = {"light": "rgb(251, 250, 247)", "dark": "rgb(21, 24, 28)"}
 FIGURES = {
-    "finished": {"intervals", "curve", "documents"},
+    "finished": REPORTED | {"time"},
     "in progress": {"curve"},
     "begun": set[str](),
     "side by side": {"scores", "curves"},
@@ -45,7 +46,7 @@ def finished(folder: Path) -> None:
     """A run of many units that was preempted twice, overfitted, and wrote HTML."""
     run = Run(folder / "run", restarts=2)
     inputs = chunked(run, [256_000_000] * 9 + [10_000_000], {3: 9.0, 9: 0.1})
-    build(run.config, inputs, folder)
+    build(run.config, inputs, folder, with_logs(run))
 
 
 def in_progress(folder: Path) -> None:
@@ -165,6 +166,7 @@ def test_a_page_is_quiet_and_whole(browser: Browser, page: Path) -> None:
         assert look["beyond"] == [], where
         assert look["left"] > 10, f"nothing sticks to the edge: {where}"
         wanted = FIGURES[page.parent.name]
+        assert {path.stem for path in page.parent.glob("*.svg")} >= wanted
         assert look["figures"] >= len(wanted), where
         assert len(look["svgs"]) == look["figures"], f"each in the width that suits: {where}"
         for across, height, marks in look["svgs"]:

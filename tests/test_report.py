@@ -257,8 +257,8 @@ def test_the_verdict_says_what_the_interval_allows() -> None:
 
 
 def test_numbers_keep_four_digits() -> None:
-    given = [3.14159, 31.4159, 1234.56, 123456.7, 0.98765, -0.2, None]
-    wanted = ["3.142", "31.42", "1,235", "123,457", "0.988", "-0.200", "–"]
+    given = [3.14159, 31.4159, 1234.56, 123456.7, 0.98765, -0.2, None, float("inf"), float("nan")]
+    wanted = ["3.142", "31.42", "1,235", "123,457", "0.988", "-0.200", "–", "–", "–"]
     assert [number(value) for value in given] == wanted
 
 
@@ -331,6 +331,29 @@ def test_a_run_in_progress_has_a_report(tmp_path: Path, without: tuple[str, ...]
     assert report["verdict"]["outcome"] == "open"
     assert "Not evaluated yet." in run.html
     assert (report["training"] is None) == ("train.train" in without)
+
+
+def test_what_was_rolled_back_is_not_in_the_curve(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [
+        {"kind": "start", "step": 0},
+        *({"kind": "step", "step": i, "loss": float(i), "seconds": 1.0} for i in (1, 2, 3)),
+        {"kind": "validation", "step": 2, "loss": 8.0},
+        {"kind": "validation", "step": 3, "loss": 1.0},
+        {"kind": "step", "step": 4, "loss": 5.0, "seconds": 1.0, "skipped": True},
+        {"kind": "rollback", "step": 2, "of": 4, "slowdown": 0.5},
+        {"kind": "step", "step": 3, "loss": 2.5, "seconds": 1.0},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curve = read_curve(path)
+    assert curve
+    assert curve.train == [(1, 1.0), (2, 2.0), (3, 2.5)]
+    assert curve.validation == [(2, 8.0)]
+    assert (curve.skipped, curve.lost_seconds) == ([4], 2.0)
+    path.write_text(
+        json.dumps(rows[0]) + "\n" + json.dumps(rows[1] | {"loss": float("nan")}) + "\n"
+    )
+    assert read_curve(path) is None, "there is nothing to draw"
 
 
 def test_a_damaged_score_is_noticed(tmp_path: Path) -> None:
@@ -454,7 +477,7 @@ def test_what_took_no_time_has_no_rate(tmp_path: Path) -> None:
 def test_what_a_reader_has_to_know_comes_first(run: Run) -> None:
     report = json.loads((run.root / "out/report.json").read_text())
     told = {found["what"]: found["text"] for found in report["findings"]}
-    assert set(told) == {"overfitting", "near-copies", "learned by heart"}
+    assert set(told) == {"overfitting", "near-copies", "learned by heart", "little was read"}
     assert "30 of 300 test documents (10.0 %)" in told["near-copies"]
     clean = report["evaluation"]["test"]["without_near_duplicates"]
     assert (clean["documents"], clean["left_out"]) == (270, 30)
@@ -501,6 +524,12 @@ def test_advice_follows_from_the_numbers(run: Run) -> None:
     assert told("stop in time", report)["try"] == "train.steps=40"
     assert told("keep near-copies together", report)
     assert told("save more often", report), "20 of 120 seconds were lost"
+    assert told("little was read", report)["text"].startswith("The kept checkpoint had read 20.0 %")
+    at_once = report | {"training": report["training"] | {"best_step": 0}}
+    assert not told("stop in time", at_once)
+    assert told("a lower learning rate", at_once)["try"] == "train.lr=5e-05"
+    open_yet = report | {"verdict": {"outcome": "undecided"}}
+    assert told("more test documents", open_yet)["try"] == "evaluate.max_documents=8000"
     training = report["training"] | {"last_loss": 2.8, "best_step": 60, "skipped": 3}
     going_on = report | {"training": training}
     assert told("train longer", going_on)["try"] == "train.steps=120"

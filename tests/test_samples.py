@@ -59,6 +59,8 @@ def test_openings_are_of_the_lowest_hashes_that_are_long_enough() -> None:
     prompts, rest = openings(given, 2, 3, 4)
     assert prompts == [[4] * 3, [3] * 3], "the second has nothing to go on with"
     assert rest == [[4], [3, 3]]
+    prompts, rest = openings(given, 2, 3, 2, whole=True)
+    assert (prompts, rest) == ([[3] * 3, [1] * 3], [[3, 3], [1, 1]])
 
 
 def test_what_is_written_is_searched_and_told_apart() -> None:

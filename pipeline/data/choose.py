@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.data.corpus import Corpus
 
 
-def by_hash(corpus: Corpus) -> list[int]:
-    """The documents of a split, lowest text hash first: as good as drawn by lot."""
+def by_hash(corpus: Corpus, least: int = 0) -> npt.NDArray[np.int64]:
+    """The documents of a split, lowest text hash first: as good as drawn by lot.
+
+    Args:
+        corpus: Of the split.
+        least: Tokens that a document has at least.
+    """
     high, low = corpus.hashes.view(">u8").reshape(-1, 2).T
-    order: list[int] = np.lexsort((low, high)).tolist()
-    return order
+    order = np.lexsort((low, high))
+    return order[np.diff(corpus.offsets)[order] >= least]
 
 
 def choose(corpus: Corpus, most: int, tokens: int | None) -> list[int]:
@@ -20,10 +26,11 @@ def choose(corpus: Corpus, most: int, tokens: int | None) -> list[int]:
     Where `tokens` are limited: those that fit in what is left, in that order; if not even one does,
     the first. Empty documents are passed over.
     """
-    lengths = np.diff(corpus.offsets)
-    order = [index for index in by_hash(corpus) if lengths[index]]
+    lengths, found = np.diff(corpus.offsets), by_hash(corpus, 1)
     if tokens is None:
-        return order[:most]
+        few: list[int] = found[:most].tolist()
+        return few
+    order: list[int] = found.tolist()
     chosen: list[int] = []
     left = tokens
     for index in order:

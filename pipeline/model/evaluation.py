@@ -24,7 +24,7 @@ from pipeline.data.encoder import Reference
 from pipeline.data.seal import open_sealed
 from pipeline.errors import UserError
 from pipeline.model import load
-from pipeline.model.measure import bits_per_byte, interval, perplexity
+from pipeline.model.measure import bits_per_byte, interval, perplexity, word_perplexity
 from pipeline.model.samples import compose, openings
 from pipeline.model.score import Kept, Part, Windows, score
 from pipeline.model.write import write
@@ -175,6 +175,11 @@ def _score(
             done=keep,
             parts=kept.parts,
         )
+    if odd := int((~np.isfinite(nll)).sum()):
+        raise UserError(
+            f"the losses of {odd} of {len(nll)} documents are no numbers under {bench.precision}",
+            "score in another precision, as by a run with train.precision=bf16 or fp32",
+        )
     size = corpus.bytes[chosen]
     hashes = [corpus.hashes[i].tobytes().hex() for i in chosen]
     decode = Reference(bench.base).decode
@@ -183,7 +188,7 @@ def _score(
     facts = {
         "perplexity": perplexity(nll, tokens),
         "bits_per_byte": bits_per_byte(nll, size),
-        "word_perplexity": perplexity(nll, words),
+        "word_perplexity": word_perplexity(nll, words),
         "ci95": interval(nll, tokens, settings.resamples),
         "documents": len(chosen),
         "of_documents": len(corpus),
@@ -216,9 +221,9 @@ def _samples(
     def copies(texts: list[list[int]]) -> Any:
         return longest_copies([np.array(ids) for ids in texts], train, check=ctx.stop.check).tokens
 
-    held_out, learned = (
-        openings(corpus, settings.prompts, opening, length) for corpus in (bench.corpus, train)
-    )
+    held_out = openings(bench.corpus, settings.prompts, opening, length)
+    # to recite a document is to go on with all of that
+    learned = openings(train, settings.prompts, opening, length, whole=True)
     written, figures = compose(held_out, learned, go_on, copies)
     decode = Reference(bench.base).decode
     texts = {

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+LARGEST = 700.0
+"""Nats of which exp is still a number."""
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -61,6 +63,13 @@ class Change:
 def perplexity(nll: Floats, tokens: Ints) -> float:
     """Of a token: exp of the mean negative log-likelihood. Both are (documents,)."""
     return float(np.exp(nll.sum() / tokens.sum()))
+
+
+def word_perplexity(nll: Floats, words: Ints) -> float | None:
+    """Of a word; None where that is no number, as in text that has no white space."""
+    if not words.sum() or (mean := float(nll.sum() / words.sum())) > LARGEST:
+        return None
+    return float(np.exp(mean))
 
 
 def bits_per_byte(nll: Floats, size: Ints) -> float:

@@ -38,14 +38,16 @@ DEFINITIONS = {
     ),
     "recited": (
         "greedy texts after openings of training documents: recited is the share that goes on "
-        "exactly as the document does, for new_tokens or to its end; agreement is the mean number "
-        "of tokens before the first that differs"
+        "exactly as the document does, for all of evaluate.new_tokens; agreement is the mean "
+        "number of tokens before the first that differs"
     ),
 }
 """The measures in words, as they go into reports."""
 
 
-def openings(corpus: Corpus, most: int, prompt: int, length: int) -> tuple[list[Any], list[Any]]:
+def openings(
+    corpus: Corpus, most: int, prompt: int, length: int, whole: bool = False
+) -> tuple[list[Any], list[Any]]:
     """Openings of the documents of lowest hash that are longer, and how they go on.
 
     Args:
@@ -53,9 +55,9 @@ def openings(corpus: Corpus, most: int, prompt: int, length: int) -> tuple[list[
         most: Documents.
         prompt: Tokens of an opening.
         length: Tokens of what follows, at most.
+        whole: Only documents in which so many do follow.
     """
-    lengths = np.diff(corpus.offsets)
-    chosen = [index for index in by_hash(corpus) if lengths[index] > prompt][:most]
+    chosen = by_hash(corpus, prompt + (length if whole else 1))[:most].tolist()
     ids = [corpus.document(index)[: prompt + length].tolist() for index in chosen]
     return [text[:prompt] for text in ids], [text[prompt:] for text in ids]
 

@@ -37,7 +37,7 @@ PLACES = 24
 Part = tuple[Ints, Floats, Ints, Floats]
 """What a batch brings: document indices (n,), their nats (n,) and tokens (n,) in this batch; and
 nats and tokens by place in the document, (PLACES, 2), float64: place p has the tokens that 2^p − 1
-and more stand before, and less than 2^(p + 1) − 1."""
+and more stand before, and less than 2^(p + 1) − 1, but the last, which has all that follow."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _score_batch(
     losses = token_losses(states[torch.from_numpy(counted).to(device)], head, wanted).cpu().numpy()
     indices, owner = np.unique(np.concatenate(owners), return_inverse=True)
     nats, counts = _sums(losses, owner, len(indices))
-    place = np.log2(np.concatenate(positions) + 1).astype(np.int64)
+    place = np.minimum(np.log2(np.concatenate(positions) + 1).astype(np.int64), PLACES - 1)
     return indices, nats, counts, np.stack(_sums(losses, place, PLACES), axis=1)
 
 

@@ -13,13 +13,15 @@ from pipeline.report.verdict import FEW, duration, number, signed
 Told = dict[str, str]
 """`what` it is about, in a word; `text`; `try`: words to type, or nothing."""
 
+READ = 0.5
+"""Share of the training text below which a sample of it says little of what was learned."""
 RISE = 0.002
 """Share by which a loss has to rise over its lowest to be called a rise."""
 
 
 def findings(report: dict[str, Any]) -> list[Told]:
     """What a reader has to know: overfitting, near-copies, text learned by heart, wild steps."""
-    rules = (_overfitting, _gap, _near, _recited, _copied, _skipped)
+    rules = (_overfitting, _gap, _near, _recited, _copied, _unseen, _skipped)
     return [told for rule in rules if (told := rule(report))]
 
 
@@ -119,6 +121,19 @@ def _copied(report: dict[str, Any]) -> Told | None:
     return None
 
 
+def _unseen(report: dict[str, Any]) -> Told | None:
+    gap = report["gap"]
+    if not gap or gap["seen"] is None or gap["seen"] >= READ:
+        return None
+    return {
+        "what": "little was read",
+        "text": f"The kept checkpoint had read {100 * gap['seen']:.1f} % of the training text, and "
+        "the training documents that are scored and gone on with here are drawn from all of it: "
+        "what it knows by heart of the part that it read shows by so much less.",
+        "try": "",
+    }
+
+
 def _skipped(report: dict[str, Any]) -> Told | None:
     training = report["training"]
     if not training or not training.get("skipped"):
@@ -146,6 +161,13 @@ def _longer(report: dict[str, Any]) -> Told | None:
 def _shorter(report: dict[str, Any]) -> Told | None:
     if not rose(report):
         return None
+    if not report["training"]["best_step"]:
+        rate = report["settings"]["values"]["train"]["lr"]
+        return {
+            "what": "a lower learning rate",
+            "text": "No checkpoint was better than the base model.",
+            "try": f"train.lr={rate / 4:g}",
+        }
     return {
         "what": "stop in time",
         "text": "Steps after the best checkpoint were spent in vain; a new schedule that ends "
@@ -180,17 +202,22 @@ def _more_documents(report: dict[str, Any]) -> Told | None:
     test = report["evaluation"].get("test")
     if not test or report["verdict"]["outcome"] != "undecided":
         return None
+    values, more = report["settings"]["values"]["evaluate"], ""
     if test["documents"] < test["of_documents"]:
-        most = min(test["of_documents"], 4 * test["documents"])
-        how = f"evaluate.max_documents={most}"
+        name = "max_tokens" if values["max_tokens"] else "max_documents"
+        how = f"evaluate.{name}={4 * values[name]}"
     else:
-        share = report["settings"]["values"]["tokenize"]["test"]
-        how = f"tokenize.test={min(0.4, 2 * (0.05 if share == 'auto' else share)):g}"
+        corpus = report["corpus"]
+        share = corpus["splits"]["test"]["documents"] / corpus["documents"]
+        how, more = (
+            f"tokenize.test={min(0.4, 4 * share):.2g}",
+            " It is another split, so a new run.",
+        )
     few = "so few" if test["documents"] < FEW else "these"
     return {
         "what": "more test documents",
         "text": f"On {few} documents no difference could be shown; four times as many halve the "
-        "interval.",
+        f"interval.{more}",
         "try": how,
     }
 
@@ -216,12 +243,13 @@ def _more_rank(report: dict[str, Any]) -> Told | None:
         return None
     if report["verdict"]["outcome"] not in ("better", "undecided"):
         return None
-    rank = report["settings"]["values"]["train"]["rank"]
+    values = report["settings"]["values"]["train"]
+    words = f"train.rank={2 * values['rank']} train.alpha={2 * values['alpha']:g}"
     return {
         "what": "more weights that learn",
         "text": f"Only {100 * training['trainable'] / training['parameters']:.1f} % of the weights "
         "learn, and nothing points to overfitting.",
-        "try": f"train.rank={2 * rank} train.alpha={4 * rank}",
+        "try": words,
     }
 
 

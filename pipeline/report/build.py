@@ -96,7 +96,7 @@ def gather(
         "training": _training(inputs, curve),
         "stages": _stages(inputs),
         "cost": cost.cost(inputs, curve),
-        "timeline": timeline.timeline(logs, inputs, curve),
+        "timeline": timeline.timeline(logs, _whole(inputs, underway), curve),
         "definitions": {
             **measure.DEFINITIONS,
             **samples.DEFINITIONS,
@@ -112,6 +112,14 @@ def gather(
     if far:
         report["provenance"]["finished"] = "not yet"
     return Gathered(report, curve, results)
+
+
+def _whole(inputs: Inputs, underway: Underway | None) -> Inputs:
+    """The steps all of which is done."""
+    if underway is None:
+        return inputs
+    done = {step.step for step in underway.steps if step.state == "done"}
+    return {name: given for name, given in inputs.items() if name in done}
 
 
 def _receipt(inputs: Inputs, step: str, item: str | None = None) -> Receipt | None:

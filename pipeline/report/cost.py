@@ -13,7 +13,7 @@ DEFINITIONS = {
     "seconds": "of committed work, summed over its units; what other runs share counts in full",
     "cpu_hours": "the seconds times the CPUs granted; a receipt that does not name them counts one",
     "gpu_hours": "the same for GPUs, of train and evaluate; null if a receipt does not name them",
-    "lost_hours": "training steps that an interruption made the run compute a second time",
+    "lost_hours": "training steps that were lost to an interruption, or thrown away by a rollback",
 }
 
 

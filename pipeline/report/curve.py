@@ -46,6 +46,7 @@ def read_curve(path: Path) -> Curve | None:
     restarts: list[int] = []
     begun: dict[int, float] = {}
     lost_by: dict[float, float] = {}
+    skipped: set[int] = set()
     lost, starts, start = 0.0, 0, 0.0
     for row in rows(path):
         step = row["step"]
@@ -55,17 +56,26 @@ def read_curve(path: Path) -> Curve | None:
                 lost += again
                 lost_by[begun[step]] = lost_by.get(begun[step], 0.0) + again
             train[step], begun[step] = row, start
+            skipped |= {step} if row.get("skipped") else set()
         elif row["kind"] == "validation":
             validation[step] = row["loss"]
+        elif row["kind"] == "rollback":  # what lay beyond was thrown away
+            for gone in [other for other in train if other > step]:
+                again = train.pop(gone).get("seconds", 0.0)
+                lost += again
+                lost_by[begun[gone]] = lost_by.get(begun[gone], 0.0) + again
+            validation = {other: loss for other, loss in validation.items() if other <= step}
         elif row["kind"] == "start":
             restarts += [step] if starts else []
             starts += 1
             start = row.get("time", 0.0)
-    if not train and not validation:
+    losses = _finite({n: row["loss"] for n, row in train.items() if not row.get("skipped")})
+    judged = _finite(validation)
+    if not losses and not judged:
         return None
     return Curve(
-        _finite({step: row["loss"] for step, row in train.items() if not row.get("skipped")}),
-        _finite(validation),
+        losses,
+        judged,
         restarts,
         lost,
         lost_by,
@@ -73,7 +83,7 @@ def read_curve(path: Path) -> Curve | None:
         _finite(
             {step: row["tokens"] / row["seconds"] for step, row in train.items() if _timed(row)}
         ),
-        sorted(step for step, row in train.items() if row.get("skipped")),
+        sorted(skipped),
     )
 
 

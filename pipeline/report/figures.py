@@ -26,7 +26,10 @@ def draw(
         curve: Of the training.
         results: Of the evaluation.
     """
-    plots: dict[str, tuple[float, Plot]] = {**_judged(report, results), **_trained(curve)}
+    plots: dict[str, tuple[float, Plot]] = {
+        **_judged(report, results),
+        **_trained(curve, _best(report, curve)),
+    }
     if results.lengths is not None and len(results.lengths) > 1:
         plots["lengths"] = 0.5, lambda ax: _lengths(ax, results.lengths)
     drawn = {
@@ -53,10 +56,17 @@ def _judged(report: dict[str, Any], results: Results) -> dict[str, tuple[float, 
     return plots
 
 
-def _trained(curve: Curve | None) -> dict[str, tuple[float, Plot]]:
+def _best(report: dict[str, Any], curve: Curve | None) -> tuple[int, float] | None:
+    """The checkpoint that was kept, or would be as things stand."""
+    if training := report["training"]:
+        return training["best_step"], training["best_loss"]
+    return curve.best if curve else None
+
+
+def _trained(curve: Curve | None, best: tuple[int, float] | None) -> dict[str, tuple[float, Plot]]:
     if not curve:
         return {}
-    plots: dict[str, tuple[float, Plot]] = {"curve": (0.66, lambda ax: _curve(ax, curve))}
+    plots: dict[str, tuple[float, Plot]] = {"curve": (0.66, lambda ax: _curve(ax, curve, best))}
     if len(curve.norms) > 1:
         plots["norms"] = 0.5, lambda ax: _norms(ax, curve)
     if len(curve.speeds) > 1:
@@ -94,7 +104,7 @@ def _intervals(ax: Any, evaluation: dict[str, Any], splits: list[str]) -> None:
     ax.tick_params(axis="y", length=0)
 
 
-def _curve(ax: Any, curve: Curve) -> None:
+def _curve(ax: Any, curve: Curve, best: tuple[int, float] | None) -> None:
     """Loss by step: training (each step, and smoothed), validation, best checkpoint, restarts."""
     for i, step in enumerate(curve.restarts):
         label = "restart" if i == 0 else None
@@ -112,8 +122,8 @@ def _curve(ax: Any, curve: Curve) -> None:
             ms=4.5,
             label="validation",
         )
-    if curve.best:
-        ax.plot(*curve.best, "o", ms=12, mfc="none", mew=1.8, color=stand_in("alarm"), label="best")
+    if best:
+        ax.plot(*best, "o", ms=12, mfc="none", mew=1.8, color=stand_in("alarm"), label="best")
     _limit(ax, curve)
     ax.set_xlabel("optimizer step")
     ax.set_ylabel("loss, nats per token")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.disk import size
-from pipeline.report import canvas, figures
+from pipeline.report import advice, canvas, figures
 from pipeline.report.curve import Curve
 from pipeline.report.results import Results
 from pipeline.report.stragglers import SEVERAL
@@ -46,6 +46,7 @@ def render(
         "slowest": _compared(report["stages"]),
         "several": SEVERAL,
         "shown": SHOWN,
+        "overfitted": advice.rose(report),
         "figures": {n: {s: Markup(svg) for s, svg in sizes.items()} for n, sizes in drawn.items()},
         "colours": Markup(canvas.css()),
     }

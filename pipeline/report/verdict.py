@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 FEW = 10
@@ -54,8 +55,8 @@ def verdict(found: dict[str, Any] | None) -> dict[str, str]:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number in so many digits, a dash for none: 3.142, 31.42, 1,234."""
-    if value is None:
+    """A number in so many digits, a dash for none and for infinity: 3.142, 31.42, 1,234."""
+    if value is None or not math.isfinite(value):
         return "–"
     whole = len(str(int(abs(value))))
     return f"{value:,.{max(0, digits - whole)}f}"
