@@ -83,12 +83,12 @@ def test_five_stages_as_jobs_of_names_that_need_care(
     run = Queued(cluster, config, tmp_path / "the 'root' \"é", wide, tree=tree)
     chosen = (f"--dataset={served}", f"--model={models('llama')}", f"--name={name}", *words)
     told = run.command("submit", *chosen)
-    assert calls() == {"sbatch": 9, "squeue": 1, "scontrol": 1}
+    assert calls() == {"sbatch": 10, "squeue": 1, "scontrol": 1}
     # the tree is edited while jobs wait
     (tree / "jobs" / "task.py").write_text("this is not Python")
     (tree / "pipeline" / "__init__.py").write_text("this neither")
     run.jobs = jobs_told(told)
-    assert len(run.jobs) == 9
+    assert len(run.jobs) == 10
     run.completes()
     assert cluster.squeue() == []
     array = cluster.states([run.jobs["tokenize.shards"]])
@@ -99,7 +99,7 @@ def test_five_stages_as_jobs_of_names_that_need_care(
     assert (run.root / "runs" / name / "report" / "report.html").exists()
     run.tree = HERE
     accounts = run.command("status", "--accounts", f"--name={name}")
-    assert accounts.count("COMPLETED") == 9 + 3, "an array has four"
+    assert accounts.count("COMPLETED") == 10 + 3, "an array has four"
     calls()
     assert "everything is done" in run.command("submit", *chosen)
     assert "sbatch" not in calls()
@@ -127,9 +127,9 @@ def test_two_at_once_submit_one_set_of_jobs(
     ]
     told = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], told
-    assert sorted(len(json.loads(text)) for text in told) == [0, 4]
-    assert len(run.cluster.squeue()) == 4
-    assert calls()["sbatch"] == 4
+    assert sorted(len(json.loads(text)) for text in told) == [0, 5]
+    assert len(run.cluster.squeue()) == 5
+    assert calls()["sbatch"] == 5
 
 
 SUBMIT = """
