@@ -13,6 +13,7 @@ import yaml
 
 from pipeline.redaction import redact
 from pipeline.report.page import count
+from pipeline.report.results import HELD_OUT
 from pipeline.report.verdict import number, signed, verdict
 
 if TYPE_CHECKING:
@@ -88,9 +89,9 @@ def _head(config: Config, report: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _scored(report: dict[str, Any] | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The splits that the adapted model was scored on."""
+    """The held-out splits that the adapted model was scored on."""
     for split, found in (report["evaluation"] if report else {}).items():
-        if "tuned" in found:
+        if "tuned" in found and split in HELD_OUT:
             yield split, found
 
 
