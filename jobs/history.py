@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dag import STEPS
+from pipeline.report.attempts import PLANS
 
 if TYPE_CHECKING:
     from jobs.plan import Plan
 
-PLANS = "plans.jsonl"
 # What is kept of an attempt: some 200 bytes, so that a thousand restarts are a fifth of a megabyte.
 KEPT = (
     *("state", "started", "time", "since", "restarts", "plan", "job", "element", "of"),

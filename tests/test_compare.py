@@ -22,7 +22,6 @@ from conftest import advance, refused
 from test_report import Run as Left
 
 from pipeline.config import Config, freeze
-from pipeline.model.measure import bits_per_byte, interval, perplexity
 from pipeline.registry import BaseModel
 from pipeline.report import overlay, ranking
 from pipeline.report.compare import Run, against, compare
@@ -62,25 +61,7 @@ class Made(Left):
         if who == "tuned":
             own = np.random.default_rng([len(split), *self.name.encode()])
             nll = nll + own.normal(self.change, self.noise, self.documents) * words
-        facts = {
-            "perplexity": perplexity(nll, tokens),
-            "bits_per_byte": bits_per_byte(nll, size),
-            "word_perplexity": perplexity(nll, words),
-            "ci95": interval(nll, tokens, 200),
-            "documents": self.documents,
-            "of_documents": 4 * self.documents,
-            "words": int(words.sum()),
-            "places": [[5000 * (7 - place), 2000 << place] for place in range(7)],
-            "tokens": int(tokens.sum()),
-            "bytes": int(size.sum()),
-            "context": 1024,
-            "stride": 512,
-            "precision": "bf16",
-            "weights": "int8",
-            "cpus": 2,
-            "gpus": 0,
-            "seconds": 31.5,
-        }
+        facts = self.scored(nll, tokens, size, words)
         columns = {
             "document": range(self.documents),
             "hash": [f"{i:032x}" for i in range(self.first, self.first + self.documents)],

@@ -17,7 +17,7 @@ import pytest
 from pipeline import receipt as receipts
 from pipeline.config import Config, resolve
 from pipeline.errors import CorruptInput
-from pipeline.model.measure import bits_per_byte, interval, perplexity
+from pipeline.model.measure import bits_per_byte, interval, perplexity, word_perplexity
 from pipeline.model.samples import measure
 from pipeline.receipt import Stamp
 from pipeline.registry import BaseModel, Dataset
@@ -70,14 +70,20 @@ class Run:
             nll = nll + generator.normal(self.change, 0.1, self.documents) * tokens
         hashes = [f"{i:032x}" for i in range(self.documents)]
         columns = {"document": range(self.documents), "hash": hashes, "nll": nll}
-        facts = {
+        facts = self.scored(nll, tokens, size, tokens // 2)
+        table = pa.table({**columns, "tokens": tokens, "bytes": size})
+        return self.unit(f"evaluate.{who}", split, facts, scores_parquet=table)
+
+    def scored(self, nll: Any, tokens: Any, size: Any, words: Any) -> dict[str, Any]:
+        """What a receipt says of scores, all (documents,)."""
+        return {
             "perplexity": perplexity(nll, tokens),
             "bits_per_byte": bits_per_byte(nll, size),
+            "word_perplexity": word_perplexity(nll, words),
             "ci95": interval(nll, tokens, 200),
-            "word_perplexity": perplexity(nll, tokens // 2),
             "documents": self.documents,
             "of_documents": 4 * self.documents,
-            "words": int((tokens // 2).sum()),
+            "words": int(words.sum()),
             "places": [[5000 * (7 - place), 2000 << place] for place in range(7)],
             "tokens": int(tokens.sum()),
             "bytes": int(size.sum()),
@@ -89,8 +95,6 @@ class Run:
             "gpus": 0,
             "seconds": 31.5,
         }
-        table = pa.table({**columns, "tokens": tokens, "bytes": size})
-        return self.unit(f"evaluate.{who}", split, facts, scores_parquet=table)
 
     def samples(self, who: str) -> Input:
         kinds = ("reference", "greedy", "sampled", "learned")

@@ -81,9 +81,9 @@ def _circumstances(bench: _Bench, config: Config, ctx: Context) -> dict[str, Any
     }
 
 
-def windows_for(settings: EvaluateConfig, context: int | None, prefix: int) -> Windows:
-    """How documents are cut for a model of that context (None: no limit)."""
-    width = min(settings.context or LONGEST, context or LONGEST)
+def windows_for(settings: EvaluateConfig, context: int, prefix: int) -> Windows:
+    """How documents are cut for a model of that context."""
+    width = min(settings.context or LONGEST, context)
     return Windows(width, min(settings.stride or width // 2, width), prefix)
 
 
@@ -96,7 +96,7 @@ class _Bench:
     precision: load.Precision
     corpus: Corpus
     base: Path
-    context: int | None
+    context: int
     prefix: int
     end: int
 
@@ -109,7 +109,7 @@ def _prepare(config: Config, split: str, item: Item, inputs: Inputs, ctx: Contex
     precision = load.pick_precision(item.data.get("precision", config.train.precision), device)
     if (there := item.data.get("device", device.type)) != device.type:
         raise UserError(
-            f"the base model was scored on {there}, and 8-bit arithmetic differs on {device.type}",
+            f"the base model was scored on {there}, and arithmetic differs on {device.type}",
             "evaluate where the base model was scored, or remove its scores-… folder",
         )
     corpus = _corpus(inputs, split, ctx)
@@ -117,7 +117,7 @@ def _prepare(config: Config, split: str, item: Item, inputs: Inputs, ctx: Contex
     if "model" not in ctx.memo:
         ctx.memo["model"] = _load(config, inputs, device)
     ends = receipt.facts["prefix_id"], receipt.facts["end_id"]
-    context = receipt.facts.get("context")
+    context = receipt.facts["context"]
     return _Bench(ctx.memo["model"], device, precision, corpus, base, context, *ends)
 
 
@@ -207,7 +207,7 @@ def _samples(
     bench: _Bench, train: Corpus, settings: EvaluateConfig, ctx: Context
 ) -> tuple[dict[str, list[dict[str, str]]], dict[str, Any]]:
     """Texts after openings of held-out documents and of training documents, and their figures."""
-    room = bench.context or LONGEST
+    room = bench.context
     opening = min(settings.prompt_tokens, room // 2)
     length = min(settings.new_tokens, room - opening - 1)
     how = bench.prefix, bench.end, bench.device, bench.precision

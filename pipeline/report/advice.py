@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.model.samples import LONG
 from pipeline.report.verdict import FEW, duration, number, signed
 
 Told = dict[str, str]
@@ -113,9 +114,10 @@ def _copied(report: dict[str, Any]) -> Told | None:
             return {
                 "what": "copying",
                 "text": f"After openings of test documents, {100 * tuned['copied_long']:.0f} % of "
-                f"the adapted model's texts ({how} tokens) hold 50 tokens or more that stand word "
-                f"for word in the training text (base: {100 * base.get('copied_long', 0):.0f} %); "
-                f"the longest such span is {tuned['copied_longest']:,} tokens.",
+                f"the adapted model's texts ({how} tokens) hold {LONG} tokens or more that stand "
+                "word for word in the training text (base: "
+                f"{100 * base.get('copied_long', 0):.0f} %); the longest such span is "
+                f"{tuned['copied_longest']:,} tokens.",
                 "try": "",
             }
     return None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import provenance
 from pipeline.model import measure, samples
+from pipeline.model.journal import METRICS
 from pipeline.receipt import Receipt, verify
 from pipeline.report import advice, cost, page, progress, recipe, stragglers, timeline
 from pipeline.report.curve import Curve, read_curve
@@ -156,9 +157,9 @@ def _training(inputs: Inputs, curve: Curve | None) -> dict[str, Any] | None:
 
 def _curve(inputs: Inputs, underway: Underway | None) -> Curve | None:
     if "train.train" in inputs:
-        return read_curve(inputs["train.train"].folder / "best" / progress.JOURNAL)
+        return read_curve(inputs["train.train"].folder / "best" / METRICS)
     if underway and underway.training:
-        return read_curve(underway.training / progress.JOURNAL)
+        return read_curve(underway.training / METRICS)
     return None
 
 

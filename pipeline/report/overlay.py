@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.model.journal import METRICS
 from pipeline.report import canvas
 from pipeline.report.canvas import narrow, paint, stand_in
 from pipeline.report.curve import Curve, rows
 from pipeline.report.figures import smooth
-from pipeline.report.progress import JOURNAL
 from pipeline.report.verdict import number
 
 COLOURS = (
@@ -181,7 +181,7 @@ def _seen(folder: Path | None) -> dict[int, int]:
     """Tokens of each step, by the journal; empty where it does not say."""
     if folder is None:
         return {}
-    steps = (row for row in rows(folder / JOURNAL) if row["kind"] == "step")
+    steps = (row for row in rows(folder / METRICS) if row["kind"] == "step")
     return {row["step"]: row["tokens"] for row in steps if "tokens" in row}
 
 

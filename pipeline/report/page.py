@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.disk import size
+from pipeline.model.samples import LONG
 from pipeline.report import advice, canvas, figures
 from pipeline.report.curve import Curve
 from pipeline.report.results import Results
@@ -46,6 +47,7 @@ def render(
         "slowest": _compared(report["stages"]),
         "several": SEVERAL,
         "shown": SHOWN,
+        "long": LONG,
         "overfitted": advice.rose(report),
         "figures": {n: {s: Markup(svg) for s, svg in sizes.items()} for n, sizes in drawn.items()},
         "colours": Markup(canvas.css()),

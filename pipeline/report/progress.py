@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.model.journal import METRICS
 from pipeline.report.curve import Curve, rows
 
-JOURNAL = "metrics.jsonl"
 _SAID = {
     "running": "is running",
     "queued": "is queued",
@@ -57,7 +57,7 @@ def progress(underway: Underway, curve: Curve | None, trained: bool) -> dict[str
         trained: Whether that is finished.
     """
     at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(underway.time))
-    journal = underway.training / JOURNAL if underway.training and not trained else None
+    journal = underway.training / METRICS if underway.training and not trained else None
     begun = journal is not None and journal.exists()
     training = _training(journal, curve, underway.time) if journal and begun else None
     steps = [asdict(step) for step in underway.steps]

@@ -26,7 +26,7 @@ SPLITS = ("train", *HELD_OUT)
 WHO = ("base", "tuned")
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 """Tokens at which documents are parted by length."""
-FEW = 10
+LEAST = 10
 """Documents, or a hundred times as many tokens, below which a part is not told apart."""
 _SCORED = ("documents", "of_documents", "tokens", "bytes", "words", "context", "stride")
 _MEASURED = ("perplexity", "bits_per_byte", "word_perplexity", "ci95", "precision", "weights")
@@ -129,7 +129,7 @@ def _by_length(base: Any, tuned: Any, tokens: Any, resamples: int) -> list[dict[
     rows = []
     for index in range(len(LENGTHS) + 1):
         chosen = part == index
-        if (documents := int(chosen.sum())) < FEW:
+        if (documents := int(chosen.sum())) < LEAST:
             continue
         those = base[chosen], tuned[chosen], tokens[chosen]
         rows.append(
@@ -149,7 +149,7 @@ def _by_position(inputs: Inputs, split: str) -> list[dict[str, Any]]:
     sums = [np.array(inputs[f"evaluate.{who}"].receipts[split].facts["places"]) for who in WHO]
     rows = []
     for place, (base, tuned) in enumerate(zip(*sums, strict=True)):
-        if base[1] < 100 * FEW:
+        if base[1] < 100 * LEAST:
             continue
         means = (float(np.exp(nats / count)) for nats, count in (base, tuned))
         rows.append(
@@ -180,7 +180,7 @@ def _without(
 ) -> dict[str, Any] | None:
     """The same measures without near-copies of training documents."""
     kept = ~near
-    if kept.sum() < FEW:
+    if kept.sum() < LEAST:
         return None
     those = base[kept], tuned[kept], tokens[kept]
     return {
