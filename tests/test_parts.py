@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Semaphore
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +23,7 @@ from hypothesis import strategies as st
 from test_frames import frames
 
 from jobs.clean import remove, spent
+from pipeline import receipt
 from pipeline.config import Config, freeze, resolve
 from pipeline.dag import Node, find, survey
 from pipeline.data import spans as spans_module
@@ -27,10 +31,11 @@ from pipeline.data.forms import json_lines
 from pipeline.data.parts import Slice, Sliced, divide
 from pipeline.data.records import Lines
 from pipeline.data.spans import Fingerprint, Span
-from pipeline.errors import CorruptInput, Interrupted
+from pipeline.errors import CorruptInput, Interrupted, UserError
 from pipeline.receipt import load
 from pipeline.registry import Dataset
 from pipeline.stage import Context, run_item
+from pipeline.stages import decompress
 
 Make = Callable[..., Config]
 
@@ -244,6 +249,53 @@ def test_interrupted_anywhere_no_committed_chunk_is_written_again(
     node = find(config, root, "decompress.chunks")
     assert len(before) > 2
     assert [r.digest for r in node.done.values()] == [r.digest for r in whole.done.values()]
+
+
+@pytest.mark.parametrize("failing", [0, 1, 3])
+def test_a_chunk_that_cannot_be_committed_ends_the_part_and_leaves_nothing_half_done(
+    failing: int, many: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, root = many("decompress.part_bytes=100000000", "decompress.chunk_bytes=4000"), tmp_path
+    whole = advance(config, tmp_path / "whole", "decompress.chunks")
+    advance(config, root, "download.corpus")
+    node, place = find(config, root, "decompress.chunks"), receipt._place
+
+    def full(temporary: Path, unit: Path, *rest: Any) -> None:
+        if unit.name == f"chunk-00000-{failing:05d}":
+            raise OSError(errno.EDQUOT, "Disk quota exceeded", str(unit))
+        place(temporary, unit, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="quota"):
+        patch.setattr(receipt, "_place", full)
+        run_item(node.work, node.items[0], Context(log=lambda text: None))
+    before = receipts_of(node.work.folder)
+    # the one after it was under way
+    assert len(before) == failing + 1
+    assert not list(node.work.folder.glob(".tmp-*"))
+    node = advance(config, root, "decompress.chunks")
+    assert before.items() <= receipts_of(node.work.folder).items()
+    assert [r.digest for r in node.done.values()] == [r.digest for r in whole.done.values()]
+
+
+def test_a_chunk_is_cut_while_the_one_before_it_is_committed(
+    many: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = many("decompress.part_bytes=100000000", "decompress.chunk_bytes=4000")
+    feed, seal, fed = decompress._feed, receipt._seal, Semaphore(0)
+
+    def watched(*arguments: Any) -> None:
+        feed(*arguments)
+        fed.release()
+
+    def slow(draft: receipt.Draft) -> Any:
+        if "text" in draft.facts and draft.facts["offset"] == 0:
+            assert fed.acquire(timeout=60) and fed.acquire(timeout=60), "the second waits"
+        return seal(draft)
+
+    advance(config, tmp_path, "download.corpus")
+    monkeypatch.setattr(decompress, "_feed", watched)
+    monkeypatch.setattr(receipt, "_seal", slow)
+    assert len(advance(config, tmp_path, "decompress.chunks").done) == 1
 
 
 def test_a_damaged_span_is_told_and_only_what_came_of_it_is_made_again(

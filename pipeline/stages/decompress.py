@@ -7,7 +7,9 @@ over, compared and not written again, so an interrupted pass goes on where it wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,25 +112,24 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         begin, end = piece.bounds(spans, receipt.outputs[piece.name].size)
         total += end - begin
     lines = Lines(json_lines(opened(), config.dataset.form))
-    made: dict[str, Receipt] = {}
+    made: list[str] = []
     try:
-        while lines.more():
-            chunk = f"{item.name.replace('part', 'chunk')}-{len(made):05d}"
-            made[chunk] = _known(chunk, lines, config, ctx) or _write(chunk, lines, config, ctx)
+        _cut(item.name.replace("part", "chunk"), made, lines, config, ctx)
     except CorruptInput as error:
         if error.unit != unit:
             raise
         if all(_sound(unit / piece.name, receipt, ctx) for piece in pieces):
             raise CorruptInput(f"{error.what}; it was so when it came", COPY) from None
         # what was cut from a damaged file is not to be trusted either
-        for chunk in made:
+        for chunk in filter(ctx.has, made):
             set_aside(ctx.folder / chunk, "damaged")
         raise
     if not made and item.data["of"] == 1:
         raise CorruptInput(f"{unit} holds no text", COPY)
+    receipts = {chunk: _receipt(chunk, ctx) for chunk in made}
     with ctx.commit(item.name) as draft:
-        draft.units = {chunk: r.digest for chunk, r in made.items()}
-        first = {chunk: r.facts["first_line"] for chunk, r in made.items()}
+        draft.units = {chunk: r.digest for chunk, r in receipts.items()}
+        first = {chunk: r.facts["first_line"] for chunk, r in receipts.items()}
         size = {"lines": lines.line, "bytes": lines.offset}
         draft.facts = {**size, "files": begins, "first_lines": first}
 
@@ -141,46 +142,71 @@ def _sound(path: Path, receipt: Receipt, ctx: Context) -> bool:
         return False
 
 
-def _write(chunk: str, lines: Lines, config: Config, ctx: Context) -> Receipt:
+def _cut(name: str, made: list[str], lines: Lines, config: Config, ctx: Context) -> None:
+    """Make the chunks of a part, and list them; one is committed while the next is cut."""
+    commits: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as behind:
+        while lines.more():
+            chunk = f"{name}-{len(made):05d}"
+            if ctx.has(chunk):
+                _compare(chunk, lines, config, ctx)
+            else:
+                commits.append(behind.submit(_write(chunk, lines, config, ctx)))
+            made.append(chunk)
+            while len(commits) > 1:
+                commits.pop(0).result()
+    for commit in commits:
+        commit.result()
+
+
+def _write(chunk: str, lines: Lines, config: Config, ctx: Context) -> Callable[[], None]:
+    """Feed a chunk to its file; what is returned commits it."""
     first_line, offset = lines.line, lines.offset
-    with ctx.commit(chunk) as draft:
-        with Press(draft.path / CHUNK, config.decompress.level, ctx.cpus) as press:
-            text = _feed(press, lines, config, ctx)
-        draft.hashes[CHUNK] = press.sha256
+    with ExitStack() as opened:
+        draft = opened.enter_context(ctx.commit(chunk))
+        press = Press(draft.path / CHUNK, config.decompress.level, ctx.cpus)
+        opened.enter_context(press)
+        _feed(press, lines, config, ctx)
         draft.facts = {
-            "xxh3": press.xxh3,
             "lines": lines.line - first_line,
             "bytes": lines.offset - offset,
             "first_line": first_line,
             "offset": offset,
-            "text": text,
         }
-    committed = ctx.has(chunk)
-    if committed is None:
-        raise CorruptInput(f"{ctx.folder / chunk} vanished after it was committed")
-    return committed
+        rest = opened.pop_all()
+
+    def commit() -> None:
+        with rest:
+            text = press.finish()
+            draft.hashes[CHUNK] = press.sha256
+            draft.facts |= {"xxh3": press.xxh3, "text": text}
+
+    return commit
 
 
-def _known(chunk: str, lines: Lines, config: Config, ctx: Context) -> Receipt | None:
+def _compare(chunk: str, lines: Lines, config: Config, ctx: Context) -> None:
     """Read over a committed chunk, comparing the text with what it was made from."""
-    receipt = ctx.has(chunk)
-    if receipt is None:
-        return None
     with Press(None, threads=ctx.cpus) as press:
-        text = _feed(press, lines, config, ctx)
-    if text != receipt.facts["text"]:
+        _feed(press, lines, config, ctx)
+        text = press.finish()
+    if text != _receipt(chunk, ctx).facts["text"]:
         raise CorruptInput(
             f"{ctx.folder / chunk} was cut from another text", unit=ctx.folder / chunk
         )
-    return receipt
 
 
-def _feed(press: Press, lines: Lines, config: Config, ctx: Context) -> str:
-    """Give a chunk's text to the press; its digest."""
+def _feed(press: Press, lines: Lines, config: Config, ctx: Context) -> None:
+    """Give a chunk's text to the press."""
     for piece in lines.pieces(config.decompress.chunk_bytes):
         ctx.stop.check()
         press.add(piece)
-    return press.finish()
+
+
+def _receipt(chunk: str, ctx: Context) -> Receipt:
+    receipt = ctx.has(chunk)
+    if receipt is None:
+        raise CorruptInput(f"{ctx.folder / chunk} vanished after it was committed")
+    return receipt
 
 
 def _folder(config: Config, keys: Mapping[str, str]) -> str:
