@@ -265,9 +265,11 @@ def test_a_chunk_that_cannot_be_committed_ends_the_part_and_leaves_nothing_half_
             raise OSError(errno.EDQUOT, "Disk quota exceeded", str(unit))
         place(temporary, unit, *rest)
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="quota"):
+    context = Context(log=lambda text: None)
+    with monkeypatch.context() as patch:
         patch.setattr(receipt, "_place", full)
-        run_item(node.work, node.items[0], Context(log=lambda text: None))
+        with pytest.raises(UserError, match="quota"):
+            run_item(node.work, node.items[0], context)
     before = receipts_of(node.work.folder)
     # the one after it was under way
     assert len(before) == failing + 1
@@ -289,7 +291,8 @@ def test_a_chunk_is_cut_while_the_one_before_it_is_committed(
 
     def slow(draft: receipt.Draft) -> Any:
         if "text" in draft.facts and draft.facts["offset"] == 0:
-            assert fed.acquire(timeout=60) and fed.acquire(timeout=60), "the second waits"
+            assert fed.acquire(timeout=60)
+            assert fed.acquire(timeout=60), "the second waits for the first"
         return seal(draft)
 
     advance(config, tmp_path, "download.corpus")
