@@ -25,6 +25,7 @@ from pipeline.config import Config, freeze
 from pipeline.registry import BaseModel
 from pipeline.report import overlay, ranking
 from pipeline.report.compare import Run, against, compare
+from pipeline.report.curve import read_curve
 from pipeline.report.progress import Underway
 from pipeline.stage import Input
 from pipeline.stages.train import TrainConfig
@@ -124,6 +125,9 @@ def test_runs_are_paired_on_the_same_documents(tmp_path: Path) -> None:
     )
     assert content["verdict"]["words"] in text
     assert "| train.lr | 0.0002 | 0.001 | 0.0002 |" in text
+    for page in (html, text):
+        left_out = r"Near-copies of training documents left out:\s+A [\d.]+, −[\d.]+ % by training"
+        assert len(re.findall(left_out + r", 270 documents;\s+B ", page)) == 2, "of both splits"
     assert html.count("<svg ") == 4
     assert ">nih+<wbr>train.lr=0.001<" in html, "a long name breaks where it may"
     assert sorted(p.name for p in (tmp_path / "out").glob("*.svg")) == ["curves.svg", "scores.svg"]
@@ -270,7 +274,9 @@ def test_curves_of_unlike_batches_are_drawn_over_what_they_read(tmp_path: Path) 
     lines = [{"kind": "start", "step": 0}]
     lines += [{"kind": "step", "step": n, "tokens": 100 * n, "loss": 1.0} for n in (1, 2, 3, 2)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    at = overlay._positions(overlay._seen(tmp_path))
+    curve = read_curve(tmp_path / "metrics.jsonl")
+    assert curve
+    at = overlay._positions(curve)
     assert at(np.array([0, 1, 2, 2.5, 3])).tolist() == [0, 100, 300, 450, 600]
     assert [overlay._short(v) for v in (0, 950, 1500, 2.5e6)] == ["0", "950", "1.5k", "2.5M"]
 

@@ -123,6 +123,10 @@ def test_two_train_as_one_does(
         assert one["tokens"] == other["tokens"]
         assert other["loss"] == pytest.approx(one["loss"], rel=2e-3)
         assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=5e-2)
+    judged = [[row for row in metrics(of) if row["kind"] == "validation"] for of in (alone, two)]
+    for one, other in zip(*judged, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=2e-3)
+    assert judged[1][0]["loss"] == judged[0][0]["loss"], "before the first step all is the same"
     (receipt,) = two.done.values()
     assert receipt.facts["ranks"] == 2
     assert {row["attempt"] for row in metrics(two)} == {1}, "one of them writes"

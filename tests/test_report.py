@@ -318,7 +318,13 @@ def test_the_last_of_repeated_steps_counts(tmp_path: Path) -> None:
     assert curve.validation == [(3, 7.0)]
     assert curve.best == (3, 7.0)
     assert (curve.restarts, curve.lost_seconds) == ([1], 2.0)
+    assert (curve.step, curve.seconds) == (4, 4.0)
     assert read_curve(tmp_path / "nothing") is None
+    path.write_text("\n".join(json.dumps(row) for row in rows[:6]))
+    taken_up = read_curve(path)
+    assert taken_up
+    assert (taken_up.train, taken_up.validation) == ([(1, 9.0)], []), "it is to do them again"
+    assert (taken_up.step, taken_up.lost_seconds) == (1, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +363,9 @@ def test_what_was_rolled_back_is_not_in_the_curve(tmp_path: Path) -> None:
     path.write_text(
         json.dumps(rows[0]) + "\n" + json.dumps(rows[1] | {"loss": float("nan")}) + "\n"
     )
-    assert read_curve(path) is None, "there is nothing to draw"
+    nothing = read_curve(path)
+    assert nothing
+    assert nothing.blank
 
 
 def test_a_damaged_score_is_noticed(tmp_path: Path) -> None:

@@ -130,6 +130,29 @@ def test_losses_are_told_by_place_in_the_document(model: Any) -> None:
             assert nats[place] == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_what_several_score_adds_up_to_what_one_does(model: Any, world: int) -> None:
+    wanted, counted = run(model, corpus(), stride=20, batch_tokens=100)
+    checks, batches = [0] * world, [0] * world
+    shares = []
+    for rank in range(world):
+
+        def check(rank: int = rank) -> None:
+            checks[rank] += 1
+
+        def done(*part: Any, rank: int = rank) -> None:
+            batches[rank] += 1
+
+        share = (rank, world)
+        how = {"stride": 20, "batch_tokens": 100}
+        shares.append(run(model, corpus(), **how, check=check, done=done, share=share))
+    assert sum(nll for nll, _ in shares) == pytest.approx(wanted, rel=1e-13)
+    assert (sum(tokens for _, tokens in shares) == counted).all()
+    assert len(set(checks)) == 1, "they can look at a stop together"
+    assert max(batches) - min(batches) <= 1
+    assert min(batches) > 1
+
+
 @pytest.mark.parametrize("after", [1, 3])
 def test_an_interrupted_call_goes_on_with_the_same_digits(model: Any, after: int) -> None:
     whole: list[Any] = []
@@ -144,7 +167,7 @@ def test_an_interrupted_call_goes_on_with_the_same_digits(model: Any, after: int
             stop.set("a test")
 
     with pytest.raises(Interrupted):
-        run(model, corpus(), stride=20, batch_tokens=100, stop=stop, done=keep)
+        run(model, corpus(), stride=20, batch_tokens=100, check=stop.check, done=keep)
     rest: list[Any] = []
     nll, tokens = run(
         model,
@@ -170,11 +193,12 @@ def test_kept_batches_count_up_to_the_first_that_is_not_in_its_place(tmp_path: P
     last = whole.splitlines()[-1]
     # one that lost its lease may wake up and write a batch that its successor has written
     path.write_text(whole + last + "\n" + last.replace('"batch": 1', '"batch": 2') + "\n")
-    kept = Kept(tmp_path, {"precision": "bf16"})
-    assert len(kept.parts) == 2
+    with Kept(tmp_path, {"precision": "bf16"}) as kept:
+        assert len(kept.parts) == 2
     assert path.read_text() == whole
     assert all((one == other).all() for one, other in zip(kept.parts[1], part, strict=True))
-    assert Kept(tmp_path, {"precision": "fp32"}).parts == []
+    with Kept(tmp_path, {"precision": "fp32"}) as kept:
+        assert kept.parts == []
 
 
 def test_a_model_in_training_stays_so_and_is_scored_without_dropout(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.data.corpus import Corpus
 from pipeline.data.encoder import Reference
 from pipeline.data.order import Order
@@ -81,10 +83,9 @@ class Clerk:
 
     def hooks(self) -> Hooks:
         """What the loop calls."""
-        lead = self.ranks.lead
         return Hooks(
             batches=self.data.batches,
-            validate=lambda state: lead(lambda: self._validate(state)),
+            validate=self._validate,
             save=self._save,
             back=self._back,
             log=lambda row: None if self.ctx.rank else self._log(row),
@@ -116,18 +117,32 @@ class Clerk:
         vars(state).update(vars(checkpoint.read(unit)) | kept)
 
     def _validate(self, state: State) -> float:
-        data, learner, stop = self.data, self.learner, self.ctx.stop
+        """The mean loss on held-out documents, nats a token; ranks share their batches."""
+        data, learner, ranks = self.data, self.learner, self.ranks
         documents = [data.validation.document(i) for i in data.chosen]
-        windows = Windows(data.packing.length, data.packing.length, data.prefix)
-        how = learner.device, learner.precision
-        nll, tokens = score(learner.model, documents, windows, *how, stop=stop)
-        loss = float(nll.sum() / tokens.sum())
-        opening = documents[0][:PROMPT].tolist()
-        ends, length = (data.prefix, data.end), self.settings.sample_tokens
-        (text,) = write(learner.model, [opening], length, *ends, *how, stop=stop)
-        decode = self.encoder.decode
-        self.journal.sample(state.step, loss, decode(opening), decode(text))
+        nll, tokens = score(
+            learner.model,
+            documents,
+            Windows(data.packing.length, data.packing.length, data.prefix),
+            learner.device,
+            learner.precision,
+            check=lambda: ranks.check(self.ctx.stop),
+            share=(ranks.rank, ranks.world),
+        )
+        # document by document: the sum is then the same for any number of ranks
+        nats, counts = (np.sum(ranks.total(*values.tolist())) for values in (nll, tokens))
+        loss = float(nats / counts)
+        ranks.lead(lambda: self._sample(state.step, loss, documents[0][:PROMPT].tolist()))
         return loss
+
+    def _sample(self, step: int, loss: float, opening: list[int]) -> None:
+        """Note what the model writes after the opening of a document."""
+        data, learner = self.data, self.learner
+        how = data.prefix, data.end, learner.device, learner.precision
+        length = self.settings.sample_tokens
+        (text,) = write(learner.model, [opening], length, *how, stop=self.ctx.stop)
+        decode = self.encoder.decode
+        self.journal.sample(step, loss, decode(opening), decode(text))
 
     def _log(self, row: dict[str, Any]) -> None:
         self.journal.add(row)

@@ -152,18 +152,17 @@ def _score(
     chosen = choose(corpus, settings.max_documents, settings.max_tokens)
     windows = windows_for(settings, bench.context, bench.prefix)
     total = int(np.diff(corpus.offsets)[chosen].sum())
-    kept = Kept(ctx.partial, {"precision": bench.precision, "device": bench.device.type})
     new: list[Part] = []
-    through = sum(int(part[2].sum()) for part in kept.parts)
+    with Kept(ctx.partial, {"precision": bench.precision, "device": bench.device.type}) as kept:
+        through = sum(int(part[2].sum()) for part in kept.parts)
 
-    def keep(*part: Any) -> None:
-        nonlocal through
-        kept.add(*part)
-        new.append(part)
-        through += int(part[2].sum())
-        ctx.progress(through, total, "tokens")
+        def keep(*part: Any) -> None:
+            nonlocal through
+            kept.add(*part)
+            new.append(part)
+            through += int(part[2].sum())
+            ctx.progress(through, total, "tokens")
 
-    with kept:
         nll, tokens = score(
             bench.model,
             [corpus.ids[corpus.offsets[i] : corpus.offsets[i + 1]] for i in chosen],
@@ -171,7 +170,7 @@ def _score(
             bench.device,
             bench.precision,
             batch_tokens=settings.batch_tokens,
-            stop=ctx.stop,
+            check=ctx.stop.check,
             done=keep,
             parts=kept.parts,
         )

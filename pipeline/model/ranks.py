@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)  # while rank 0 validates or saves, the others wait
+PATIENCE = timedelta(hours=2)  # while rank 0 saves or writes a sample, the others wait
 MEETING = timedelta(minutes=30)
 TRY = timedelta(seconds=5)
 BUCKET = 16_000_000

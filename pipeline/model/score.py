@@ -26,7 +26,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.model.measure import Floats, Ints
-from pipeline.stop import Stop
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +83,8 @@ def score(
     precision: Precision,
     *,
     batch_tokens: int = 4096,
-    stop: Stop | None = None,
+    check: Callable[[], None] = lambda: None,
+    share: tuple[int, int] = (0, 1),
     done: Callable[[Ints, Floats, Ints, Floats], None] | None = None,
     parts: Sequence[Part] = (),
 ) -> tuple[Floats, Ints]:
@@ -98,7 +98,8 @@ def score(
         device: Where the model is.
         precision: Of its arithmetic; the losses themselves are fp32 and summed in float64.
         batch_tokens: Tokens in a batch, padding included; a longer window makes a batch of its own.
-        stop: Looked at before each batch.
+        check: Called before each batch, and as often for any share of them; may raise.
+        share: Rank and number of those who share the batches; what others do stays 0.
         done: Called with what each batch brings, in order, to keep it: `done(*part)`.
         parts: What `done` was given in an earlier call with the same arguments that was
             interrupted; those batches are not computed again.
@@ -107,7 +108,7 @@ def score(
         Nats, float64, and number of scored tokens, int64, both (documents,).
 
     Raises:
-        Interrupted: A stop was asked for; what `done` got is whole.
+        Interrupted: By `check`; what `done` got is whole.
     """
     from pipeline.model.load import backbone
 
@@ -119,15 +120,16 @@ def score(
         tokens[indices] += counts
     every = _batches([len(document) for document in documents], windows, batch_tokens)
     with judging(model, device, precision):
-        for batch in every[len(parts) :]:
-            if stop:
-                stop.check()
-            part = _score_batch(body, head, batch, documents, windows, device)
-            indices, nats, counts, _ = part
-            nll[indices] += nats
-            tokens[indices] += counts
-            if done:
-                done(*part)
+        rank, world = share
+        for start in range(len(parts), len(every), world):
+            check()
+            for batch in every[start : start + world][rank : rank + 1]:
+                part = _score_batch(body, head, batch, documents, windows, device)
+                indices, nats, counts, _ = part
+                nll[indices] += nats
+                tokens[indices] += counts
+                if done:
+                    done(*part)
     return nll, tokens
 
 
@@ -218,8 +220,9 @@ FIELDS = ("documents", "nll", "tokens", "places")
 class Kept:
     """The batches that a long scoring is through with, on disk. Use as a context manager.
 
-    JSON lines, numbered, under a first line that says how they were scored: `parts` are those that
-    an interrupted attempt left, if it scored in the same way.
+    JSON lines, numbered, under a first line that says how they were scored. Once it is entered,
+    `parts` are those that an interrupted attempt left, if it scored in the same way, and `seconds`
+    what it took over them.
 
     Args:
         folder: Where the file goes.
@@ -228,10 +231,14 @@ class Kept:
 
     def __init__(self, folder: Path, how: dict[str, Any]) -> None:
         self._path = folder / "batches.jsonl"
+        self._head = json.dumps(how).encode() + b"\n"
         self.parts: list[Part] = []
         self.seconds = 0.0
-        folder.mkdir(parents=True, exist_ok=True)
-        head = json.dumps(how).encode() + b"\n"
+
+    def _read(self) -> None:
+        """Take what an earlier attempt left, or begin anew."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        head = self._head
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
         if lines[:1] != [head]:
             self._path.write_bytes(head)
@@ -255,6 +262,7 @@ class Kept:
         return True
 
     def __enter__(self) -> Kept:
+        self._read()
         self._file = self._path.open("ab", buffering=0)
         self._batch, self._since = len(self.parts), time.monotonic()
         return self

@@ -76,8 +76,7 @@ def compare(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
     text = json.dumps(content, indent=1, ensure_ascii=False)
     (folder / "compare.json").write_text(text, encoding="utf-8")
     notes = _notes(rows, evaluation)
-    curves = [overlay.Line(one.curve, _journal(run)) for run, one in zip(runs, found, strict=True)]
-    drawn = overlay.draw(content, curves, folder)
+    drawn = overlay.draw(content, [one.curve for one in found], folder)
     page.fill("compare", content | drawn | notes, folder / "compare")
     return content
 
@@ -132,13 +131,6 @@ def _row(letter: str, run: Run, found: Gathered) -> dict[str, Any]:
     }
 
 
-def _journal(run: Run) -> Path | None:
-    """Where the journal of a run's training is."""
-    if "train.train" in run.inputs:
-        return run.inputs["train.train"].folder / "best"
-    return run.underway.training
-
-
 def _differences(runs: Sequence[Run], deciding: bool) -> dict[str, list[Any]]:
     """The settings in which the runs differ, by dotted name: the value of each.
 
@@ -191,7 +183,8 @@ def _evaluation(
         names = ("documents", "of_documents", "context", "stride")
         row = {name: scored[name] for name in names}
         row |= {who: scored[who] for who in ("base", "tuned") if who in scored}
-        row |= {"bits_ci95": bits, "paired": scored.get("paired"), "against": None}
+        row |= {"bits_ci95": bits, "against": None}
+        row |= {name: scored.get(name) for name in ("paired", "without_near_duplicates")}
         if number and scores[0] is not None:
             row["against"] = against(scores[0], table, resamples)
         told.append(row)

@@ -64,7 +64,7 @@ def _best(report: dict[str, Any], curve: Curve | None) -> tuple[int, float] | No
 
 
 def _trained(curve: Curve | None, best: tuple[int, float] | None) -> dict[str, tuple[float, Plot]]:
-    if not curve:
+    if not curve or curve.blank:
         return {}
     plots: dict[str, tuple[float, Plot]] = {"curve": (0.66, lambda ax: _curve(ax, curve, best))}
     if len(curve.norms) > 1:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.model.journal import METRICS
 from pipeline.report import canvas
 from pipeline.report.canvas import narrow, paint, stand_in
-from pipeline.report.curve import Curve, rows
+from pipeline.report.curve import Curve
 from pipeline.report.figures import smooth
 from pipeline.report.verdict import number
 
@@ -32,14 +30,6 @@ WIDE, NARROW = 10.6, canvas.WIDTHS["narrow"]
 NAME = 34
 
 
-@dataclass(frozen=True)
-class Line:
-    """How a run learned: its curve, and the folder of the journal that it was read from."""
-
-    curve: Curve | None
-    folder: Path | None
-
-
 def css() -> str:
     """The colours of page and figures as CSS."""
     light, dark = (
@@ -49,12 +39,12 @@ def css() -> str:
     return f"{canvas.css()}:root{{{light}}}{media}"
 
 
-def draw(content: dict[str, Any], lines: Sequence[Line], folder: Path) -> dict[str, Any]:
+def draw(content: dict[str, Any], curves: Sequence[Curve | None], folder: Path) -> dict[str, Any]:
     """Draw what the data allow, and write it as SVG files into `folder`.
 
     Args:
         content: Of `compare.json`.
-        lines: How each run learned.
+        curves: How each run learned, as far as it has.
         folder: Where to.
 
     Returns:
@@ -70,8 +60,8 @@ def draw(content: dict[str, Any], lines: Sequence[Line], folder: Path) -> dict[s
         count = sum(one is not None for one in told["runs"])
         ratios = (0.09 + 0.055 * count, 0.3 + 0.22 * count)
         plots["scores"] = ratios, lambda ax: _scores(ax, runs, told, split)
-    if any(line.curve for line in lines):
-        plots["curves"] = (0.46, 1.75), lambda ax: _curves(ax, runs, lines)
+    if any(curve and not curve.blank for curve in curves):
+        plots["curves"] = (0.46, 1.75), lambda ax: _curves(ax, runs, curves)
     drawn = {}
     for name, (ratios, plot) in plots.items():
         sizes = zip(("wide", "narrow"), (WIDE, NARROW), ratios, strict=True)
@@ -133,25 +123,23 @@ def _scores(ax: Any, runs: Sequence[dict[str, Any]], told: dict[str, Any], split
     ax.tick_params(axis="y", length=0, labelcolor=stand_in("ink"))
 
 
-def _curves(ax: Any, runs: Sequence[dict[str, Any]], lines: Sequence[Line]) -> None:
+def _curves(ax: Any, runs: Sequence[dict[str, Any]], curves: Sequence[Curve | None]) -> None:
     """Validation and training loss of every run, by the tokens that it had learned from."""
     figure, phone = ax.figure, narrow(ax)
     labels = [_label(ax, run) for run in runs]
     ax.remove()
     grid = (2, 1) if phone else (1, 2)
     validation, training = figure.subplots(*grid, sharex=phone)
-    read = [_seen(line.folder) for line in lines]
-    known = all(seen for seen, line in zip(read, lines, strict=True) if line.curve)
-    for place, (label, line) in enumerate(zip(labels, lines, strict=True)):
-        if line.curve is None:
-            continue
-        at = _positions(read[place]) if known else lambda steps: np.asarray(steps, dtype=float)
-        style = {"color": _colour(place), "label": label}
-        if line.curve.validation:
-            steps, losses = np.array(line.curve.validation, dtype=float).T
+    shown = [(n, curve) for n, curve in enumerate(curves) if curve and not curve.blank]
+    known = all(curve.read and curve.read[-1][1] for _, curve in shown)
+    for place, curve in shown:
+        at = _positions(curve) if known else lambda steps: np.asarray(steps, dtype=float)
+        style = {"color": _colour(place), "label": labels[place]}
+        if curve.validation:
+            steps, losses = np.array(curve.validation, dtype=float).T
             validation.plot(at(steps), losses, marker=MARKS[place], ms=5, lw=1.8, **style)
-        if line.curve.train:
-            steps, losses = np.array(line.curve.train, dtype=float).T
+        if curve.train:
+            steps, losses = np.array(curve.train, dtype=float).T
             places, means = smooth(steps, losses)
             training.plot(at(places), means, lw=1.8, **style)
     for panel, title in ((validation, "validation"), (training, "training, smoothed")):
@@ -177,16 +165,7 @@ def _short(value: float, _: Any = None) -> str:
     return f"{value:g}"
 
 
-def _seen(folder: Path | None) -> dict[int, int]:
-    """Tokens of each step, by the journal; empty where it does not say."""
-    if folder is None:
-        return {}
-    steps = (row for row in rows(folder / METRICS) if row["kind"] == "step")
-    return {row["step"]: row["tokens"] for row in steps if "tokens" in row}
-
-
-def _positions(seen: dict[int, int]) -> Callable[[Any], Any]:
+def _positions(curve: Curve) -> Callable[[Any], Any]:
     """Steps → tokens learned from until then."""
-    steps = np.array([0, *sorted(seen)], dtype=float)
-    tokens = np.cumsum([0, *(seen[step] for step in sorted(seen))])
+    steps, tokens = np.array([(0, 0), *curve.read], dtype=float).T
     return lambda at: np.interp(at, steps, tokens)

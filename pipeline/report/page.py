@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,14 @@ def render(
     from markupsafe import Markup
 
     drawn = figures.draw(report, curve, results)
+    learned = None if curve is None or curve.blank else curve
     for name, sizes in drawn.items():
         file = folder / f"{name}.svg"
         file.write_text(canvas.standalone(sizes["wide"]), encoding="utf-8")
     content = {
         **report,
-        "curve": curve if report["training"] else None,
-        "live": None if report["training"] else curve,
+        "curve": learned if report["training"] else None,
+        "live": None if report["training"] else learned,
         "samples": samples,
         "slowest": _compared(report["stages"]),
         "several": SEVERAL,
@@ -75,6 +77,7 @@ def fill(template: str, content: dict[str, Any], to: Path) -> None:
         "percent": percent,
         "nats": nats,
         "signed_number": signed_number,
+        "beside": partial(zip, strict=True),
     }
     for suffix in (".html", ".md"):
         text = environment.get_template(template + suffix).render(content)

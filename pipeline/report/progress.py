@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.model.journal import METRICS
-from pipeline.report.curve import Curve, rows
+from pipeline.report.curve import Curve
 
 _SAID = {
     "running": "is running",
@@ -57,9 +57,10 @@ def progress(underway: Underway, curve: Curve | None, trained: bool) -> dict[str
         trained: Whether that is finished.
     """
     at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(underway.time))
-    journal = underway.training / METRICS if underway.training and not trained else None
-    begun = journal is not None and journal.exists()
-    training = _training(journal, curve, underway.time) if journal and begun else None
+    training = None
+    if curve and underway.training and not trained:
+        written = (underway.training / METRICS).stat().st_mtime
+        training = _training(curve, written, underway.time)
     steps = [asdict(step) for step in underway.steps]
     for step in steps:
         if training and step["step"].startswith("train.") and step["state"] == "running":
@@ -83,36 +84,29 @@ def headline(found: dict[str, Any]) -> dict[str, str]:
     return {"outcome": "open", "figures": "", "words": words + "."}
 
 
-def _training(journal: Path, curve: Curve | None, now: float) -> dict[str, Any]:
-    """How far a training is, by its journal; `seconds_left` is None where that cannot be told."""
-    curve = curve or Curve([], [], [], 0.0)
-    start: dict[str, Any] = {}
-    kept: dict[int, dict[str, Any]] = {}
-    step = 0
-    for row in rows(journal):
-        if row["kind"] == "start":
-            start, step = row, row["step"]
-        elif row["kind"] == "step":
-            kept[row["step"]] = row
-            step = row["step"]
-        elif row["kind"] == "rollback":
-            step = row["step"]
-    kept = {number: row for number, row in kept.items() if number <= step}
-    seconds = sum(row.get("seconds", 0.0) for row in kept.values())
-    tokens = sum(row.get("tokens", 0) for row in kept.values())
-    of, written = start.get("total"), journal.stat().st_mtime
-    gone = written - start.get("time", written)
-    ahead = step - start.get("step", step)
-    left = gone / ahead * (of - step) if of and ahead > 0 and gone > 0 else None
+def _training(curve: Curve, written: float, now: float) -> dict[str, Any]:
+    """How far a training is; `seconds_left` is None where that cannot be told.
+
+    Args:
+        curve: Of what it has noted so far.
+        written: When it noted that, in seconds since the epoch.
+        now: The time, likewise.
+    """
+    tokens = curve.read[-1][1] if curve.read else 0
+    first, began = curve.began
+    gone, ahead = written - (written if began is None else began), curve.step - first
+    left = None
+    if curve.total and ahead > 0 and gone > 0:
+        left = round(gone / ahead * (curve.total - curve.step))
     return {
-        "step": step,
-        "of": of,
+        "step": curve.step,
+        "of": curve.total,
         "tokens": tokens,
-        "seconds": round(seconds, 3),
-        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
-        "seconds_left": round(left) if left is not None else None,
+        "seconds": round(curve.seconds, 3),
+        "tokens_per_second": round(tokens / curve.seconds, 1) if curve.seconds else None,
+        "seconds_left": left,
         "silent": max(0, round(now - written)),
-        "skipped": sum(bool(row.get("skipped")) for row in kept.values()),
+        "skipped": len(curve.skipped),
         "restarts": len(curve.restarts),
         "lost_seconds": round(curve.lost_seconds, 3),
         "validations": len(curve.validation),
