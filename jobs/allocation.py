@@ -24,10 +24,10 @@ LABEL = re.compile(
 class Allocation:
     """Cores, GPUs and place among its peers of one process; see `pipeline.stage.Context`.
 
-    `rendezvous`: host:port where rank 0 is met; empty where there is one process. `job`: id of the
-    SLURM job as scancel takes it, None outside. `attempt`: how often SLURM has
-    started it before. `deadline`: on the monotonic clock, None if there is none. `warning`: seconds
-    before its end at which SLURM tells the job to save.
+    `nodes`: on which its peers are. `rendezvous`: host:port where rank 0 is met; empty where there
+    is one process. `job`: id of the SLURM job as scancel takes it, None outside. `attempt`: how
+    often SLURM has started it before. `deadline`: on the monotonic clock, None if there is none.
+    `warning`: seconds before its end at which SLURM tells the job to save.
     """
 
     cpus: int = 1
@@ -35,6 +35,7 @@ class Allocation:
     rank: int = 0
     local_rank: int = 0
     world: int = 1
+    nodes: int = 1
     rendezvous: str = ""
     job: str | None = None
     attempt: int = 0
@@ -63,6 +64,7 @@ def of_slurm(minutes: int | None = None, warning: int = WARNING) -> Allocation:
         # with --gpus-per-task each task sees its own GPU only, as the first
         local_rank=0 if _said("SLURM_GPUS_PER_TASK") else _number("SLURM_LOCALID"),
         world=world,
+        nodes=_number("SLURM_JOB_NUM_NODES") or 1,
         rendezvous=_rendezvous() if world > 1 else "",
         job=f"{array}_{index}" if array else _said("SLURM_JOB_ID"),
         attempt=_number("SLURM_RESTART_COUNT"),

@@ -76,8 +76,8 @@ class Journal:
             started=time.time(),
             element=element,
             of=of,
-            cpus=allocation.cpus,
-            gpus=allocation.gpus,
+            cpus=allocation.cpus * allocation.world,
+            gpus=allocation.gpus * allocation.nodes,
             host=host(),
             state="running",
         )

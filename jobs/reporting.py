@@ -128,7 +128,8 @@ def compare_runs(names: Sequence[str], root: Path) -> Path:
     for config in configs:
         nodes = list(survey(config, root))
         inputs, underway = _known(nodes)
-        runs.append(Run(config, inputs, underway))
+        logs = root / "runs" / config.name / "logs"
+        runs.append(Run(config, inputs, underway, logs))
         digests[config.name] = hash_json({n: given.digest for n, given in inputs.items()})
     place = root / "compare" / _joined(names)
     # as closed as the most closed of them

@@ -82,6 +82,11 @@ class Receipt:
         made = (o.sha256 for name, o in self.outputs.items() if name not in self.notes)
         return hash_json(sorted([*made, *self.units.values()]))
 
+    @property
+    def spent(self) -> float:
+        """Seconds that went into it, by its own account if it keeps one, else of the commit."""
+        return float(self.facts.get("seconds", self.seconds))
+
     def verify(self, unit: Path, check: Check = lambda: None) -> None:
         """Read every file of the unit's folder and compare; raises as `verify` does."""
         for name in self.outputs:
@@ -242,8 +247,8 @@ def release(unit: Path) -> None:
         return
     listed = [unit.parent / name for name in receipt.units]
     if not receipt.released:
-        spent = sum(found.seconds for found in map(load, listed) if found)
-        facts = {**receipt.facts, "seconds": round(receipt.seconds + spent, 3)}
+        spent = sum(found.spent for found in map(load, listed) if found)
+        facts = {**receipt.facts, "seconds": round(receipt.spent + spent, 3)}
         content = asdict(replace(receipt, released=True, facts=facts))
         write_text(unit / NAME, json.dumps(content, indent=1, ensure_ascii=False))
     for path in listed:

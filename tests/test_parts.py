@@ -26,6 +26,7 @@ from jobs.clean import remove, spent
 from pipeline import receipt
 from pipeline.config import Config, freeze, resolve
 from pipeline.dag import Node, find, survey
+from pipeline.data import frames as frames_module
 from pipeline.data import spans as spans_module
 from pipeline.data.forms import json_lines
 from pipeline.data.parts import Slice, Sliced, divide
@@ -277,6 +278,28 @@ def test_a_chunk_that_cannot_be_committed_ends_the_part_and_leaves_nothing_half_
     node = advance(config, root, "decompress.chunks")
     assert before.items() <= receipts_of(node.work.folder).items()
     assert [r.digest for r in node.done.values()] == [r.digest for r in whole.done.values()]
+
+
+def test_what_cannot_be_written_back_is_told_once_and_heard(
+    many: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = many("decompress.part_bytes=100000000", "decompress.chunk_bytes=9000")
+    advance(config, tmp_path, "download.corpus")
+    node, told = find(config, tmp_path, "decompress.chunks"), []
+
+    def lost(file: int) -> None:
+        if not told:
+            told.append(file)
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(frames_module, "SYNC", 1000)
+    monkeypatch.setattr(frames_module, "BLOCK", 2000)
+    monkeypatch.setattr(frames_module.os, "fdatasync", lost)
+    with pytest.raises(OSError, match="Input/output error"):
+        run_item(node.work, node.items[0], Context(log=lambda text: None))
+    assert told
+    assert "chunk-00000-00000" not in receipts_of(node.work.folder)
+    assert len(advance(config, tmp_path, "decompress.chunks").done) == 1
 
 
 def test_a_chunk_is_cut_while_the_one_before_it_is_committed(

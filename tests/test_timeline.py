@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.receipt import Receipt
+from pipeline.report.cost import cost
 from pipeline.report.curve import Curve, read_curve
 from pipeline.report.timeline import DEFINITIONS, length, minus, timeline, union
 from pipeline.stage import Input
@@ -231,10 +232,30 @@ def test_a_run_under_way_says_so(logs: Logs) -> None:
 def test_tasks_of_an_earlier_sharing_are_over(logs: Logs) -> None:
     logs.task("tokenize.shards", ("running", 0, 10), element=3, of=4)
     logs.task("tokenize.shards", ("done", 20, 30), element=0, of=2)
-    found = timeline(logs.folder)
+    found = timeline(logs.folder, finished("tokenize.shards", ("a", 30.0)))
     assert found
     step = found["steps"]["tokenize.shards"]
     assert (step["state"], step["tasks"], step["lost_seconds"]) == ("done", 1, 10)
+    found = timeline(logs.folder)
+    assert found
+    lost = found["steps"]["tokenize.shards"]["lost_seconds"]
+    assert lost is None, "of a step that is not finished it is not known what is committed"
+
+
+def test_cost_is_what_was_granted_while_tasks_ran(logs: Logs) -> None:
+    logs.task("train.train", ("running", 0, 3600), ("done", 4000, 7600), cpus=8, gpus=2)
+    logs.task("tokenize.shards", ("done", 0, 360), element=0, of=2, cpus=1, gpus=0)
+    logs.task("tokenize.shards", ("failed", 0, 360), element=1, of=2, cpus=1, gpus=0)
+    logs.task("evaluate.report", ("running", 0, 9000), cpus=9)
+    inputs = finished("train.train", ("best", 1.0))
+    facts = {"seconds": 1800.0, "cpus": 4, "gpus": 1}
+    scored = Receipt("test", "", "", {}, {}, facts=facts)
+    inputs["evaluate.base"] = Input(Path("nowhere"), {"test": scored})
+    found = cost(inputs, None, logs.folder)
+    assert found["cpu_hours"] == pytest.approx(16 + 0.2 + 2), "the last of which another run spent"
+    assert found["gpu_hours"] == pytest.approx(4 + 0.5)
+    logs.task("train.train", ("done", 4000, 7600), cpus=8)
+    assert cost(inputs, None, logs.folder)["gpu_hours"] is None
 
 
 def test_what_another_run_has_made_has_no_time_here(logs: Logs) -> None:

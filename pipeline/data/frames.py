@@ -123,6 +123,7 @@ class Press:
         self._last = ThreadPoolExecutor(1)  # puts things in order
         self._sync = ThreadPoolExecutor(1)
         self._unsynced = 0
+        self._syncs: list[Future[None]] = []
         self._room = BoundedSemaphore(min(2 * threads + 2, AHEAD))
         self._held: list[memoryview] = []
         self._size = 0
@@ -162,6 +163,8 @@ class Press:
         self._last.submit(lambda: None).result()
         if self._fault:
             raise self._fault
+        for sync in self._syncs:
+            sync.result()  # whoever opens the file again is not told that writing back has failed
         return self._text.hexdigest()
 
     @property
@@ -201,8 +204,7 @@ class Press:
                 self._unsynced += len(frame)
                 if self._unsynced >= SYNC:
                     self._file.flush()
-                    # what fails here fails again when the unit is committed
-                    self._sync.submit(os.fdatasync, self._file.fileno())
+                    self._syncs.append(self._sync.submit(os.fdatasync, self._file.fileno()))
                     self._unsynced = 0
         except BaseException as error:
             self._fault = self._fault or error

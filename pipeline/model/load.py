@@ -29,7 +29,6 @@ DROPOUTS = (
     "embd_pdrop",
     "attn_pdrop",
 )
-
 INT8 = (7, 5)  # Turing
 
 Weights = Literal["fp32", "bf16", "int8", "nf4"]
@@ -170,7 +169,8 @@ def load_base(
         _check_int8(device)
     quantization = None
     dtype = torch.float32 if weights == "fp32" else torch.bfloat16
-    skip = list(keep) or None
+    # any name takes the place of those that transformers would leave as they are
+    skip = [*keep, "lm_head", "embed_out"] if keep else None
     if weights == "int8":
         quantization = transformers.BitsAndBytesConfig(
             load_in_8bit=True, llm_int8_threshold=threshold, llm_int8_skip_modules=skip

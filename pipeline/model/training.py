@@ -22,6 +22,7 @@ from pipeline.model.clerk import Clerk, Data
 from pipeline.model.guard import Guard
 from pipeline.model.publish import publish
 from pipeline.model.ranks import Ranks, join
+from pipeline.model.trial import try_out
 from pipeline.receipt import Receipt
 from pipeline.stage import Context, Inputs, Item
 from pipeline.stop import Stop
@@ -63,7 +64,7 @@ def train(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     unit, state = ranks.lead(lambda: _newest(ctx, total, settings.precision))
     # what the first step resolved binds those after it, on whatever device they come to run
     precision = load.pick_precision(state.precision, device)
-    model = _model(config, base, device, pick_attention(settings.attention, device, precision))
+    model = _model(config, base, device, precision, data.packing.length)
     optimizer = optimizers.make_optimizer(
         model, settings.optimizer, settings.betas, settings.eps, settings.decay
     )
@@ -146,12 +147,14 @@ def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context, ranks: Ra
     )
 
 
-def _model(config: Config, base: Path, device: Any, attention: str) -> Any:
+def _model(config: Config, base: Path, device: Any, precision: load.Precision, length: int) -> Any:
     settings = config.train
     lora = settings.method == "lora"
     how = settings.weights, device, settings.threshold, settings.keep
     dropout = 0.0 if lora else settings.dropout
+    attention = pick_attention(settings.attention, device, precision)
     model = load.load_base(base, *how, dropout=dropout, attention=attention)
+    try_out(model, device, precision, length)
     if settings.gradient_checkpointing:
         # the reentrant kind cuts the graph of a frozen base: nothing would learn
         model.activation_checkpointing_enable({"use_reentrant": False})

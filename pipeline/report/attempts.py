@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 PLANS = "plans.jsonl"
+OWN = "evaluate.report"
+"""The step that writes what is told of the others, so that it is not over meanwhile."""
 FILE = re.compile(r"(?P<step>[a-z]+\.[a-z]+)-\d+(\.json|\.history\.jsonl)")
 NUMBERS = ("started", "time", "element", "of")
 
@@ -29,7 +31,8 @@ class Attempt:
     `since`: when it took up its last item. `state`: running, done, interrupted or failed; `over`:
     whether another came in its place, so that one that says it is running was killed. `plan`: by
     which it was asked for, "" by none. `job`: equal in attempts of which the later goes on for the
-    earlier, and was asked for no more than once; None where there is no queue.
+    earlier, and was asked for no more than once; None where there is no queue. `cpus`, `gpus`:
+    granted to it, all ranks together; None if that is not known.
     """
 
     started: float
@@ -41,6 +44,8 @@ class Attempt:
     plan: str = ""
     job: str | None = None
     over: bool = False
+    cpus: int | None = None
+    gpus: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ def _in_order(rows: list[dict[str, Any]]) -> list[Attempt]:
             plan=str(row.get("plan") or ""),
             job=row.get("job"),
             over=row["of"] != shared or row["started"] < latest[row["element"]],
+            cpus=row["cpus"] if _is_number(row.get("cpus")) else None,
+            gpus=row["gpus"] if _is_number(row.get("gpus")) else None,
         )
         for row in rows
     ]

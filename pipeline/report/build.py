@@ -96,7 +96,7 @@ def gather(
         "written": _written(inputs),
         "training": _training(inputs, curve),
         "stages": _stages(inputs),
-        "cost": cost.cost(inputs, curve),
+        "cost": cost.cost(inputs, curve, logs),
         "timeline": timeline.timeline(logs, _whole(inputs, underway), curve),
         "definitions": {
             **measure.DEFINITIONS,
@@ -152,7 +152,8 @@ def _training(inputs: Inputs, curve: Curve | None) -> dict[str, Any] | None:
         return None
     facts = {name: receipt.facts.get(name) for name in _TRAINED}
     last = curve.validation[-1][1] if curve and curve.validation else None
-    return {**facts, "interruptions": receipt.facts["attempts"] - 1, "last_loss": last}
+    restarts = len(curve.restarts) if curve else receipt.facts["attempts"] - 1
+    return {**facts, "interruptions": restarts, "last_loss": last}
 
 
 def _curve(inputs: Inputs, underway: Underway | None) -> Curve | None:

@@ -41,11 +41,12 @@ _DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run to be compared: its configuration, what is finished of it, and how far it is."""
+    """A run to be compared: its configuration, what is finished of it, how far it is, its logs."""
 
     config: Config
     inputs: Inputs
     underway: Underway
+    logs: Path | None = None
 
 
 def compare(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def compare(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
     Raises:
         CorruptInput: A score is damaged.
     """
-    found = [gather(run.config, run.inputs, underway=run.underway) for run in runs]
+    found = [gather(run.config, run.inputs, run.logs, run.underway) for run in runs]
     scores = {split: [_scores(run, split) for run in runs] for split in HELD_OUT}
     rows = [_row(*row) for row in zip(LETTERS, runs, found, strict=False)]
     evaluation = {split: _evaluation(runs, found, scores[split], split) for split in HELD_OUT}

@@ -1,18 +1,22 @@
-"""What a run took, as far as its receipts know."""
+"""What a run took: as its tasks have written it down, or as far as receipts know."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from pipeline.receipt import Receipt, load
+from pipeline.report.attempts import OWN, Attempt, read_attempts
 from pipeline.report.curve import Curve
 from pipeline.stage import Input, Inputs
 
 DEFINITIONS = {
     "seconds": "of committed work, summed over its units; what other runs share counts in full",
-    "cpu_hours": "the seconds times the CPUs granted; a receipt that does not name them counts one",
-    "gpu_hours": "the same for GPUs, of train and evaluate; null if a receipt does not name them",
+    "cpu_hours": "CPUs granted times the time that tasks of this run ran, those that were killed "
+    "too; of a step that another run had made, times the seconds of committed work, where a "
+    "receipt that does not name them counts one",
+    "gpu_hours": "the same for GPUs; null if it is not known of train or evaluate",
     "lost_hours": "training steps that were lost to an interruption, or thrown away by a rollback",
 }
 
@@ -32,20 +36,27 @@ def stages(inputs: Inputs) -> dict[str, Any]:
     for step, given in inputs.items():
         stage = found.setdefault(step.partition(".")[0], {"seconds": 0.0, "units": 0})
         for receipt in units(given):
-            stage["seconds"] = round(stage["seconds"] + seconds(receipt), 3)
+            stage["seconds"] = round(stage["seconds"] + receipt.spent, 3)
             stage["units"] += 1
     return found
 
 
-def cost(inputs: Inputs, curve: Curve | None) -> dict[str, Any]:
-    """Hours, as `DEFINITIONS` says; null where it is not known."""
+def cost(inputs: Inputs, curve: Curve | None, logs: Path | None = None) -> dict[str, Any]:
+    """Hours, as `DEFINITIONS` says; null where it is not known.
+
+    Args:
+        inputs: What is finished of a run, by step.
+        curve: Of its training.
+        logs: Where its tasks have written down when they ran.
+    """
+    attempts = read_attempts(logs) if logs else {}
+    attempts.pop(OWN, None)
     cpu, gpu, known = 0.0, 0.0, True
-    for step, given in inputs.items():
-        for receipt in units(given):
-            hours = seconds(receipt) / 3600
-            cpu += hours * receipt.facts.get("cpus", 1)
-            gpu += hours * receipt.facts.get("gpus", 0)
-            known &= "gpus" in receipt.facts or not step.startswith(("train.", "evaluate."))
+    for step in {**inputs, **attempts}:
+        for hours, cpus, gpus in _granted(attempts.get(step, ()), inputs.get(step)):
+            cpu += hours * (1 if cpus is None else cpus)
+            gpu += hours * (gpus or 0)
+            known &= gpus is not None or not step.startswith(("train.", "evaluate."))
     return {
         "cpu_hours": round(cpu, 4),
         "gpu_hours": round(gpu, 4) if known else None,
@@ -53,7 +64,13 @@ def cost(inputs: Inputs, curve: Curve | None) -> dict[str, Any]:
     }
 
 
-def seconds(receipt: Receipt) -> float:
-    """The item's own account where it keeps one: a receipt times the commit alone."""
-    found: float = receipt.facts.get("seconds", receipt.seconds)
-    return found
+def _granted(
+    attempts: Iterable[Attempt], given: Input | None
+) -> Iterator[tuple[float, int | None, int | None]]:
+    """Hours, CPUs and GPUs of each attempt at a step; of each unit where there was none."""
+    known = [(a.end - a.started, a.cpus, a.gpus) for a in attempts]
+    if not known and given:
+        facts = [(unit.spent, unit.facts) for unit in units(given)]
+        known = [(spent, told.get("cpus"), told.get("gpus")) for spent, told in facts]
+    for seconds, cpus, gpus in known:
+        yield seconds / 3600, cpus, gpus

@@ -11,7 +11,6 @@ from statistics import median
 from typing import Any
 
 from pipeline.receipt import Receipt, load
-from pipeline.report.cost import seconds
 from pipeline.stage import Input, Inputs
 
 MOST = 3
@@ -30,15 +29,15 @@ def slowest(inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
     for step, given in inputs.items():
         rows = found.setdefault(step.partition(".")[0], [])
         for kind in _kinds(step, given):
-            usual = median(map(seconds, kind))
+            usual = median(receipt.spent for receipt in kind)
             times = usual if len(kind) >= SEVERAL and usual else None
-            longest = sorted(kind, key=lambda r: (-seconds(r), r.unit))[:MOST]
+            longest = sorted(kind, key=lambda r: (-r.spent, r.unit))[:MOST]
             rows += [_row(step, receipt, times, len(kind)) for receipt in longest]
     return found
 
 
 def _row(step: str, receipt: Receipt, usual: float | None, of: int) -> dict[str, Any]:
-    took, read = seconds(receipt), _bytes(step, receipt)
+    took, read = receipt.spent, _bytes(step, receipt)
     return {
         "step": step,
         "name": receipt.unit,

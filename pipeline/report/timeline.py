@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.receipt import load
-from pipeline.report.attempts import Asked, Attempt, read_attempts, read_plans
+from pipeline.report.attempts import OWN, Asked, Attempt, read_attempts, read_plans
 from pipeline.report.curve import Curve
 from pipeline.stage import Input, Inputs
 
-OWN = "evaluate.report"  # it is not over while it is written
 TRAIN = "train.train"
 ANEW = ("decompress.", "tokenize.")  # a unit that was not committed is begun anew
 SKEW = 60.0  # seconds by which the clocks of two hosts may differ
@@ -27,7 +26,7 @@ DEFINITIONS = {
     "lost_seconds": "of running_seconds, those whose work was done again: of training, the steps "
     "computed twice; of decompress and tokenize, at most what came after an attempt’s last commit. "
     "Null where an attempt ended badly and it is not known how much of its work was gone on with "
-    "(half-done downloads and scores); the sum leaves those out",
+    "(half-done downloads, scores, and steps that are not finished); the sum leaves those out",
 }
 
 Span = tuple[float, float]
@@ -172,7 +171,7 @@ def _lost(
         return union(_computed_twice(attempts, curve)), curve.lost_seconds
     if not badly:
         return [], 0.0
-    if not name.startswith(ANEW):
+    if not (finished and name.startswith(ANEW)):
         return [], None
     commits = _commits(given)
     safe = {a: _last_commit(a, commits) for a in badly}

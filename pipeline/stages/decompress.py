@@ -7,6 +7,7 @@ over, compared and not written again, so an interrupted pass goes on where it wa
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -161,7 +162,7 @@ def _cut(name: str, made: list[str], lines: Lines, config: Config, ctx: Context)
 
 def _write(chunk: str, lines: Lines, config: Config, ctx: Context) -> Callable[[], None]:
     """Feed a chunk to its file; what is returned commits it."""
-    first_line, offset = lines.line, lines.offset
+    first_line, offset, started = lines.line, lines.offset, time.monotonic()
     with ExitStack() as opened:
         draft = opened.enter_context(ctx.commit(chunk))
         press = Press(draft.path / CHUNK, config.decompress.level, ctx.cpus)
@@ -172,6 +173,8 @@ def _write(chunk: str, lines: Lines, config: Config, ctx: Context) -> Callable[[
             "bytes": lines.offset - offset,
             "first_line": first_line,
             "offset": offset,
+            # of several chunks no second counts twice
+            "seconds": round(time.monotonic() - started, 3),
         }
         rest = opened.pop_all()
 
