@@ -26,7 +26,7 @@ CHUNK = 0.256  # GB of text, the product's default
 class Point:
     """What one way to do it cost: CPU and wall seconds, and bytes of the largest process.
 
-    `idle`: CPU seconds of a task that finds nothing to do.
+    `idle`: CPU seconds of a task that finds nothing to do. `digest`: of the sealed shards.
     """
 
     gb: float
@@ -39,6 +39,7 @@ class Point:
     idle: float
     wall: float
     peak: int
+    digest: str
 
 
 def measure_all(
@@ -76,6 +77,7 @@ def _point(bench: Bench, corpus: corpora.Corpus, cpus: int, tasks: int) -> Point
     idle = run.stage("tokenize.shards", cpus=cpus, core=core, of=f"{IDLE}/{IDLE + 1}")
     last = run.stage("tokenize.seal", cpus=cpus, core=core)
     chunks = len(run.chunks())
+    digest = run.digest()
     run.forget("chunks", "shards", "raw")
     return Point(
         gb=corpus.gigabytes,
@@ -89,6 +91,7 @@ def _point(bench: Bench, corpus: corpora.Corpus, cpus: int, tasks: int) -> Point
         # tasks are run one after another here; at once they would take as long as the longest
         wall=first.wall + max(usage.wall for usage in each) + last.wall,
         peak=max(usage.process for usage in (first, *each, last)),
+        digest=digest,
     )
 
 
@@ -115,7 +118,13 @@ def tables(found: dict[str, Any]) -> str:
     least = min(totals)
     spread = f"{max(totals) / least:.2f}" if least > table.NOISE else "lost in noise"
     memory = max(p["peak"] for p in points) / min(p["peak"] for p in points)
-    lines += ["", f"Dearest by cheapest: CPU s/GB {spread}, memory {memory:.2f}."]
+    ends = {gb: {p["digest"] for p in points if p["gb"] == gb} for gb in {p["gb"] for p in points}}
+    same = "the same" if all(len(digests) == 1 for digests in ends.values()) else "**not the same**"
+    lines += [
+        "",
+        f"Dearest by cheapest: CPU s/GB {spread}, memory {memory:.2f}. The content digest of the "
+        f"sealed shards is {same} whatever the workers and tasks.",
+    ]
     return "\n".join([*lines, "", *_far(start, _plain(points)[-1])])
 
 

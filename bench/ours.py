@@ -11,6 +11,7 @@ import yaml
 
 from bench.corpora import Corpus
 from bench.measure import Usage, measure
+from pipeline.receipt import load
 
 SPLITS = ("tokenize.validation=0.1", "tokenize.test=0.1")  # so that a tiny corpus has all three
 
@@ -21,6 +22,7 @@ class Run:
 
     root: Path
     dataset: Path
+    settings: tuple[str, ...] = SPLITS
 
     @property
     def home(self) -> Path:
@@ -31,7 +33,7 @@ class Run:
         """Run a stage or step and say what it cost."""
         words = [sys.executable, "-m", "jobs", "run", what, f"--dataset={self.dataset}"]
         words += [f"--model={self.root / 'model'}", f"--root={self.root}", "--profile=local"]
-        words += [f"--element={of}", f"--cpus={cpus}", "--name=bench", *SPLITS]
+        words += [f"--element={of}", f"--cpus={cpus}", "--name=bench", *self.settings]
         environment = {"RAYON_NUM_THREADS": str(cpus), "OMP_NUM_THREADS": str(cpus)}
         return measure(words, core=core, environment=environment)
 
@@ -45,12 +47,19 @@ class Run:
         """The chunks that decompress has made."""
         return sorted(self.home.glob("chunks-*/chunk-*/*.zst"))
 
+    def digest(self) -> str:
+        """Of what was sealed."""
+        (folder,) = self.home.glob("shards-*/seal")
+        receipt = load(folder)
+        assert receipt, "it is not sealed"
+        return receipt.digest
+
     def shards(self) -> list[Path]:
         """The shards that tokenize has made, by chunk."""
         return sorted(self.home.glob("shards-*/chunk-*/*.parquet"))
 
 
-def prepare(corpus: Corpus, model: Path, folder: Path) -> Run:
+def prepare(corpus: Corpus, model: Path, folder: Path, *settings: str) -> Run:
     """A run whose corpus and model are downloaded."""
     root = folder / corpus.name
     shutil.rmtree(root, ignore_errors=True)
@@ -60,6 +69,6 @@ def prepare(corpus: Corpus, model: Path, folder: Path) -> Run:
     dataset.write_text(
         yaml.safe_dump({"urls": [corpus.packed.resolve().as_uri()], "id_field": "meta.id"})
     )
-    run = Run(root, dataset)
+    run = Run(root, dataset, (*SPLITS, *settings))
     run.stage("download")
     return run
