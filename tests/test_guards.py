@@ -19,8 +19,10 @@ from pipeline.config import Config
 from pipeline.dag import find
 from pipeline.data.packing import Batch
 from pipeline.errors import Interrupted, UserError
+from pipeline.model.clerk import Clerk
 from pipeline.model.guard import ENOUGH, REMEMBERED, Guard
 from pipeline.model.loop import Learner
+from pipeline.stop import Stop
 
 Small = Callable[..., Config]
 Fault = Callable[[int, float, int], float]
@@ -166,6 +168,27 @@ def test_after_too_many_in_a_row_it_goes_back_with_a_lower_rate(
 
     learned = load_file(node.work.folder / "best" / "adapter_model.safetensors")
     assert all(torch.isfinite(value).all() for value in learned.values())
+
+
+def test_a_stop_right_after_going_back_forgets_nothing_of_it(
+    small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(monkeypatch, until_slower)
+    stop, back = Stop(), Clerk._back
+
+    def and_stop(self: Clerk, state: Any) -> None:
+        back(self, state)
+        stop.set("a test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Clerk, "_back", and_stop)
+        with pytest.raises(Interrupted):
+            train(small(*STEPS), root, stop)
+    node = train(small(*STEPS), root)
+    assert (facts(node)["rollbacks"], facts(node)["attempts"]) == (1, 2)
+    after = kinds(metrics(node), "step")[-5:]
+    assert [row["step"] for row in after] == [5, 6, 7, 8, 9]
+    assert [row["lr"] for row in after] == pytest.approx([2.5e-3] * 5)
 
 
 def test_when_lower_rates_do_not_help_it_ends_with_an_account(

@@ -98,7 +98,9 @@ class Clerk:
 
     def _write(self, state: State) -> None:
         name, learner = checkpoint.name(state.step), self.learner
-        if self.ctx.has(name) is None:
+        unit = self.ctx.folder / name
+        # one that was gone back to knows nothing of that
+        if self.ctx.has(name) is None or checkpoint.read(unit).rollbacks != state.rollbacks:
             with self.ctx.commit(name) as draft:
                 parts = learner.model, learner.optimizer, learner.scaler
                 checkpoint.save(draft.path, *parts, state)
