@@ -142,7 +142,7 @@ print("libraries talk")
 turns.begin()
 steps = 1
 while turns.step(100 * steps, 200 * steps, 1.5):
-    sum(range(5_000_000))
+    sum(range(30_000_000))
     steps += 1
 print("saved", steps)
 """

@@ -86,7 +86,10 @@ def test_a_model_that_forgets_the_mask_is_seen() -> None:
     forward = body.forward
 
     def blind(*arguments: Any, attention_mask: Any = None, **words: Any) -> Any:
-        return forward(*arguments, **words)
+        if attention_mask is not None:  # without one it is made of the positions
+            later = torch.ones_like(attention_mask, dtype=torch.bool).triu(1)
+            attention_mask = torch.zeros_like(attention_mask).masked_fill(later, -1e9)
+        return forward(*arguments, attention_mask=attention_mask, **words)
 
     body.forward = blind
     with pytest.raises(UserError, match="reads one document into the next"):
