@@ -152,7 +152,7 @@ def judging(model: Any, device: torch.device, precision: Precision) -> Iterator[
             module.training = training
 
 
-PADDING = 8
+PADDING = 32
 """A row is padded by at most this part of its batch's width."""
 _Window = tuple[int, int, int, int]
 """Document, start, first, end."""
