@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from pipeline.model.measure import bits_per_byte, interval, perplexity, word_per
 from pipeline.model.samples import measure
 from pipeline.receipt import Stamp
 from pipeline.registry import BaseModel, Dataset
-from pipeline.report import advice
+from pipeline.report import advice, canvas
 from pipeline.report.build import build
 from pipeline.report.curve import read_curve
 from pipeline.report.stragglers import slowest
@@ -274,13 +275,28 @@ def test_the_page_needs_nothing_but_itself(run: Run) -> None:
     assert "&lt;script&gt;alert" in html, "what a model writes is text"
     names = {path.stem for path in (run.root / "out").glob("*.svg")}
     assert names >= FIGURES
-    for name in names:
-        svg = (run.root / f"out/{name}.svg").read_text()
-        assert svg.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
-        assert "prefers-color-scheme:dark" in svg
     assert html.count("<svg ") == 2 * len(names), "each in two widths"
     for colour in re.findall(r"(?:fill|stroke): ?([^;\"]+)", html):
         assert colour in ("none",) or colour.startswith("var(--"), "figures follow the theme"
+
+
+def test_figures_lie_beside_the_page_for_programs_that_know_no_variables(run: Run) -> None:
+    from matplotlib.image import imread
+
+    names = {path.stem for path in (run.root / "out").glob("*.png")}
+    assert names == {path.stem for path in (run.root / "out").glob("*.svg")}
+    for name in names:
+        path = run.root / f"out/{name}.svg"
+        assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+        svg = path.read_text()
+        assert "var(" not in svg
+        used = set(re.findall(r"(?:fill|stroke): (#\w+)", svg))
+        assert used <= {light for light, _ in canvas.COLOURS.values()}
+        assert {canvas.light("card"), canvas.light("muted")} <= used
+        picture = imread(path.with_suffix(".png"))
+        assert picture.shape[1] == canvas.DPI * canvas.WIDTHS["wide"]
+        assert picture[0, 0].tolist() == [1, 1, 1, 1], "white, and not what shines through"
+        assert picture.min() < 0.5
 
 
 def test_no_two_figures_share_an_id(run: Run) -> None:
@@ -618,7 +634,7 @@ def test_the_page_tells_where_the_time_went(tmp_path: Path) -> None:
     assert (
         "another run had made it before: download.corpus, tokenize.seal, evaluate.overlap." in html
     )
-    assert (out / "time.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.svg")}
     assert html.count("<svg ") == 2 * len(list(out.glob("*.svg"))), "each in two widths"
     (drawn,) = re.findall(r'class="narrow" role="img" aria-label="By step.*?</svg>', html, re.S)
     words = re.findall(r">([^<>]+)</text>", drawn)

@@ -25,7 +25,7 @@ def render(
     samples: dict[str, list[dict[str, Any]]],
     folder: Path,
 ) -> None:
-    """Write `report.html`, `report.md` and the figures as SVG files.
+    """Write `report.html`, `report.md` and the figures as SVG and PNG files.
 
     Args:
         report: Content of `report.json`.
@@ -36,11 +36,8 @@ def render(
     """
     from markupsafe import Markup
 
-    drawn = figures.draw(report, curve, results)
+    drawn = figures.draw(report, curve, results, folder)
     learned = None if curve is None or curve.blank else curve
-    for name, sizes in drawn.items():
-        file = folder / f"{name}.svg"
-        file.write_text(canvas.standalone(sizes["wide"]), encoding="utf-8")
     content = {
         **report,
         "curve": learned if report["training"] else None,
