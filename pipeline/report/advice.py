@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.data.overlap import QUOTED
 from pipeline.model.samples import LONG
 from pipeline.report.verdict import FEW, duration, number, signed
 
@@ -74,7 +75,8 @@ def _near(report: dict[str, Any]) -> Told | None:
     near, documents = found["near_duplicates"], found["documents"]
     text = (
         f"{near:,} of {documents:,} test documents ({100 * near / documents:.1f} %) "
-        f"{'is' if near == 1 else 'are'} nearly the same as a training document."
+        f"{'is' if near == 1 else 'are'} nearly the same as a training document, or quoted in "
+        f"training documents to {100 * QUOTED:.0f} % and more."
     )
     clean = report["evaluation"].get("test", {}).get("without_near_duplicates")
     if clean:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import provenance
+from pipeline.data import overlap
 from pipeline.model import measure, samples
 from pipeline.model.journal import METRICS
 from pipeline.receipt import Receipt, verify
@@ -100,6 +101,7 @@ def gather(
         "timeline": timeline.timeline(logs, _whole(inputs, underway), curve),
         "definitions": {
             **measure.DEFINITIONS,
+            **overlap.DEFINITIONS,
             **samples.DEFINITIONS,
             **_DEFINITIONS,
             **cost.DEFINITIONS,

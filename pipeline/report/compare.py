@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data import overlap
 from pipeline.model import measure
 from pipeline.receipt import verify
 from pipeline.redaction import redact_all
@@ -72,7 +73,12 @@ def compare(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
         "differences": _differences(runs, deciding=True),
         "circumstances": _differences(runs, deciding=False),
         "evaluation": {split: told for split, told in evaluation.items() if any(told["runs"])},
-        "definitions": {**measure.DEFINITIONS, **cost.DEFINITIONS, **_DEFINITIONS},
+        "definitions": {
+            **measure.DEFINITIONS,
+            **overlap.DEFINITIONS,
+            **cost.DEFINITIONS,
+            **_DEFINITIONS,
+        },
     }
     text = json.dumps(content, indent=1, ensure_ascii=False)
     (folder / "compare.json").write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.overlap import QUOTED
 from pipeline.disk import size
 from pipeline.model.samples import LONG
 from pipeline.report import advice, canvas, figures
@@ -47,6 +48,7 @@ def render(
         "several": SEVERAL,
         "shown": SHOWN,
         "long": LONG,
+        "quoted": QUOTED,
         "overfitted": advice.rose(report),
         "figures": {n: {s: Markup(svg) for s, svg in sizes.items()} for n, sizes in drawn.items()},
         "colours": Markup(canvas.css()),
