@@ -114,7 +114,8 @@ def test_runs_are_paired_on_the_same_documents(tmp_path: Path) -> None:
     assert high - low < 1, "which is known better than either score"
     assert third["against"]["ci95"][0] > 0
     for one in (first, second, third):
-        assert one["bits_ci95"][0] < one["tuned"]["bits_per_byte"] < one["bits_ci95"][1]
+        low, high = one["tuned"]["bits_ci95"]
+        assert low < one["tuned"]["bits_per_byte"] < high
     assert content["differences"] == {"train.lr": [2e-4, 1e-3, 2e-4]}
     assert content["verdict"]["outcome"] == "better"
     assert content["verdict"]["best"] == "B"

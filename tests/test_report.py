@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from pipeline.registry import BaseModel, Dataset
 from pipeline.report import advice, canvas
 from pipeline.report.build import build
 from pipeline.report.curve import read_curve
+from pipeline.report.page import some
 from pipeline.report.stragglers import slowest
-from pipeline.report.verdict import number, verdict
+from pipeline.report.verdict import duration, number, verdict
 from pipeline.stage import Input
 
 FIGURES = {"intervals", "curve", "documents", "length", "position", "lengths", "norms", "speed"}
@@ -208,6 +210,8 @@ def test_the_numbers_are_where_the_contract_has_them(run: Run) -> None:
             found = report["evaluation"][split][who]
             assert set(found) >= {"perplexity", "bits_per_byte", "ci95", "precision"}
             assert found["ci95"][0] < found["perplexity"] < found["ci95"][1]
+            low, high = found["bits_ci95"]
+            assert low < found["bits_per_byte"] < high < 1.2 * low
     assert report["training"]["interruptions"] == 2
     names = {"steps", "tokens", "tokens_per_second", "best_step", "interruptions"}
     assert set(report["training"]) >= names
@@ -312,7 +316,7 @@ def test_the_page_tells_of_restarts_best_checkpoint_and_overfitting(run: Run) ->
     assert ">restart</text>" in run.html
     assert "validation loss rose again, to 2.847: the model began to overfit" in run.html
     markdown = (run.root / "out/report.md").read_text()
-    assert "interruptions: 2" in markdown
+    assert "interruptions: 2; steps skipped: 0" in markdown
     assert "\n| test | adapted | " in markdown
 
 
@@ -582,9 +586,29 @@ def test_settings_are_compared_with_the_recipe(tmp_path: Path) -> None:
         "train.seed": {"value": 7, "recipe": 0},
     }
     assert "Where it differs from recipe lora" in run.html
+    markdown = (tmp_path / "out/report.md").read_text()
+    assert "Settings that differ from recipe lora:\n\n" in markdown
+    assert "\n| train.lr | 0.0003 | 0.0002 |\n" in markdown
     gone = config.model_copy(update={"recipe": str(tmp_path / "gone.yaml")})
     changed = build(gone, run.inputs(), tmp_path / "out")["settings"]["changed"]
     assert changed["train.weights"] == {"value": "bf16", "recipe": "int8"}, "the defaults"
+
+
+def test_what_computed_is_told_from_what_reported(run: Run) -> None:
+    report = json.loads((run.root / "out/report.json").read_text())
+    host = socket.gethostname()
+    assert report["provenance"]["hosts"] == [host]
+    versions = report["provenance"]["packages"]
+    assert f'Computed on</dt><dd class="code">{host}<' in run.html
+    assert "Machine that wrote this report</dt>" in run.html
+    assert f'Its packages</dt><dd class="code">python {versions["python"]}, ' in run.html
+    markdown = (run.root / "out/report.md").read_text()
+    assert f"code abc123; computed on {host}. The machine that wrote this report has" in markdown
+    assert "\nSettings: as the defaults have them.\n" in markdown
+    hours = report["cost"]["cpu_hours"]
+    assert f"\nCost: {duration(3600 * hours)} of CPU time granted, GPU time not reco" in markdown
+    assert "; what is shared with other runs counts in full." in markdown
+    assert some([f"n{i}" for i in range(23)]).endswith(", n19 and 3 more")
 
 
 def with_logs(run: Run) -> Path:

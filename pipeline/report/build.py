@@ -31,7 +31,10 @@ _DEFINITIONS = {
     "split": "by hash of the text, or of the field dataset.split_by names; equal texts count once",
     "documents": "of each held-out split, lowest text hash first, at most evaluate.max_documents; "
     "under evaluate.max_tokens those that still fit, which favours shorter ones",
+    "bits_ci95": "ci95 of bits per byte",
     "context": "tokens the model sees at once; in longer documents a window moves by stride tokens",
+    "provenance": "code, hosts: of what was computed, by the receipts; reported_by, packages, "
+    "hardware: of the machine that wrote this report",
 }
 
 

@@ -185,14 +185,13 @@ def _evaluation(
         if table is None or scored is None:
             told.append(None)
             continue
-        resamples = runs[number].config.evaluate.resamples
-        bits = _bits(table, resamples)
         names = ("documents", "of_documents", "context", "stride")
         row = {name: scored[name] for name in names}
         row |= {who: scored[who] for who in ("base", "tuned") if who in scored}
-        row |= {"bits_ci95": bits, "against": None}
         row |= {name: scored.get(name) for name in ("paired", "without_near_duplicates")}
+        row["against"] = None
         if number and scores[0] is not None:
+            resamples = runs[number].config.evaluate.resamples
             row["against"] = against(scores[0], table, resamples)
         told.append(row)
     same = [
@@ -210,12 +209,6 @@ def _evaluation(
 def _same(one: pa.Table, other: pa.Table) -> bool:
     """Whether both were scored on the same documents."""
     return bool(one["hash"].equals(other["hash"]) and one["bytes"].equals(other["bytes"]))
-
-
-def _bits(table: pa.Table, resamples: int) -> list[float]:
-    """95 % interval of bits per byte."""
-    pair = measure.interval(table["nll"].to_numpy(), table["bytes"].to_numpy(), resamples)
-    return [math.log(value) / math.log(2) for value in pair]
 
 
 def against(one: pa.Table, other: pa.Table, resamples: int) -> dict[str, Any] | None:

@@ -93,7 +93,8 @@ def _label(ax: Any, run: dict[str, Any]) -> str:
 
 def _scores(ax: Any, runs: Sequence[dict[str, Any]], told: dict[str, Any], split: str) -> None:
     """What each run scored, base and adapted: perplexity where the tokens are the same."""
-    measure, interval = ("perplexity", "ci95") if told["tokens"] else ("bits_per_byte", "")
+    pair = ("perplexity", "ci95") if told["tokens"] else ("bits_per_byte", "bits_ci95")
+    measure, interval = pair
     shown = [
         (n, run, one) for n, (run, one) in enumerate(zip(runs, told["runs"], strict=True)) if one
     ]
@@ -103,7 +104,7 @@ def _scores(ax: Any, runs: Sequence[dict[str, Any]], told: dict[str, Any], split
             base = one["base"][measure]
             ax.plot([value, base], [y, y], color=light("line"), lw=1.4, zorder=1)
             ax.plot([base], [y], "o", mfc="none", mew=1.5, ms=7, color=light("base"))
-        low, high = one["tuned"][interval] if interval else one["bits_ci95"]
+        low, high = one["tuned"][interval]
         ax.plot([low, high], [y, y], color=_colour(place), lw=2.6, solid_capstyle="round")
         ax.plot([value], [y], MARKS[place], color=_colour(place), ms=8)
         place_of = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}

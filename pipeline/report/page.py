@@ -74,6 +74,7 @@ def fill(template: str, content: dict[str, Any], to: Path) -> None:
         "size": lambda value: size(value).replace(" ", "\u00a0"),
         "duration": duration,
         "percent": percent,
+        "some": some,
         "nats": nats,
         "signed_number": signed_number,
         "beside": partial(zip, strict=True),
@@ -96,6 +97,12 @@ def _compared(stages: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 def count(value: float | None) -> str:
     """A whole number with its thousands apart, a dash for none."""
     return "–" if value is None else f"{value:,.0f}"
+
+
+def some(names: list[str], most: int = 20) -> str:
+    """Names in a row; of many the first, and how many more."""
+    told = ", ".join(names[:most])
+    return f"{told} and {len(names) - most:,} more" if len(names) > most else told
 
 
 def nats(value: float) -> str:
