@@ -112,13 +112,14 @@ def _recited(report: dict[str, Any]) -> Told | None:
 def _copied(report: dict[str, Any]) -> Told | None:
     for kind, how in (("greedy", "the likeliest"), ("sampled", "drawn")):
         base, tuned = (_written(report, who, kind) for who in ("base", "tuned"))
-        if tuned and tuned["copied_long"] > base.get("copied_long", 0.0):
+        before = base.get("copied_long") or 0.0
+        if (tuned.get("copied_long") or 0.0) > before:
             return {
                 "what": "copying",
                 "text": f"After openings of test documents, {100 * tuned['copied_long']:.0f} % of "
                 f"the adapted model's texts ({how} tokens) hold {LONG} tokens or more that stand "
                 "word for word in the training text (base: "
-                f"{100 * base.get('copied_long', 0):.0f} %); the longest such span is "
+                f"{100 * before:.0f} %); the longest such span is "
                 f"{tuned['copied_longest']:,} tokens.",
                 "try": "",
             }

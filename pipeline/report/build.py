@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import provenance
 from pipeline.data import overlap
+from pipeline.data.ngrams import N
 from pipeline.model import measure, samples
 from pipeline.model.journal import METRICS
 from pipeline.receipt import Receipt, verify
@@ -33,6 +34,8 @@ _DEFINITIONS = {
     "under evaluate.max_tokens those that still fit, which favours shorter ones",
     "bits_ci95": "ci95 of bits per byte",
     "context": "tokens the model sees at once; in longer documents a window moves by stride tokens",
+    "copied": samples.DEFINITIONS["copied"] + "; null where texts of evaluate.new_tokens tokens are "
+    "too short to tell",
     "provenance": "code, hosts: of what was computed, by the receipts; reported_by, packages, "
     "hardware: of the machine that wrote this report",
 }
@@ -97,7 +100,7 @@ def gather(
         "evaluation": results.evaluation,
         "gap": results.gap,
         "overlap": results.overlap,
-        "written": _written(inputs),
+        "written": _written(config, inputs),
         "training": _training(inputs, curve),
         "stages": _stages(inputs),
         "cost": cost.cost(inputs, curve, logs),
@@ -169,13 +172,22 @@ def _curve(inputs: Inputs, underway: Underway | None) -> Curve | None:
     return None
 
 
-def _written(inputs: Inputs) -> dict[str, Any] | None:
-    """Figures of what the models write, by model and kind of text."""
+def _written(config: Config, inputs: Inputs) -> dict[str, Any] | None:
+    """Figures of what the models write, by model and kind of text.
+
+    Null is what texts of that length cannot tell.
+    """
+    length, untold = config.evaluate.new_tokens, dict[str, None]()
+    if length < N:
+        untold |= dict.fromkeys(("copied_longest", "copied_mean"))
+    if length < samples.LONG:
+        untold["copied_long"] = None
     found = {}
     for who in WHO:
         receipt = _receipt(inputs, f"evaluate.{who}", "samples")
         if receipt:
-            found[who] = receipt.facts["written"]
+            kinds = receipt.facts["written"]
+            found[who] = {kind: {**figures, **untold} for kind, figures in kinds.items()}
     return found or None
 
 

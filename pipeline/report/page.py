@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.ngrams import N
 from pipeline.data.overlap import QUOTED
 from pipeline.disk import size
 from pipeline.model.samples import LONG
@@ -47,6 +48,7 @@ def render(
         "slowest": _compared(report["stages"]),
         "several": SEVERAL,
         "shown": SHOWN,
+        "shortest": N,
         "long": LONG,
         "quoted": QUOTED,
         "overfitted": advice.rose(report),
