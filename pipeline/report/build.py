@@ -177,11 +177,8 @@ def _written(config: Config, inputs: Inputs) -> dict[str, Any] | None:
 
     Null is what texts of that length cannot tell.
     """
-    length, untold = config.evaluate.new_tokens, dict[str, None]()
-    if length < N:
-        untold |= dict.fromkeys(("copied_longest", "copied_mean"))
-    if length < samples.LONG:
-        untold["copied_long"] = None
+    least = {"copied_longest": N, "copied_mean": N, "copied_long": samples.LONG}
+    untold = dict.fromkeys(n for n in least if config.evaluate.new_tokens < least[n])
     found = {}
     for who in WHO:
         receipt = _receipt(inputs, f"evaluate.{who}", "samples")

@@ -60,8 +60,8 @@ def draw(content: dict[str, Any], curves: Sequence[Curve | None], folder: Path) 
         plots["curves"] = (0.46, 1.75), lambda ax: _curves(ax, runs, curves)
     drawn = {}
     for name, (ratios, plot) in plots.items():
-        to = folder / name, None
-        sizes = zip(("wide", "narrow"), (WIDE, NARROW), ratios, to, strict=True)
+        files = folder / name, None
+        sizes = zip(("wide", "narrow"), (WIDE, NARROW), ratios, files, strict=True)
         drawn[name] = {
             size: _coloured(paint(f"{name}-{size}", plot, width, ratio, to=to))
             for size, width, ratio, to in sizes
