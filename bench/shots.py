@@ -23,7 +23,7 @@ TALLEST = 8000
 
 
 def main(folder: Path, pages: list[Path]) -> None:
-    """Write `<page>-<look>.png` into `folder` for each of `LOOKS`, the whole length of each page."""
+    """Write `<page>-<look>.png` into `folder`, the whole length of each page."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium")

@@ -554,31 +554,30 @@ def evaluated(run: Run, **settings: Any) -> tuple[dict[str, Any], str]:
     return build(config, run.inputs(), out), run.html
 
 
-def test_texts_that_are_too_short_to_copy_are_not_said_to_copy_nothing(tmp_path: Path) -> None:
-    report, html = evaluated(Run(tmp_path / "1"), new_tokens=12)
+def test_texts_too_short_and_lengths_of_some_documents_are_said_to_be_so(
+    run: Run, tmp_path: Path
+) -> None:
+    scored = "Lengths of the 300 training documents that were scored, "
+    given = {"max_tokens": 99_000, "max_documents": 300}
+    report, html = evaluated(Run(tmp_path / "1"), new_tokens=12, **given)
     figures = report["written"]["tuned"]["greedy"]
     assert (figures["texts"], figures["copied_longest"], figures["copied_long"]) == (4, None, None)
     assert "Texts of 12 tokens are too short to tell: spans are looked for from 13 on." in html
     assert html.count(">too short</td>") == 2 * 7
     markdown = (tmp_path / "1/out/report.md").read_text()
     assert markdown.count("its texts are too short to tell whether they copy") == 2
-    report, html = evaluated(Run(tmp_path / "2"), new_tokens=49)
+    assert f"{scored}those of lowest hash of 1,200." in html, "all that were wanted did fit"
+
+    report, html = evaluated(Run(tmp_path / "2"), new_tokens=49, max_tokens=99_000)
     figures = report["written"]["tuned"]["greedy"]
     assert (figures["copied_longest"], figures["copied_long"]) == (60, None)
     assert "Texts of 49 tokens are too short to tell of spans of 50." in html
     assert html.count(">too short</td>") == 7
     assert not told("copying", report)
-    assert "too short" not in evaluated(Run(tmp_path / "3"), new_tokens=50)[1]
+    assert f"{scored}of 1,200. They are those that fitted into 99,000 tokens" in html
 
-
-def test_which_documents_the_lengths_are_of(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    scored = "Lengths of the 300 training documents that were scored, "
-    assert f"{scored}those of lowest hash of 1,200." in evaluated(run)[1]
-    page = evaluated(Run(tmp_path / "2"), max_tokens=99_000)[1]
-    assert f"{scored}of 1,200. They are those that fitted into 99,000 tokens" in page
-    page = evaluated(Run(tmp_path / "3"), max_tokens=99_000, max_documents=300)[1]
-    assert f"{scored}those of lowest hash" in page, "all that were wanted did fit"
+    assert "too short" not in run.html
+    assert f"{scored}those of lowest hash of 1,200." in run.html
 
 
 def told(what: str, report: dict[str, Any]) -> dict[str, str]:

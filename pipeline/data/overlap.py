@@ -2,8 +2,8 @@
 
 Two questions, one pass over the training documents. *Covered* is a token that lies in some 13-gram
 which a training document holds, too. *Near-duplicates* are two documents of about the same 5-grams:
-the Jaccard similarity of the two sets is 0.5 or more. A text that is quoted within a longer document
-is not like it, but as well known: so *near* is also a text of which 0.8 and more is covered.
+the Jaccard similarity of the two sets is 0.5 or more. A text that is quoted within a longer
+document is not like it, but as well known: so *near* is also one of which 0.8 or more is covered.
 
 Documents that share too few 13-grams to be near-duplicates are not compared (see
 `pipeline.data.candidates`, which also says what that can miss), of the others those that are most
@@ -44,8 +44,9 @@ class Overlap:
     """What was found, an element a text.
 
     `covered`: tokens that lie in an n-gram of a training document. `near`: whether one is nearly
-    the same, or so much of it is covered. `jaccard`: the highest similarity to one, 0 where none was compared. `nearest`: which
-    one has it, -1 for none. `short`: whether it has no n-gram, so that nothing can be said.
+    the same, or so much of it is covered. `jaccard`: the highest similarity to one, 0 where none
+    was compared. `nearest`: which one has it, -1 for none. `short`: whether it has no n-gram, so
+    that nothing can be said.
     """
 
     covered: npt.NDArray[np.int64]

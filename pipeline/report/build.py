@@ -34,8 +34,7 @@ _DEFINITIONS = {
     "under evaluate.max_tokens those that still fit, which favours shorter ones",
     "bits_ci95": "ci95 of bits per byte",
     "context": "tokens the model sees at once; in longer documents a window moves by stride tokens",
-    "copied": samples.DEFINITIONS["copied"] + "; null where texts of evaluate.new_tokens tokens are "
-    "too short to tell",
+    "copied": f"{samples.DEFINITIONS['copied']}; null where evaluate.new_tokens are too few",
     "provenance": "code, hosts: of what was computed, by the receipts; reported_by, packages, "
     "hardware: of the machine that wrote this report",
 }
