@@ -1,4 +1,4 @@
-"""Take pictures of pages, as people would see them on a desk and on a phone, in light and dark.
+"""Take pictures of pages: on a desk and on a phone, in light and dark, and on paper (A4).
 
     python -m bench.shots <folder for the pictures> <page.html> [<page.html> …]
 
@@ -12,13 +12,18 @@ import shutil
 import sys
 from pathlib import Path
 
-WIDTHS = (1280, 390)
-SCHEMES = ("light", "dark")
+LOOKS = {
+    "1280-light": (1280, "screen", "light"),
+    "1280-dark": (1280, "screen", "dark"),
+    "390-light": (390, "screen", "light"),
+    "390-dark": (390, "screen", "dark"),
+    "paper": (718, "print", "light"),
+}
 TALLEST = 8000
 
 
 def main(folder: Path, pages: list[Path]) -> None:
-    """Write `<page>-<width>-<scheme>.png` into `folder`, the whole length of each page."""
+    """Write `<page>-<look>.png` into `folder`, the whole length of each page."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium")
@@ -29,17 +34,16 @@ def main(folder: Path, pages: list[Path]) -> None:
         arguments = [] if os.geteuid() else ["--no-sandbox"]
         browser = tool.chromium.launch(executable_path=chromium, args=arguments)
         for page in pages:
-            for width in WIDTHS:
-                for scheme in SCHEMES:
-                    size = {"width": width, "height": 900}
-                    tab = browser.new_page(viewport=size, color_scheme=scheme)
-                    tab.goto(page.resolve().as_uri())
-                    to = folder / f"{page.parent.name}-{page.stem}-{width}-{scheme}.png"
-                    height = min(tab.evaluate("document.documentElement.scrollHeight"), TALLEST)
-                    clip = {"x": 0, "y": 0, "width": width, "height": height}
-                    tab.screenshot(path=to, full_page=True, clip=clip)
-                    tab.close()
-                    print(to)
+            for look, (width, media, scheme) in LOOKS.items():
+                tab = browser.new_page(viewport={"width": width, "height": 900})
+                tab.emulate_media(media=media, color_scheme=scheme)
+                tab.goto(page.resolve().as_uri())
+                to = folder / f"{page.parent.name}-{page.stem}-{look}.png"
+                height = min(tab.evaluate("document.documentElement.scrollHeight"), TALLEST)
+                clip = {"x": 0, "y": 0, "width": width, "height": height}
+                tab.screenshot(path=to, full_page=True, clip=clip)
+                tab.close()
+                print(to)
         browser.close()
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import xxhash
 import yaml
 import zstandard
 from conftest import advance
 from tiny import PARAGRAPH
 
 from pipeline.config import Config, resolve
+from pipeline.report.verdict import number
 
 pytestmark = pytest.mark.slow
 
@@ -81,8 +86,18 @@ def test_a_model_that_knows_its_ten_documents_by_heart_is_caught(
     assert found["verdict"]["outcome"] != "better"
 
 
-def test_test_documents_that_were_copied_into_training_are_reported(
-    report: Callable[..., dict[str, Any]],
+def digest(text: str) -> str:
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def column(root: Path, pattern: str, *names: str) -> Iterator[Any]:
+    """Rows of the one table that is called so."""
+    (path,) = root.glob(pattern)
+    return zip(*pq.read_table(path, columns=[*names]).to_pydict().values(), strict=True)
+
+
+def test_test_documents_that_stand_in_training_are_reported(
+    report: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     lot, known = random.Random(1), PARAGRAPH.split()
 
@@ -92,14 +107,48 @@ def test_test_documents_that_were_copied_into_training_are_reported(
             words[place] = lot.choice(known)
         return " ".join(words)
 
-    originals = texts(60, 120)
-    exactly = [text + " " for text in originals[:20]]  # a space more, so the hash is another
-    nearly = [edited(text) for text in originals[20:40]]
-    found = report([*originals, *exactly, *nearly], "evaluate.prompts=0", "train.steps=2")
-    documents = found["corpus"]["documents"]
-    assert documents == 100, "none of them is an exact duplicate"
-    overlap = found["overlap"]["test"]
-    # two of three have a copy; most of those copies fell to training
-    assert 0.35 * overlap["documents"] <= overlap["near_duplicates"] < overlap["documents"]
-    told = {finding["what"]: finding["text"] for finding in found["findings"]}
-    assert "nearly the same as a training document" in told["near-copies"]
+    originals, around = texts(60, 120), texts(40, 120, seed=2)
+    planted = {
+        "exact": [text + " " for text in originals[:20]],  # a space more, so another hash
+        "edited": [edited(text) for text in originals[20:40]],
+        "quoting": [
+            f"{around[2 * n]} {text} {around[2 * n + 1]}" for n, text in enumerate(originals[40:])
+        ],
+    }
+    documents = originals + [text for made in planted.values() for text in made]
+    shares = ("tokenize.test=0.25", "evaluate.max_documents=200")
+    found = report(documents, "evaluate.prompts=0", "train.steps=2", *shares)
+    assert found["corpus"]["documents"] == 120, "none of them is an exact duplicate"
+
+    root = tmp_path / "root"
+    tables = {
+        split: dict(column(root, f"data/*/overlap-*/overlap/{split}.parquet", "hash", "near"))
+        for split in ("validation", "test")
+    }
+    held_out = {text for table in tables.values() for text in table}
+    gives_away: dict[str, tuple[str, str]] = {}
+    pairs = zip(originals, [(k, made) for k in planted for made in planted[k]], strict=True)
+    for original, (kind, made) in pairs:
+        gives_away[digest(original)] = kind, digest(made)
+        if kind != "quoting":  # what quotes is mostly its own text
+            gives_away[digest(made)] = kind, digest(original)
+    near = {
+        text: gives_away[text][0]
+        for text in tables["test"]
+        if text in gives_away and gives_away[text][1] not in held_out
+    }
+    assert {text for text, is_near in tables["test"].items() if is_near} == set(near)
+    counts = Counter(near.values())
+    assert min(counts[kind] for kind in planted) >= 2, "of each kind some fell to test"
+
+    clean = found["evaluation"]["test"]["without_near_duplicates"]
+    kept = len(tables["test"]) - len(near)
+    assert (clean["documents"], clean["left_out"]) == (kept, len(near))
+    for who, pattern in (("base", "data/*/scores-*"), ("tuned", "runs/heart/evaluate-*")):
+        rows = column(root, f"{pattern}/test/scores.parquet", "hash", "nll", "tokens")
+        nll, tokens = np.array([row[1:] for row in rows if row[0] not in near]).sum(0)
+        assert clean[who] == pytest.approx(np.exp(nll / tokens))
+    told = {finding["what"]: finding["text"] for finding in found["findings"]}["near-copies"]
+    assert told.startswith(f"{len(near)} of {len(tables['test'])} test documents")
+    assert "nearly the same as a training document, or quoted in training documents" in told
+    assert f"from {number(clean['base'])} to {number(clean['tuned'])}" in told

@@ -24,7 +24,7 @@ from pipeline.data.choose import choose
 from pipeline.data.copies import longest_copies
 from pipeline.data.corpus import Corpus, open_corpus
 from pipeline.data.ngrams import N, Needles, rolling
-from pipeline.data.overlap import THRESHOLD, find_overlap
+from pipeline.data.overlap import QUOTED, THRESHOLD, find_overlap
 from pipeline.data.similarity import SHINGLE, compare
 from pipeline.errors import Interrupted
 from pipeline.stage import Context, run_item
@@ -215,7 +215,8 @@ def test_overlap_is_what_comparing_all_with_all_finds(
         ]
         assert found.jaccard[index] == max(near)
         assert found.nearest[index] == (near.index(max(near)) if max(near) else -1)
-        assert found.near[index] == (max(near) >= THRESHOLD)
+        quoted = len(inside) >= QUOTED * len(text)
+        assert found.near[index] == (max(near) >= THRESHOLD or quoted)
 
 
 def test_a_planted_leak_is_found_and_nothing_else() -> None:
@@ -236,6 +237,24 @@ def test_a_planted_leak_is_found_and_nothing_else() -> None:
         assert found.jaccard[index] == likeness(held[index], train[found.nearest[index]])
     assert found.covered.tolist() == [380, 20 * 14 + 80, 380, 150 + 80, 80, 80, 0]
     assert found.short.tolist() == 6 * [False] + [True]
+
+
+def test_a_text_that_is_quoted_in_longer_ones_is_near() -> None:
+    generator = np.random.default_rng(7)
+    whole, most, less, pieces = held = [words(generator, 200) for _ in range(4)]
+    train = [words(generator, 2000) for _ in range(50)]
+    for place, quotation in (
+        (7, whole),
+        (8, most[:160]),
+        (9, less[41:]),
+        (10, pieces[:100]),
+        (11, pieces[100:]),
+    ):
+        train[place][900:900] = quotation
+    found = find_overlap(arrays(held), corpus(train))
+    assert found.covered.tolist() == [200, 160, 159, 200]
+    assert found.near.tolist() == [True, True, False, True]
+    assert max(found.jaccard) < 0.1, "none of them is like the longer document"
 
 
 def test_unrelated_documents_have_nothing_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,7 +427,7 @@ def test_the_step_tells_of_each_document_that_is_scored(
     facts = node.done["overlap"].facts
     train = opened(config, root, "train")
     assert (facts["train_documents"], facts["train_tokens"]) == (len(train), len(train.ids))
-    assert (facts["n"], facts["threshold"], facts["gpus"]) == (13, 0.5, 0)
+    assert (facts["n"], facts["threshold"], facts["quoted"], facts["gpus"]) == (13, 0.5, 0.8, 0)
     learned = [train.document(index).tolist() for index in range(len(train))]
     known = {gram for document in learned for gram in grams(document)}
     shared = 0
@@ -433,7 +452,10 @@ def test_the_step_tells_of_each_document_that_is_scored(
             texts, columns["jaccard"], columns["nearest"], strict=True
         ):
             assert jaccard == (likeness(text, learned[nearest]) if nearest >= 0 else 0)
-        assert columns["near"] == [jaccard >= 0.5 for jaccard in columns["jaccard"]]
+        assert columns["near"] == [
+            jaccard >= 0.5 or inside >= 0.8 * len(text)
+            for jaccard, inside, text in zip(columns["jaccard"], covered, texts, strict=True)
+        ]
         assert facts[split] == {
             "documents": len(chosen),
             "near_duplicates": sum(columns["near"]),

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from test_report import Run, chunked, with_logs
 
 from pipeline.report.build import build
 from pipeline.report.compare import compare
+from pipeline.report.page import TEMPLATES
 from pipeline.report.progress import Standing, Underway
 
 if TYPE_CHECKING:
@@ -31,8 +32,12 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium")
-MEDIA = [("screen", "light"), ("screen", "dark"), ("print", "light")]
-WIDTHS = (1280, 390)
+A4 = 718
+"""Pixels of CSS between the margins that Chromium leaves."""
+LOOKS = [
+    *((width, "screen", scheme) for width in (1280, 390) for scheme in ("light", "dark")),
+    (A4, "print", "light"),
+]
 PAPER = {"light": "rgb(251, 250, 247)", "dark": "rgb(21, 24, 28)"}
 FIGURES = {
     "finished": REPORTED | {"time"},
@@ -123,9 +128,12 @@ class Opened:
 
 
 @contextmanager
-def opened(browser: Browser, path: Path, width: int, media: str, scheme: str) -> Iterator[Opened]:
+def opened(
+    browser: Browser, path: Path, width: int, media: str, scheme: str, bypass: bool = False
+) -> Iterator[Opened]:
+    """A page under its own Content-Security-Policy, or past it."""
     context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True
+        viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=bypass
     )
     try:
         here = Opened(context.new_page())
@@ -156,7 +164,7 @@ LOOK = """() => {
 
 
 def test_a_page_is_quiet_and_whole(browser: Browser, page: Path) -> None:
-    for width, (media, scheme) in product(WIDTHS, MEDIA):
+    for width, media, scheme in LOOKS:
         with opened(browser, page, width, media, scheme) as here:
             look = here.page.evaluate(LOOK)
         where = f"{width} px, {media}, {scheme}"
@@ -179,6 +187,48 @@ def test_a_page_is_quiet_and_whole(browser: Browser, page: Path) -> None:
             assert look["paper"] == PAPER[scheme], where
 
 
+def test_what_its_own_policy_forbids_would_be_noticed(browser: Browser, tmp_path: Path) -> None:
+    policy = re.findall(r"<meta http-equiv=.*", (TEMPLATES / "template.html").read_text())
+    path = tmp_path / "bad.html"
+    path.write_text(f"<html><head>{''.join(policy)}</head><body><script>1</script></body></html>")
+    with opened(browser, path, 1280, "screen", "light") as here:
+        assert "Content Security Policy" in "".join(here.said)
+
+
+LAID = """() => {
+    const seen = query => [...document.querySelectorAll(query)].filter(
+        e => e.checkVisibility() && e.getBoundingClientRect().height).length;
+    return {
+        wide: seen("figure .wide svg"),
+        narrow: seen("figure .narrow svg"),
+        folded: seen("details :is(p, td, dd)"),
+    };
+}"""
+
+
+def sheets(page: Page) -> int:
+    """Of A4 paper that it takes."""
+    margin = dict.fromkeys(("top", "right", "bottom", "left"), "1cm")
+    return len(re.findall(rb"/Type /Page\b", page.pdf(format="A4", margin=margin)))
+
+
+def test_on_paper_it_is_as_on_a_desk_and_nothing_is_folded(browser: Browser, page: Path) -> None:
+    with opened(browser, page, A4, "screen", "light") as here:
+        figures, folded = (
+            here.page.locator(query).count() for query in ("figure", "details :is(p, td, dd)")
+        )
+        laid = here.page.evaluate(LAID)
+        assert laid == {"wide": 0, "narrow": figures, "folded": 0}, "a small screen"
+        here.page.emulate_media(media="print")
+        laid = here.page.evaluate(LAID)
+        assert laid == {"wide": figures, "narrow": 0, "folded": folded}
+        printed = sheets(here.page)
+        here.page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
+        assert sheets(here.page) == printed
+        here.page.add_style_tag(content="details{display:none}")
+        assert sheets(here.page) < printed or folded < 100
+
+
 def test_axe_finds_nothing_that_keeps_people_out(browser: Browser, page: Path) -> None:
     for width, scheme in ((1280, "light"), (390, "dark")):
         assert serious(browser, page, width, scheme) == []
@@ -190,7 +240,7 @@ def serious(browser: Browser, page: Path, width: int, scheme: str) -> list[str]:
     assert found
     assert found.origin
     script = Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8")
-    with opened(browser, page, width, "screen", scheme) as here:
+    with opened(browser, page, width, "screen", scheme, bypass=True) as here:
         here.page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
         here.page.add_script_tag(content=script)
         result: dict[str, Any] = here.page.evaluate("axe.run({resultTypes: ['violations']})")

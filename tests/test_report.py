@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +23,14 @@ from pipeline.model.measure import bits_per_byte, interval, perplexity, word_per
 from pipeline.model.samples import measure
 from pipeline.receipt import Stamp
 from pipeline.registry import BaseModel, Dataset
-from pipeline.report import advice
+from pipeline.report import advice, canvas
 from pipeline.report.build import build
 from pipeline.report.curve import read_curve
+from pipeline.report.page import some
 from pipeline.report.stragglers import slowest
-from pipeline.report.verdict import number, verdict
+from pipeline.report.verdict import duration, number, verdict
 from pipeline.stage import Input
+from pipeline.stages.evaluate import EvaluateConfig
 
 FIGURES = {"intervals", "curve", "documents", "length", "position", "lengths", "norms", "speed"}
 HOSTILE = '<script>alert("x")</script> & <b>bold</b>'
@@ -207,6 +211,8 @@ def test_the_numbers_are_where_the_contract_has_them(run: Run) -> None:
             found = report["evaluation"][split][who]
             assert set(found) >= {"perplexity", "bits_per_byte", "ci95", "precision"}
             assert found["ci95"][0] < found["perplexity"] < found["ci95"][1]
+            low, high = found["bits_ci95"]
+            assert low < found["bits_per_byte"] < high < 1.2 * low
     assert report["training"]["interruptions"] == 2
     names = {"steps", "tokens", "tokens_per_second", "best_step", "interruptions"}
     assert set(report["training"]) >= names
@@ -274,13 +280,28 @@ def test_the_page_needs_nothing_but_itself(run: Run) -> None:
     assert "&lt;script&gt;alert" in html, "what a model writes is text"
     names = {path.stem for path in (run.root / "out").glob("*.svg")}
     assert names >= FIGURES
-    for name in names:
-        svg = (run.root / f"out/{name}.svg").read_text()
-        assert svg.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
-        assert "prefers-color-scheme:dark" in svg
     assert html.count("<svg ") == 2 * len(names), "each in two widths"
     for colour in re.findall(r"(?:fill|stroke): ?([^;\"]+)", html):
         assert colour in ("none",) or colour.startswith("var(--"), "figures follow the theme"
+
+
+def test_figures_lie_beside_the_page_for_programs_that_know_no_variables(run: Run) -> None:
+    from matplotlib.image import imread
+
+    names = {path.stem for path in (run.root / "out").glob("*.png")}
+    assert names == {path.stem for path in (run.root / "out").glob("*.svg")}
+    for name in names:
+        path = run.root / f"out/{name}.svg"
+        assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+        svg = path.read_text()
+        assert "var(" not in svg
+        used = set(re.findall(r"(?:fill|stroke): (#\w+)", svg))
+        assert used <= {light for light, _ in canvas.COLOURS.values()}
+        assert {canvas.light("card"), canvas.light("muted")} <= used
+        picture = imread(path.with_suffix(".png"))
+        assert picture.shape[1] == canvas.DPI * canvas.WIDTHS["wide"]
+        assert picture[0, 0].tolist() == [1, 1, 1, 1], "white, and not what shines through"
+        assert picture.min() < 0.5
 
 
 def test_no_two_figures_share_an_id(run: Run) -> None:
@@ -296,7 +317,7 @@ def test_the_page_tells_of_restarts_best_checkpoint_and_overfitting(run: Run) ->
     assert ">restart</text>" in run.html
     assert "validation loss rose again, to 2.847: the model began to overfit" in run.html
     markdown = (run.root / "out/report.md").read_text()
-    assert "interruptions: 2" in markdown
+    assert "interruptions: 2; steps skipped: 0" in markdown
     assert "\n| test | adapted | " in markdown
 
 
@@ -525,6 +546,40 @@ def test_the_change_is_told_by_length_and_by_position(run: Run) -> None:
     assert (last["from"], last["below"]) == (63, 127)
 
 
+def evaluated(run: Run, **settings: Any) -> tuple[dict[str, Any], str]:
+    """Report and page of a run whose evaluation was set so."""
+    out = run.root / "out"
+    out.mkdir(parents=True, exist_ok=True)
+    config = run.config.model_copy(update={"evaluate": EvaluateConfig(**settings)})
+    return build(config, run.inputs(), out), run.html
+
+
+def test_texts_too_short_and_lengths_of_some_documents_are_said_to_be_so(
+    run: Run, tmp_path: Path
+) -> None:
+    scored = "Lengths of the 300 training documents that were scored, "
+    given = {"max_tokens": 99_000, "max_documents": 300}
+    report, html = evaluated(Run(tmp_path / "1"), new_tokens=12, **given)
+    figures = report["written"]["tuned"]["greedy"]
+    assert (figures["texts"], figures["copied_longest"], figures["copied_long"]) == (4, None, None)
+    assert "Texts of 12 tokens are too short to tell: spans are looked for from 13 on." in html
+    assert html.count(">too short</td>") == 2 * 7
+    markdown = (tmp_path / "1/out/report.md").read_text()
+    assert markdown.count("its texts are too short to tell whether they copy") == 2
+    assert f"{scored}those of lowest hash of 1,200." in html, "all that were wanted did fit"
+
+    report, html = evaluated(Run(tmp_path / "2"), new_tokens=49, max_tokens=99_000)
+    figures = report["written"]["tuned"]["greedy"]
+    assert (figures["copied_longest"], figures["copied_long"]) == (60, None)
+    assert "Texts of 49 tokens are too short to tell of spans of 50." in html
+    assert html.count(">too short</td>") == 7
+    assert not told("copying", report)
+    assert f"{scored}of 1,200. They are those that fitted into 99,000 tokens" in html
+
+    assert "too short" not in run.html
+    assert f"{scored}those of lowest hash of 1,200." in run.html
+
+
 def told(what: str, report: dict[str, Any]) -> dict[str, str]:
     rules = advice.findings(report) + advice.suggestions(report)
     return next((rule for rule in rules if rule["what"] == what), {})
@@ -566,9 +621,29 @@ def test_settings_are_compared_with_the_recipe(tmp_path: Path) -> None:
         "train.seed": {"value": 7, "recipe": 0},
     }
     assert "Where it differs from recipe lora" in run.html
+    markdown = (tmp_path / "out/report.md").read_text()
+    assert "Settings that differ from recipe lora:\n\n" in markdown
+    assert "\n| train.lr | 0.0003 | 0.0002 |\n" in markdown
     gone = config.model_copy(update={"recipe": str(tmp_path / "gone.yaml")})
     changed = build(gone, run.inputs(), tmp_path / "out")["settings"]["changed"]
     assert changed["train.weights"] == {"value": "bf16", "recipe": "int8"}, "the defaults"
+
+
+def test_what_computed_is_told_from_what_reported(run: Run) -> None:
+    report = json.loads((run.root / "out/report.json").read_text())
+    host = socket.gethostname()
+    assert report["provenance"]["hosts"] == [host]
+    versions = report["provenance"]["packages"]
+    assert f'Computed on</dt><dd class="code">{host}<' in run.html
+    assert "Machine that wrote this report</dt>" in run.html
+    assert f'Its packages</dt><dd class="code">python {versions["python"]}, ' in run.html
+    markdown = (run.root / "out/report.md").read_text()
+    assert f"code abc123; computed on {host}. The machine that wrote this report has" in markdown
+    assert "\nSettings: as the defaults have them.\n" in markdown
+    hours = report["cost"]["cpu_hours"]
+    assert f"\nCost: {duration(3600 * hours)} of CPU time granted, GPU time not reco" in markdown
+    assert "; what is shared with other runs counts in full." in markdown
+    assert some([f"n{i}" for i in range(23)]).endswith(", n19 and 3 more")
 
 
 def with_logs(run: Run) -> Path:
@@ -618,7 +693,7 @@ def test_the_page_tells_where_the_time_went(tmp_path: Path) -> None:
     assert (
         "another run had made it before: download.corpus, tokenize.seal, evaluate.overlap." in html
     )
-    assert (out / "time.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.svg")}
     assert html.count("<svg ") == 2 * len(list(out.glob("*.svg"))), "each in two widths"
     (drawn,) = re.findall(r'class="narrow" role="img" aria-label="By step.*?</svg>', html, re.S)
     words = re.findall(r">([^<>]+)</text>", drawn)

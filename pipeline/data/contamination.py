@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data.choose import choose
 from pipeline.data.ngrams import N
-from pipeline.data.overlap import THRESHOLD, Overlap, find_overlap
+from pipeline.data.overlap import QUOTED, THRESHOLD, Overlap, find_overlap
 from pipeline.data.seal import open_sealed
 from pipeline.data.similarity import SHINGLE
 from pipeline.stage import Context, Inputs, Item
@@ -68,6 +68,7 @@ def measure_overlap(config: Config, item: Item, inputs: Inputs, ctx: Context) ->
             "n": N,
             "shingle": SHINGLE,
             "threshold": THRESHOLD,
+            "quoted": QUOTED,
             "train_documents": len(train),
             "train_tokens": len(train.ids),
             "cpus": ctx.cpus,

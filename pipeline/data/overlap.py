@@ -2,7 +2,8 @@
 
 Two questions, one pass over the training documents. *Covered* is a token that lies in some 13-gram
 which a training document holds, too. *Near-duplicates* are two documents of about the same 5-grams:
-the Jaccard similarity of the two sets is 0.5 or more.
+the Jaccard similarity of the two sets is 0.5 or more. A text that is quoted within a longer
+document is not like it, but as well known: so *near* is also one of which 0.8 or more is covered.
 
 Documents that share too few 13-grams to be near-duplicates are not compared (see
 `pipeline.data.candidates`, which also says what that can miss), of the others those that are most
@@ -19,11 +20,23 @@ import numpy.typing as npt
 
 from pipeline.data.candidates import Candidates
 from pipeline.data.corpus import Corpus
-from pipeline.data.ngrams import BLOCK, Check, Needles, Progress, Tokens, nothing
-from pipeline.data.similarity import compare
+from pipeline.data.ngrams import BLOCK, Check, N, Needles, Progress, Tokens, nothing
+from pipeline.data.similarity import SHINGLE, compare
 
 THRESHOLD = 0.5
 """Jaccard similarity of 5-grams from which on two documents count as nearly one."""
+QUOTED = 0.8
+"""Share of a text's tokens from which on, if so many are covered, it counts as near, too."""
+
+DEFINITIONS = {
+    "near_duplicates": (
+        f"held-out documents whose set of {SHINGLE}-grams of tokens has a Jaccard similarity of "
+        f"{THRESHOLD:g} or more to that of a training document, or {100 * QUOTED:.0f} % of whose "
+        f"tokens lie in {N}-grams that stand in training documents, such as one that is quoted"
+    ),
+    "covered_share": f"tokens that lie in a {N}-gram which stands in a training document, of all",
+}
+"""The measures in words, as they go into reports."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +44,9 @@ class Overlap:
     """What was found, an element a text.
 
     `covered`: tokens that lie in an n-gram of a training document. `near`: whether one is nearly
-    the same. `jaccard`: the highest similarity to one, 0 where none was compared. `nearest`: which
-    one has it, -1 for none. `short`: whether it has no n-gram, so that nothing can be said.
+    the same, or so much of it is covered. `jaccard`: the highest similarity to one, 0 where none
+    was compared. `nearest`: which one has it, -1 for none. `short`: whether it has no n-gram, so
+    that nothing can be said.
     """
 
     covered: npt.NDArray[np.int64]
@@ -69,12 +83,13 @@ def find_overlap(
         candidates.add(hits)
     text, document = candidates.best()
     jaccard, nearest = compare(texts, train, text, document, check)
+    covered, lengths = _covered(needles, seen), np.diff(needles.offsets)
     return Overlap(
-        covered=_covered(needles, seen),
-        near=jaccard >= THRESHOLD,
+        covered=covered,
+        near=(jaccard >= THRESHOLD) | ((covered > 0) & (covered >= QUOTED * lengths)),
         jaccard=jaccard,
         nearest=nearest,
-        short=np.diff(needles.offsets) < needles.n,
+        short=lengths < needles.n,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.data.overlap import QUOTED
 from pipeline.model.samples import LONG
 from pipeline.report.verdict import FEW, duration, number, signed
 
@@ -74,7 +75,8 @@ def _near(report: dict[str, Any]) -> Told | None:
     near, documents = found["near_duplicates"], found["documents"]
     text = (
         f"{near:,} of {documents:,} test documents ({100 * near / documents:.1f} %) "
-        f"{'is' if near == 1 else 'are'} nearly the same as a training document."
+        f"{'is' if near == 1 else 'are'} nearly the same as a training document, or quoted in "
+        f"training documents to {100 * QUOTED:.0f} % and more."
     )
     clean = report["evaluation"].get("test", {}).get("without_near_duplicates")
     if clean:
@@ -110,13 +112,14 @@ def _recited(report: dict[str, Any]) -> Told | None:
 def _copied(report: dict[str, Any]) -> Told | None:
     for kind, how in (("greedy", "the likeliest"), ("sampled", "drawn")):
         base, tuned = (_written(report, who, kind) for who in ("base", "tuned"))
-        if tuned and tuned["copied_long"] > base.get("copied_long", 0.0):
+        before = base.get("copied_long") or 0.0
+        if (tuned.get("copied_long") or 0.0) > before:
             return {
                 "what": "copying",
                 "text": f"After openings of test documents, {100 * tuned['copied_long']:.0f} % of "
                 f"the adapted model's texts ({how} tokens) hold {LONG} tokens or more that stand "
                 "word for word in the training text (base: "
-                f"{100 * base.get('copied_long', 0):.0f} %); the longest such span is "
+                f"{100 * before:.0f} %); the longest such span is "
                 f"{tuned['copied_longest']:,} tokens.",
                 "try": "",
             }

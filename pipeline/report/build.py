@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import provenance
+from pipeline.data import overlap
+from pipeline.data.ngrams import N
 from pipeline.model import measure, samples
 from pipeline.model.journal import METRICS
 from pipeline.receipt import Receipt, verify
@@ -30,7 +32,11 @@ _DEFINITIONS = {
     "split": "by hash of the text, or of the field dataset.split_by names; equal texts count once",
     "documents": "of each held-out split, lowest text hash first, at most evaluate.max_documents; "
     "under evaluate.max_tokens those that still fit, which favours shorter ones",
+    "bits_ci95": "ci95 of bits per byte",
     "context": "tokens the model sees at once; in longer documents a window moves by stride tokens",
+    "copied": f"{samples.DEFINITIONS['copied']}; null where evaluate.new_tokens are too few",
+    "provenance": "code, hosts: of what was computed, by the receipts; reported_by, packages, "
+    "hardware: of the machine that wrote this report",
 }
 
 
@@ -93,13 +99,14 @@ def gather(
         "evaluation": results.evaluation,
         "gap": results.gap,
         "overlap": results.overlap,
-        "written": _written(inputs),
+        "written": _written(config, inputs),
         "training": _training(inputs, curve),
         "stages": _stages(inputs),
         "cost": cost.cost(inputs, curve, logs),
         "timeline": timeline.timeline(logs, _whole(inputs, underway), curve),
         "definitions": {
             **measure.DEFINITIONS,
+            **overlap.DEFINITIONS,
             **samples.DEFINITIONS,
             **_DEFINITIONS,
             **cost.DEFINITIONS,
@@ -164,13 +171,19 @@ def _curve(inputs: Inputs, underway: Underway | None) -> Curve | None:
     return None
 
 
-def _written(inputs: Inputs) -> dict[str, Any] | None:
-    """Figures of what the models write, by model and kind of text."""
+def _written(config: Config, inputs: Inputs) -> dict[str, Any] | None:
+    """Figures of what the models write, by model and kind of text.
+
+    Null is what texts of that length cannot tell.
+    """
+    least = {"copied_longest": N, "copied_mean": N, "copied_long": samples.LONG}
+    untold = dict.fromkeys(n for n in least if config.evaluate.new_tokens < least[n])
     found = {}
     for who in WHO:
         receipt = _receipt(inputs, f"evaluate.{who}", "samples")
         if receipt:
-            found[who] = receipt.facts["written"]
+            kinds = receipt.facts["written"]
+            found[who] = {kind: {**figures, **untold} for kind, figures in kinds.items()}
     return found or None
 
 

@@ -1,7 +1,8 @@
 """Where figures are drawn: matplotlib to SVG that follows the reader's light or dark colours.
 
-matplotlib draws with stand-in colours; they become CSS variables, and text stays text in the font
-of the page. Each figure comes in two widths, for a desk and for a phone, where a shrunken one could
+matplotlib draws in the light ones. In a page they become CSS variables, and text takes the font of
+the page; in the files beside it, SVG and PNG, they stay, for slides and for programs that know no
+variables. Each figure comes in two widths, for a desk and for a phone, where a shrunken one could
 not be read.
 """
 
@@ -9,8 +10,11 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+Colours = Mapping[str, tuple[str, str]]
 
 COLOURS = {
     "ink": ("#1b2027", "#e6e8eb"),
@@ -23,7 +27,8 @@ COLOURS = {
     "faint": ("#a9cfd0", "#2c5f63"),
     "alarm": ("#b4480f", "#f0975a"),
 }
-"""CSS variables of page and figures: light, dark."""
+"""CSS variables of page and figures: light, dark; no two are equal in light."""
+DPI = 200
 
 WIDTHS = {"wide": 5.4, "narrow": 3.7}
 
@@ -31,19 +36,17 @@ Plot = Callable[[Any], None]
 """Draws on the axes that it is given."""
 
 
-def css() -> str:
+def css(colours: Colours = COLOURS) -> str:
     """The colours as CSS, light unless the reader prefers dark."""
     light, dark = (
-        "".join(f"--{name}:{pair[i]};" for name, pair in COLOURS.items()) for i in (0, 1)
+        "".join(f"--{name}:{pair[i]};" for name, pair in colours.items()) for i in (0, 1)
     )
     return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
 
 
-def standalone(svg: str) -> str:
-    """An SVG element as a file of its own."""
-    opened = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    style = f"<style>{css()}svg{{background:var(--card);font-family:sans-serif}}</style>"
-    return opened.replace(">", f">{style}", 1)
+def light(name: str) -> str:
+    """The colour of that name, as matplotlib draws it."""
+    return COLOURS[name][0]
 
 
 def narrow(ax: Any) -> bool:
@@ -51,26 +54,41 @@ def narrow(ax: Any) -> bool:
     return bool(ax.figure.get_figwidth() == WIDTHS["narrow"])
 
 
-def paint(name: str, plot: Plot, width: float, ratio: float, least: float = 2.5) -> str:
-    """An SVG element of that width in inches, of height width × ratio, but `least` at least."""
+def paint(
+    name: str, plot: Plot, width: float, ratio: float, least: float = 2.5, to: Path | None = None
+) -> str:
+    """An SVG element of that width in inches, of height width × ratio, but `least` at least.
+
+    Args:
+        name: Decides the ids in it; two figures on a page must not share one.
+        plot: Draws it.
+        width: In inches.
+        ratio: Height by width.
+        least: Height at least, in inches.
+        to: Where it goes as files, too, without their `.svg` and `.png`; None for nowhere.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_style()):
+    with rc_context({**_style(), "svg.hashsalt": name}):
         figure = Figure(figsize=(width, max(width * ratio, least)), layout="constrained")
         plot(figure.add_subplot())
         file = io.StringIO()
-        # ids are hashed from content and salt; two figures on a page must not share one
-        with rc_context({"svg.hashsalt": name}):
-            figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        if to:
+            to.with_name(f"{to.name}.svg").write_text(file.getvalue(), encoding="utf-8")
+            figure.savefig(to.with_name(f"{to.name}.png"), dpi=DPI)
     return _adapt(file.getvalue())
 
 
 def _style() -> Any:
-    ink, muted, line = (stand_in(name) for name in ("ink", "muted", "line"))
+    ink, muted, line, card = (light(name) for name in ("ink", "muted", "line", "card"))
     return {
         "svg.fonttype": "none",
-        "font.family": "DejaVu Sans",
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans", "Arial"],
+        "figure.facecolor": card,
+        "axes.facecolor": card,
         "font.size": 9.5,
         "text.color": ink,
         "axes.edgecolor": line,
@@ -93,11 +111,6 @@ def _style() -> Any:
     }
 
 
-def stand_in(name: str) -> str:
-    """The colour that stands for a CSS variable while matplotlib draws."""
-    return f"#0a0b{10 + list(COLOURS).index(name):02x}"
-
-
 def _adapt(svg: str) -> str:
     """The file that matplotlib writes, as an element for a page, with its colours and its font."""
     svg = svg[svg.index("<svg ") :]
@@ -111,5 +124,5 @@ def _adapt(svg: str) -> str:
     ):
         svg = re.sub(unwanted, "", svg, flags=re.S)
     for name in COLOURS:
-        svg = svg.replace(stand_in(name), f"var(--{name})")
+        svg = svg.replace(light(name), f"var(--{name})")
     return svg.replace("xlink:href", "href").strip()

@@ -223,4 +223,4 @@ def _limits(config: Config, report: dict[str, Any] | None) -> Iterator[str]:
 def _provenance(found: dict[str, Any]) -> str:
     code = ", ".join(f"`{commit}`" for commit in found["code"]) or "unknown"
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
-    return f"Gristmill {code}, finished {found['finished']}; {packages}."
+    return f"Gristmill {code}, finished {found['finished']}; its report was made with {packages}."

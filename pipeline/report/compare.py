@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data import overlap
 from pipeline.model import measure
 from pipeline.receipt import verify
 from pipeline.redaction import redact_all
@@ -72,7 +73,12 @@ def compare(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
         "differences": _differences(runs, deciding=True),
         "circumstances": _differences(runs, deciding=False),
         "evaluation": {split: told for split, told in evaluation.items() if any(told["runs"])},
-        "definitions": {**measure.DEFINITIONS, **cost.DEFINITIONS, **_DEFINITIONS},
+        "definitions": {
+            **measure.DEFINITIONS,
+            **overlap.DEFINITIONS,
+            **cost.DEFINITIONS,
+            **_DEFINITIONS,
+        },
     }
     text = json.dumps(content, indent=1, ensure_ascii=False)
     (folder / "compare.json").write_text(text, encoding="utf-8")
@@ -179,14 +185,13 @@ def _evaluation(
         if table is None or scored is None:
             told.append(None)
             continue
-        resamples = runs[number].config.evaluate.resamples
-        bits = _bits(table, resamples)
         names = ("documents", "of_documents", "context", "stride")
         row = {name: scored[name] for name in names}
         row |= {who: scored[who] for who in ("base", "tuned") if who in scored}
-        row |= {"bits_ci95": bits, "against": None}
         row |= {name: scored.get(name) for name in ("paired", "without_near_duplicates")}
+        row["against"] = None
         if number and scores[0] is not None:
+            resamples = runs[number].config.evaluate.resamples
             row["against"] = against(scores[0], table, resamples)
         told.append(row)
     same = [
@@ -204,12 +209,6 @@ def _evaluation(
 def _same(one: pa.Table, other: pa.Table) -> bool:
     """Whether both were scored on the same documents."""
     return bool(one["hash"].equals(other["hash"]) and one["bytes"].equals(other["bytes"]))
-
-
-def _bits(table: pa.Table, resamples: int) -> list[float]:
-    """95 % interval of bits per byte."""
-    pair = measure.interval(table["nll"].to_numpy(), table["bytes"].to_numpy(), resamples)
-    return [math.log(value) / math.log(2) for value in pair]
 
 
 def against(one: pa.Table, other: pa.Table, resamples: int) -> dict[str, Any] | None:

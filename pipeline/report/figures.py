@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.report import gantt
-from pipeline.report.canvas import WIDTHS, Plot, narrow, paint, stand_in
+from pipeline.report.canvas import WIDTHS, Plot, light, narrow, paint
 from pipeline.report.curve import Curve
 from pipeline.report.results import Results
 from pipeline.report.verdict import number
@@ -17,14 +18,17 @@ POINTS = 400
 
 
 def draw(
-    report: dict[str, Any], curve: Curve | None, results: Results
+    report: dict[str, Any], curve: Curve | None, results: Results, folder: Path
 ) -> dict[str, dict[str, str]]:
     """The figures that the data allow: name → width ("wide", "narrow") → SVG element.
+
+    The wide ones are also written into `folder`, as SVG and PNG.
 
     Args:
         report: Content of `report.json`.
         curve: Of the training.
         results: Of the evaluation.
+        folder: Where to.
     """
     plots: dict[str, tuple[float, Plot]] = {
         **_judged(report, results),
@@ -33,12 +37,22 @@ def draw(
     if results.lengths is not None and len(results.lengths) > 1:
         plots["lengths"] = 0.5, lambda ax: _lengths(ax, results.lengths)
     drawn = {
-        name: {size: paint(f"{name}-{size}", plot, width, ratio) for size, width in WIDTHS.items()}
+        name: {
+            size: paint(f"{name}-{size}", plot, width, ratio, to=_file(folder, name, size))
+            for size, width in WIDTHS.items()
+        }
         for name, (ratio, plot) in plots.items()
     }
-    if report.get("timeline"):
-        drawn["time"] = {size: _time(report["timeline"], size) for size in gantt.WIDTHS}
+    if told := report.get("timeline"):
+        drawn["time"] = {
+            size: _time(told, size, _file(folder, "time", size)) for size in gantt.WIDTHS
+        }
     return drawn
+
+
+def _file(folder: Path, name: str, size: str) -> Path | None:
+    """Where a figure of that width is written besides."""
+    return folder / name if size == "wide" else None
 
 
 def _judged(report: dict[str, Any], results: Results) -> dict[str, tuple[float, Plot]]:
@@ -74,11 +88,11 @@ def _trained(curve: Curve | None, best: tuple[int, float] | None) -> dict[str, t
     return plots
 
 
-def _time(timeline: dict[str, Any], size: str) -> str:
+def _time(timeline: dict[str, Any], size: str, to: Path | None) -> str:
     """Where the time went, over the width of the page."""
     width, height = gantt.WIDTHS[size], gantt.height(timeline, size)
-    plot = partial(gantt.plot, timeline=timeline, size=size, colour=stand_in)
-    return paint(f"time-{size}", plot, width, height / width, least=0.0)
+    plot = partial(gantt.plot, timeline=timeline, size=size, colour=light)
+    return paint(f"time-{size}", plot, width, height / width, 0.0, to)
 
 
 def _intervals(ax: Any, evaluation: dict[str, Any], splits: list[str]) -> None:
@@ -87,7 +101,7 @@ def _intervals(ax: Any, evaluation: dict[str, Any], splits: list[str]) -> None:
     for y, (split, who) in enumerate(rows):
         found = evaluation[split][who]
         low, high = found["ci95"]
-        colour = stand_in(who)
+        colour = light(who)
         ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="round")
         ax.plot([found["perplexity"]], [y], "o", color=colour, ms=7)
         label = number(found["perplexity"])
@@ -108,22 +122,22 @@ def _curve(ax: Any, curve: Curve, best: tuple[int, float] | None) -> None:
     """Loss by step: training (each step, and smoothed), validation, best checkpoint, restarts."""
     for i, step in enumerate(curve.restarts):
         label = "restart" if i == 0 else None
-        ax.axvline(step, color=stand_in("alarm"), lw=1.2, ls=(0, (3, 3)), label=label)
+        ax.axvline(step, color=light("alarm"), lw=1.2, ls=(0, (3, 3)), label=label)
     if curve.train:
         steps, losses = np.array(curve.train, dtype=float).T
-        ax.plot(*_thin(steps, losses), color=stand_in("faint"), lw=1)
-        ax.plot(*smooth(steps, losses), color=stand_in("tuned"), lw=2, label="training")
+        ax.plot(*_thin(steps, losses), color=light("faint"), lw=1)
+        ax.plot(*smooth(steps, losses), color=light("tuned"), lw=2, label="training")
     if curve.validation:
         ax.plot(
             *zip(*curve.validation, strict=True),
-            color=stand_in("ink"),
+            color=light("ink"),
             lw=1.4,
             marker="o",
             ms=4.5,
             label="validation",
         )
     if best:
-        ax.plot(*best, "o", ms=12, mfc="none", mew=1.8, color=stand_in("alarm"), label="best")
+        ax.plot(*best, "o", ms=12, mfc="none", mew=1.8, color=light("alarm"), label="best")
     _limit(ax, curve)
     ax.set_xlabel("optimizer step")
     ax.set_ylabel("loss, nats per token")
@@ -162,24 +176,24 @@ def _documents(ax: Any, changes: Any) -> None:
     bins = np.arange(np.floor(low / width), np.ceil(high / width) + 1.5) * width
     counts, _ = np.histogram(np.clip(changes, bins[0], bins[-1]), bins)
     middles = (bins[:-1] + bins[1:]) / 2
-    colours = [stand_in("tuned") if middle < 0 else stand_in("alarm") for middle in middles]
+    colours = [light("tuned") if middle < 0 else light("alarm") for middle in middles]
     ax.bar(middles, counts, width * 0.86, color=colours)
-    ax.axvline(0, color=stand_in("ink"), lw=1)
+    ax.axvline(0, color=light("ink"), lw=1)
     ax.set_xlabel("change of the document’s loss, nats per token")
     ax.set_ylabel("documents")
     ax.locator_params(axis="y", integer=True, nbins=6)
     for side, text in ((-1, "← easier"), (1, "harder →")):
         align = "left" if side < 0 else "right"
         place = {"transform": ax.transAxes, "ha": align, "va": "bottom"}
-        ax.text(0 if side < 0 else 1, 1.02, text, color=stand_in("muted"), **place)
+        ax.text(0 if side < 0 else 1, 1.02, text, color=light("muted"), **place)
 
 
 def _by_length(ax: Any, rows: list[dict[str, Any]]) -> None:
     """Change of perplexity, with its interval, of documents of like length."""
-    ax.axvline(0, color=stand_in("ink"), lw=1)
+    ax.axvline(0, color=light("ink"), lw=1)
     for y, row in enumerate(rows):
         low, high = row["paired"]["ci95_percent"]
-        colour = stand_in("tuned" if high < 0 else "alarm" if low > 0 else "base")
+        colour = light("tuned" if high < 0 else "alarm" if low > 0 else "base")
         ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="round")
         ax.plot([row["paired"]["perplexity_change_percent"]], [y], "o", color=colour, ms=7)
     names = [f"{span(row)}{_gap(ax)}({row['documents']:,})" for row in rows]
@@ -211,7 +225,7 @@ def _by_position(ax: Any, rows: list[dict[str, Any]]) -> None:
     places = [(row["from"] + row["below"] - 1) / 2 + 1 for row in rows]
     for who, name in (("base", "base"), ("tuned", "adapted")):
         losses = [row[who] for row in rows]
-        ax.plot(places, losses, color=stand_in(who), lw=1.8, marker="o", ms=4.5, label=name)
+        ax.plot(places, losses, color=light(who), lw=1.8, marker="o", ms=4.5, label=name)
     ax.set_xscale("log")
     ax.set_yscale("log")
     _plain_ticks(ax.xaxis, ax.yaxis)
@@ -236,9 +250,9 @@ def _lengths(ax: Any, tokens: Any) -> None:
     low, high = max(1, int(tokens.min())), int(tokens.max()) + 1
     edges = np.unique(np.geomspace(low, max(high, low + 1), 25).round())
     counts, _ = np.histogram(tokens, edges)
-    ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=stand_in("tuned"))
+    ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=light("tuned"))
     for edge in edges[1:-1]:
-        ax.axvline(edge, color=stand_in("card"), lw=0.8)
+        ax.axvline(edge, color=light("card"), lw=0.8)
     ax.set_xscale("log")
     _plain_ticks(ax.xaxis)
     ax.set_xlabel("tokens of a document")
@@ -251,15 +265,15 @@ def _norms(ax: Any, curve: Curve) -> None:
     """Gradient norm of each step, and the steps that were skipped."""
     steps, norms = np.array(curve.norms, dtype=float).T
     norms = np.maximum(norms, 1e-12)
-    ax.plot(*_thin(steps, norms), color=stand_in("faint"), lw=1)
-    ax.plot(*smooth(steps, norms), color=stand_in("tuned"), lw=2, label="gradient norm")
+    ax.plot(*_thin(steps, norms), color=light("faint"), lw=1)
+    ax.plot(*smooth(steps, norms), color=light("tuned"), lw=2, label="gradient norm")
     if curve.skipped:
         top = float(norms.max())
         ax.plot(
             curve.skipped,
             [top] * len(curve.skipped),
             "x",
-            color=stand_in("alarm"),
+            color=light("alarm"),
             label="step skipped",
             clip_on=False,
         )
@@ -274,8 +288,8 @@ def _norms(ax: Any, curve: Curve) -> None:
 def _speed(ax: Any, curve: Curve) -> None:
     """Tokens a second, step by step."""
     steps, speeds = np.array(curve.speeds, dtype=float).T
-    ax.plot(*_thin(steps, speeds), color=stand_in("faint"), lw=1)
-    ax.plot(*smooth(steps, speeds), color=stand_in("tuned"), lw=2)
+    ax.plot(*_thin(steps, speeds), color=light("faint"), lw=1)
+    ax.plot(*smooth(steps, speeds), color=light("tuned"), lw=2)
     ax.set_ylim(0, None)
     ax.set_xlabel("optimizer step")
     ax.set_ylabel("tokens a second")

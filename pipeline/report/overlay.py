@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.report import canvas
-from pipeline.report.canvas import narrow, paint, stand_in
+from pipeline.report.canvas import light, narrow, paint
 from pipeline.report.curve import Curve
 from pipeline.report.figures import smooth
 from pipeline.report.verdict import number
 
 COLOURS = (
-    ("#0a6c74", "#55c2c3"),
-    ("#b4480f", "#f0975a"),
+    canvas.COLOURS["tuned"],
+    canvas.COLOURS["alarm"],
     ("#5b4bb5", "#a99bff"),
     ("#866a00", "#d9b53a"),
     ("#b0305f", "#f283a8"),
@@ -24,7 +24,7 @@ COLOURS = (
     ("#2563b8", "#7fb2ff"),
     ("#5f6570", "#a9b1bc"),
 )
-"""Of the runs in order: light, dark."""
+"""Of the runs in order: light, dark. Those of the first two are the page's own."""
 MARKS = "os^DvPX*"
 WIDE, NARROW = 10.6, canvas.WIDTHS["narrow"]
 NAME = 34
@@ -32,15 +32,11 @@ NAME = 34
 
 def css() -> str:
     """The colours of page and figures as CSS."""
-    light, dark = (
-        "".join(f"--run{n}:{pair[i]};" for n, pair in enumerate(COLOURS)) for i in (0, 1)
-    )
-    media = f"@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
-    return f"{canvas.css()}:root{{{light}}}{media}"
+    return canvas.css({**canvas.COLOURS, **{f"run{n}": pair for n, pair in enumerate(COLOURS)}})
 
 
 def draw(content: dict[str, Any], curves: Sequence[Curve | None], folder: Path) -> dict[str, Any]:
-    """Draw what the data allow, and write it as SVG files into `folder`.
+    """Draw what the data allow, and write it as SVG and PNG files into `folder`.
 
     Args:
         content: Of `compare.json`.
@@ -64,13 +60,12 @@ def draw(content: dict[str, Any], curves: Sequence[Curve | None], folder: Path) 
         plots["curves"] = (0.46, 1.75), lambda ax: _curves(ax, runs, curves)
     drawn = {}
     for name, (ratios, plot) in plots.items():
-        sizes = zip(("wide", "narrow"), (WIDE, NARROW), ratios, strict=True)
+        files = folder / name, None
+        sizes = zip(("wide", "narrow"), (WIDE, NARROW), ratios, files, strict=True)
         drawn[name] = {
-            size: _coloured(paint(f"{name}-{size}", plot, width, ratio))
-            for size, width, ratio in sizes
+            size: _coloured(paint(f"{name}-{size}", plot, width, ratio, to=to))
+            for size, width, ratio, to in sizes
         }
-        alone = canvas.standalone(drawn[name]["wide"]).replace(canvas.css(), css(), 1)
-        (folder / f"{name}.svg").write_text(alone, encoding="utf-8")
     return {
         "figures": {n: {s: Markup(svg) for s, svg in of.items()} for n, of in drawn.items()},
         "colours": Markup(css()),
@@ -78,8 +73,8 @@ def draw(content: dict[str, Any], curves: Sequence[Curve | None], folder: Path) 
 
 
 def _colour(place: int) -> str:
-    """What stands for the colour of a run while matplotlib draws."""
-    return f"#0c0d{16 + place:02x}"
+    """The colour of a run, as matplotlib draws it."""
+    return COLOURS[place][0]
 
 
 def _coloured(svg: str) -> str:
@@ -98,7 +93,8 @@ def _label(ax: Any, run: dict[str, Any]) -> str:
 
 def _scores(ax: Any, runs: Sequence[dict[str, Any]], told: dict[str, Any], split: str) -> None:
     """What each run scored, base and adapted: perplexity where the tokens are the same."""
-    measure, interval = ("perplexity", "ci95") if told["tokens"] else ("bits_per_byte", "")
+    pair = ("perplexity", "ci95") if told["tokens"] else ("bits_per_byte", "bits_ci95")
+    measure, interval = pair
     shown = [
         (n, run, one) for n, (run, one) in enumerate(zip(runs, told["runs"], strict=True)) if one
     ]
@@ -106,13 +102,13 @@ def _scores(ax: Any, runs: Sequence[dict[str, Any]], told: dict[str, Any], split
         value = one["tuned"][measure]
         if "base" in one:
             base = one["base"][measure]
-            ax.plot([value, base], [y, y], color=stand_in("line"), lw=1.4, zorder=1)
-            ax.plot([base], [y], "o", mfc="none", mew=1.5, ms=7, color=stand_in("base"))
-        low, high = one["tuned"][interval] if interval else one["bits_ci95"]
+            ax.plot([value, base], [y, y], color=light("line"), lw=1.4, zorder=1)
+            ax.plot([base], [y], "o", mfc="none", mew=1.5, ms=7, color=light("base"))
+        low, high = one["tuned"][interval]
         ax.plot([low, high], [y, y], color=_colour(place), lw=2.6, solid_capstyle="round")
         ax.plot([value], [y], MARKS[place], color=_colour(place), ms=8)
         place_of = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
-        ax.annotate(number(value), (value, y), color=stand_in("ink"), **place_of)
+        ax.annotate(number(value), (value, y), color=light("ink"), **place_of)
     ax.set_yticks(range(len(shown)), [_label(ax, run) for _, run, _ in shown])
     ax.set_ylim(len(shown) - 0.5, -0.75)
     ax.margins(x=0.08)
@@ -120,7 +116,7 @@ def _scores(ax: Any, runs: Sequence[dict[str, Any]], told: dict[str, Any], split
     if narrow(ax):
         ax.set_xlabel(f"{measure.replace('_', ' ')}, {split}; ring: base model")
     ax.grid(axis="y", visible=False)
-    ax.tick_params(axis="y", length=0, labelcolor=stand_in("ink"))
+    ax.tick_params(axis="y", length=0, labelcolor=light("ink"))
 
 
 def _curves(ax: Any, runs: Sequence[dict[str, Any]], curves: Sequence[Curve | None]) -> None:
@@ -143,7 +139,7 @@ def _curves(ax: Any, runs: Sequence[dict[str, Any]], curves: Sequence[Curve | No
             places, means = smooth(steps, losses)
             training.plot(at(places), means, lw=1.8, **style)
     for panel, title in ((validation, "validation"), (training, "training, smoothed")):
-        panel.set_title(title, loc="left", fontsize=10, color=stand_in("ink"))
+        panel.set_title(title, loc="left", fontsize=10, color=light("ink"))
         panel.set_ylabel("loss, nats per token")
         panel.set_xlabel("tokens learned from" if known else "optimizer step")
         panel.xaxis.set_major_formatter(_short)

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.ngrams import N
+from pipeline.data.overlap import QUOTED
 from pipeline.disk import size
 from pipeline.model.samples import LONG
 from pipeline.report import advice, canvas, figures
@@ -25,7 +27,7 @@ def render(
     samples: dict[str, list[dict[str, Any]]],
     folder: Path,
 ) -> None:
-    """Write `report.html`, `report.md` and the figures as SVG files.
+    """Write `report.html`, `report.md` and the figures as SVG and PNG files.
 
     Args:
         report: Content of `report.json`.
@@ -36,11 +38,8 @@ def render(
     """
     from markupsafe import Markup
 
-    drawn = figures.draw(report, curve, results)
+    drawn = figures.draw(report, curve, results, folder)
     learned = None if curve is None or curve.blank else curve
-    for name, sizes in drawn.items():
-        file = folder / f"{name}.svg"
-        file.write_text(canvas.standalone(sizes["wide"]), encoding="utf-8")
     content = {
         **report,
         "curve": learned if report["training"] else None,
@@ -49,7 +48,9 @@ def render(
         "slowest": _compared(report["stages"]),
         "several": SEVERAL,
         "shown": SHOWN,
+        "shortest": N,
         "long": LONG,
+        "quoted": QUOTED,
         "overfitted": advice.rose(report),
         "figures": {n: {s: Markup(svg) for s, svg in sizes.items()} for n, sizes in drawn.items()},
         "colours": Markup(canvas.css()),
@@ -75,6 +76,7 @@ def fill(template: str, content: dict[str, Any], to: Path) -> None:
         "size": lambda value: size(value).replace(" ", "\u00a0"),
         "duration": duration,
         "percent": percent,
+        "some": some,
         "nats": nats,
         "signed_number": signed_number,
         "beside": partial(zip, strict=True),
@@ -97,6 +99,12 @@ def _compared(stages: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 def count(value: float | None) -> str:
     """A whole number with its thousands apart, a dash for none."""
     return "–" if value is None else f"{value:,.0f}"
+
+
+def some(names: list[str], most: int = 20) -> str:
+    """Names in a row; of many the first, and how many more."""
+    told = ", ".join(names[:most])
+    return f"{told} and {len(names) - most:,} more" if len(names) > most else told
 
 
 def nats(value: float) -> str:

@@ -6,6 +6,7 @@ interval over documents.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,9 @@ def read_results(config: Config, inputs: Inputs) -> Results:
         if not tables:
             continue
         found = evaluation[split] = _facts(inputs, split)
+        resamples = config.evaluate.resamples
+        for who, table in tables.items():
+            found[who]["bits_ci95"] = _bits(table, resamples)
         first = next(iter(tables.values()))
         lengths = first["tokens"].to_numpy() if split == "train" else lengths
         if len(tables) < len(WHO):
@@ -71,7 +75,6 @@ def read_results(config: Config, inputs: Inputs) -> Results:
         tokens = first["tokens"].to_numpy()
         pairs[split] = tuned - base, tokens
         changes[split] = (tuned - base) / tokens
-        resamples = config.evaluate.resamples
         found["paired"] = paired(base, tuned, tokens, resamples)
         found["by_length"] = _by_length(base, tuned, tokens, resamples)
         found["by_position"] = _by_position(inputs, split)
@@ -105,6 +108,12 @@ def _facts(inputs: Inputs, split: str) -> dict[str, Any]:
             found |= {name: receipt.facts[name] for name in _SCORED if name not in found}
             found[who] = {name: receipt.facts[name] for name in _MEASURED}
     return found
+
+
+def _bits(table: pa.Table, resamples: int) -> list[float]:
+    """95 % interval of bits per byte, of scores, a row a document."""
+    pair = measure.interval(table["nll"].to_numpy(), table["bytes"].to_numpy(), resamples)
+    return [math.log2(value) for value in pair]
 
 
 def paired(base: Any, tuned: Any, tokens: Any, resamples: int) -> dict[str, Any]:
