@@ -642,7 +642,7 @@ def test_what_computed_is_told_from_what_reported(run: Run) -> None:
     assert "\nSettings: as the defaults have them.\n" in markdown
     hours = report["cost"]["cpu_hours"]
     assert f"\nCost: {duration(3600 * hours)} of CPU time granted, GPU time not reco" in markdown
-    assert "; what is shared with other runs counts in full." in markdown
+    assert ". What another run had made is counted in full." in markdown
     assert some([f"n{i}" for i in range(23)]).endswith(", n19 and 3 more")
 
 
