@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from conftest import SMALL, advance
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_loop import batches, changed, learner, weights
 from test_train import Killed, StopAfter, metrics, result, train
@@ -197,7 +198,12 @@ def test_all_that_is_the_same_wherever_it_is_interrupted(
         place = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("whole") / "root"))
         whole = train(config, place)
 
+        # a stop after step 5 saves where nothing would have been saved, one after step 3 before
+        # that step is validated; from neither may it go on otherwise when it goes back
         @settings(max_examples=6, deadline=None, database=None)
+        @example([5])
+        @example([3, 5])
+        @example([4, 6])
         @given(st.lists(st.integers(-9, 9), min_size=1, max_size=3))
         def check(moments: list[int]) -> None:
             root = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("broken") / "root"))
