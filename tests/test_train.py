@@ -18,6 +18,9 @@ from hypothesis import strategies as st
 from pipeline.config import Config
 from pipeline.dag import Node, find
 from pipeline.errors import CorruptInput, Interrupted, UserError
+from pipeline.model import documents, load
+from pipeline.model.checkpoint import State
+from pipeline.model.journal import METRICS, SAMPLES, Journal
 from pipeline.receipt import hash_file
 from pipeline.stage import Context, Item, run_item
 from pipeline.stop import Stop
@@ -62,10 +65,20 @@ class Killed(BaseException):
     """Stands for SIGKILL within one process: nothing is saved on the way out."""
 
 
-def result(node: Node) -> tuple[str, float]:
-    """Digest of what was learned, and the best loss."""
-    (receipt,) = node.done.values()
-    return receipt.digest, receipt.facts["best_loss"]
+def result(node: Node) -> tuple[str, float, frozenset[tuple[str, ...]]]:
+    """Digest of what was learned, the best loss, and what came of each step and validation.
+
+    A step that was repeated is there once, unless it went another way.
+    """
+    ((unit, receipt),) = node.done.items()
+    rows = [json.loads(line) for line in (node.work.folder / unit / METRICS).open()]
+    seen = ("kind", "step", "loss", "grad_norm", "lr", "tokens", "skipped")
+    # as text, in which NaN is equal to itself and every bit of a float stands
+    went = {tuple(f"{n} {row[n]!r}" for n in seen if n in row) for row in rows if "loss" in row}
+    assert {row["step"] for row in rows if row["kind"] == "step"} == {
+        step + 1 for step in range(receipt.facts["steps"])
+    }
+    return receipt.digest, receipt.facts["best_loss"], frozenset(went)
 
 
 def train(config: Config, root: Path, stop: Stop | None = None) -> Node:
