@@ -207,16 +207,18 @@ def test_what_a_checkpoint_s_pickle_would_do_is_not_done(
     assert (tmp_path / "done").exists(), "so it is hostile"
 
 
+@pytest.mark.parametrize("keep", [1, 3])
 def test_only_the_newest_checkpoints_and_the_best_are_kept(
-    small: Small, prepared: Path, tmp_path: Path
+    small: Small, root: Path, keep: int
 ) -> None:
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    config = small("train.checkpoint_every=1", "train.steps=5")
-    node = train(config, tmp_path)
+    """Where all weights learn at this rate the base itself stays the best."""
+    words = ("train.method=full", "train.weights=fp32", "train.lr=0.5", "train.warmup=0")
+    words = (*words, "train.steps=7", "train.checkpoint_every=1")
+    node = train(small(*words, f"train.keep_checkpoints={keep}"), root)
     (receipt,) = node.done.values()
-    kept = {path.name for path in node.work.folder.glob("step-*")}
-    assert len(kept) <= config.train.keep_checkpoints + 1
-    assert f"step-{receipt.facts['best_step']:08d}" in kept
+    assert receipt.facts["best_step"] == 0
+    kept = sorted(path.name for path in node.work.folder.glob("step-*"))
+    assert kept == [f"step-{step:08d}" for step in (0, *range(7 - keep, 7))]
 
 
 def test_it_learns_and_starts_from_the_loss_of_the_base(
