@@ -272,6 +272,75 @@ def test_what_is_written_at_each_validation_can_be_read(small: Small, root: Path
     assert all(c.isprintable() for c in text.replace("\n", ""))
 
 
+def test_layers_are_computed_twice_where_that_saves_memory_and_nothing_else_changes(
+    small: Small, root: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend, count = documents.attend, [0]
+
+    def counting(module: Any, *arguments: Any, **words: Any) -> Any:
+        count[0] += module.training
+        return attend(module, *arguments, **words)
+
+    monkeypatch.setattr(documents, "attend", counting)
+    found, calls = [], []
+    for on, place in (("true", root), ("false", tmp_path / "other")):
+        if not place.exists():
+            shutil.copytree(prepared, place)
+        count[0] = 0
+        words = ("train.dropout=0.1", f"train.gradient_checkpointing={on}")
+        found.append(result(train(small(*words), place)))
+        calls.append(count[0])
+    layers, micro_batches, steps = 2, 2, 6
+    assert calls == [2 * layers * micro_batches * steps, layers * micro_batches * steps]
+    assert found[0] == found[1], "dropout takes the same, too"
+
+
+@pytest.mark.parametrize(("first", "then"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_the_precision_that_was_found_is_kept_on_another_machine(
+    small: Small, root: Path, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch,
+    first: str, then: str
+) -> None:  # fmt: skip
+    """As where one node has bf16 and the next has not; `auto` alone would change over."""
+    pick, here = load.pick_precision, [first]
+    monkeypatch.setattr(
+        load,
+        "pick_precision",
+        lambda wanted, device: pick(here[0] if wanted == "auto" else wanted, device),
+    )
+    wholes = {}
+    for precision in (first, then):
+        place = Path(shutil.copytree(prepared, tmp_path / precision))
+        wholes[precision] = result(train(small(f"train.precision={precision}"), place))
+    assert wholes[first] != wholes[then], "it makes a difference, so the check is sharp"
+    config = small()
+    with pytest.raises(Interrupted):
+        train(config, root, StopAfter(find(config, root, "train.train").work.folder, 3))
+    here[0] = then
+    node = train(config, root)
+    assert result(node) == wholes[first]
+    (receipt,) = node.done.values()
+    assert receipt.facts["precision"] == first
+
+
+def test_a_long_journal_costs_a_start_no_more_than_a_short_one(tmp_path: Path) -> None:
+    """A terabyte of it, none of which takes room on the disk but the last line, which is torn."""
+    for name in (METRICS, SAMPLES):
+        (tmp_path / name).touch()
+    Journal(tmp_path, State(attempts=1))
+    assert (tmp_path / METRICS).read_text().count("\n") == 1, "nothing is torn in an empty file"
+    with (tmp_path / METRICS).open("r+b") as file:
+        file.truncate(1 << 40)
+        file.seek(0, os.SEEK_END)
+        file.write(b'{"kind": "st')
+    for attempt in (2, 3):
+        Journal(tmp_path, State(attempts=attempt))
+    with (tmp_path / METRICS).open("rb") as file:
+        file.seek(1 << 40)
+        torn, *rows = file.read().decode().splitlines()
+    assert torn == '{"kind": "st'
+    assert [json.loads(row)["attempt"] for row in rows] == [2, 3]
+
+
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
 def test_another_micro_batch_continues_the_same_data_order(
     small: Small, root: Path, prepared: Path, tmp_path: Path, micro_batch: int
