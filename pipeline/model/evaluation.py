@@ -23,7 +23,7 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.encoder import Reference
 from pipeline.data.seal import open_sealed
 from pipeline.errors import UserError
-from pipeline.model import load
+from pipeline.model import family, load
 from pipeline.model.measure import bits_per_byte, interval, perplexity, word_perplexity
 from pipeline.model.samples import compose, openings
 from pipeline.model.score import Kept, Part, Windows, score
@@ -115,7 +115,9 @@ def _prepare(config: Config, split: str, item: Item, inputs: Inputs, ctx: Contex
     corpus = _corpus(inputs, split, ctx)
     base, receipt = inputs["download.model"].one()
     if "model" not in ctx.memo:
-        ctx.memo["model"] = _load(config, inputs, device)
+        model = _load(config, inputs, device)
+        family.check_head(model, device, precision)
+        ctx.memo["model"] = model
     ends = receipt.facts["prefix_id"], receipt.facts["end_id"]
     context = receipt.facts["context"]
     return _Bench(ctx.memo["model"], device, precision, corpus, base, context, *ends)
