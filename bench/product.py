@@ -86,7 +86,9 @@ def main() -> None:
     turns, job = Turns(), read(sys.argv[1])
     from pipeline.config import resolve
     from pipeline.dag import find
+    from pipeline.data.packing import make_batch
     from pipeline.model import loop
+    from pipeline.model.loss import IGNORE
     from pipeline.stage import Context, run_item
 
     config = resolve(job.dataset, job.base, "lora", overrides(job), name=job.kind)
@@ -94,6 +96,10 @@ def main() -> None:
 
     def watched(learner: Any, state: Any, plan: Any, hooks: Any, stop: Any) -> None:
         begun = False
+        data = hooks.batches.__self__
+        # what an epoch gives to learn from, counted off its batches
+        parts = (make_batch(data.train, data.packing, [w], 0, 0) for w in range(len(data.packing)))
+        seen = sum(int((part.targets != IGNORE).sum()) for part in parts)
 
         def batches(step: int, micro_batch: int) -> Any:
             nonlocal begun
@@ -109,7 +115,7 @@ def main() -> None:
             slots = job.packed * job.accumulate * job.length
             counted = turns.account(row["tokens"], slots, row["loss"])
             again = hooks.batches(row["step"] - 1, plan.micro_batch)
-            if not turns.next(counted, bare=bare(learner, list(again))):
+            if not turns.next(counted, bare=bare(learner, list(again)), seen=seen):
                 learner.model.save_pretrained(job.out)
                 raise Ended
 

@@ -9,7 +9,8 @@ each number of ranks, which are as many nodes: undisturbed, and struck at random
 by SIGKILLs to one of its processes, signals that announce a time limit, and preemptions. What has
 failed is submitted again. The model is one of two layers, unless another is named.
 
-Exit code 1 if the two do not end in the same bytes, or any step had another loss.
+Exit code 1 if the two do not end in the same bytes, if any step had another loss, or if fewer
+strikes fell than were asked for.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ TIMEOUT = 7200.0
 WORDS = (
     "train.length=128", "train.batch=4", "train.micro_batch=1", "train.checkpoint_every=50",
     "train.validate_every=200", "train.validation_documents=4", "train.validation_tokens=2000",
-    "train.sample_tokens=8", "train.lr=1e-3",
+    "train.sample_tokens=8", "train.lr=1e-3", "train.dropout=0.1",
 )  # fmt: skip
 
 
@@ -143,25 +144,32 @@ def main() -> None:
     way("ready").calm()
     rows = [("ranks", "", *strikes.TRAINING.kinds, "restarts", "submits", "steps again", "wall",
              "last validation", "adapter")]  # fmt: skip
-    differ = 0
+    differ = missing = 0
     with running_cluster() as cluster:
         for ranks in map(int, chosen.ranks.split(",")):
             found = compare(chosen, cluster, way, ranks)
             rows += found[0]
             differ += not found[1]
+            missing += found[2]
     print(table(rows))
     print(f"\n{chosen.model or 'two layers'}, {chosen.steps} steps, seed {chosen.seed}: ", end="")
     print(f"{differ} DIFFER" if differ else "losses of all steps and all bytes equal")
-    if differ:
+    if missing:
+        print(f"{missing} STRIKES LEFT OVER: use more --steps, or a smaller --every")
+    if differ or missing:
         sys.exit(1)
     shutil.rmtree(folder)
 
 
 def compare(
     chosen: argparse.Namespace, cluster: Cluster, way: Callable[[str], Way], ranks: int
-) -> tuple[list[tuple[str, ...]], bool]:
-    """Train undisturbed and struck; a row of each, and whether they came to the same."""
-    rows, outcomes = [], []
+) -> tuple[list[tuple[str, ...]], bool, int]:
+    """Train undisturbed and struck.
+
+    Returns:
+        A row of each, whether they came to the same, and how many strikes were left over.
+    """
+    rows, outcomes, missing = [], [], 0
     for name in ("undisturbed", "struck"):
         say(f"{ranks} ranks, {name}")
         kills = chosen.kills if name == "struck" else 0
@@ -177,9 +185,8 @@ def compare(
             str(ranks), name, *map(str, counts), f"{seconds:.0f} s", f"{loss:.6f}",
             outcome.learned[:12],
         ))  # fmt: skip
-        if storm.left:
-            say(f"{len(storm.left)} strikes came too late")
-    return rows, outcomes[1].same(outcomes[0])
+        missing += len(storm.left)
+    return rows, outcomes[1].same(outcomes[0]), missing
 
 
 if __name__ == "__main__":

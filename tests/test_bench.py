@@ -186,6 +186,15 @@ def test_speeds_are_compared_by_rounds_and_losses_by_documents() -> None:
     assert lessons.difference(*scores) == pytest.approx((-0.5, -0.5, -0.5))
 
 
+@pytest.mark.parametrize(("seen", "said"), [(400, ("0.0%", "yes")), (396, ("1.0%", "**no**"))])
+def test_what_ours_does_not_learn_from_is_a_goal_missed(seen: int, said: tuple[str, str]) -> None:
+    turn = {"round": 0, "tokens": 60, "cpu": 1.0, "bare": 1.0, "peak": 1e6, "seen": seen}
+    ours = {"name": "ours", "title": "ours", "why": "", "turns": [turn, turn]}
+    found = {"systems": [ours], "lengths": [100, 300], "slots": [4, 512, 2, 1024]}
+    (goal,) = [row for row in lessons.goals(found) if "truncation" in row[0]]
+    assert goal[2:] == said
+
+
 @pytest.mark.parametrize(
     ("module", "words"),
     [

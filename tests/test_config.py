@@ -239,6 +239,7 @@ def test_a_wrong_setting_is_told_with_its_name_value_and_rule(word: str, told: s
     ("overrides", "told"),
     [
         (["train.method=full"], "train.method=full cannot train weights=int8; use fp32"),
+        (["train.method=full", "train.weights=bf16"], "use train.weights=fp32, which"),
         (["train.tokens=5", "train.epochs=1"], "at most one of train.tokens, train.epochs"),
         (["train.steps=5", "train.epochs=1"], "at most one of train.tokens, train.epochs"),
         (["train.batch=4"], "train.micro_batch=8 is more than train.batch=4"),

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from conftest import SMALL, advance
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_loop import batches, changed, learner, weights
 from test_train import Killed, StopAfter, metrics, result, train
 
-from pipeline.config import Config
+from pipeline.config import Config, resolve
 from pipeline.dag import find
 from pipeline.data.packing import Batch
 from pipeline.errors import Interrupted, UserError
+from pipeline.model.checkpoint import trainable
 from pipeline.model.clerk import Clerk
 from pipeline.model.guard import ENOUGH, REMEMBERED, Guard
 from pipeline.model.loop import Learner
@@ -29,8 +31,12 @@ Fault = Callable[[int, float, int], float]
 """`fault(step, rate, windows)`: what a micro-batch's loss is multiplied by; it may raise."""
 
 
-def inject(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
-    """Let every micro-batch of every training have that fault."""
+def inject(
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    slope: Callable[[int], float] = lambda step: 1.0,
+) -> None:
+    """Let every micro-batch of every training have that fault; `slope`: of its gradient alone."""
     step, compute = Learner.step, Learner._sum
     now: list[Any] = [0, 0.0]
 
@@ -39,7 +45,9 @@ def inject(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
         return step(self, number, parts, rate)
 
     def failing(self: Learner, batch: Batch) -> Any:
-        return compute(self, batch) * fault(*now, len(batch.inputs))
+        loss = compute(self, batch) * fault(*now, len(batch.inputs))
+        loss.register_hook(lambda gradient: gradient * slope(now[0]))
+        return loss
 
     monkeypatch.setattr(Learner, "step", noting)
     monkeypatch.setattr(Learner, "_sum", failing)
@@ -84,6 +92,45 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_told(
     (skipped,) = [row for row in kinds(metrics(node), "step") if row["skipped"]]
     assert skipped["step"] == 4
     assert f"step 4 of 6 SKIPPED: loss is {factor}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(
+    small: Small, root: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    inject(monkeypatch, lambda *_: 1.0, lambda step: factor if step == 3 else 1.0)
+    node = train(small(), root)
+    (skipped,) = [row for row in kinds(metrics(node), "step") if row["skipped"]]
+    assert skipped["step"] == 4
+    assert math.isfinite(skipped["loss"])
+    assert not math.isfinite(skipped["grad_norm"])
+    assert all(math.isfinite(row["loss"]) for row in kinds(metrics(node), "validation"))
+
+
+@pytest.mark.parametrize(
+    ("what", "loss", "slope"), [("loss", 2.0, 0.5), ("the gradient norm", 1.0, 50.0)]
+)
+def test_a_leap_of_either_is_skipped_in_a_training(
+    small: Small,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    what: str,
+    loss: float,
+    slope: float,
+) -> None:
+    """Each by itself: where the loss doubles its gradient is what it was."""
+    inject(
+        monkeypatch,
+        lambda step, rate, windows: loss if step == ENOUGH else 1.0,
+        lambda step: slope if step == ENOUGH else 1.0,
+    )
+    words = (f"train.steps={ENOUGH + 2}", "train.validate_every=9", "train.lr=1e-4")
+    node = train(small(*words), root)
+    rows = kinds(metrics(node), "step")
+    assert [row["step"] for row in rows if row["skipped"]] == [ENOUGH + 1]
+    assert f"step {ENOUGH + 1} of {ENOUGH + 2} SKIPPED: {what} is " in capsys.readouterr().out
+    assert facts(node)["skipped"] == 1
 
 
 def usual(guard: Guard, steps: int = ENOUGH) -> Guard:
@@ -138,6 +185,56 @@ def test_a_leap_leaves_no_trace_in_weights_or_optimizer(models: Callable[[str], 
     for each in (ours, undisturbed):
         assert not each.step(ENOUGH + 1, batches((8,)), 1e-4)["skipped"]
     assert changed(weights(ours), weights(undisturbed)) == 0
+
+
+# What is judged is no number
+
+
+def refused_at(step: int, config: Config, root: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        train(config, root)
+    assert str(caught.value) == (
+        f"the validation loss at step {step} is nan. try train.precision=fp32; at step 0 the base "
+        "model is at fault"
+    )
+
+
+def test_a_base_model_that_is_no_number_ends_a_training(
+    dataset: Path, models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(models("llama"), tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = resolve(str(dataset), str(folder), "lora-8bit", SMALL, "broken")
+    advance(config, tmp_path / "root", "tokenize.seal")
+    refused_at(0, config, tmp_path / "root")
+
+
+def test_weights_that_are_no_number_end_a_training_and_are_not_kept(
+    small: Small, root: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """As where a device goes wrong between the last step and a validation."""
+    import torch
+
+    whole = train(small(), Path(shutil.copytree(prepared, tmp_path / "whole")))
+    step = Learner.step
+
+    def spoiling(self: Learner, number: int, *more: Any) -> dict[str, Any]:
+        row = step(self, number, *more)
+        if number == 2:
+            with torch.no_grad():
+                next(iter(trainable(self.model).values())).fill_(math.nan)
+        return row
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "step", spoiling)
+        refused_at(3, small(), root)
+    folder = find(small(), root, "train.train").work.folder
+    assert sorted(p.name for p in folder.glob("step-*")) == ["step-00000000", "step-00000002"]
+    assert result(train(small(), root)) == result(whole)
 
 
 # Going back
@@ -220,7 +317,12 @@ def test_all_that_is_the_same_wherever_it_is_interrupted(
         place = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("whole") / "root"))
         whole = train(config, place)
 
+        # a stop after step 5 saves where nothing would have been saved, one after step 3 before
+        # that step is validated; from neither may it go on otherwise when it goes back
         @settings(max_examples=6, deadline=None, database=None)
+        @example([5])
+        @example([3, 5])
+        @example([4, 6])
         @given(st.lists(st.integers(-9, 9), min_size=1, max_size=3))
         def check(moments: list[int]) -> None:
             root = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("broken") / "root"))

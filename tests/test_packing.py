@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import FAMILIES
 
 from pipeline.data.corpus import Corpus
 from pipeline.data.packing import Batch, Packing, make_batch, pack
@@ -214,31 +215,30 @@ def test_a_token_sees_its_own_segment_and_the_past() -> None:
                 assert sees or mask[window, 0, query, key] < -1e30
 
 
-@pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
+@pytest.mark.parametrize("mode", ["evaluation", "training"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_packed_document_is_read_as_if_it_were_alone(
-    models: Callable[[str], Path], family: str
+    models: Callable[[str], Path], family: str, mode: str
 ) -> None:
+    """As Hugging Face's own model reads it; in training attention is computed by document."""
     import torch
+    from transformers import AutoModelForCausalLM
 
     from pipeline.model.load import backbone, load_base
 
-    model = load_base(models(family), "fp32", torch.device("cpu"))
-    with torch.no_grad():  # larger weights: what leaks in has to show
-        for parameter in model.parameters():
-            parameter.mul_(3 if parameter.dim() > 1 else 1)
+    model = load_base(models(family), "fp32", torch.device("cpu")).train(mode == "training")
+    plain = AutoModelForCausalLM.from_pretrained(models(family), dtype=torch.float32)
+    for each in (model, plain.eval()):
+        with torch.no_grad():  # larger weights: what leaks in has to show
+            for parameter in each.parameters():
+                parameter.mul_(3 if parameter.dim() > 1 else 1)
     corpus = corpus_of([20, 5, 9, 0, 31, 70, 1])
     packing = pack(corpus.offsets, 40)
     batch = make_batch(corpus, packing, range(len(packing)), PREFIX, END)
+    arguments, _ = batch.by_mask()
     body, head = backbone(model)
     with torch.no_grad():
-        together = head(
-            body(
-                input_ids=batch.inputs,
-                attention_mask=batch.mask(torch.float32),
-                position_ids=batch.positions,
-                use_cache=False,
-            ).last_hidden_state
-        )
+        together = head(body(**arguments, use_cache=False).last_hidden_state)
     assert torch.isfinite(together).all(), "padding included"
     compared, shared = 0, 0
     for window in range(len(packing)):
@@ -246,7 +246,7 @@ def test_a_packed_document_is_read_as_if_it_were_alone(
         for document, first, count in packing.of(window).tolist():
             tokens = sequence(corpus, document)[first : first + count]
             with torch.no_grad():
-                alone = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+                alone = plain(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
             difference = (together[window, slot : slot + count] - alone).abs().max()
             assert difference < 1e-4, f"document {document} of window {window}"
             assert alone.std() > 0.1, "the logits are not flat, so the check is sharp"

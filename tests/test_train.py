@@ -18,6 +18,9 @@ from hypothesis import strategies as st
 from pipeline.config import Config
 from pipeline.dag import Node, find
 from pipeline.errors import CorruptInput, Interrupted, UserError
+from pipeline.model import documents, load
+from pipeline.model.checkpoint import State
+from pipeline.model.journal import METRICS, SAMPLES, Journal
 from pipeline.receipt import hash_file
 from pipeline.stage import Context, Item, run_item
 from pipeline.stop import Stop
@@ -62,10 +65,20 @@ class Killed(BaseException):
     """Stands for SIGKILL within one process: nothing is saved on the way out."""
 
 
-def result(node: Node) -> tuple[str, float]:
-    """Digest of what was learned, and the best loss."""
-    (receipt,) = node.done.values()
-    return receipt.digest, receipt.facts["best_loss"]
+def result(node: Node) -> tuple[str, float, frozenset[tuple[str, ...]]]:
+    """Digest of what was learned, the best loss, and what came of each step and validation.
+
+    A step that was repeated is there once, unless it went another way.
+    """
+    ((unit, receipt),) = node.done.items()
+    rows = [json.loads(line) for line in (node.work.folder / unit / METRICS).open()]
+    seen = ("kind", "step", "loss", "grad_norm", "lr", "tokens", "skipped")
+    # as text, in which NaN is equal to itself and every bit of a float stands
+    went = {tuple(f"{n} {row[n]!r}" for n in seen if n in row) for row in rows if "loss" in row}
+    assert {row["step"] for row in rows if row["kind"] == "step"} == {
+        step + 1 for step in range(receipt.facts["steps"])
+    }
+    return receipt.digest, receipt.facts["best_loss"], frozenset(went)
 
 
 def train(config: Config, root: Path, stop: Stop | None = None) -> Node:
@@ -194,16 +207,18 @@ def test_what_a_checkpoint_s_pickle_would_do_is_not_done(
     assert (tmp_path / "done").exists(), "so it is hostile"
 
 
+@pytest.mark.parametrize("keep", [1, 3])
 def test_only_the_newest_checkpoints_and_the_best_are_kept(
-    small: Small, prepared: Path, tmp_path: Path
+    small: Small, root: Path, keep: int
 ) -> None:
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    config = small("train.checkpoint_every=1", "train.steps=5")
-    node = train(config, tmp_path)
+    """Where all weights learn at this rate the base itself stays the best."""
+    words = ("train.method=full", "train.weights=fp32", "train.lr=0.5", "train.warmup=0")
+    words = (*words, "train.steps=7", "train.checkpoint_every=1")
+    node = train(small(*words, f"train.keep_checkpoints={keep}"), root)
     (receipt,) = node.done.values()
-    kept = {path.name for path in node.work.folder.glob("step-*")}
-    assert len(kept) <= config.train.keep_checkpoints + 1
-    assert f"step-{receipt.facts['best_step']:08d}" in kept
+    assert receipt.facts["best_step"] == 0
+    kept = sorted(path.name for path in node.work.folder.glob("step-*"))
+    assert kept == [f"step-{step:08d}" for step in (0, *range(7 - keep, 7))]
 
 
 def test_it_learns_and_starts_from_the_loss_of_the_base(
@@ -255,6 +270,75 @@ def test_what_is_written_at_each_validation_can_be_read(small: Small, root: Path
     assert text.count("\n  ▶\n") == 3
     assert max(map(len, text.splitlines())) <= 100
     assert all(c.isprintable() for c in text.replace("\n", ""))
+
+
+def test_layers_are_computed_twice_where_that_saves_memory_and_nothing_else_changes(
+    small: Small, root: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend, count = documents.attend, [0]
+
+    def counting(module: Any, *arguments: Any, **words: Any) -> Any:
+        count[0] += module.training
+        return attend(module, *arguments, **words)
+
+    monkeypatch.setattr(documents, "attend", counting)
+    found, calls = [], []
+    for on, place in (("true", root), ("false", tmp_path / "other")):
+        if not place.exists():
+            shutil.copytree(prepared, place)
+        count[0] = 0
+        words = ("train.dropout=0.1", f"train.gradient_checkpointing={on}")
+        found.append(result(train(small(*words), place)))
+        calls.append(count[0])
+    layers, micro_batches, steps = 2, 2, 6
+    assert calls == [2 * layers * micro_batches * steps, layers * micro_batches * steps]
+    assert found[0] == found[1], "dropout takes the same, too"
+
+
+@pytest.mark.parametrize(("first", "then"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_the_precision_that_was_found_is_kept_on_another_machine(
+    small: Small, root: Path, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch,
+    first: str, then: str
+) -> None:  # fmt: skip
+    """As where one node has bf16 and the next has not; `auto` alone would change over."""
+    pick, here = load.pick_precision, [first]
+    monkeypatch.setattr(
+        load,
+        "pick_precision",
+        lambda wanted, device: pick(here[0] if wanted == "auto" else wanted, device),
+    )
+    wholes = {}
+    for precision in (first, then):
+        place = Path(shutil.copytree(prepared, tmp_path / precision))
+        wholes[precision] = result(train(small(f"train.precision={precision}"), place))
+    assert wholes[first] != wholes[then], "it makes a difference, so the check is sharp"
+    config = small()
+    with pytest.raises(Interrupted):
+        train(config, root, StopAfter(find(config, root, "train.train").work.folder, 3))
+    here[0] = then
+    node = train(config, root)
+    assert result(node) == wholes[first]
+    (receipt,) = node.done.values()
+    assert receipt.facts["precision"] == first
+
+
+def test_a_long_journal_costs_a_start_no_more_than_a_short_one(tmp_path: Path) -> None:
+    """A terabyte of it, none of which takes room on the disk but the last line, which is torn."""
+    for name in (METRICS, SAMPLES):
+        (tmp_path / name).touch()
+    Journal(tmp_path, State(attempts=1))
+    assert (tmp_path / METRICS).read_text().count("\n") == 1, "nothing is torn in an empty file"
+    with (tmp_path / METRICS).open("r+b") as file:
+        file.truncate(1 << 40)
+        file.seek(0, os.SEEK_END)
+        file.write(b'{"kind": "st')
+    for attempt in (2, 3):
+        Journal(tmp_path, State(attempts=attempt))
+    with (tmp_path / METRICS).open("rb") as file:
+        file.seek(1 << 40)
+        torn, *rows = file.read().decode().splitlines()
+    assert torn == '{"kind": "st'
+    assert [json.loads(row)["attempt"] for row in rows] == [2, 3]
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])

@@ -12,6 +12,7 @@ from typing import Any
 
 WORDS = 512
 POSITIONS = 256
+FAMILIES = ("opt", "opt-350m", "gpt2", "llama", "qwen2", "mistral")
 PARAGRAPH = """
 The court of appeals affirmed the judgment of the district court. The plaintiff, who had appealed
 from an order dismissing the complaint, argued that the statute of limitations did not begin to run
@@ -62,7 +63,7 @@ def make_tokenizer(folder: Path) -> Path:
 
 
 def make_model(family: str, folder: Path, seed: int = 0) -> Path:
-    """Write a random model of `family` ('opt', 'gpt2', 'llama') and the tokenizer into `folder`.
+    """Write a random model of `family`, one of `FAMILIES`, and the tokenizer into `folder`.
 
     The form is the hub's: config.json, generation_config.json, model.safetensors (fp32, embeddings
     tied), tokenizer files. The same seed gives the same bytes.
@@ -79,7 +80,7 @@ def make_model(family: str, folder: Path, seed: int = 0) -> Path:
 
 def make_config(family: str) -> Any:
     """The `transformers` configuration of the tiny model of `family`."""
-    from transformers import GPT2Config, LlamaConfig, OPTConfig
+    from transformers import GPT2Config, LlamaConfig, MistralConfig, OPTConfig, Qwen2Config
 
     ids: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     size: dict[str, Any] = {"vocab_size": WORDS, "tie_word_embeddings": True, **ids}
@@ -102,9 +103,13 @@ def make_config(family: str) -> Any:
     }
     if family == "opt":
         return OPTConfig(ffn_dim=256, word_embed_proj_dim=64, dropout=0.0, **size)
-    if family == "llama":
-        return LlamaConfig(intermediate_size=128, num_key_value_heads=2, **size)
-    raise ValueError(f"no tiny model of family {family!r}: opt, gpt2, llama")
+    if family == "opt-350m":  # alone among its kind: narrow embeddings, and norms after the layers
+        shape: dict[str, Any] = {"word_embed_proj_dim": 32, "do_layer_norm_before": False}
+        return OPTConfig(ffn_dim=256, dropout=0.0, **shape, **size)
+    kinds = {"llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig}
+    if family in kinds:
+        return kinds[family](intermediate_size=128, num_key_value_heads=2, **size)
+    raise ValueError(f"no tiny model of family {family!r}: {', '.join(FAMILIES)}")
 
 
 def make_old_form(folder: Path, to: Path, shards: int = 1) -> Path:

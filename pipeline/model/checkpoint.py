@@ -34,8 +34,9 @@ class State:
     `validated`: the last step that was validated; `stale`: validations in a row that were not
     better. `attempts`: starts so far. `precision`: as the first step resolved it. `total`: steps
     of the schedule. `micro_batch`: windows that memory has allowed, 0 if it was never short.
-    `good_step`: the newest checkpoint at which no step was being skipped; `rollbacks`: returns to
-    such a one, `slowdown`: the share of the learning rate that they have left.
+    `good_step`: the newest checkpoint at which no step was being skipped, and for which it did not
+    take a stop; `rollbacks`: returns to such a one, `slowdown`: the share of the learning rate that
+    they have left.
     """
 
     step: int = 0

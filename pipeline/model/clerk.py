@@ -92,8 +92,6 @@ class Clerk:
         )
 
     def _save(self, state: State) -> None:
-        if not state.guard.in_a_row:
-            state.good_step = state.step
         self.ranks.lead(lambda: self._write(state))
 
     def _write(self, state: State) -> None:
@@ -113,7 +111,8 @@ class Clerk:
             raise UserError("training diverged, and no good checkpoint is left", "try a lower lr")
         parts = self.learner.model, self.learner.optimizer, self.learner.scaler
         checkpoint.restore(checkpoint.appeared(unit), *parts)
-        kept = {name: getattr(state, name) for name in ("skipped", "attempts", "micro_batch")}
+        names = "skipped", "attempts", "micro_batch", "good_step"
+        kept = {name: getattr(state, name) for name in names}
         kept["rollbacks"] = state.rollbacks + 1
         kept["slowdown"] = state.slowdown * self.settings.rollback_rate
         vars(state).update(vars(checkpoint.read(unit)) | kept)

@@ -17,12 +17,15 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
 NAME = "documents"
 BLOCK = 128
 """Rows that are computed at once."""
+BEYOND = {"softcap": "scores that are capped", "s_aux": "sinks"}
 
 
 def register() -> str:
@@ -60,10 +63,19 @@ def attend(
 
     Returns:
         (windows, slots, heads, width), and no weights.
+
+    Raises:
+        UserError: The model's attention does more than that.
     """
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    for word, what in BEYOND.items():
+        if words.get(word) is not None:
+            raise UserError(
+                f"the attention of this model has {what}, which is not computed on a CPU",
+                "take another MODEL",
+            )
     mask, slots = attention_mask, query.shape[2]
     causal = mask is None and slots == key.shape[2] > 1
     packed = mask is not None and module.training and mask.is_floating_point()

@@ -23,11 +23,10 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.encoder import Reference
 from pipeline.data.seal import open_sealed
 from pipeline.errors import UserError
-from pipeline.model import load
+from pipeline.model import family, load
 from pipeline.model.measure import bits_per_byte, interval, perplexity, word_perplexity
 from pipeline.model.samples import compose, openings
 from pipeline.model.score import Kept, Part, Windows, score
-from pipeline.model.trial import try_out
 from pipeline.model.write import write
 from pipeline.stage import Context, Inputs, Item
 
@@ -116,7 +115,9 @@ def _prepare(config: Config, split: str, item: Item, inputs: Inputs, ctx: Contex
     corpus = _corpus(inputs, split, ctx)
     base, receipt = inputs["download.model"].one()
     if "model" not in ctx.memo:
-        ctx.memo["model"] = _load(config, inputs, device, precision)
+        model = _load(config, inputs, device)
+        family.check_head(model, device, precision)
+        ctx.memo["model"] = model
     ends = receipt.facts["prefix_id"], receipt.facts["end_id"]
     context = receipt.facts["context"]
     return _Bench(ctx.memo["model"], device, precision, corpus, base, context, *ends)
@@ -130,7 +131,7 @@ def _corpus(inputs: Inputs, split: str, ctx: Context) -> Corpus:
     return found
 
 
-def _load(config: Config, inputs: Inputs, device: torch.device, precision: load.Precision) -> Any:
+def _load(config: Config, inputs: Inputs, device: torch.device) -> Any:
     """The base model, or the adapted one where the training is among the inputs."""
     settings = config.train
     folder, receipt = inputs["download.model"].one()
@@ -142,7 +143,6 @@ def _load(config: Config, inputs: Inputs, device: torch.device, precision: load.
         adapter = best if trained.facts["method"] == "lora" else None
         folder = folder if adapter else best
     model = load.load_base(folder, settings.weights, device, settings.threshold, settings.keep)
-    try_out(model, device, precision)
     return load.load_adapter(model, adapter) if adapter else model
 
 

@@ -6,6 +6,7 @@ The one is for programs; the other, what the model wrote at each validation, for
 from __future__ import annotations
 
 import json
+import os
 import socket
 import textwrap
 import time
@@ -36,7 +37,7 @@ class Journal:
         self._board = Board(folder) if board else None
         for name in (METRICS, SAMPLES):
             path = folder / name
-            if path.exists() and not path.read_bytes().endswith(b"\n"):
+            if path.exists() and _torn(path):
                 # a kill tore the last line; what follows must not be glued to it
                 with path.open("a") as file:
                     file.write("\n")
@@ -58,6 +59,15 @@ class Journal:
     def _append(self, name: str, text: str) -> None:
         with (self._folder / name).open("a", encoding="utf-8") as file:
             file.write(text)
+
+
+def _torn(path: Path) -> bool:
+    """Whether a file ends within a line; only its last byte is read, for it may be long."""
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def _folded(text: str) -> str:

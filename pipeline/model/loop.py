@@ -189,12 +189,12 @@ def fit(learner: Learner, state: State, plan: Plan, hooks: Hooks, stop: Stop) ->
             if plan.validates(state) and _validate(state, plan, hooks):
                 saved = state.step
         except Interrupted:
-            hooks.save(state)
+            _save(state, plan, hooks, asked=True)
             raise
         if plan.ended(state):
             return
         if state.step != saved and state.step % plan.checkpoint_every == 0:
-            hooks.save(state)
+            _save(state, plan, hooks)
             saved = state.step
         started = time.perf_counter()
         row = _step(learner, state, plan, hooks)
@@ -223,11 +223,24 @@ def _validate(state: State, plan: Plan, hooks: Hooks) -> bool:
     sound = not state.guard.in_a_row or state.step == plan.total
     better = sound and loss < state.best_loss
     state.stale = 0 if better else state.stale + 1
+    # noted before it is saved: a kill in between then repeats it, and it is not missing
+    hooks.log({"kind": "validation", "step": state.step, "loss": loss})
     if better:
         state.best_loss, state.best_step = loss, state.step
-        hooks.save(state)
-    hooks.log({"kind": "validation", "step": state.step, "loss": loss})
+        _save(state, plan, hooks)
     return better
+
+
+def _save(state: State, plan: Plan, hooks: Hooks, asked: bool = False) -> None:
+    """Keep the state; if no step is being skipped it is one to go back to.
+
+    One that a stop has asked for is not, unless it was due anyway: else what a training ends in
+    would depend on where it was stopped.
+    """
+    due = not asked or state.step % plan.checkpoint_every == 0
+    if due and not state.guard.in_a_row:
+        state.good_step = state.step
+    hooks.save(state)
 
 
 def _step(learner: Learner, state: State, plan: Plan, hooks: Hooks) -> dict[str, Any]:

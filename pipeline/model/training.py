@@ -13,16 +13,15 @@ from pipeline.data.order import Order
 from pipeline.data.packing import Packing, pack
 from pipeline.data.seal import open_sealed
 from pipeline.errors import UserError
-from pipeline.model import checkpoint, load, loop
+from pipeline.model import checkpoint, family, load, loop
 from pipeline.model import optimizer as optimizers
 from pipeline.model import schedule as schedules
-from pipeline.model.attention import pick_attention
+from pipeline.model.attention import Attention, pick_attention
 from pipeline.model.checkpoint import State
 from pipeline.model.clerk import Clerk, Data
 from pipeline.model.guard import Guard
 from pipeline.model.publish import publish
 from pipeline.model.ranks import Ranks, join
-from pipeline.model.trial import try_out
 from pipeline.receipt import Receipt
 from pipeline.stage import Context, Inputs, Item
 from pipeline.stop import Stop
@@ -64,7 +63,10 @@ def train(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     unit, state = ranks.lead(lambda: _newest(ctx, total, settings.precision))
     # what the first step resolved binds those after it, on whatever device they come to run
     precision = load.pick_precision(state.precision, device)
-    model = _model(config, base, device, precision, data.packing.length)
+    attention = pick_attention(settings.attention, device, precision)
+    model = _model(config, base, device, attention, data.packing.length)
+    family.check_head(model, device, precision)
+    family.check_windows(model, device, precision, data.packing.length)
     optimizer = optimizers.make_optimizer(
         model, settings.optimizer, settings.betas, settings.eps, settings.decay
     )
@@ -147,14 +149,12 @@ def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context, ranks: Ra
     )
 
 
-def _model(config: Config, base: Path, device: Any, precision: load.Precision, length: int) -> Any:
+def _model(config: Config, base: Path, device: Any, attention: Attention, length: int) -> Any:
     settings = config.train
     lora = settings.method == "lora"
     how = settings.weights, device, settings.threshold, settings.keep
     dropout = 0.0 if lora else settings.dropout
-    attention = pick_attention(settings.attention, device, precision)
     model = load.load_base(base, *how, dropout=dropout, attention=attention)
-    try_out(model, device, precision, length)
     if settings.gradient_checkpointing:
         # the reentrant kind cuts the graph of a frozen base: nothing would learn
         model.activation_checkpointing_enable({"use_reentrant": False})

@@ -108,6 +108,12 @@ class TrainConfig(Section):
             raise ValueError(
                 f"train.method=full cannot train weights={self.weights}; use fp32, or method=lora"
             )
+        if self.method == "full" and self.weights == "bf16":
+            raise ValueError(
+                "train.method=full with weights=bf16 would lose what is learned: a step is mostly "
+                "smaller than the 8 bits of a bf16 weight can show, and no fp32 copy is kept; use "
+                "train.weights=fp32, which computes in bf16, too (train.precision)"
+            )
         if self.attention == "flash" and self.precision == "fp32":
             raise ValueError(
                 "train.attention=flash computes in bf16 or fp16 only; use train.precision=auto, or "

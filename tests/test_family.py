@@ -1,0 +1,142 @@
+"""A family that means more than is computed is refused; those that are known pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from conftest import SMALL, advance
+from test_train import train
+
+from pipeline.config import Config, resolve
+from pipeline.dag import find
+from pipeline.errors import UserError
+from pipeline.model import family
+from pipeline.model.load import load_base
+from pipeline.stage import Context, run_item
+
+SIZE: dict[str, Any] = {
+    "vocab_size": tiny.WORDS, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": tiny.POSITIONS,
+    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+}  # fmt: skip
+
+
+def made(config: Any, folder: Path) -> Path:
+    """A model of that configuration, with the tokenizer of the other ones."""
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return tiny.make_tokenizer(folder)
+
+
+def run_of(dataset: Path, model: Path, *words: str) -> Config:
+    return resolve(str(dataset), str(model), "lora-8bit", [*SMALL, *words], "strange")
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_what_is_known_passes(models: Callable[[str], Path], name: str, weights: Any) -> None:
+    import torch
+
+    device = torch.device("cpu")
+    model = load_base(models(name), weights, device)
+    for precision in ("fp32", "bf16"):
+        family.check_head(model, device, precision)  # type: ignore[arg-type]
+        family.check_windows(model, device, precision, tiny.POSITIONS)  # type: ignore[arg-type]
+
+
+def test_what_changes_its_logits_is_neither_trained_nor_scored(
+    dataset: Path, tmp_path: Path
+) -> None:
+    from transformers import GraniteConfig
+
+    config = run_of(dataset, made(GraniteConfig(logits_scaling=8.0, **SIZE), tmp_path / "model"))
+    advance(config, tmp_path / "root", "tokenize.seal")
+    told = "models of the family granite change their logits after the output head"
+    with pytest.raises(UserError, match=told):
+        train(config, tmp_path / "root")
+    scoring = find(config, tmp_path / "root", "evaluate.base")
+    with pytest.raises(UserError, match=told):
+        run_item(scoring.work, (scoring.items or [])[0], Context(log=print))
+
+
+def test_layers_that_look_back_less_far_than_a_window_are_refused(
+    dataset: Path, tmp_path: Path
+) -> None:
+    """A window of that many slots does train."""
+    shape = tiny.make_config("mistral")
+    shape.sliding_window = 32
+    model = made(shape, tmp_path / "model")
+    config = run_of(dataset, model, "train.length=64")
+    advance(config, tmp_path / "root", "tokenize.seal")
+    with pytest.raises(UserError, match=r"longer than the 32 tokens .* use train\.length=32"):
+        train(config, tmp_path / "root")
+    assert train(run_of(dataset, model, "train.length=32"), tmp_path / "root").complete
+
+
+def test_what_carries_a_state_is_not_trained(tmp_path: Path) -> None:
+    import torch
+    from transformers import MambaConfig
+
+    few = {name: SIZE[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    model = load_base(made(MambaConfig(**few), tmp_path), "fp32", torch.device("cpu"))
+    family.check_head(model, torch.device("cpu"), "fp32")
+    with pytest.raises(UserError, match="models of the family mamba carry a state"):
+        family.check_windows(model, torch.device("cpu"), "fp32", 64)
+
+
+def test_attention_that_caps_its_scores_is_refused_on_a_cpu(tmp_path: Path) -> None:
+    import torch
+    from transformers import Gemma2Config
+
+    shape = Gemma2Config(head_dim=16, final_logit_softcapping=None, **SIZE)
+    model = load_base(made(shape, tmp_path), "fp32", torch.device("cpu"))
+    with pytest.raises(UserError, match="scores that are capped, which is not computed on a CPU"):
+        family.check_head(model, torch.device("cpu"), "fp32")
+
+
+def test_what_forgets_the_mask_is_not_trained(models: Callable[[str], Path]) -> None:
+    import torch
+
+    device = torch.device("cpu")
+    model = load_base(models("llama"), "fp32", device)
+    with torch.no_grad():  # as it is made it hardly looks at what stands before
+        for parameter in model.parameters():
+            parameter.mul_(8 if parameter.dim() > 1 else 1)
+    family.check_windows(model, device, "fp32", 64)
+    body = model.base_model
+    forward = body.forward
+
+    def blind(*arguments: Any, attention_mask: Any = None, **words: Any) -> Any:
+        if attention_mask is not None:  # without one it is made of the positions
+            later = torch.ones_like(attention_mask, dtype=torch.bool).triu(1)
+            attention_mask = torch.zeros_like(attention_mask).masked_fill(later, -1e9)
+        return forward(*arguments, attention_mask=attention_mask, **words)
+
+    body.forward = blind
+    with pytest.raises(UserError, match="read one document into the next"):
+        family.check_windows(model, device, "fp32", 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("llama", "down_proj"), ("opt", "fc2"), ("gpt2", "c_fc")]
+)
+def test_what_is_kept_besides_the_head_leaves_that_as_it_is(
+    models: Callable[[str], Path], name: str, kept: str
+) -> None:
+    import bitsandbytes as bnb
+    import torch
+
+    model = load_base(models(name), "int8", torch.device("cpu"), keep=[kept])
+    quantized = {
+        called.rpartition(".")[2]
+        for called, module in model.named_modules()
+        if isinstance(module, bnb.nn.Linear8bitLt)
+    }
+    assert quantized
+    assert kept not in quantized
+    assert not isinstance(model.get_output_embeddings(), bnb.nn.Linear8bitLt)
