@@ -275,7 +275,7 @@ def test_two_hundred_abstracts_score_as_in_a_plain_loop(tmp_path: Path) -> None:
     assert perplexity(nll, tokens) == pytest.approx(perplexity(reference, tokens), rel=5e-5)
     assert bits_per_byte(nll, size) == pytest.approx(bits_per_byte(reference, size), rel=5e-5)
     np.testing.assert_allclose(nll, reference, rtol=1e-4)
-    assert np.std(reference / tokens) > 0.05, "the model tells documents apart"
+    assert np.std(reference / tokens) > 0.02, "the model tells documents apart"
 
 
 def drawn(generator: Any, documents: int) -> tuple[Any, Any, Any]:
