@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny import WORDS, make_model
 
 from pipeline.errors import Interrupted
+from pipeline.model import score as score_module
 from pipeline.model.measure import bits_per_byte, change, gap, interval, perplexity
 from pipeline.model.score import Kept, Windows, score
 from pipeline.stop import Stop
@@ -72,8 +73,14 @@ def run(model: Any, documents: list[Any], **options: Any) -> Any:
     return score(model, documents, windows, torch.device("cpu"), "fp32", **options)
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("stride", [CONTEXT, 20])
-def test_batched_scores_are_those_of_a_plain_loop(model: Any, stride: int) -> None:
+def test_batched_scores_are_those_of_a_plain_loop(
+    model: Any, stride: int, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if padded:  # as on a GPU, and more of it
+        monkeypatch.setattr(score_module, "PADDING", {})
+        monkeypatch.setattr(score_module, "SOME", 0.3)
     documents = corpus()
     windows = Windows(CONTEXT, stride, PREFIX)
     wanted = [plainly(model, document, windows) for document in documents]

@@ -264,7 +264,8 @@ def add_lora(
             {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "weight")}
         )
         raise UserError(
-            f"train.targets={targets!r} fits no module: {error}", f"there are {names}"
+            f"train.targets={targets!r} fits no module: {str(error).rstrip('.')}",
+            f"there are {names}",
         ) from None
 
 

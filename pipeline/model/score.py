@@ -118,7 +118,8 @@ def score(
     for indices, nats, counts, _ in parts:
         nll[indices] += nats
         tokens[indices] += counts
-    every = _batches([len(document) for document in documents], windows, batch_tokens)
+    padding = PADDING.get(device.type, SOME)
+    every = _batches([len(document) for document in documents], windows, batch_tokens, padding)
     with judging(model, device, precision):
         rank, world = share
         for start in range(len(parts), len(every), world):
@@ -152,13 +153,17 @@ def judging(model: Any, device: torch.device, precision: Precision) -> Iterator[
             module.training = training
 
 
-PADDING = 32
-"""A row is padded by at most this part of its batch's width."""
+PADDING = {"cpu": 0.0}
+"""By how much of its batch's width a row may be padded; else by `SOME`. On a CPU a slot costs the
+same in a large batch and in a small one, so what is padded is lost."""
+SOME = 1 / 32
 _Window = tuple[int, int, int, int]
 """Document, start, first, end."""
 
 
-def _batches(lengths: Sequence[int], windows: Windows, batch_tokens: int) -> list[list[_Window]]:
+def _batches(
+    lengths: Sequence[int], windows: Windows, batch_tokens: int, padding: float
+) -> list[list[_Window]]:
     """All windows in batches, longest first: what does not fit in memory fails at once."""
     every = [(d, *window) for d, length in enumerate(lengths) for window in windows.cut(length)]
     every.sort(key=lambda w: (w[1] - w[3], w[0], w[1]))
@@ -167,7 +172,7 @@ def _batches(lengths: Sequence[int], windows: Windows, batch_tokens: int) -> lis
     for window in every:
         length = window[3] - window[1]
         fits = batches and (len(batches[-1]) + 1) * width <= batch_tokens
-        if fits and width - length <= width // PADDING:
+        if fits and width - length <= width * padding:
             batches[-1].append(window)
         else:
             batches.append([window])

@@ -100,7 +100,7 @@ def gather(
         "gap": results.gap,
         "overlap": results.overlap,
         "written": _written(config, inputs),
-        "training": _training(inputs, curve),
+        "training": _training(config, inputs, curve),
         "stages": _stages(inputs),
         "cost": cost.cost(inputs, curve, logs),
         "timeline": timeline.timeline(logs, _whole(inputs, underway), curve),
@@ -153,11 +153,12 @@ _TRAINED = (
 )
 
 
-def _training(inputs: Inputs, curve: Curve | None) -> dict[str, Any] | None:
+def _training(config: Config, inputs: Inputs, curve: Curve | None) -> dict[str, Any] | None:
     receipt = _receipt(inputs, "train.train")
     if receipt is None:
         return None
     facts = {name: receipt.facts.get(name) for name in _TRAINED}
+    facts["weights"] = config.train.weights
     last = curve.validation[-1][1] if curve and curve.validation else None
     restarts = len(curve.restarts) if curve else receipt.facts["attempts"] - 1
     return {**facts, "interruptions": restarts, "last_loss": last}

@@ -55,7 +55,7 @@ class EvaluateConfig(Section):
         if self.stride and self.context and self.stride > self.context:
             raise ValueError(
                 f"evaluate.stride={self.stride} is more than evaluate.context={self.context}: "
-                "tokens would be left out"
+                f"tokens would be left out; use evaluate.stride={self.context}, or less"
             )
         return self
 
