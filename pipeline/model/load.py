@@ -260,13 +260,9 @@ def add_lora(
     try:
         return peft.get_peft_model(model, config)
     except ValueError as error:
-        names = sorted(
-            {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "weight")}
-        )
-        raise UserError(
-            f"train.targets={targets!r} fits no module: {str(error).rstrip('.')}",
-            f"there are {names}",
-        ) from None
+        every = (n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "weight"))
+        why = f"train.targets={targets!r} fits no module: {error}".rstrip(".")
+        raise UserError(why, f"there are {sorted(set(every))}") from None
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
