@@ -33,7 +33,7 @@ SLIDING = (256, 128)  # context and stride of the longest documents
 DIGITS = 5e-5  # of a value: four digits agree
 FLAT = 1.1  # peak memory of the largest split, of that of the smallest
 ARRAYS = ("ids.npy", "offsets.npy")
-GROWTH = (200, 2_000, 20_000)
+GROWTH = (100, 300, 1_000)
 
 
 def documents(model: Path, count: int) -> tuple[list[Any], int]:
