@@ -201,6 +201,7 @@ def test_what_ours_does_not_learn_from_is_a_goal_missed(seen: int, said: tuple[s
         ("bench.data", ("--quick", "--peers", "--grow")),
         ("bench.train", ("--quick", "--peers", "--tokens")),
         ("bench.scoring", ("--quick", "--documents")),
+        ("bench.sealing", ("--documents",)),
         ("bench.overlap", ("--tokens", "--held", "--footer")),
         ("bench.training_storm", ("--model", "--ranks", "--kills", "--seed")),
     ],

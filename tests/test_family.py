@@ -64,6 +64,21 @@ def test_what_changes_its_logits_is_neither_trained_nor_scored(
         run_item(scoring.work, (scoring.items or [])[0], Context(log=print))
 
 
+def test_what_changes_its_logits_is_seen_whatever_it_is_called(tmp_path: Path) -> None:
+    import torch
+    from transformers import CohereConfig, Gemma2Config
+
+    no_caps = {"attn_logit_softcapping": None}
+    shapes = {
+        "gemma2": Gemma2Config(head_dim=16, final_logit_softcapping=1.0, **no_caps, **SIZE),
+        "cohere": CohereConfig(logit_scale=0.25, **SIZE),
+    }
+    for name, shape in shapes.items():
+        model = load_base(made(shape, tmp_path / name), "fp32", torch.device("cpu"))
+        with pytest.raises(UserError, match=f"family {name} change their logits"):
+            family.check_head(model, torch.device("cpu"), "fp32")
+
+
 def test_layers_that_look_back_less_far_than_a_window_are_refused(
     dataset: Path, tmp_path: Path
 ) -> None:

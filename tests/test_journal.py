@@ -135,6 +135,13 @@ def test_what_is_not_known_is_not_said() -> None:
     assert tell_facts({"lines": 1234567, "loss": 2.5}) == ["1,234,567 lines", "loss 2.5"]
 
 
+def test_what_is_granted_is_noted_for_all_ranks_together(tmp_path: Path) -> None:
+    note = Journal(tmp_path / "train.train-0.json", every=0.0)
+    note.start(Allocation(cpus=4, gpus=2, world=4, nodes=2), 0, 1)
+    found = journal.read(note.path)
+    assert (found["cpus"], found["gpus"]) == (16, 4)
+
+
 def start(path: Path, attempt: int = 0, **more: Any) -> Journal:
     """A task of a job that starts, for the `attempt`-th time again."""
     note = Journal(path, every=0.0)

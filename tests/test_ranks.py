@@ -223,13 +223,18 @@ def test_a_fault_of_one_is_skipped_by_both(
     assert result(node)[1] < steps(node)[0]["loss"]
 
 
+@pytest.mark.parametrize(
+    "writes",
+    ["checkpoint.save", "journal.Journal.sample", "training.publish"],
+    ids=["checkpoint", "sample", "product"],
+)
 def test_where_writing_fails_all_fail_alike(
-    small: Small, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Small, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: str
 ) -> None:
     def full(*args: Any) -> None:
         raise Failure("the disk is full")
 
-    monkeypatch.setattr("pipeline.model.checkpoint.save", full)
+    monkeypatch.setattr(f"pipeline.model.{writes}", full)
     both = together(tmp_path, training(small(), root))
     assert both == [{"error": "Failure", "reason": "the disk is full"}] * 2
 

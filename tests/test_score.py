@@ -79,8 +79,8 @@ def test_batched_scores_are_those_of_a_plain_loop(
     model: Any, stride: int, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if padded:  # as on a GPU, and more of it
-        monkeypatch.setattr(score_module, "PADDING", {})
-        monkeypatch.setattr(score_module, "SOME", 0.3)
+        monkeypatch.setattr(score_module, "UNPADDED", ())
+        monkeypatch.setattr(score_module, "PADDING", 0.3)
     documents = corpus()
     windows = Windows(CONTEXT, stride, PREFIX)
     wanted = [plainly(model, document, windows) for document in documents]

@@ -136,6 +136,7 @@ class Shards:
     def __init__(self, draft: Draft, encoder: Encoder, shares: dict[str, float]) -> None:
         self._writers = {split: Writer(draft.path / f"{split}.parquet") for split in SPLITS}
         self._encoder, self._shares = encoder, shares
+        self._judge = encoder if isinstance(encoder, Fast) else None
         self._looked_at: list[tuple[str, npt.NDArray[np.uint32]]] = []
 
     def add(self, batch: Batch, places: Places, line: int) -> None:
@@ -168,10 +169,10 @@ class Shards:
         Raises:
             Mismatch: A document that was looked at has other ids than it should.
         """
-        if isinstance(self._encoder, Fast) and self._looked_at:
+        if self._judge and self._looked_at:
             texts, ids = zip(*self._looked_at, strict=True)
             offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-            self._encoder.check(list(texts), (np.concatenate(ids), offsets))
+            self._judge.check(list(texts), (np.concatenate(ids), offsets))
         for writer in self._writers.values():
             writer.close()
         return {
@@ -199,8 +200,9 @@ class Shards:
         the fast one's in the processor's caches, which costs as much again as the comparison.
         """
         ids, offsets = self._encoder.encode(texts)
-        for n in np.flatnonzero(digests.view(">u2")[7::8] < SAMPLE).tolist():
-            self._looked_at.append((texts[n], ids[offsets[n] : offsets[n + 1]].copy()))
+        if self._judge:
+            for n in np.flatnonzero(digests.view(">u2")[7::8] < SAMPLE).tolist():
+                self._looked_at.append((texts[n], ids[offsets[n] : offsets[n + 1]].copy()))
         return ids, offsets
 
 

@@ -118,7 +118,7 @@ def score(
     for indices, nats, counts, _ in parts:
         nll[indices] += nats
         tokens[indices] += counts
-    padding = PADDING.get(device.type, SOME)
+    padding = 0.0 if device.type in UNPADDED else PADDING
     every = _batches([len(document) for document in documents], windows, batch_tokens, padding)
     with judging(model, device, precision):
         rank, world = share
@@ -153,10 +153,10 @@ def judging(model: Any, device: torch.device, precision: Precision) -> Iterator[
             module.training = training
 
 
-PADDING = {"cpu": 0.0}
-"""By how much of its batch's width a row may be padded; else by `SOME`. On a CPU a slot costs the
-same in a large batch and in a small one, so what is padded is lost."""
-SOME = 1 / 32
+PADDING = 1 / 32
+"""Of a batch's width, by which a row is padded at most."""
+UNPADDED = ("cpu",)
+"""Devices on which a slot costs the same in a large batch and in a small one: padding is lost."""
 _Window = tuple[int, int, int, int]
 """Document, start, first, end."""
 

@@ -149,8 +149,8 @@ def _cut(name: str, made: list[str], lines: Lines, config: Config, ctx: Context)
     with ThreadPoolExecutor(1) as behind:
         while lines.more():
             chunk = f"{name}-{len(made):05d}"
-            if ctx.has(chunk):
-                _compare(chunk, lines, config, ctx)
+            if known := ctx.has(chunk):
+                _compare(known, lines, config, ctx)
             else:
                 commits.append(behind.submit(_write(chunk, lines, config, ctx)))
             made.append(chunk)
@@ -187,15 +187,14 @@ def _write(chunk: str, lines: Lines, config: Config, ctx: Context) -> Callable[[
     return commit
 
 
-def _compare(chunk: str, lines: Lines, config: Config, ctx: Context) -> None:
+def _compare(known: Receipt, lines: Lines, config: Config, ctx: Context) -> None:
     """Read over a committed chunk, comparing the text with what it was made from."""
     with Press(None, threads=ctx.cpus) as press:
         _feed(press, lines, config, ctx)
         text = press.finish()
-    if text != _receipt(chunk, ctx).facts["text"]:
-        raise CorruptInput(
-            f"{ctx.folder / chunk} was cut from another text", unit=ctx.folder / chunk
-        )
+    if text != known.facts["text"]:
+        unit = ctx.folder / known.unit
+        raise CorruptInput(f"{unit} was cut from another text", unit=unit)
 
 
 def _feed(press: Press, lines: Lines, config: Config, ctx: Context) -> None:
