@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import sys
@@ -73,7 +74,7 @@ class Bench:
 
 
 def of_ours(bench: Bench, kind: str, corpus: Corpus, tiny: Corpus) -> tuple[list[Case], Run]:
-    """Our stages on a corpus, in the order in which they follow each other, and the floor."""
+    """Our stages on a corpus, in the order in which they follow each other, and the floors."""
     runs = {c.name: ours.prepare(c, bench.model, bench.scratch) for c in (tiny, corpus)}
     ids, _ = outcome.reference(corpus, bench.model)
     pool = bench.scratch / f"{kind}-pool.npy"
@@ -90,12 +91,14 @@ def of_ours(bench: Bench, kind: str, corpus: Corpus, tiny: Corpus) -> tuple[list
     def seal(corpus: Corpus) -> Usage:
         return runs[corpus.name].stage("tokenize.seal", core=bench.core)
 
-    def floor(corpus: Corpus) -> Usage:
+    def floor(corpus: Corpus, how: str = "write") -> Usage:
         out = bench.scratch / "floor.parquet"
-        words = [sys.executable, "-m", "bench.floor", "write", str(out), str(pool)]
+        words = [sys.executable, "-m", "bench.floor", how, str(out), str(pool)]
         return measure([*words, *map(str, runs[corpus.name].chunks())], core=bench.core)
 
-    stages = [("decompress", decompress), ("tokenize", tokenize), ("seal", seal), ("floor", floor)]
+    own = functools.partial(floor, how="write-own")
+    stages = [("decompress", decompress), ("tokenize", tokenize), ("seal", seal)]
+    stages += [("floor", floor), ("own floor", own)]
     return [Case(name, kind, corpus, tiny, run) for name, run in stages], runs[corpus.name]
 
 

@@ -1,12 +1,15 @@
 """What it costs without tokenizing: the floor under our own cost, in the same environment.
 
     python -m bench.floor write OUT.parquet IDS.npy CHUNK.jsonl.zst …
+    python -m bench.floor write-own OUT.parquet IDS.npy CHUNK.jsonl.zst …
     python -m bench.floor decode CORPUS.jsonl.zst
     python -m bench.floor read SHARD.parquet …
 
-`write` does all that tokenizing a chunk does but BPE: decode, parse (msgspec), and the product's
-own Writer, given ids that were made before. `decode` only decompresses. `read` brings the ids of
-shards back into flat arrays; it prints (tokens, CPU seconds of reading alone).
+`write` does all that tokenizing a chunk does but BPE, by the libraries: decode (zstandard), parse
+(msgspec), and write ids that were made before as the same columns (pyarrow at its cheapest: zstd 1
+and BYTE_STREAM_SPLIT). `write-own` has the product's own Writer in place of pyarrow's. `decode`
+only decompresses. `read` brings the ids of shards back into flat arrays; it prints (tokens, CPU
+seconds of reading alone).
 """
 
 from __future__ import annotations
@@ -16,6 +19,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.data.shards import Documents
 
 BLOCK = 4 << 20
 
@@ -31,18 +38,19 @@ def decode(path: Path) -> Iterator[memoryview]:
             yield memoryview(block)[:size]
 
 
-def write(out: Path, pool: Path, chunks: list[Path]) -> None:
+def write(out: Path, pool: Path, chunks: list[Path], own: bool) -> None:
     """Decode, parse and write; the ids are real ones from a pool, one for four bytes of text."""
     import msgspec
     import numpy as np
     import xxhash
 
-    from pipeline.data.shards import Writer
+    from pipeline.data.shards import Documents, Writer
 
     class Line(msgspec.Struct):
         text: str
 
-    ids, decoder, writer = np.load(pool).astype(np.uint32), msgspec.json.Decoder(Line), Writer(out)
+    ids, decoder = np.load(pool).astype(np.uint32), msgspec.json.Decoder(Line)
+    writer = Writer(out) if own else Plain(out)
     at = number = 0
     for chunk in chunks:
         for lines in _whole_lines(chunk):
@@ -53,9 +61,69 @@ def write(out: Path, pool: Path, chunks: list[Path]) -> None:
             chosen = ids[at : at + ends[-1]]
             digests = np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, data)), "V16")
             names = [str(number + n) for n in range(len(data))]
-            writer.add(names, chosen, np.minimum(ends, len(chosen)), sizes, digests)
+            offsets = np.minimum(ends, len(chosen))
+            writer.add(Documents(names, chosen, offsets, sizes, digests))
             at, number = at + int(ends[-1]), number + len(data)
     writer.close()
+
+
+class Plain:
+    """The columns of a shard by pyarrow's writer, a row group for a million tokens.
+
+    Args:
+        path: The file to write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        ids = pa.field("input_ids", pa.list_(pa.field("element", pa.int32(), nullable=False)))
+        flat = [("tokens", pa.int32()), ("bytes", pa.int64()), ("hash", pa.binary(16))]
+        self._schema = pa.schema([("id", pa.string()), ids, *flat])
+        self._file = pq.ParquetWriter(
+            path,
+            self._schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,
+            column_encoding={"input_ids.list.element": "BYTE_STREAM_SPLIT"},
+            write_statistics=False,
+        )
+        self._tables: list[Any] = []
+        self._held = 0
+
+    def add(self, some: Documents) -> None:
+        """Add documents."""
+        import numpy as np
+        import pyarrow as pa
+
+        lists = pa.ListArray.from_arrays(
+            pa.array(some.offsets.astype(np.int32)),
+            pa.array(some.ids.view(np.int32)),
+            type=self._schema.field("input_ids").type,
+        )
+        tokens = pa.array(np.diff(some.offsets).astype(np.int32))
+        kind = self._schema.field("hash").type
+        hashes = pa.Array.from_buffers(kind, len(tokens), [None, pa.py_buffer(some.hashes)])
+        columns = [pa.array(some.names), lists, tokens, pa.array(some.sizes), hashes]
+        self._tables.append(pa.Table.from_arrays(columns, schema=self._schema))
+        self._held += len(some.ids)
+        if self._held >= 1 << 20:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        table = pa.concat_tables(self._tables)
+        self._file.write_table(table, row_group_size=len(table))
+        self._tables, self._held = [], 0
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._tables:
+            self._flush()
+        self._file.close()
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
@@ -92,8 +160,8 @@ def main() -> None:
     """Do what the command line says."""
     what, *paths = sys.argv[1:]
     files = [Path(path) for path in paths]
-    if what == "write":
-        write(files[0], files[1], files[2:])
+    if what in ("write", "write-own"):
+        write(files[0], files[1], files[2:], what == "write-own")
     elif what == "decode":
         sum(len(block) for block in decode(files[0]))
     else:

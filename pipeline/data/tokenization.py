@@ -20,7 +20,7 @@ from pipeline.data.encoder import Encoder, Fast, Mismatch, Reference, load_fast
 from pipeline.data.quarantine import QUARANTINE, Quarantine
 from pipeline.data.raw import CHUNK, Raw
 from pipeline.data.records import Lines, Reader
-from pipeline.data.shards import HASH, SPLITS, Hashes, Writer
+from pipeline.data.shards import HASH, SPLITS, Documents, Hashes, Writer
 from pipeline.data.spans import Span
 from pipeline.errors import CorruptInput
 from pipeline.receipt import Draft, Receipt, load, verify
@@ -161,7 +161,8 @@ class Shards:
                 few = chosen.tolist()
                 texts = [batch.texts[n] for n in few]
                 ids, offsets = self._encode(texts, digests[chosen])
-                writer.add([names[n] for n in few], ids, offsets, sizes[chosen], digests[chosen])
+                named = [names[n] for n in few]
+                writer.add(Documents(named, ids, offsets, sizes[chosen], digests[chosen]))
 
     def close(self) -> dict[str, dict[str, int]]:
         """Finish the files; documents, tokens and bytes of each.

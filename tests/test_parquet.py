@@ -1,0 +1,151 @@
+"""Shards are Parquet that others read: our writer against pyarrow's and datasets' readers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data import parquet, shards
+from pipeline.data.parquet import FIXED_LEN_BYTE_ARRAY, INT32, Column, File
+from pipeline.data.shards import HASH, Documents, Writer, read_hashes, rows
+
+NAMES = ["id", "input_ids", "tokens", "bytes", "hash"]
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("input_ids", pa.list_(pa.field("element", pa.int32(), nullable=False))),
+        ("tokens", pa.int32()),
+        ("bytes", pa.int64()),
+        ("hash", pa.binary(16)),
+    ]
+)
+
+# the lengths at which a run takes one digit more, and what lies around them
+LENGTHS = st.sampled_from([0, 1, 2, 3, 63, 64, 65, 66, 8191, 8192, 8193, 8194])
+BATCH = st.lists(st.tuples(st.text(max_size=5), LENGTHS, st.integers(0, 2**62)), max_size=12)
+
+
+def documents(batch: list[tuple[str, int, int]], rng: np.random.Generator) -> Documents:
+    """Rows with these names, numbers of tokens and sizes."""
+    lengths = [length for _, length, _ in batch]
+    return Documents(
+        [name for name, _, _ in batch],
+        rng.integers(0, 2**31, sum(lengths)).astype(np.uint32),
+        np.cumsum([0, *lengths], dtype=np.int64),
+        np.array([size for _, _, size in batch], np.int64),
+        np.frombuffer(rng.bytes(16 * len(batch)), HASH),
+    )
+
+
+def as_rows(some: Documents) -> list[tuple[Any, ...]]:
+    """What a reader shall find of them."""
+    cuts = list(zip(some.offsets, some.offsets[1:], strict=False))
+    ids = [some.ids[a:b].tolist() for a, b in cuts]
+    hashes = [value.tobytes() for value in some.hashes]
+    return list(zip(some.names, ids, map(len, ids), some.sizes.tolist(), hashes, strict=True))
+
+
+@settings(deadline=None)
+@given(batches=st.lists(BATCH, max_size=5), group=st.sampled_from([1, 100, 1 << 20]))
+def test_what_is_written_is_read_by_pyarrow(
+    batches: list[list[tuple[str, int, int]]], group: int, tmp_path_factory: Any
+) -> None:
+    path, rng = tmp_path_factory.getbasetemp() / "some.parquet", np.random.default_rng(0)
+    given_ = [documents(batch, rng) for batch in batches]
+    wanted = [row for some in given_ for row in as_rows(some)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "ROW_GROUP_TOKENS", group)
+        writer = Writer(path)
+        for some in given_:
+            writer.add(some)
+        writer.close()
+    table = pq.read_table(path)
+    assert list(zip(*(table[name].to_pylist() for name in NAMES), strict=True)) == wanted
+    assert (writer.rows, writer.tokens) == (len(wanted), sum(row[2] for row in wanted))
+    flat = [(ids, np.diff(offsets)) for ids, offsets, _ in rows(path)]
+    assert [n for ids, _ in flat for n in ids] == [n for row in wanted for n in row[1]]
+    assert [n for _, lengths in flat for n in lengths] == [row[2] for row in wanted]
+    assert read_hashes(path).tobytes() == b"".join(row[4] for row in wanted)
+
+
+def test_schema_and_footer_say_what_is_there(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "ROW_GROUP_TOKENS", 1)
+        writer = Writer(tmp_path / "a.parquet")
+        for n in range(20):  # more than fit into a short list of Thrift
+            writer.add(documents([(f"é{n}", 300 * n, n)], rng))
+        writer.close()
+    schema = pq.read_schema(tmp_path / "a.parquet")
+    assert schema.names == NAMES
+    assert [field.type for field in schema] == [field.type for field in SCHEMA]
+    assert not any(field.nullable for field in schema)
+    found = pq.read_metadata(tmp_path / "a.parquet")
+    assert (found.num_rows, found.num_row_groups, found.num_columns) == (20, 19, 5)
+    ends = 4
+    for group in (found.row_group(n) for n in range(found.num_row_groups)):
+        columns = [group.column(n) for n in range(5)]
+        assert group.total_byte_size == sum(c.total_uncompressed_size for c in columns)
+        for column in columns:  # each begins where the one before it ends
+            assert column.data_page_offset == ends
+            ends += column.total_compressed_size
+        assert [c.compression for c in columns] == ["ZSTD"] * 4 + ["UNCOMPRESSED"]
+        assert columns[1].encodings == ("BYTE_STREAM_SPLIT", "RLE")
+    assert (tmp_path / "a.parquet").stat().st_size == ends + found.serialized_size + 8
+
+
+def test_a_shard_opens_with_datasets(tmp_path: Path) -> None:
+    import datasets
+
+    some = documents([("a", 5, 9), ("b", 0, 0), ("c", 70, 80)], np.random.default_rng(2))
+    writer = Writer(tmp_path / "a.parquet")
+    writer.add(some)
+    writer.close()
+    found = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "a.parquet"), split="train", cache_dir=tmp_path / "c"
+    )
+    assert [tuple(row[name] for name in NAMES) for row in found] == as_rows(some)
+
+
+def test_a_shard_without_rows(tmp_path: Path) -> None:
+    Writer(tmp_path / "a.parquet").close()
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert (table.schema.names, len(table)) == (NAMES, 0)
+    assert len(read_hashes(tmp_path / "a.parquet")) == 0
+    assert list(rows(tmp_path / "a.parquet")) == []
+
+
+def test_pages_of_ids_are_as_pyarrow_reads_its_own(tmp_path: Path) -> None:
+    some = documents([("a", 3000, 1), ("b", 0, 1), ("c", 9000, 1)], np.random.default_rng(3))
+    cuts = zip(some.offsets, some.offsets[1:], strict=False)
+    theirs = pa.table({"x": pa.array([some.ids[a:b] for a, b in cuts], SCHEMA.field(1).type)})
+    pq.write_table(theirs, tmp_path / "theirs.parquet", use_dictionary=False)
+    writer = Writer(tmp_path / "ours.parquet")
+    writer.add(some)
+    writer.close()
+    ours = pq.read_table(tmp_path / "ours.parquet", columns=["input_ids"])
+    assert ours["input_ids"].combine_chunks().equals(theirs["x"].combine_chunks())
+
+
+def test_a_page_that_parquet_cannot_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "LARGEST", 100)
+    file = File(tmp_path / "a.parquet", [Column("n", INT32, packed=False)])
+    file.add(25, [(25, bytes(100))])
+    with pytest.raises(OverflowError, match="104 bytes of a column in one page"):
+        file.add(26, [(26, bytes(104))])
+
+
+def test_values_of_fixed_size_keep_it(tmp_path: Path) -> None:
+    file = File(tmp_path / "a.parquet", [Column("n", FIXED_LEN_BYTE_ARRAY, size=3)])
+    file.add(2, [(2, b"abcdef")])
+    file.close()
+    assert pq.read_table(tmp_path / "a.parquet")["n"].to_pylist() == [b"abc", b"def"]
