@@ -151,6 +151,20 @@ def test_merged_is_base_and_adapter(
     assert {k: ours[k] for k in same} == {k: theirs[k] for k in same}, "dropout and cache, too"
 
 
+@pytest.mark.parametrize(
+    ("own", "ends"), [(2, [2, 7]), ([2, 3], [2, 3, 7]), (None, 7), (7, 7), ([2, 7], [2, 7])]
+)
+def test_what_is_generated_ends_where_documents_ended(own: Any, ends: Any, tmp_path: Path) -> None:
+    from transformers import GenerationConfig
+
+    GenerationConfig(eos_token_id=own, max_length=99).save_pretrained(tmp_path)
+    before = (tmp_path / "generation_config.json").read_bytes()
+    export._end_there(tmp_path, 7)
+    assert (before == (tmp_path / "generation_config.json").read_bytes()) == (own == ends)
+    found = GenerationConfig.from_pretrained(tmp_path)
+    assert (found.eos_token_id, found.max_length) == (ends, 99)
+
+
 def test_16_bits_are_half_the_size_and_rounded_after_merging(
     small: Small, trained: Trained, tmp_path: Path
 ) -> None:

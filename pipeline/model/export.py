@@ -12,6 +12,7 @@ costs is said on the card: the scores of the report were measured on the base as
 from __future__ import annotations
 
 import glob
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from pipeline.model.source import TOKENIZER_FILES
 from pipeline.receipt import NAME, Receipt, Stamp, commit, hash_json, valid
 from pipeline.receipt import load as read_receipt
 
-VERSION = 1
+VERSION = 2
 OWN = "export"
 SHARD = 2_000_000_000  # bytes of a file; so much of the weights is held twice while it is written
 LIBRARIES = 1_000_000_000  # bytes of memory that torch, transformers and peft take
@@ -147,9 +148,21 @@ def export(
             # the base's own word for word, which transformers may no longer accept for writing
             if re.match(rf"{TOKENIZER_FILES}|generation_config\.json", path.name):
                 shutil.copyfile(path, draft.path / path.name)
+        _end_there(draft.path, int(source.base_receipt.facts["end_id"]))
         (draft.path / "README.md").write_text(card, encoding="utf-8")
         open_as_umask(draft.path)
         draft.facts = {"parameters": source.parameters, "precision": precision}
+
+
+def _end_there(folder: Path, end: int) -> None:
+    """Generation ends at the token that training put after each document, and at the base's own."""
+    path = folder / "generation_config.json"
+    content = json.loads(path.read_bytes())
+    own = content.get("eos_token_id")
+    ends = own if isinstance(own, list) else [] if own is None else [own]
+    if end not in ends:
+        content["eos_token_id"] = [*ends, end] if ends else end
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _model(source: Source) -> Any:
