@@ -78,16 +78,20 @@ class Plain:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        ids = pa.field("input_ids", pa.list_(pa.field("element", pa.int32(), nullable=False)))
-        flat = [("tokens", pa.int32()), ("bytes", pa.int64()), ("hash", pa.binary(16))]
-        self._schema = pa.schema([("id", pa.string()), ids, *flat])
+        ids = pa.list_(pa.field("element", pa.int32(), nullable=False))
+        kinds = pa.string(), ids, pa.int32(), pa.int64(), pa.binary(16)
+        names = ("id", "input_ids", "tokens", "bytes", "hash")
+        named = zip(names, kinds, strict=True)
+        self._schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in named])
+        packed = dict.fromkeys(["id", "input_ids.list.element", "tokens", "bytes"], "zstd")
         self._file = pq.ParquetWriter(
             path,
             self._schema,
-            compression="zstd",
-            compression_level=1,
+            compression={**packed, "hash": "none"},
+            compression_level=dict.fromkeys(packed, 1),
             use_dictionary=False,
             column_encoding={"input_ids.list.element": "BYTE_STREAM_SPLIT"},
+            data_page_size=1 << 23,
             write_statistics=False,
         )
         self._tables: list[Any] = []

@@ -125,10 +125,12 @@ def build(model: type[M], values: dict[str, Any], where: str) -> M:
         ) from None
 
 
-def nearest(word: str, words: list[str]) -> str:
-    """A hint that names the closest valid word, or lists them all."""
+def nearest(word: str, words: list[str], prefix: str = "") -> str:
+    """A hint that names the closest valid word, or lists them all; `prefix` stands before one."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"valid are: {', '.join(sorted(words))}"
+    if close:
+        return f"did you mean {prefix}{close[0]}?"
+    return f"valid are: {', '.join(sorted(words))}"
 
 
 def _either(rules: list[str]) -> str:
@@ -141,15 +143,27 @@ def _explain(model: type[BaseModel], error: Any) -> tuple[str, str]:
     fields, section = _walk(model, error["loc"])
     if error["type"] == "extra_forbidden":
         name = str(error["loc"][-1])
-        hint = nearest(name, sorted(section.model_fields))
-        return f"unknown setting {'.'.join([*fields, name])}; ", hint
+        others = [
+            f"{word}.{name}" for word, inner in _sections(model) if name in inner.model_fields
+        ]
+        prefix = "".join(f"{field}." for field in fields)
+        hint = nearest(name, sorted(section.model_fields), prefix)
+        hint = f"did you mean {' or '.join(others)}?" if others else hint
+        return f"unknown setting {prefix}{name}; ", hint
     place = ".".join(fields)
     if error["type"] == "missing":
         return f"{place} is missing", ""
     rule = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("tuple_type", "list_type"):
+        rule = "Input should be a list such as [a,b]"
     if not place or isinstance(error["input"], dict):
         return f"{place}: " if place else "", rule
     return f"{place} = {error['input']!r}: ", rule
+
+
+def _sections(model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
+    found = [(name, field.annotation) for name, field in model.model_fields.items()]
+    return [(n, a) for n, a in found if isinstance(a, type) and issubclass(a, BaseModel)]
 
 
 def _walk(model: type[BaseModel], place: tuple[Any, ...]) -> tuple[list[str], type[BaseModel]]:

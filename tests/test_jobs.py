@@ -47,7 +47,7 @@ def jobs(tmp_path: Path) -> Jobs:
         (["--dataset=nihh"], "'nihh' is not known. did you mean nih?"),
         (["--dataset=nih", "--model=opt-125n"], "'opt-125n' is not known. did you mean opt-125m?"),
         (["--dataset=nih", "--recipe=lorra"], "'lorra' is not known. did you mean lora?"),
-        (["--dataset=nih", "train.lrr=1"], "unknown setting train.lrr; did you mean lr?"),
+        (["--dataset=nih", "train.lrr=1"], "unknown setting train.lrr; did you mean train.lr?"),
         (["--dataset=nih", "trian.lr=1"], "unknown setting trian; did you mean train?"),
         (["--dataset=nih", "train.lr=fast"], "train.lr = 'fast'"),
         (["--dataset=nih", "train.lr"], "write it as section.field=value"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ SCHEMA = pa.schema(
         ("input_ids", pa.list_(pa.field("element", pa.int32(), nullable=False))),
         ("tokens", pa.int32()),
         ("bytes", pa.int64()),
-        ("hash", pa.binary(16)),
+        ("hash", pa.binary()),
     ]
 )
 
@@ -122,16 +123,41 @@ def test_a_shard_without_rows(tmp_path: Path) -> None:
     assert list(rows(tmp_path / "a.parquet")) == []
 
 
-def test_pages_of_ids_are_as_pyarrow_reads_its_own(tmp_path: Path) -> None:
+def test_bytes_depend_on_rows_and_batches_alone(tmp_path: Path) -> None:
     some = documents([("a", 3000, 1), ("b", 0, 1), ("c", 9000, 1)], np.random.default_rng(3))
-    cuts = zip(some.offsets, some.offsets[1:], strict=False)
-    theirs = pa.table({"x": pa.array([some.ids[a:b] for a, b in cuts], SCHEMA.field(1).type)})
-    pq.write_table(theirs, tmp_path / "theirs.parquet", use_dictionary=False)
-    writer = Writer(tmp_path / "ours.parquet")
-    writer.add(some)
+    for name in "ab":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shards, "ROW_GROUP_TOKENS", 20_000)
+            writer = Writer(tmp_path / name)
+            for _ in range(5):
+                writer.add(some)
+            writer.close()
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert pq.read_metadata(tmp_path / "a").num_row_groups == 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_disk_that_is_full_is_told_once() -> None:
+    writer = Writer(Path("/dev/full"))
+    writer.add(documents([("a", 9, 9)], np.random.default_rng(4)))
+    with pytest.raises(OSError, match="No space left"):
+        writer.close()
+    writer.abandon()
+    del writer
+    gc.collect()  # a file that were open still would write again, and fail out of sight
+
+
+def test_a_document_of_many_pages_is_one_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "PAGE", 1000)
+    some = documents([("a", 5000, 1), ("b", 10, 1)], np.random.default_rng(5))
+    writer = Writer(tmp_path / "a.parquet")
+    for _ in range(2):
+        writer.add(some)
     writer.close()
-    ours = pq.read_table(tmp_path / "ours.parquet", columns=["input_ids"])
-    assert ours["input_ids"].combine_chunks().equals(theirs["x"].combine_chunks())
+    found = pq.read_table(tmp_path / "a.parquet")["input_ids"].to_pylist()
+    assert found == [row[1] for row in as_rows(some)] * 2
 
 
 def test_a_page_that_parquet_cannot_hold_is_refused(

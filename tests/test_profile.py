@@ -105,7 +105,7 @@ def test_times_are_read_as_slurm_writes_them(time: Any, minutes: int) -> None:
         ),
         ({"jobs": {"train": {"gpus": 1, "gres": "gpu:1"}}}, "at most one of gpus, gres"),
         ({"jobs": {"train": {"where": "login"}}}, "only download can"),
-        ({"jobs": {"train": {"partitions": "x"}}}, "did you mean partition?"),
+        ({"jobs": {"train": {"partitions": "x"}}}, "did you mean jobs.train.partition?"),
         ({"clutser": "x"}, "did you mean cluster?"),
         ({"extends": "defualt"}, "did you mean default?"),
     ],

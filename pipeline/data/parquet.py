@@ -1,13 +1,15 @@
 """Parquet as our shards need it: columns without nulls, one page of each in every row group.
 
 pyarrow's writer takes levels and values one by one and copies them several times, and knows of zstd
-only the level; from whole buffers it is a third of that work. Any reader of Parquet reads it. The
-format: https://parquet.apache.org/docs/file-format/, its footer in Thrift's compact protocol.
+only the level; from whole buffers it is a third of that work. What knows BYTE_STREAM_SPLIT of
+integers (format 2.11, of 2024) reads it: pyarrow, datasets, Polars, DuckDB 2. The format:
+https://parquet.apache.org/docs/file-format/, its footer in Thrift's compact protocol.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,11 @@ class File:
         )
         self._rows += rows
 
+    def abandon(self) -> None:
+        """Let go of the file as it is; nothing happens to one that is closed."""
+        with suppress(OSError):  # of what could not be written, as was told before
+            self._file.close()
+
     def close(self) -> None:
         """Write the footer."""
         footer = _struct(
@@ -118,15 +125,15 @@ def levels(lengths: npt.NDArray[np.int64]) -> bytes:
         lengths: Of the lists: (rows,).
     """
     some = lengths > 0
-    firsts = np.column_stack([np.ones_like(lengths), np.maximum(lengths - 1, 0)]).reshape(-1)
-    repetition = _runs(np.tile(np.array([0, 1], np.uint8), len(lengths)), firsts)
+    counts = np.column_stack([np.ones_like(lengths), np.maximum(lengths - 1, 0)]).reshape(-1)
+    repetition = _runs(np.tile(np.array([0, 1], np.uint8), len(lengths)), counts)
     definition = _runs(some.astype(np.uint8), np.maximum(lengths, 1))
     return b"".join(
         part for run in (repetition, definition) for part in (len(run).to_bytes(4, "little"), run)
     )
 
 
-def split(parts: Sequence[npt.NDArray[np.uint32]], out: npt.NDArray[np.uint8]) -> None:
+def planes(parts: Sequence[npt.NDArray[np.uint32]], out: npt.NDArray[np.uint8]) -> None:
     """Numbers in BYTE_STREAM_SPLIT: first the low bytes of all, then the next ones, and so on.
 
     Args:
@@ -170,7 +177,7 @@ def _chunk(column: Column, values: int, plain: int, stored: int, at: int) -> byt
         (7, _I64, stored),
         (9, _I64, at),
     )
-    return _struct((2, _I64, at), (3, _STRUCT, facts))
+    return _struct((2, _I64, 0), (3, _STRUCT, facts))
 
 
 def _schema(columns: Sequence[Column]) -> list[bytes]:

@@ -15,28 +15,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.parquet import (
-    BYTE_ARRAY,
-    BYTE_STREAM_SPLIT,
-    FIXED_LEN_BYTE_ARRAY,
-    INT32,
-    INT64,
-    Column,
-    File,
-    levels,
-    split,
-)
+from pipeline.data import parquet
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = (
-    Column("id", BYTE_ARRAY, text=True),
-    Column("input_ids", INT32, listed=True, encoding=BYTE_STREAM_SPLIT),
-    Column("tokens", INT32),
-    Column("bytes", INT64),
-    Column("hash", FIXED_LEN_BYTE_ARRAY, size=16, packed=False),
+    parquet.Column("id", parquet.BYTE_ARRAY, text=True),
+    parquet.Column("input_ids", parquet.INT32, listed=True, encoding=parquet.BYTE_STREAM_SPLIT),
+    parquet.Column("tokens", parquet.INT32),
+    parquet.Column("bytes", parquet.INT64),
+    # not of fixed size, which `datasets` before 5.2 cannot read
+    parquet.Column("hash", parquet.BYTE_ARRAY, packed=False),
 )
 ROW_GROUP_TOKENS = 1 << 20
+PAGE = 8 * ROW_GROUP_TOKENS  # bytes; a larger one, of an enormous document, is not kept
 HASH = np.dtype("V16")
+HASHED = np.dtype([("size", "<u4"), ("hash", HASH)])
 
 Hashes = npt.NDArray[np.void]
 
@@ -57,7 +50,10 @@ class Documents:
 
 
 class Writer:
-    """One Parquet shard. Row groups end by token count, so the bytes depend on the rows alone.
+    """One Parquet shard.
+
+    Row groups end with the batch that makes them a million tokens, so the bytes depend on nothing
+    but the rows and their batches, which the chunk decides.
 
     The bytes of ids stand apart by their place in the number: with zstd that costs half the time of
     plain ids, and is as small.
@@ -67,14 +63,14 @@ class Writer:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = File(path, COLUMNS)
+        self._file = parquet.File(path, COLUMNS)
         self.rows = self.tokens = self.bytes = 0
         self._pending: list[Documents] = []
         self._held = 0
-        self._page = np.empty(0, np.uint8)  # fresh memory for each would cost as much as filling it
+        self._page = np.empty(PAGE, np.uint8)  # fresh memory each time would cost as much again
 
     def add(self, some: Documents) -> None:
-        """Add documents."""
+        """Add documents; there are some."""
         self._pending.append(some)
         self._held += len(some.ids)
         self.rows += len(some.names)
@@ -91,31 +87,38 @@ class Writer:
         hashes = np.concatenate([some.hashes for some in held])
         named = b"".join([len(name).to_bytes(4, "little") + name for name in names])
         count = len(names)
+        hashed = np.empty(len(names), HASHED)
+        hashed["size"], hashed["hash"] = HASH.itemsize, hashes
+        slots = int(np.maximum(lengths, 1).sum())  # an empty list has one, too
+        count = len(names)
         pages = (
             (count, named),
-            (int(np.maximum(lengths, 1).sum()), self._ids(lengths)),
+            (slots, self._ids(lengths)),
             (count, lengths.astype(np.int32).tobytes()),
-            (count, sizes.astype(np.int64).tobytes()),
-            (count, hashes.tobytes()),
+            (count, sizes.tobytes()),
+            (count, hashed.tobytes()),
         )
         self._file.add(count, pages)
         self._pending, self._held = [], 0
 
     def _ids(self, lengths: npt.NDArray[np.int64]) -> memoryview:
         """The page of token ids."""
-        head = levels(lengths)
+        head = parquet.levels(lengths)
         size = len(head) + 4 * self._held
-        if len(self._page) < size:
-            self._page = np.empty(size, np.uint8)
-        self._page[: len(head)] = np.frombuffer(head, np.uint8)
-        split([some.ids for some in self._pending], self._page[len(head) : size])
-        return self._page[:size].data
+        page = self._page[:size] if size <= PAGE else np.empty(size, np.uint8)
+        page[: len(head)] = np.frombuffer(head, np.uint8)
+        parquet.planes([some.ids for some in self._pending], page[len(head) :])
+        return page.data
 
     def close(self) -> None:
         """Write what is left and the footer."""
         if self._pending:
             self._flush()
         self._file.close()
+
+    def abandon(self) -> None:
+        """Let go of the file, which may have no footer; nothing happens to one that is closed."""
+        self._file.abandon()
 
 
 def read_hashes(path: Path) -> Hashes:
@@ -125,11 +128,11 @@ def read_hashes(path: Path) -> Hashes:
     return np.concatenate([np.empty(0, HASH), *map(hashes, table["hash"].chunks)])
 
 
-def hashes(column: pa.FixedSizeBinaryArray) -> Hashes:
+def hashes(column: pa.BinaryArray) -> Hashes:
     """A column of text hashes as an array of 16 bytes each, without a copy."""
     if not len(column):
         return np.empty(0, HASH)
-    data = np.frombuffer(column.buffers()[1], HASH)
+    data = np.frombuffer(column.buffers()[2], HASH)
     return data[column.offset : column.offset + len(column)]
 
 

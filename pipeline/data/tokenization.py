@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -46,10 +46,11 @@ def tokenize(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     reference, encoder = _encoders(inputs, ctx)
     try:
         _encode_chunk(config, item, unit, receipt, encoder, reference.vocabulary, ctx)
+        return
     except Mismatch as error:
-        # for this chunk alone: its bytes are not to depend on which task does the next one
         ctx.log(f"WARNING: {error}. {reference.name} does {item.name} again")
-        _encode_chunk(config, item, unit, receipt, reference, reference.vocabulary, ctx)
+    # for this chunk alone: its bytes are not to depend on which task does the next one
+    _encode_chunk(config, item, unit, receipt, reference, reference.vocabulary, ctx)
 
 
 def _encoders(inputs: Inputs, ctx: Context) -> tuple[Reference, Encoder]:
@@ -81,8 +82,7 @@ def _encode_chunk(
     raw = Raw(unit / CHUNK, unit, span=Span(0, size, receipt.facts["xxh3"]))
     places, line = Places(item.data["files"]), 0
     lines = Lines(raw, counted=False)
-    with ctx.commit(item.name) as draft:
-        shards = Shards(draft, encoder, item.data["shares"])
+    with ctx.commit(item.name) as draft, Shards(draft, encoder, item.data["shares"]) as shards:
         quarantine = Quarantine(draft.path / QUARANTINE, config.tokenize.max_bad_lines)
         for block in lines.whole(BATCH, longest):
             ctx.stop.check()
@@ -138,6 +138,13 @@ class Shards:
         self._encoder, self._shares = encoder, shares
         self._judge = encoder if isinstance(encoder, Fast) else None
         self._looked_at: list[tuple[str, npt.NDArray[np.uint32]]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self._writers.values():
+            writer.abandon()
 
     def add(self, batch: Batch, places: Places, line: int) -> None:
         """Encode documents and write each to its split.

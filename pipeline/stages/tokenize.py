@@ -40,7 +40,7 @@ class TokenizeConfig(Section):
     tasks: int = free(16, ge=1)
     max_bad_lines: int = free(1000, ge=0)
     max_bad_share: float = free(0.1, ge=0, le=1)
-    max_line_bytes: int = Field(LONGEST, ge=1000, le=500_000_000)  # tokens of one fit into a page
+    max_line_bytes: int = Field(LONGEST, ge=1000, le=500_000_000)  # whose tokens fit into a page
 
     @model_validator(mode="after")
     def _leave_something(self) -> TokenizeConfig:
