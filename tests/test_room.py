@@ -97,16 +97,16 @@ def test_what_cannot_fit_is_refused_before_anything_is_begun(
     refused = call("submit")
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
-    assert line.startswith("error: about 2.74 GB in ")
+    assert line.startswith("error: about 2.66 GB in ")
     assert ", 21 MB and room for " in line
     assert f"are free in {root}: too little for download 600 MB, decompress 713 MB, " in line
     assert line.endswith("Make room, choose another place with RUNS=…, or ARGS=--force to begin")
     assert not list(root.iterdir())
-    assert call("plan").stdout.splitlines()[-1].startswith("  disk: about 2.74 GB in ")
+    assert call("plan").stdout.splitlines()[-1].startswith("  disk: about 2.66 GB in ")
     begun = call("submit", "--force")
     assert begun.returncode == 2
     first, last = begun.stderr.splitlines()
-    assert first.startswith("disk: about 2.74 GB in ")
+    assert first.startswith("disk: about 2.66 GB in ")
     told = "MB free, 600 MB are needed. Make room, or choose another place with RUNS=…, then run"
     assert told in last, "then it is the download that refuses"
     found = os.statvfs(root)
