@@ -103,6 +103,7 @@ class Storm:
         strikes: What is to happen.
         seed: Decides whom it happens to, as far as timing lets it.
         tell: Says what happens.
+        beat: What changes with the work; starting is then no work. Without it, all that runs is.
     """
 
     def __init__(
@@ -114,9 +115,11 @@ class Storm:
         strikes: list[Strike],
         seed: int,
         tell: Callable[[str], None],
+        beat: Callable[[], object] | None = None,
     ) -> None:
         self.cluster, self.course, self.logs = cluster, course, logs
-        self._start, self._tell = submit, tell
+        self._start, self._tell, self._beat = submit, tell, beat
+        self._still = beat() if beat else None
         self.left = list(strikes)
         self.struck: Counter[tuple[str, str]] = Counter()  # by kind and step
         self.submits = 0
@@ -177,10 +180,19 @@ class Storm:
         jobs = self._jobs()
         self._look_after(jobs)
         victims = self._victims(jobs)
-        self._worked += (now - self._last) * bool(victims)
+        self._worked += (now - self._last) * (bool(victims) and self._at_work())
         self._last = now
+        if not victims:
+            self._rest()
         if victims and self._worked >= self.left[0].after:
             self._strike(self.left[0].kind, victims)
+
+    def _at_work(self) -> bool:
+        """Whether anything was done since it was started."""
+        return self._beat is None or self._beat() != self._still
+
+    def _rest(self) -> None:
+        self._still = self._beat() if self._beat else None
 
     def _submit(self, answers: set[str]) -> None:
         self._submission = self._start()
@@ -227,6 +239,7 @@ class Storm:
             self.struck[kind, step] += 1
             self.left.pop(0)
             self._worked = 0.0
+            self._rest()
 
     def _ask(self, *words: str) -> bool:
         self.cluster.run(*words)

@@ -85,11 +85,16 @@ class Training:
         """To its end; gives what was done to it, and seconds."""
         logs = self.way.root / "runs" / NAME / "logs"
         submit = partial(self.way.submit, self.profile)
-        storm = Storm(cluster, strikes.TRAINING, logs, submit, drawn, seed, say)
+        storm = Storm(cluster, strikes.TRAINING, logs, submit, drawn, seed, say, self._steps)
         try:
             return storm, storm.blow(self.over, TIMEOUT)
         finally:
             cluster.cancel_all()
+
+    def _steps(self) -> int:
+        """What grows with every step: strikes are to meet these, and not only its start."""
+        path = self.folder / METRICS
+        return path.stat().st_size if path.exists() else 0
 
     def outcome(self) -> Outcome:
         """What it ended in."""
