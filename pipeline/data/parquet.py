@@ -140,11 +140,11 @@ def planes(parts: Sequence[npt.NDArray[np.uint32]], out: npt.NDArray[np.uint8]) 
         parts: The numbers, end to end.
         out: Where to: (4 x numbers,).
     """
-    for place, plane in enumerate(out.reshape(4, -1)):
-        at = 0
-        for part in parts:
-            plane[at : at + len(part)] = part.view(np.uint8)[place::4]
-            at += len(part)
+    rows, at = out.reshape(4, -1), 0
+    for part in parts:
+        for place, row in enumerate(rows):
+            row[at : at + len(part)] = part.view(np.uint8)[place::4]
+        at += len(part)
 
 
 def _runs(values: npt.NDArray[np.uint8], counts: npt.NDArray[np.int64]) -> bytes:

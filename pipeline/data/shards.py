@@ -86,7 +86,6 @@ class Writer:
         sizes = np.concatenate([some.sizes for some in held])
         hashes = np.concatenate([some.hashes for some in held])
         named = b"".join([len(name).to_bytes(4, "little") + name for name in names])
-        count = len(names)
         hashed = np.empty(len(names), HASHED)
         hashed["size"], hashed["hash"] = HASH.itemsize, hashes
         slots = int(np.maximum(lengths, 1).sum())  # an empty list has one, too
