@@ -101,9 +101,10 @@ def test_the_triangle_is_causal_attention(slots: int) -> None:
             tensor.grad = None
     for wanted, exact, rounded in zip(*found, strict=True):
         torch.testing.assert_close(exact, wanted, rtol=1e-5, atol=1e-5)
-        # of a single token query and key have no gradient; how torch's kernel rounds is its own
+        # of a single token query and key have no gradient, or a rounding of some kernels of torch;
+        # how its kernel for bf16 rounds is its own
         if torch.get_num_threads() == 1:
-            assert float((rounded - wanted).norm()) <= 0.01 * float(wanted.norm())
+            assert float((rounded - wanted).norm()) <= 0.01 * float(wanted.norm()) + 1e-5
 
 
 def test_dropout_takes_weights_and_keeps_their_sum() -> None:
