@@ -119,7 +119,7 @@ class Storm:
     ) -> None:
         self.cluster, self.course, self.logs = cluster, course, logs
         self._start, self._tell, self._beat = submit, tell, beat
-        self._still = beat() if beat else None
+        self._rest()
         self.left = list(strikes)
         self.struck: Counter[tuple[str, str]] = Counter()  # by kind and step
         self.submits = 0
@@ -192,6 +192,7 @@ class Storm:
         return self._beat is None or self._beat() != self._still
 
     def _rest(self) -> None:
+        """What is done from now on is work."""
         self._still = self._beat() if self._beat else None
 
     def _submit(self, answers: set[str]) -> None:

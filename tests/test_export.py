@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from test_privacy import group as group
 from test_privacy import mode
 from test_privacy import umask as umask
 
-from jobs.export import export_run
+from jobs.export import _source, export_run
 from pipeline import receipt as receipts
 from pipeline.config import Config, freeze
 from pipeline.dag import find
@@ -163,6 +164,22 @@ def test_what_is_generated_ends_where_documents_ended(own: Any, ends: Any, tmp_p
     assert (before == (tmp_path / "generation_config.json").read_bytes()) == (own == ends)
     found = GenerationConfig.from_pretrained(tmp_path)
     assert (found.eos_token_id, found.max_length) == (ends, 99)
+
+
+def test_an_export_ends_where_training_ended(
+    small: Small, trained: Trained, tmp_path: Path
+) -> None:
+    from transformers import GenerationConfig
+
+    config, root = small(), trained("llama")
+    source = _source(config, find(config, root, "train.train"))
+    facts = {**source.base_receipt.facts, "end_id": 5}
+    source = replace(source, base_receipt=replace(source.base_receipt, facts=facts))
+    export.export(source, "", tmp_path / "out", export.stamp(source, "", "fp32", "code"))
+    own = GenerationConfig.from_pretrained(source.base).eos_token_id
+    assert isinstance(own, int)
+    assert own != 5
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [own, 5]
 
 
 def test_16_bits_are_half_the_size_and_rounded_after_merging(
@@ -354,7 +371,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import pipeline.receipt as receipt
-from jobs.export import export_run
+from jobs.export import _source, export_run
 from pipeline.config import thaw
 seal = receipt._seal
 def kill(draft):

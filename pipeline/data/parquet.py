@@ -1,7 +1,7 @@
 """Parquet as our shards need it: columns without nulls, one page of each in every row group.
 
 pyarrow's writer takes levels and values one by one and copies them several times, and knows of zstd
-only the level; from whole buffers it is a third of that work. What knows BYTE_STREAM_SPLIT of
+only the level; from whole buffers it is half of that work. What knows BYTE_STREAM_SPLIT of
 integers (format 2.11, of 2024) reads it: pyarrow, datasets, Polars, DuckDB 2. The format:
 https://parquet.apache.org/docs/file-format/, its footer in Thrift's compact protocol.
 """
