@@ -138,10 +138,11 @@ def hashes(column: pa.BinaryArray) -> Hashes:
 def rows(
     path: Path,
 ) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], pa.RecordBatch]]:
-    """A shard by row groups: flat ids, offsets into them (rows + 1), and the batch itself."""
+    """A shard by row groups: flat ids, offsets into them (rows + 1), and its sizes and hashes."""
+    columns = ["input_ids", "bytes", "hash"]
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, use_threads=False).combine_chunks()
+            table = file.read_row_group(group, columns=columns, use_threads=False).combine_chunks()
             for batch in table.to_batches():
                 column = batch.column("input_ids")
                 offsets = column.offsets.to_numpy().astype(np.int64)
