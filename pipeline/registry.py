@@ -127,8 +127,8 @@ class BaseModel(Section):
     """A causal language model and its tokenizer, at a pinned revision.
 
     Exactly one source: `repo` (hub), `path` (a local folder in HF form), or `package` with `gguf`
-    (weights that a Python package ships). `context`: tokens it can see, where that is known before
-    it is there.
+    (weights that a Python package ships). `context`: tokens it can see; `modules`: last names of
+    those that adapters may go into; both where they are known before it is there.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -141,6 +141,7 @@ class BaseModel(Section):
     end_token: str | None = None
     parameters: int | None = free(None)
     context: int | None = free(None, ge=1)
+    modules: tuple[str, ...] = free(())
     about: str = free("")
 
     @model_validator(mode="after")
@@ -207,6 +208,7 @@ def find_model(name: str) -> BaseModel:
             "id": safe,
             "path": str(path.resolve()),
             "context": _context(path),
+            "modules": _modules(path),
         }
     elif name.startswith(("/", ".", "~")) and path.suffix != ".yaml":
         raise UserError(f"MODEL={name}: there is no such folder with a config.json")
@@ -231,3 +233,18 @@ def _context(folder: Path) -> int | None:
         return None
     found = (said.get(name) for name in CONTEXT_NAMES) if isinstance(said, dict) else ()
     return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
+def _modules(folder: Path) -> list[str]:
+    """Last names of the modules of a local model that hold matrices, if safetensors tell them."""
+    from safetensors import SafetensorError, safe_open
+
+    found = {"lm_head"}  # it may share its weight, which then has another name
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "numpy") as file:
+                names = [key.split(".") for key in file.keys()]  # noqa: SIM118 (not a mapping)
+        except (OSError, SafetensorError):
+            return []
+        found |= {name[-2] for name in names if len(name) > 1 and name[-1] == "weight"}
+    return sorted(found) if len(found) > 1 else []

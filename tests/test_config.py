@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -250,6 +251,8 @@ def test_a_wrong_setting_is_told_with_its_name_value_and_rule(word: str, told: s
         (["train.lr=1", "train.lr.x=2"], "goes into lr, which another word sets to 1"),
         (["model.path=/x"], "name exactly one of repo, path, package"),
         (["train.length=4096"], "train.length=4096 is longer than the model's context of 2048"),
+        (["train.targets=[q_prog]"], "the model has no module q_prog. did you mean q_proj?"),
+        (["train.targets=[fc1,attn.c_attn]"], "no module attn.c_attn. valid are: embed_positions,"),
     ],
 )
 def test_an_impossible_combination_is_refused(overrides: list[str], told: str) -> None:
@@ -291,6 +294,34 @@ def test_the_context_of_a_local_model_is_known(models: Callable[[str], Path]) ->
         config = resolve("nih", str(models(family)), "original", ["train.length=128"])
         assert config.train.window(config.model.context) == 128
         assert resolve("nih", str(models(family))).train.window(POSITIONS) == POSITIONS
+
+
+def test_the_modules_of_a_local_model_are_known(
+    models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for family, there in (("opt", "q_proj"), ("gpt2", "attn.c_attn"), ("llama", "gate_proj")):
+        with pytest.raises(UserError, match="has no module query_key_value"):
+            resolve("nih", str(models(family)), overrides=["train.targets=[query_key_value]"])
+        resolve("nih", str(models(family)), overrides=[f"train.targets=[{there},lm_head]"])
+    shutil.copy(models("opt") / "config.json", tmp_path)
+    resolve("nih", str(tmp_path), overrides=["train.targets=[a]"])  # who knows
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    resolve("nih", str(tmp_path), overrides=["train.targets=[a]"])
+
+
+@pytest.mark.parametrize("name", registry.ids("models"))
+def test_the_modules_of_a_registered_model_are_those_it_has(name: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    family = {"gpt2": "gpt2", "opt": "opt", "smollm2": "llama"}[name.split("-")[0]]
+    how = {"num_hidden_layers": 1} | ({"word_embed_proj_dim": 512} if name == "opt-350m" else {})
+    with torch.device("meta"):
+        shell = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **how))
+    matrices = {
+        n.split(".")[-2] for n, w in shell.named_parameters(remove_duplicate=False) if w.ndim == 2
+    }
+    assert set(registry.find_model(name).modules) == matrices
 
 
 def test_every_mistake_is_told_and_not_only_the_first() -> None:

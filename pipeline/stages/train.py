@@ -6,6 +6,7 @@ a step that a restart repeats appears again, the last one counts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -15,7 +16,7 @@ from pipeline.model import attention as attentions
 from pipeline.model import load
 from pipeline.model import optimizer as optimizers
 from pipeline.model import schedule as schedules
-from pipeline.settings import Section, free
+from pipeline.settings import Section, free, nearest
 from pipeline.stage import Context, Inputs, Item, Step
 from pipeline.stages.tokenize import what_is_read
 
@@ -140,6 +141,20 @@ class TrainConfig(Section):
                 f'use ARGS="train.length={context}"',
             )
         return self.length or min(LONGEST, context or LONGEST)
+
+    def aim(self, modules: Sequence[str]) -> None:
+        """Compare `targets` with the last names of a model's modules; none: they are not known.
+
+        Raises:
+            UserError: There is no such module.
+        """
+        wanted = () if isinstance(self.targets, str) or self.method == "full" else self.targets
+        for target in wanted if modules else ():
+            if target.rpartition(".")[2] not in modules:
+                raise UserError(
+                    f"train.targets: the model has no module {target}",
+                    nearest(target, list(modules)),
+                )
 
 
 def items(config: Config, inputs: Inputs) -> list[Item]:
