@@ -98,6 +98,7 @@ def resolve(
         config = build(Config, merge(plain, changes), "ARGS")
     if config.model.context:
         config.train.window(config.model.context)
+        config.evaluate.window(config.model.context)
     config.train.aim(config.model.modules)
     if name is not None:
         return config

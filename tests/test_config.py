@@ -251,6 +251,8 @@ def test_a_wrong_setting_is_told_with_its_name_value_and_rule(word: str, told: s
         (["train.lr=1", "train.lr.x=2"], "goes into lr, which another word sets to 1"),
         (["model.path=/x"], "name exactly one of repo, path, package"),
         (["train.length=4096"], "train.length=4096 is longer than the model's context of 2048"),
+        (["evaluate.context=4096"], "evaluate.context=4096 is longer than the model's context of"),
+        (["evaluate.stride=2000"], "evaluate.stride=2000 is more than the 1024 tokens that are"),
         (["train.targets=[q_prog]"], "the model has no module q_prog. did you mean q_proj?"),
         (["train.targets=[fc1,attn.c_attn]"], "no module attn.c_attn. valid are: embed_positions,"),
     ],

@@ -20,7 +20,6 @@ from pipeline.data.corpus import Corpus, open_corpus
 from pipeline.data.encoder import Reference
 from pipeline.errors import CorruptInput, Interrupted, UserError
 from pipeline.model import load
-from pipeline.model.evaluation import windows_for
 from pipeline.model.measure import bits_per_byte, perplexity
 from pipeline.settings import build
 from pipeline.stage import Context, run_item
@@ -241,7 +240,13 @@ def test_a_stride_that_leaves_tokens_out_is_refused() -> None:
     values = {"context": 64, "stride": 65}
     with pytest.raises(UserError, match=r"stride=65 is more than evaluate\.context=64"):
         build(EvaluateConfig, values, "evaluate")
-    windows = windows_for(EvaluateConfig(context=None), 2048, 0)
-    assert (windows.context, windows.stride) == (1024, 512)
-    windows = windows_for(EvaluateConfig(context=512), 256, 0)
-    assert (windows.context, windows.stride) == (256, 128)
+    with pytest.raises(UserError, match=r"stride=300 is more than the 256 tokens that are seen"):
+        EvaluateConfig(stride=300).window(256)
+
+
+def test_a_window_is_as_long_as_the_model_sees_and_not_longer() -> None:
+    assert EvaluateConfig().window(2048) == (1024, 512)
+    assert EvaluateConfig().window(256) == (256, 128)
+    assert EvaluateConfig(context=2048, stride=100).window(2048) == (2048, 100)
+    with pytest.raises(UserError, match=r"context=512 is longer than the model's context of 256"):
+        EvaluateConfig(context=512).window(256)

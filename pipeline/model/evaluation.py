@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.stages.evaluate import EvaluateConfig
 
-LONGEST = 1024
-
 
 def score_split(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Score the split that the item names, with the adapted model where the training is given.
@@ -79,12 +77,6 @@ def _circumstances(bench: _Bench, config: Config, ctx: Context) -> dict[str, Any
         "cpus": ctx.cpus,
         "gpus": ctx.gpus,
     }
-
-
-def windows_for(settings: EvaluateConfig, context: int, prefix: int) -> Windows:
-    """How documents are cut for a model of that context."""
-    width = min(settings.context or LONGEST, context)
-    return Windows(width, min(settings.stride or width // 2, width), prefix)
 
 
 @dataclass(frozen=True)
@@ -152,7 +144,7 @@ def _score(
     """A row a document, what they add up to, and the seconds that earlier attempts put into it."""
     corpus = bench.corpus
     chosen = choose(corpus, settings.max_documents, settings.max_tokens)
-    windows = windows_for(settings, bench.context, bench.prefix)
+    windows = Windows(*settings.window(bench.context), bench.prefix)
     total = int(np.diff(corpus.offsets)[chosen].sum())
     new: list[Part] = []
     with Kept(ctx.partial, {"precision": bench.precision, "device": bench.device.type}) as kept:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
+from pipeline.errors import UserError
 from pipeline.report import SECTIONS, SO_FAR
 from pipeline.settings import Section
 from pipeline.stage import Context, Inputs, Item, Step
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 SAMPLES = "samples"
+LONGEST = 1024
 
 
 class EvaluateConfig(Section):
@@ -58,6 +60,27 @@ class EvaluateConfig(Section):
                 f"tokens would be left out; use evaluate.stride={self.context}, or less"
             )
         return self
+
+    def window(self, context: int) -> tuple[int, int]:
+        """Tokens seen at once, and how far a window moves, for a model of that context.
+
+        Raises:
+            UserError: `context` or `stride` is more than that.
+        """
+        width = self.context or min(LONGEST, context)
+        stride = self.stride or width // 2
+        if width > context:
+            raise UserError(
+                f"evaluate.context={width} is longer than the model's context of {context}",
+                f'use ARGS="evaluate.context={context}"',
+            )
+        if stride > width:
+            raise UserError(
+                f"evaluate.stride={stride} is more than the {width} tokens that are seen at once: "
+                "tokens would be left out",
+                f'use ARGS="evaluate.stride={width}", or less',
+            )
+        return width, stride
 
 
 def base_items(config: Config, inputs: Inputs) -> list[Item]:
