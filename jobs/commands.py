@@ -42,7 +42,7 @@ def submit(chosen: Selection, force: Force = False) -> None:
     check_site(config, site)
     _check_room(config, place, probe(config, place), force)
     open_run(place, config.name, site.group)
-    freeze(config, place)
+    freeze(config, place, chosen.line())
     if site.scheduler == "slurm":
         _queue(config, place, site, chosen.words_for_make())
     else:
@@ -177,6 +177,7 @@ def status(
 ) -> None:
     """Show where a run stands: the newest of the data set, unless more is said."""
     from jobs.status import accounted, survey_run, table
+    from pipeline.config import again
 
     config, place = chosen.existing(), chosen.place()
     queue = chosen.queue()
@@ -190,7 +191,7 @@ def status(
         return
     out.print(table(found))
     if any(step["state"] in ("failed", "interrupted") for step in found["steps"]):
-        print("to go on: the make pipeline that began it, with all its words")
+        print(f"to go on: {again(place / 'runs' / config.name)}")
     for job, row in found.get("accounts", {}).items():
         print(job, *row.values())
 
@@ -225,8 +226,12 @@ def logs(
     found = find_logs(place, config.name)
     if not found and not follow:
         raise InputError(f"{config.name} has no logs yet", "see where it is with make status")
-    for path in found:
-        print(f"== {path}\n{tail(path, lines)}")
+    ends = {path: tail(path, lines) for path in found}
+    for path, end in ends.items():
+        if end.strip():
+            print(f"== {path}\n{end}")
+    if silent := sum(not end.strip() for end in ends.values()):
+        print(f"== {silent} more, of tasks that had nothing to do")
     if follow:
         for text in growing(place, config.name, found):
             print(text, end="", flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from jobs.console import say
 from jobs.privacy import open_like
 from pipeline import provenance
-from pipeline.config import Config
+from pipeline.config import Config, again
 from pipeline.dag import Node, survey
 from pipeline.disk import size
 from pipeline.errors import InputError
@@ -35,7 +35,7 @@ def export_run(config: Config, root: Path, to: Path | None, precision: Precision
     nodes = {node.work.step.name: node for node in survey(config, root)}
     run = root / "runs" / config.name
     place = (to.expanduser() if to else run / "export").resolve()
-    source = _source(config, nodes["train.train"])
+    source = _source(config, nodes["train.train"], run)
     with damage_set_aside("the make pipeline that began it makes it anew"):
         report = _report(nodes["evaluate.report"])
         if report is None:
@@ -56,12 +56,11 @@ def export_run(config: Config, root: Path, to: Path | None, precision: Precision
     say(f"exported: {place}  (its README.md is the model card)")
 
 
-def _source(config: Config, trained: Node) -> export.Source:
+def _source(config: Config, trained: Node, run: Path) -> export.Source:
     if not trained.complete:
         raise InputError(
             f"{config.name} is not trained to the end yet",
-            "to go on: the make pipeline that began it, with all its words; how far it is, says "
-            f"make status DATASET={config.dataset.id} NAME={config.name}",
+            f"to go on: {again(run)}; how far it is, says make status, with the same NAME and RUNS",
         )
     base, base_receipt = trained.work.inputs["download.model"].one()
     ((name, receipt),) = trained.done.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,11 @@ from pathlib import Path
 from jobs.journal import logs_folder
 
 EVERY = 0.5
+# what submitit says of each task, however little there was to do
+USUAL = re.compile(
+    r"^submitit INFO \(.*?\) - (Starting with|Loading pickle|Job completed|Exiting after s).*\n?",
+    re.MULTILINE,
+)
 
 
 def find_logs(root: Path, name: str) -> list[Path]:
@@ -20,8 +26,9 @@ def find_logs(root: Path, name: str) -> list[Path]:
 
 
 def tail(path: Path, lines: int) -> str:
-    """The last lines of a log."""
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    """The last lines of a log; empty of a task that had nothing to do."""
+    told = USUAL.sub("", path.read_text(errors="replace"))
+    return "\n".join(told.splitlines()[-lines:])
 
 
 def follow(root: Path, name: str, shown: list[Path]) -> Iterator[str]:
@@ -37,8 +44,8 @@ def follow(root: Path, name: str, shown: list[Path]) -> Iterator[str]:
             with path.open("rb") as file:
                 file.seek(places.get(path, 0))
                 text = file.read()
-            if text:
-                places[path] = places.get(path, 0) + len(text)
-                yield ("" if path == current else f"== {path}\n") + text.decode(errors="replace")
+            places[path] = places.get(path, 0) + len(text)
+            if told := USUAL.sub("", text.decode(errors="replace")):
+                yield ("" if path == current else f"== {path}\n") + told
                 current = path
         time.sleep(EVERY)

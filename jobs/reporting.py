@@ -149,7 +149,7 @@ def _find(names: Sequence[str], root: Path) -> list[Config]:
     example = "as in: make compare NAMES='nih try2'"
     if not FEWEST <= len(names) <= MOST:
         raise UserError(
-            f"{len(names)} runs cannot be compared", f"name {FEWEST} to {MOST}, {example}"
+            f"{FEWEST} to {MOST} runs can be compared, not {len(names)}", f"name them, {example}"
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"named twice: {', '.join(map(repr, twice))}", example)

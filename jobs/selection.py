@@ -58,7 +58,21 @@ class Selection:
             "PROFILE": self.profile,
             "RUNS": self.root,
         }
-        return " ".join(f"{name}={shlex.quote(v)}" for name, v in typed.items() if v)
+        return _assigned(typed)
+
+    def line(self) -> str:
+        """What to type to begin the same run, or to go on with it."""
+        typed = {
+            "DATASET": self.dataset,
+            "MODEL": self.model,
+            "RECIPE": self.recipe,
+            "PROFILE": self.profile,
+            "NAME": self.name,
+            "FILE": self.file,
+            "RUNS": self.root,
+            "ARGS": " ".join(self.words or []),
+        }
+        return f"make pipeline {_assigned(typed)}"
 
     def config(self) -> Config:
         """The configuration that these words mean.
@@ -91,6 +105,10 @@ class Selection:
             what = f"run {name!r}" if name else f"run of {self.dataset}" if self.dataset else "run"
             raise UserError(f"there is no {what} in {runs}", "start one: make pipeline DATASET=…")
         return thaw(found[-1])
+
+
+def _assigned(values: dict[str, str | None]) -> str:
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in values.items() if value)
 
 
 def _dataset_of(path: Path) -> str | None:

@@ -29,6 +29,7 @@ from pipeline.stages.train import TrainConfig
 MODEL, RECIPE = "opt-125m", "lora-8bit"
 NAME_LENGTH = 80
 TOLD = 8
+TYPED = "# "  # before the command that began a run, at the head of its config.yaml
 
 
 class Config(Section):
@@ -104,8 +105,13 @@ def resolve(
         return config
     differs = [config.model.id] if model_name != (data.model or MODEL) else []
     differs += [Path(recipe_name).stem] if recipe_name != (data.recipe or RECIPE) else []
-    differs += [f"{k}={new}" for k, (_, new) in sorted(differences(base, config).items())]
+    differs += [f"{k}={_plain(new)}" for k, (_, new) in sorted(differences(base, config).items())]
     return config.model_copy(update={"name": _run_name(data.id, differs)})
+
+
+def _plain(value: Any) -> str:
+    """A setting as it is typed, without the quotes and brackets of a list."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _run_name(dataset: str, differs: list[str]) -> str:
@@ -156,13 +162,32 @@ def check_name(config: Config, root: Path) -> Path:
     return path
 
 
-def freeze(config: Config, root: Path) -> Path:
-    """Write the run's `config.yaml`; raises as `check_name`."""
+def freeze(config: Config, root: Path, typed: str = "") -> Path:
+    """Write the run's `config.yaml`, above all what was typed to begin it; raises as `check_name`.
+
+    Where that is not said, what was said before stays.
+    """
     path = check_name(config, root)
     path.parent.mkdir(parents=True, exist_ok=True)
+    said = redact(" ".join(typed.split("\n"))) or begun_by(path.parent)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_text(path, text)
+    write_text(path, f"{TYPED}{said}\n{text}" if said else text)
     return path
+
+
+def begun_by(run: Path) -> str:
+    """The line that was typed to begin the run of that folder; empty where it is not known."""
+    try:
+        with (run / "config.yaml").open(encoding="utf-8") as file:
+            first = file.readline().rstrip("\n")
+    except OSError:
+        return ""
+    return first.removeprefix(TYPED) if first.startswith(TYPED) else ""
+
+
+def again(run: Path) -> str:
+    """What to type to go on with the run of that folder."""
+    return begun_by(run) or "the make pipeline that began it, with all its words"
 
 
 def thaw(path: Path) -> Config:

@@ -28,7 +28,8 @@ class Failure(Exception):
         super().__init__(self.what)
 
     def __str__(self) -> str:
-        return f"{self.what}. {self.hint}" if self.hint else self.what
+        end = "" if self.what.endswith("?") else "."
+        return f"{self.what}{end} {self.hint}" if self.hint else self.what
 
 
 class UserError(Failure):

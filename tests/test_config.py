@@ -18,8 +18,18 @@ from pydantic.fields import FieldInfo
 from tiny import POSITIONS
 
 from jobs.probe import check_device
+from jobs.selection import Selection
 from pipeline import dag, registry
-from pipeline.config import Config, differences, freeze, keyed, resolve, thaw
+from pipeline.config import (
+    Config,
+    again,
+    begun_by,
+    differences,
+    freeze,
+    keyed,
+    resolve,
+    thaw,
+)
 from pipeline.errors import UserError
 from pipeline.settings import Section, merge, parse_overrides
 
@@ -324,6 +334,25 @@ def test_the_modules_of_a_registered_model_are_those_it_has(name: str) -> None:
         n.split(".")[-2] for n, w in shell.named_parameters(remove_duplicate=False) if w.ndim == 2
     }
     assert set(registry.find_model(name).modules) == matrices
+
+
+def test_what_was_typed_stands_above_the_configuration(tmp_path: Path) -> None:
+    config, run = resolve("nih", name="try"), tmp_path / "runs" / "try"
+    assert again(run) == "the make pipeline that began it, with all its words"
+    freeze(config, tmp_path)
+    assert begun_by(run) == ""
+    line = Selection(
+        dataset="nih", name="try", root="/my runs", words=["train.lr=1", "train.targets=[a,b]"]
+    ).line()
+    assert line == (
+        "make pipeline DATASET=nih NAME=try RUNS='/my runs' ARGS='train.lr=1 train.targets=[a,b]'"
+    )
+    freeze(config, tmp_path, line)
+    freeze(config, tmp_path)
+    assert again(run) == begun_by(run) == line
+    freeze(config, tmp_path, "make pipeline FILE='a\nb: 1' ARGS=dataset.urls=https://me:pw@host/x")
+    assert thaw(run / "config.yaml") == config
+    assert "pw" not in begun_by(run)
 
 
 def test_every_mistake_is_told_and_not_only_the_first() -> None:

@@ -305,10 +305,15 @@ def test_a_training_that_is_not_finished_is_told_with_what_to_type(
 ) -> None:
     with pytest.raises(InputError) as caught:
         export_run(small(), prepared, None, "fp32")
+    end = "; how far it is, says make status, with the same NAME and RUNS"
     assert str(caught.value) == (
         "small is not trained to the end yet. to go on: the make pipeline that began it, with all "
-        "its words; how far it is, says make status DATASET=small NAME=small"
+        f"its words{end}"
     )
+    freeze(small(), prepared, "make pipeline DATASET=small")
+    with pytest.raises(InputError) as caught:
+        export_run(small(), prepared, None, "fp32")
+    assert str(caught.value).endswith(f"to go on: make pipeline DATASET=small{end}")
 
 
 def test_too_little_memory_is_told_before_anything_is_read(

@@ -17,8 +17,10 @@ import zstandard
 from conftest import SMALL, advance
 
 from pipeline.config import Config, resolve
+from pipeline.dag import find
 from pipeline.data.quarantine import QUARANTINE
-from pipeline.errors import CorruptInput
+from pipeline.errors import CorruptInput, UserError
+from pipeline.receipt import load
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [f"Document {n}. The record shows that the claim was filed in time." for n in range(60)]
@@ -122,6 +124,33 @@ def test_a_wrong_text_field_is_told_with_the_right_one(
         assert told.value.exit_code == 3
     facts, aside, _ = sealed(local(path, "dataset.text_field=body"), tmp_path / "root")
     assert (facts["quarantined"], aside) == (0, [])
+
+
+def test_what_belongs_together_stays_so_and_a_wrong_field_for_it_is_told(
+    tmp_path: Path, local: Callable[..., Config]
+) -> None:
+    records = [{"text": text, "meta": {"case": n // 2}} for n, text in enumerate(TEXTS)]
+    del records[-1]["meta"]
+    path = write(tmp_path / "x.jsonl", *map(json.dumps, records))
+    with pytest.raises(UserError) as told:
+        sealed(local(path, "dataset.split_by=meta.csae"), tmp_path / "root")
+    assert str(told.value) == (
+        "no record has dataset.split_by=meta.csae: near-copies would not stay together. Name the "
+        "field that says what belongs together, or let the text decide: "
+        'ARGS="dataset.split_by=null"'
+    )
+    fields = ("dataset.split_by=meta.case", "dataset.id_field=meta.case")
+    config = local(path, *fields, "tokenize.validation=0.3", "tokenize.test=0.3")
+    sealed(config, tmp_path / "root")
+    folder = find(config, tmp_path / "root", "tokenize.seal").work.folder
+    where: dict[str, set[str]] = {}
+    for shard in folder.glob("chunk-*/*.parquet"):
+        for case in pq.read_table(shard)["id"].to_pylist():
+            where.setdefault(case, set()).add(shard.stem)
+    assert set(map(str, range(29))) <= where.keys()
+    assert all(len(where[str(case)]) == 1 for case in range(29))
+    receipts = [load(unit.parent) for unit in folder.glob("chunk-*/receipt.json")]
+    assert sum(receipt.facts["grouped"] for receipt in receipts if receipt) == 59
 
 
 CHECK = "Check dataset.form and dataset.text_field"

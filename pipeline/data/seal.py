@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.data.corpus import Corpus, open_corpus
 from pipeline.data.quarantine import QUARANTINE, refusal
 from pipeline.data.shards import SPLITS, Hashes, read_hashes
-from pipeline.errors import CorruptInput
+from pipeline.errors import CorruptInput, UserError
 from pipeline.files import write_text
 from pipeline.receipt import release, verify
 from pipeline.stage import Context, Input, Inputs, Item
@@ -40,6 +40,7 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
 
     Raises:
         CorruptInput: A shard is damaged, a split is empty, or too many lines were malformed.
+        UserError: No document says what decides its split, as it should.
     """
     given = inputs["tokenize.shards"]
     if not given.receipts:
@@ -51,6 +52,17 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     if quarantined > min(limits.max_bad_lines, limits.max_bad_share * (quarantined + sound)):
         first = next(f["first_bad"] for f in facts if f["first_bad"])
         raise refusal(quarantined, sound, first, f"{ctx.folder}/*/{QUARANTINE}")
+    field = config.dataset.split_by
+    if field and all("grouped" in f for f in facts):  # of before it was counted there are some
+        alone = sound - sum(f["grouped"] for f in facts)
+        if alone == sound:
+            raise UserError(
+                f"no record has dataset.split_by={field}: near-copies would not stay together",
+                'Name the field that says what belongs together, or let the text decide: ARGS="'
+                'dataset.split_by=null"',
+            )
+        if alone:
+            ctx.log(f"{alone:,} of {sound:,} documents have no {field}: their text decides")
     totals, duplicates, kept = judge(given, ctx)
     for split in SPLITS:
         if not totals[split]["documents"]:

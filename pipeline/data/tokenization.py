@@ -101,6 +101,7 @@ def _encode_chunk(
             "quarantined": quarantine.count,
             "first_bad": quarantine.first,
             "empty": quarantine.empty,
+            "grouped": shards.grouped,
             "encoder": encoder.name,
             "vocabulary": vocabulary,
         }
@@ -131,6 +132,9 @@ class Shards:
         draft: The unit that they belong to.
         encoder: Text to ids.
         shares: Of the documents, by split.
+
+    Attributes:
+        grouped: Documents that said what decides their split.
     """
 
     def __init__(self, draft: Draft, encoder: Encoder, shares: dict[str, float]) -> None:
@@ -138,6 +142,7 @@ class Shards:
         self._encoder, self._shares = encoder, shares
         self._judge = encoder if isinstance(encoder, Fast) else None
         self._looked_at: list[tuple[str, npt.NDArray[np.uint32]]] = []
+        self.grouped = 0
 
     def __enter__(self) -> Self:
         return self
@@ -191,6 +196,7 @@ class Shards:
     def _splits(self, batch: Batch, digests: Hashes) -> npt.NDArray[np.int64]:
         """Index in `SPLITS` of each document: where its hash falls in [0, 1)."""
         grouped = [n for n, group in enumerate(batch.groups) if group is not None]
+        self.grouped += len(grouped)
         if grouped:
             digests = digests.copy()
             digests[grouped] = _digests([str(batch.groups[n]).encode() for n in grouped])

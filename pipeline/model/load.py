@@ -242,7 +242,7 @@ def add_lora(
     """LoRA adapters (arXiv 2106.09685) on the target modules; fp32, the only trainable weights.
 
     Raises:
-        UserError: No module has such a name.
+        UserError: Adapters do not go into one of them.
     """
     import peft
     import torch
@@ -260,9 +260,15 @@ def add_lora(
     try:
         return peft.get_peft_model(model, config)
     except ValueError as error:
-        every = (n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "weight"))
-        why = f"train.targets={targets!r} fits no module: {error}".rstrip(".")
-        raise UserError(why, f"there are {sorted(set(every))}") from None
+        named = targets if isinstance(targets, str) else f"[{','.join(targets)}]"
+        why = f"train.targets={named} cannot have adapters: {error}".rstrip(".")
+        raise UserError(why, f"there are {', '.join(matrices(model))}") from None
+
+
+def matrices(model: Any) -> list[str]:
+    """Last names of a model's modules that hold a matrix."""
+    found = [(n, getattr(m, "weight", None)) for n, m in model.named_modules()]
+    return sorted({n.rpartition(".")[2] for n, w in found if w is not None and w.ndim == 2})
 
 
 def load_adapter(model: Any, folder: Path) -> Any:

@@ -159,6 +159,7 @@ def _model(config: Config, base: Path, device: Any, attention: Attention, length
         # the reentrant kind cuts the graph of a frozen base: nothing would learn
         model.activation_checkpointing_enable({"use_reentrant": False})
     if lora:
+        settings.aim(load.matrices(model))
         adapters = settings.rank, settings.alpha, settings.dropout, settings.targets
         return load.add_lora(model, *adapters, seed=settings.seed)
     for parameter in model.parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def fill(template: str, content: dict[str, Any], to: Path) -> None:
     }
     for suffix in (".html", ".md"):
         text = environment.get_template(template + suffix).render(content)
+        text = re.sub(r"\n{3,}", "\n\n", text) if suffix == ".md" else text
         to.with_name(to.name + suffix).write_text(text, encoding="utf-8")
 
 

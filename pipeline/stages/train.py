@@ -143,18 +143,16 @@ class TrainConfig(Section):
         return self.length or min(LONGEST, context or LONGEST)
 
     def aim(self, modules: Sequence[str]) -> None:
-        """Compare `targets` with the last names of a model's modules; none: they are not known.
+        """Compare `targets` with the last names of a model's modules, if any are known.
 
         Raises:
             UserError: There is no such module.
         """
         wanted = () if isinstance(self.targets, str) or self.method == "full" else self.targets
-        for target in wanted if modules else ():
-            if target.rpartition(".")[2] not in modules:
-                raise UserError(
-                    f"train.targets: the model has no module {target}",
-                    nearest(target, list(modules)),
-                )
+        for name in wanted if modules else ():
+            if name.rpartition(".")[2] not in modules:
+                what = f"train.targets: the model has no module {name}"
+                raise UserError(what, nearest(name, list(modules)))
 
 
 def items(config: Config, inputs: Inputs) -> list[Item]:

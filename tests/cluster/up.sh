@@ -53,7 +53,7 @@ fi
     GRISTMILL_LOCKED=$root exec flock --close "$root" "$here/up.sh"
 
 if healthy; then
-    echo "up: . $root/env.sh"
+    echo "up; in each shell that is to use it: . $root/env.sh"
     exit
 fi
 "$here/down.sh" >/dev/null
@@ -160,4 +160,4 @@ start slurmctld -i
 start slurmd -N node1
 start slurmd -N node2
 until_true "healthy cluster" healthy
-echo "up: . $root/env.sh"
+echo "up; in each shell that is to use it: . $root/env.sh"
