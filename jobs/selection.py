@@ -15,7 +15,7 @@ import typer
 from jobs.profile import Profile, find_profile, find_root
 from jobs.queue import Queue, look
 from pipeline.config import Config, resolve, thaw
-from pipeline.errors import UserError
+from pipeline.errors import InputError, UserError
 from pipeline.registry import find_dataset, ids
 from pipeline.settings import read_yaml
 
@@ -38,9 +38,17 @@ class Selection:
         """The profile; finding it may have to ask the cluster for its name."""
         return find_profile(self.profile)
 
+    @property
+    def _seen(self) -> Profile:
+        """The profile for who only looks: the default one where the cluster does not answer."""
+        try:
+            return self.site
+        except InputError:
+            return find_profile("default")
+
     def place(self) -> Path:
         """The folder that holds `data/`, `models/` and `runs/`."""
-        return find_root(self.site, self.root)
+        return find_root(self._seen, self.root)
 
     def queue(self, strict: bool = False) -> Queue | None:
         """The queue as it is now; None where plans do not go to SLURM.
@@ -48,7 +56,7 @@ class Selection:
         Args:
             strict: Whether it is an error that SLURM does not answer.
         """
-        return look(self.place(), strict) if self.site.scheduler == "slurm" else None
+        return look(self.place(), strict) if self._seen.scheduler == "slurm" else None
 
     def words_for_make(self) -> str:
         """What to type after `make status` and the like to mean the same run."""

@@ -18,7 +18,7 @@ import yaml
 from conftest import SMALL, refused, write_corpus
 from servers import FileServer
 
-from pipeline.config import Config
+from pipeline.config import Config, freeze
 
 HERE = Path(__file__).parent.parent
 Jobs = Callable[..., subprocess.CompletedProcess[str]]
@@ -161,8 +161,6 @@ def test_a_name_stands_for_one_configuration(
 def test_plan_and_status_follow_a_run(
     jobs: Jobs, small: Callable[..., Config], prepared: Path, tmp_path: Path
 ) -> None:
-    from pipeline.config import freeze
-
     root = tmp_path / "root"
     shutil.copytree(prepared, root)
     config = small()
@@ -253,6 +251,30 @@ def test_clean_removes_leftovers_and_nothing_that_is_named(
     assert not orphan.exists()
     assert list(chunks.glob(".*-*")) == [live]
     assert set(root.rglob("receipt.json")) == kept
+
+
+def test_where_no_cluster_answers_one_may_still_look(
+    jobs: Jobs,
+    small: Callable[..., Config],
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not shutil.which("sbatch"):
+        pytest.skip("SLURM is not installed here")
+    monkeypatch.setenv("SLURM_CONF", "/dev/null")
+    for name in ("GRISTMILL_PROFILE", "SLURM_CLUSTER_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    root = tmp_path / "root"
+    shutil.copytree(prepared, root)
+    freeze(small(), root)
+    for command, told in (("status", "seal"), ("report", "in progress")):
+        done = jobs(command)
+        assert done.returncode == 0, done.stderr
+        assert "what follows is from files alone" in done.stderr
+        assert told in done.stdout
+    assert "is not trained to the end yet" in refused(jobs("export"), 3)
+    assert "PROFILE=local does without" in refused(jobs("submit", "--dataset=nih"), 3)
 
 
 def test_hostile_names_survive(
