@@ -88,6 +88,7 @@ def _style() -> Any:
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans", "Arial"],
         "figure.facecolor": card,
+        "figure.constrained_layout.w_pad": 0.08,  # inches: a reader's font may be wider
         "axes.facecolor": card,
         "font.size": 9.5,
         "text.color": ink,

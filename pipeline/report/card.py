@@ -26,8 +26,9 @@ USE = """
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("the folder of this file")
-tokenizer = AutoTokenizer.from_pretrained("the folder of this file")
+folder = "."  # that of this file
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 """
 
