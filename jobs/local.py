@@ -34,8 +34,12 @@ from pipeline.errors import Busy, Failure, InputError, Interrupted, UserError
 from pipeline.stop import Stop
 
 POLL = 0.2
+SPEAK = 30.0  # seconds between two lines of a step, where there is no terminal for a bar
 TOLD = "error: "
 STOPPED = (-signal.SIGINT, -signal.SIGTERM)
+
+Show = Callable[..., None]
+"""Shows `completed`, a share, and a `note`."""
 
 
 class TaskFailed(Failure):
@@ -67,17 +71,33 @@ def run_plan(plan: Plan, profile: Profile, console: Console) -> None:
         TextColumn("{task.fields[note]}", style="dim"),
     )
     bars = Progress(*columns, console=console, disable=not console.is_terminal)
+    console.print(f"{plan.name}  ·  {run}", markup=False)
     with _noted(run / "logs" / FOREGROUND), bars:
         for array in plan.arrays:
             if stop.reason:
                 raise Interrupted(stop.reason)
             bar = bars.add_task(array.step, total=1.0, note="")
             started = time.monotonic()
-            show = functools.partial(bars.update, bar)
+            show: Show = functools.partial(bars.update, bar)
+            if not console.is_terminal:
+                show = _speaker(array.step, console)
             _run_array(plan, path, array, profile, stop, show)
             bars.update(bar, completed=1.0, note="")
             if not console.is_terminal:
                 console.print(f"{array.step:<18} done in {time.monotonic() - started:.1f} s")
+
+
+def _speaker(step: str, console: Console) -> Show:
+    """What says in a line, now and then, how far a step is."""
+    last = time.monotonic()
+
+    def speak(completed: float, note: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > SPEAK:
+            last = time.monotonic()
+            console.print(f"{step:<18} {completed:>4.0%}  {note}", markup=False)
+
+    return speak
 
 
 @contextmanager
@@ -106,7 +126,7 @@ def _run_array(
     array: Array,
     profile: Profile,
     stop: Stop,
-    show: Callable[..., None],
+    show: Show,
 ) -> None:
     root, config, step = Path(plan.root), plan.settings, array.step
     node = find(config, root, step)

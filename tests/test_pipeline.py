@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -16,7 +17,10 @@ from typing import Any
 import pytest
 import yaml
 from conftest import SMALL, write_corpus
+from rich.console import Console
 from servers import FileServer
+
+from jobs import local
 
 HERE = Path(__file__).parent.parent
 STEPS = [
@@ -180,3 +184,15 @@ def test_make_pipeline_passes_hostile_words(
     )
     assert done.returncode == 0, done.stderr
     assert f"{name}  ·  {root}" in done.stdout
+
+
+def test_without_a_terminal_a_step_says_now_and_then_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = io.StringIO()
+    speak = local._speaker("train.train", Console(file=said))
+    speak(completed=0.1, note="step 1 of 10")
+    assert said.getvalue() == "", "it has only begun"
+    monkeypatch.setattr(local, "SPEAK", 0.0)
+    speak(completed=0.25, note="step 2 of 10, loss 3.1")
+    assert " ".join(said.getvalue().split()) == "train.train 25% step 2 of 10, loss 3.1"
