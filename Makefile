@@ -29,7 +29,7 @@ quote = '$(subst ','\'',$1)'
 flag = $(if $(value $2),--$1=$(call quote,$(value $2)))
 words = $(foreach word,$(value ARGS),$(call quote,$(word)))
 newest = $(call flag,dataset,DATASET)
-one = $(if $(value DATASET)$(value NAME),,$(error which run? As in: make $@ DATASET=nih))$(newest)
+named = $(if $(value DATASET)$(value NAME),,$(error which run? As in: make $@ DATASET=nih))$(newest)
 corpus = $(if $(value DATASET),,$(error which DATASET? As in: make $@ DATASET=nih))$(call flag,dataset,DATASET)
 options = $(call flag,model,MODEL) $(call flag,recipe,RECIPE) $(call flag,profile,PROFILE) \
 	$(call flag,name,NAME) $(call flag,file,FILE) $(call flag,root,RUNS) $(words)
@@ -57,8 +57,8 @@ status: ## Show how far the newest run is, of DATASET or of all
 logs: ## Show the ends of its logs; ARGS=-f follows them
 	@$(jobs) logs $(newest) $(options)
 
-cancel: ## Take the jobs of the newest run of DATASET out of the queue; progress is safe
-	@$(jobs) cancel $(one) $(options)
+cancel: ## Take the jobs of NAME, or of the newest run of DATASET, out of the queue; nothing is lost
+	@$(jobs) cancel $(named) $(options)
 
 report: ## Make its report from what is there, also while it is running, and show it
 	@$(jobs) report $(newest) $(options)

@@ -179,6 +179,7 @@ def status(
     from jobs.status import accounted, survey_run, table
     from pipeline.config import again
 
+    chosen = chosen.looking()
     config, place = chosen.existing(), chosen.place()
     queue = chosen.queue()
     found = survey_run(config, place, queue)
@@ -219,9 +220,11 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", help="Go on showing what is added.")] = False,
 ) -> None:
     """Show the ends of a run's logs, the oldest first."""
+    from jobs.journal import logs_folder
     from jobs.logs import find_logs, tail
     from jobs.logs import follow as growing
 
+    chosen = chosen.looking()
     config, place = chosen.existing(), chosen.place()
     found = find_logs(place, config.name)
     if not found and not follow:
@@ -231,7 +234,7 @@ def logs(
         if end.strip():
             print(f"== {path}\n{end}")
     if silent := sum(not end.strip() for end in ends.values()):
-        print(f"== {silent} more, of tasks that had nothing to do")
+        print(f"== {silent} more in {logs_folder(place, config.name)}, which say nothing yet")
     if follow:
         for text in growing(place, config.name, found):
             print(text, end="", flush=True)
@@ -243,6 +246,7 @@ def report(chosen: Selection) -> None:
     """Make the report of a run from what is there, finished or not, and print it."""
     from jobs.reporting import report_run, show
 
+    chosen = chosen.looking()
     show(report_run(chosen.existing(), chosen.place(), chosen.queue) / "report")
 
 
@@ -255,7 +259,8 @@ def compare(
     """Put runs side by side: what differs in settings, curves, scores, cost."""
     from jobs.reporting import compare_runs, show
 
-    show(compare_runs(names, Selection(profile=profile, root=root).place()) / "compare")
+    place = Selection(profile=profile, root=root).looking().place()
+    show(compare_runs(names, place) / "compare")
 
 
 @app.command()
@@ -268,6 +273,7 @@ def export(
     """Write what a run has trained as a model that anybody can load: in this process, now."""
     from jobs.export import export_run
 
+    chosen = chosen.looking()
     export_run(chosen.existing(), chosen.place(), to, precision)
 
 

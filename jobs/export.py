@@ -60,7 +60,7 @@ def _source(config: Config, trained: Node, run: Path) -> export.Source:
     if not trained.complete:
         raise InputError(
             f"{config.name} is not trained to the end yet",
-            f"to go on: {again(run)}; how far it is, says make status, with the same NAME and RUNS",
+            f"make status, with the same NAME and RUNS, says how far it is; to go on: {again(run)}",
         )
     base, base_receipt = trained.work.inputs["download.model"].one()
     ((name, receipt),) = trained.done.items()

@@ -26,7 +26,7 @@ def find_logs(root: Path, name: str) -> list[Path]:
 
 
 def tail(path: Path, lines: int) -> str:
-    """The last lines of a log; empty of a task that had nothing to do."""
+    """The last lines of a log, what submitit always says left out."""
     told = USUAL.sub("", path.read_text(errors="replace"))
     return "\n".join(told.splitlines()[-lines:])
 
@@ -44,6 +44,7 @@ def follow(root: Path, name: str, shown: list[Path]) -> Iterator[str]:
             with path.open("rb") as file:
                 file.seek(places.get(path, 0))
                 text = file.read()
+            text = text[: text.rfind(b"\n") + 1]  # a line that is being written comes when it ends
             places[path] = places.get(path, 0) + len(text)
             if told := USUAL.sub("", text.decode(errors="replace")):
                 yield ("" if path == current else f"== {path}\n") + told

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
+import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from jobs.console import complain
 from jobs.profile import Profile, find_profile, find_root
 from jobs.queue import Queue, look
-from pipeline.config import Config, resolve, thaw
+from pipeline.config import COMMAND, Config, resolve, thaw
 from pipeline.errors import InputError, UserError
 from pipeline.registry import find_dataset, ids
 from pipeline.settings import read_yaml
@@ -38,17 +41,9 @@ class Selection:
         """The profile; finding it may have to ask the cluster for its name."""
         return find_profile(self.profile)
 
-    @property
-    def _seen(self) -> Profile:
-        """The profile for who only looks: the default one where the cluster does not answer."""
-        try:
-            return self.site
-        except InputError:
-            return find_profile("default")
-
     def place(self) -> Path:
         """The folder that holds `data/`, `models/` and `runs/`."""
-        return find_root(self._seen, self.root)
+        return find_root(self.site, self.root)
 
     def queue(self, strict: bool = False) -> Queue | None:
         """The queue as it is now; None where plans do not go to SLURM.
@@ -56,7 +51,7 @@ class Selection:
         Args:
             strict: Whether it is an error that SLURM does not answer.
         """
-        return look(self.place(), strict) if self._seen.scheduler == "slurm" else None
+        return look(self.place(), strict) if self.site.scheduler == "slurm" else None
 
     def words_for_make(self) -> str:
         """What to type after `make status` and the like to mean the same run."""
@@ -68,19 +63,31 @@ class Selection:
         }
         return _assigned(typed)
 
+    def looking(self) -> Selection:
+        """The same for a command that only looks: by files alone if the cluster does not answer."""
+        try:
+            self.site  # noqa: B018 (it asks)
+        except InputError as error:
+            there = replace(self, profile="local")
+            complain(f"{error}; what follows is from files alone, those in {there.place()}")
+            return there
+        return self
+
     def line(self) -> str:
-        """What to type to begin the same run, or to go on with it."""
+        """What to type to begin the same run, or to go on with it; empty if make cannot be told."""
+        if any(re.search(r"\s", word) for word in self.words or ()):
+            return ""
         typed = {
             "DATASET": self.dataset,
             "MODEL": self.model,
             "RECIPE": self.recipe,
-            "PROFILE": self.profile,
+            "PROFILE": self.profile or os.environ.get("GRISTMILL_PROFILE"),
             "NAME": self.name,
             "FILE": self.file,
             "RUNS": self.root,
             "ARGS": " ".join(self.words or []),
         }
-        return f"make pipeline {_assigned(typed)}"
+        return COMMAND + _assigned(typed)
 
     def config(self) -> Config:
         """The configuration that these words mean.

@@ -29,7 +29,8 @@ from pipeline.stages.train import TrainConfig
 MODEL, RECIPE = "opt-125m", "lora-8bit"
 NAME_LENGTH = 80
 TOLD = 8
-TYPED = "# "  # before the command that began a run, at the head of its config.yaml
+TYPED = "# "  # before the command that began a run, the first line of its config.yaml
+COMMAND = "make pipeline "
 
 
 class Config(Section):
@@ -163,13 +164,15 @@ def check_name(config: Config, root: Path) -> Path:
 
 
 def freeze(config: Config, root: Path, typed: str = "") -> Path:
-    """Write the run's `config.yaml`, above all what was typed to begin it; raises as `check_name`.
+    """Write the run's `config.yaml`, its first line what was typed; raises as `check_name`.
 
-    Where that is not said, what was said before stays.
+    Where that is not said, what was said before stays. A line that cannot be shown, or not be
+    typed again because a secret would have to be left out, is not written down.
     """
     path = check_name(config, root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    said = redact(" ".join(typed.split("\n"))) or begun_by(path.parent)
+    said = typed if typed.isprintable() and redact(typed) == typed else ""
+    said = said or begun_by(path.parent)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_text(path, f"{TYPED}{said}\n{text}" if said else text)
     return path
@@ -180,9 +183,9 @@ def begun_by(run: Path) -> str:
     try:
         with (run / "config.yaml").open(encoding="utf-8") as file:
             first = file.readline().rstrip("\n")
-    except OSError:
+    except (OSError, ValueError):
         return ""
-    return first.removeprefix(TYPED) if first.startswith(TYPED) else ""
+    return first.removeprefix(TYPED) if first.startswith(TYPED + COMMAND) else ""
 
 
 def again(run: Path) -> str:

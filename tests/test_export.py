@@ -301,19 +301,18 @@ def test_the_card_names_a_hub_model_and_no_secret(small: Small) -> None:
 
 
 def test_a_training_that_is_not_finished_is_told_with_what_to_type(
-    small: Small, prepared: Path
+    small: Small, prepared: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError) as caught:
         export_run(small(), prepared, None, "fp32")
-    end = "; how far it is, says make status, with the same NAME and RUNS"
-    assert str(caught.value) == (
-        "small is not trained to the end yet. to go on: the make pipeline that began it, with all "
-        f"its words{end}"
-    )
-    freeze(small(), prepared, "make pipeline DATASET=small")
+    told = "small is not trained to the end yet. make status, with the same NAME and RUNS, says "
+    told += "how far it is; to go on: "
+    assert str(caught.value) == f"{told}the make pipeline that began it, with all its words"
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    freeze(small(), tmp_path, "make pipeline DATASET=small")
     with pytest.raises(InputError) as caught:
-        export_run(small(), prepared, None, "fp32")
-    assert str(caught.value).endswith(f"to go on: make pipeline DATASET=small{end}")
+        export_run(small(), tmp_path, None, "fp32")
+    assert str(caught.value) == f"{told}make pipeline DATASET=small"
 
 
 def test_too_little_memory_is_told_before_anything_is_read(
@@ -458,7 +457,7 @@ def test_the_command_says_it_in_a_line(
             timeout=60,
         )
 
-    assert refused(jobs(), 3).startswith("error: small is not trained to the end yet. to go on: ")
+    assert refused(jobs(), 3).startswith("error: small is not trained to the end yet. make status")
     shutil.copytree(trained("llama"), tmp_path / "root", dirs_exist_ok=True)
     done = jobs(f"--to={tmp_path / 'out'}")
     assert done.returncode == 0

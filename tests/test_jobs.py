@@ -268,13 +268,20 @@ def test_where_no_cluster_answers_one_may_still_look(
     root = tmp_path / "root"
     shutil.copytree(prepared, root)
     freeze(small(), root)
-    for command, told in (("status", "seal"), ("report", "in progress")):
+    for command, told, code in (
+        ("status", "seal", 0),
+        ("report", "in progress", 0),
+        ("logs", "small has no logs yet", 3),
+        ("export", "small is not trained to the end yet", 3),
+    ):
         done = jobs(command)
-        assert done.returncode == 0, done.stderr
-        assert "what follows is from files alone" in done.stderr
-        assert told in done.stdout
-    assert "is not trained to the end yet" in refused(jobs("export"), 3)
-    assert "PROFILE=local does without" in refused(jobs("submit", "--dataset=nih"), 3)
+        assert done.returncode == code, done.stderr
+        assert f"what follows is from files alone, those in {root}\n" in done.stderr
+        assert told in done.stdout + done.stderr
+    before = set(root.rglob("*"))
+    for command in ("submit", "cancel", "clean"):
+        assert "PROFILE=local does without" in refused(jobs(command, "--dataset=nih"), 3)
+    assert set(root.rglob("*")) == before
 
 
 def test_hostile_names_survive(

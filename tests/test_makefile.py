@@ -2,10 +2,13 @@
 
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from jobs.selection import Selection
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = "-a b'c\"é $HOME $(id) `id` \\"
@@ -75,6 +78,21 @@ def test_args_are_split_into_words_and_nothing_more(recorder: Path) -> None:
 def test_looking_after_a_run(recorder: Path, target: str) -> None:
     words = argv(recorder, target, "DATASET=nih", "NAME=try2")
     assert words == ["-m", "jobs", target, "--dataset=nih", "--name=try2"]
+
+
+def test_the_line_to_go_on_with_means_the_same_run(recorder: Path) -> None:
+    flags = {"dataset": f"{HOSTILE}.yaml", "model": HOSTILE, "recipe": "lora", "profile": HOSTILE}
+    flags |= {"name": HOSTILE, "file": f"/a/{HOSTILE}.zst", "root": "/tmp/my runs"}
+    words = ["train.targets=[q_proj,v_proj]", "dataset.about=it's$#1"]
+    line = shlex.split(Selection(**flags, words=words).line())
+    assert line[:2] == ["make", "pipeline"]
+    expected = [f"--{flag}={value}" for flag, value in flags.items()]
+    assert sorted(argv(recorder, *line[1:])) == sorted(["-m", "jobs", "submit", *expected, *words])
+
+
+def test_cancel_needs_a_run(recorder: Path) -> None:
+    assert argv(recorder, "cancel", "NAME=try2") == ["-m", "jobs", "cancel", "--name=try2"]
+    assert "which run? As in: make cancel DATASET=nih" in make("cancel").stderr
 
 
 def test_export_takes_a_place(recorder: Path) -> None:

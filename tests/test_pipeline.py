@@ -150,6 +150,9 @@ def test_a_signal_saves_and_says_so(
     assert process.returncode == 75, text
     assert "progress is safe" in text
     assert list(root.glob("runs/*/train-*/step-*/receipt.json"))
+    command = [sys.executable, "-m", "jobs", "status", f"--root={root}"]
+    status = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=60)
+    assert f"to go on: make pipeline DATASET={dataset} MODEL=" in status.stdout
 
 
 @pytest.mark.slow

@@ -417,8 +417,21 @@ def test_targets_that_fit_nothing_are_refused_naming_those_that_do(
     small: Small, prepared: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    with pytest.raises(UserError, match="q_proj"):
-        train(small("train.targets=[query]"), tmp_path)
+    config = small()
+    for targets in (("query",), ("q_proj", "layers.99.v_proj")):
+        settings = config.train.model_copy(update={"targets": targets})
+        with pytest.raises(UserError, match=f"no module {targets[-1]} .*_proj"):
+            train(config.model_copy(update={"train": settings}), tmp_path)
+
+
+def test_what_evaluation_could_not_do_is_refused_before_training(
+    small: Small, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    config = small()
+    settings = config.evaluate.model_copy(update={"context": 100_000})
+    with pytest.raises(UserError, match=r"evaluate\.context=100000 is longer than"):
+        train(config.model_copy(update={"evaluate": settings}), tmp_path)
 
 
 def test_another_setting_of_a_later_stage_takes_the_training_over(

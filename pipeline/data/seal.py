@@ -53,16 +53,16 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         first = next(f["first_bad"] for f in facts if f["first_bad"])
         raise refusal(quarantined, sound, first, f"{ctx.folder}/*/{QUARANTINE}")
     field = config.dataset.split_by
-    if field and all("grouped" in f for f in facts):  # of before it was counted there are some
-        alone = sound - sum(f["grouped"] for f in facts)
-        if alone == sound:
+    if field and sound and all("grouped" in f for f in facts):  # older shards do not tell
+        without = sound - sum(f["grouped"] for f in facts)
+        if without == sound:
             raise UserError(
                 f"no record has dataset.split_by={field}: near-copies would not stay together",
-                'Name the field that says what belongs together, or let the text decide: ARGS="'
-                'dataset.split_by=null"',
+                "Name the field that says what belongs together, or let the text decide: "
+                'ARGS="dataset.split_by=null"',
             )
-        if alone:
-            ctx.log(f"{alone:,} of {sound:,} documents have no {field}: their text decides")
+        if without:
+            ctx.log(f"{without:,} of {sound:,} documents have no {field}: their text decides")
     totals, duplicates, kept = judge(given, ctx)
     for split in SPLITS:
         if not totals[split]["documents"]:

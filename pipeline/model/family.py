@@ -15,6 +15,7 @@ from pipeline.data.packing import Batch
 from pipeline.errors import UserError
 from pipeline.model.load import backbone
 from pipeline.model.score import judging
+from pipeline.registry import UNFIT
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,13 @@ def check_head(model: Any, device: torch.device, precision: Precision) -> None:
             "which is not computed here",
             "take another MODEL",
         )
+
+
+def matrices(model: Any) -> list[str]:
+    """Names of the modules that hold a matrix which adapters can go beside."""
+    found = [(name, getattr(m, "weight", None)) for name, m in model.named_modules()]
+    matrix = [name for name, weight in found if weight is not None and weight.ndim == 2]
+    return [name for name in matrix if name.rpartition(".")[2] not in UNFIT]
 
 
 def check_windows(model: Any, device: torch.device, precision: Precision, length: int) -> None:

@@ -262,13 +262,7 @@ def add_lora(
     except ValueError as error:
         named = targets if isinstance(targets, str) else f"[{','.join(targets)}]"
         why = f"train.targets={named} cannot have adapters: {error}".rstrip(".")
-        raise UserError(why, f"there are {', '.join(matrices(model))}") from None
-
-
-def matrices(model: Any) -> list[str]:
-    """Last names of a model's modules that hold a matrix."""
-    found = [(n, getattr(m, "weight", None)) for n, m in model.named_modules()]
-    return sorted({n.rpartition(".")[2] for n, w in found if w is not None and w.ndim == 2})
+        raise UserError(why, "use train.targets=all-linear") from None
 
 
 def load_adapter(model: Any, folder: Path) -> Any:

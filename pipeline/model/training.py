@@ -136,6 +136,7 @@ def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context, ranks: Ra
     train = open_sealed(inputs, "train", ctx)
     validation = open_sealed(inputs, "validation", ctx)
     length = settings.window(base.facts["context"])
+    config.evaluate.window(base.facts["context"])  # not to be refused when all is trained
     packing = pack(train.offsets, length, settings.packing)
     return Data(
         train,
@@ -159,7 +160,7 @@ def _model(config: Config, base: Path, device: Any, attention: Attention, length
         # the reentrant kind cuts the graph of a frozen base: nothing would learn
         model.activation_checkpointing_enable({"use_reentrant": False})
     if lora:
-        settings.aim(load.matrices(model))
+        settings.aim(family.matrices(model))
         adapters = settings.rank, settings.alpha, settings.dropout, settings.targets
         return load.add_lora(model, *adapters, seed=settings.seed)
     for parameter in model.parameters():

@@ -14,7 +14,7 @@ from pipeline.model.samples import LONG
 from pipeline.report import advice, canvas, figures
 from pipeline.report.curve import Curve
 from pipeline.report.results import Results
-from pipeline.report.stragglers import SEVERAL
+from pipeline.report.stragglers import ODD, SEVERAL
 from pipeline.report.verdict import duration, number, signed, signed_number
 
 SHOWN = 4  # samples, before one asks for more
@@ -48,6 +48,7 @@ def render(
         "samples": samples,
         "slowest": _compared(report["stages"]),
         "several": SEVERAL,
+        "odd": ODD,
         "shown": SHOWN,
         "shortest": N,
         "long": LONG,

@@ -14,6 +14,8 @@ from pipeline.receipt import Receipt, load
 from pipeline.stage import Input, Inputs
 
 MOST = 3
+ODD = 10.0
+"""Seconds; nobody looks after a unit that took less, whatever its like took."""
 SEVERAL = 4
 """Of a kind; what the median of fewer is compared with says nothing, nor do three splits."""
 DEFINITIONS = {

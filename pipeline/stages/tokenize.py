@@ -119,6 +119,7 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
 
     Raises:
         CorruptInput: A shard is damaged, a split is empty, or too many lines were malformed.
+        UserError: No document says what decides its split, as it should.
     """
     from pipeline.data.seal import seal
 

@@ -143,16 +143,21 @@ class TrainConfig(Section):
         return self.length or min(LONGEST, context or LONGEST)
 
     def aim(self, modules: Sequence[str]) -> None:
-        """Compare `targets` with the last names of a model's modules, if any are known.
+        """Compare `targets` with the modules of a model, if any are known.
+
+        Args:
+            modules: Their names, or the last parts of these.
 
         Raises:
             UserError: There is no such module.
         """
         wanted = () if isinstance(self.targets, str) or self.method == "full" else self.targets
         for name in wanted if modules else ():
-            if name.rpartition(".")[2] not in modules:
-                what = f"train.targets: the model has no module {name}"
-                raise UserError(what, nearest(name, list(modules)))
+            if not any(f".{m}".endswith(f".{name}") or name.endswith(f".{m}") for m in modules):
+                raise UserError(
+                    f"train.targets: the model has no module {name} for adapters to go into",
+                    nearest(name, sorted({module.rpartition(".")[2] for module in modules})),
+                )
 
 
 def items(config: Config, inputs: Inputs) -> list[Item]:
@@ -179,7 +184,7 @@ STEPS = (
         name="train.train",
         version=2,
         uses=("train",),
-        reads=("name", "model"),
+        reads=("name", "model", "evaluate"),
         needs=("tokenize.shards", "tokenize.seal", "download.model"),
         folder=lambda config, keys: f"runs/{config.name}/train-{keys['train.train']}",
         items=items,
