@@ -413,25 +413,27 @@ def test_4_bits_on_a_cpu_are_refused(small: Small, prepared: Path, tmp_path: Pat
         train(small("train.weights=nf4"), tmp_path)
 
 
-def test_targets_that_fit_nothing_are_refused_naming_those_that_do(
-    small: Small, prepared: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("section", "values", "told"),
+    [
+        ("train", {"targets": ("query",)}, r"no module query .*_proj"),
+        (
+            "train",
+            {"targets": ("q_proj", "layers.99.v_proj")},
+            r"no module layers.* .*_proj",
+        ),
+        ("evaluate", {"context": 100_000}, r"evaluate\.context=100000 is longer than"),
+    ],
+)
+def test_what_does_not_fit_a_model_that_was_not_known_is_refused_before_a_step(
+    small: Small, prepared: Path, tmp_path: Path, section: str, values: dict[str, Any], told: str
 ) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     config = small()
-    for targets in (("query",), ("q_proj", "layers.99.v_proj")):
-        settings = config.train.model_copy(update={"targets": targets})
-        with pytest.raises(UserError, match=f"no module {targets[-1]} .*_proj"):
-            train(config.model_copy(update={"train": settings}), tmp_path)
-
-
-def test_what_evaluation_could_not_do_is_refused_before_training(
-    small: Small, prepared: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    config = small()
-    settings = config.evaluate.model_copy(update={"context": 100_000})
-    with pytest.raises(UserError, match=r"evaluate\.context=100000 is longer than"):
-        train(config.model_copy(update={"evaluate": settings}), tmp_path)
+    settings = getattr(config, section).model_copy(update=values)
+    with pytest.raises(UserError, match=told):
+        train(config.model_copy(update={section: settings}), tmp_path)
+    assert not list(tmp_path.glob("runs/*/train-*/metrics.jsonl"))
 
 
 def test_another_setting_of_a_later_stage_takes_the_training_over(
