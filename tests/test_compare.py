@@ -329,8 +329,8 @@ def test_the_command_puts_real_runs_side_by_side(two: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["small"], "1 runs cannot be compared. name 2 to 8, as in: make compare NAMES="),
-        (["small"] * 9, "9 runs cannot be compared"),
+        (["small"], "2 to 8 runs can be compared, not 1. name them, as in: make compare NAMES="),
+        (["small"] * 9, "2 to 8 runs can be compared, not 9"),
         (["small", "small"], "named twice: 'small'"),
         (["small", "smal", "x"], "there is no run 'smal', 'x' in"),
         ([], "Missing argument"),

@@ -172,7 +172,7 @@ def test_an_export_ends_where_training_ended(
     from transformers import GenerationConfig
 
     config, root = small(), trained("llama")
-    source = _source(config, find(config, root, "train.train"))
+    source = _source(config, find(config, root, "train.train"), root)
     facts = {**source.base_receipt.facts, "end_id": 5}
     source = replace(source, base_receipt=replace(source.base_receipt, facts=facts))
     export.export(source, "", tmp_path / "out", export.stamp(source, "", "fp32", "code"))
