@@ -238,7 +238,7 @@ def test_documents_are_chosen_by_hash_as_far_as_they_fit() -> None:
 
 def test_a_stride_that_leaves_tokens_out_is_refused() -> None:
     values = {"context": 64, "stride": 65}
-    with pytest.raises(UserError, match=r"stride=65 is more than evaluate\.context=64"):
+    with pytest.raises(UserError, match=r"evaluate\.stride=65 is more than the 64 tokens"):
         build(EvaluateConfig, values, "evaluate")
     with pytest.raises(UserError, match=r"stride=300 is more than the 256 tokens that are seen"):
         EvaluateConfig(stride=300).window(256)

@@ -54,11 +54,8 @@ class EvaluateConfig(Section):
 
     @model_validator(mode="after")
     def _moves_on(self) -> EvaluateConfig:
-        if self.stride and self.context and self.stride > self.context:
-            raise ValueError(
-                f"evaluate.stride={self.stride} is more than evaluate.context={self.context}: "
-                f"tokens would be left out; use evaluate.stride={self.context}, or less"
-            )
+        if self.context:
+            self.window(self.context)
         return self
 
     def window(self, context: int) -> tuple[int, int]:
