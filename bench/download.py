@@ -30,7 +30,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from pipeline.data.http import fetch
-from pipeline.stop import Stop
+from pipeline.core.stop import Stop
 url, part, sha256 = sys.argv[1:]
 fetch([url], Path(part), sha256=sha256, size=None, stop=Stop(), progress=lambda done, total: None)
 """

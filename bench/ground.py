@@ -90,9 +90,9 @@ def _gather(root: Path, dataset: Path, base: str) -> Ground:
     import numpy as np
 
     from pipeline.config import resolve
+    from pipeline.core.stage import Context
     from pipeline.dag import find
     from pipeline.data.seal import open_sealed
-    from pipeline.stage import Context
 
     config = resolve(str(dataset), base, "lora", list(SPLITS), name="ground")
     inputs = find(config, root, "train.train").work.inputs

@@ -11,7 +11,7 @@ import yaml
 
 from bench.corpora import Corpus
 from bench.measure import Usage, measure
-from pipeline.receipt import load
+from pipeline.core.receipt import load
 
 SPLITS = ("tokenize.validation=0.1", "tokenize.test=0.1")  # so that a tiny corpus has all three
 

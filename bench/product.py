@@ -85,11 +85,11 @@ def main() -> None:
     """Train as the job says."""
     turns, job = Turns(), read(sys.argv[1])
     from pipeline.config import resolve
+    from pipeline.core.stage import Context, run_item
     from pipeline.dag import find
     from pipeline.data.packing import make_batch
     from pipeline.model import loop
     from pipeline.model.loss import IGNORE
-    from pipeline.stage import Context, run_item
 
     config = resolve(job.dataset, job.base, "lora", overrides(job), name=job.kind)
     fit = loop.fit

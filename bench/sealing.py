@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench import corpora, model, ours
 from bench.data import DATA, say
-from pipeline.receipt import load
+from pipeline.core.receipt import load
 
 AGAIN = 100
 HEAD = """| distinct documents | repeated | shards | CPU s | wall s | peak MB |

@@ -37,8 +37,8 @@ from bench.download import Sender
 from bench.strikes import Storm
 from bench.witness import Witness
 from pipeline.config import Config, resolve
+from pipeline.core.receipt import hash_json, load
 from pipeline.dag import survey
-from pipeline.receipt import hash_json, load
 from tests.cluster.fixture import HERE as CLUSTER
 from tests.cluster.fixture import ROOT as PLACE
 from tests.cluster.fixture import Cluster, up

@@ -32,9 +32,9 @@ import yaml
 from bench import corpora, ground, strikes
 from bench.storm import DATA, NAME, Way, running_cluster, say, table
 from bench.strikes import Storm, Strike
+from pipeline.core.receipt import load
 from pipeline.dag import find
 from pipeline.model.journal import METRICS
-from pipeline.receipt import load
 from tests.cluster.fixture import Cluster
 
 MB = 2.0

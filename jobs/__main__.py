@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from jobs.console import complain, settle
-from pipeline.errors import Failure, Interrupted
-from pipeline.faults import explain
+from pipeline.core.error_translation import explain
+from pipeline.core.errors import Failure, Interrupted
 
 
 def main() -> None:

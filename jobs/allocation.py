@@ -22,7 +22,7 @@ LABEL = re.compile(
 
 @dataclass(frozen=True)
 class Allocation:
-    """Cores, GPUs and place among its peers of one process; see `pipeline.stage.Context`.
+    """Cores, GPUs and place among its peers of one process; see `pipeline.core.stage.Context`.
 
     `nodes`: on which its peers are. `rendezvous`: host:port where rank 0 is met; empty where there
     is one process. `job`: id of the SLURM job as scancel takes it, None outside. `attempt`: how

@@ -15,10 +15,10 @@ from jobs.allocation import Allocation, of_slurm
 from jobs.stage_job import listen, runs_again
 from jobs.task import run_task
 from pipeline.config import Config
+from pipeline.core.errors import Interrupted, UserError
+from pipeline.core.settings import nearest
+from pipeline.core.stage import Step
 from pipeline.dag import STAGES, STEPS, find
-from pipeline.errors import Interrupted, UserError
-from pipeline.settings import nearest
-from pipeline.stage import Step
 
 
 def run_steps(

@@ -9,10 +9,10 @@ from pathlib import Path
 from jobs import journal
 from jobs.allocation import process_gone
 from pipeline.config import Config, thaw
+from pipeline.core.errors import UserError
+from pipeline.core.leftovers import ended, silent
+from pipeline.core.receipt import load, release
 from pipeline.dag import survey
-from pipeline.errors import UserError
-from pipeline.leftovers import ended, silent
-from pipeline.receipt import load, release
 
 LEFTOVERS = (".damaged-*", ".stale-*", ".retired-*")
 

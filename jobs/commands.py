@@ -14,9 +14,9 @@ from rich.console import Console
 
 from jobs.console import complain, settle
 from jobs.selection import Selection, selecting
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
+from pipeline.core.redaction import redact_all
 from pipeline.model.load import Precision
-from pipeline.redaction import redact_all
 
 if TYPE_CHECKING:
     from jobs.profile import Profile
@@ -285,8 +285,8 @@ def clean(
 ) -> None:
     """Remove leftovers of killed tasks, data that no run names, and chunks that none keeps."""
     from jobs.clean import removable, remove, spent
-    from pipeline.disk import size
-    from pipeline.registry import find_dataset
+    from pipeline.core.disk import size
+    from pipeline.core.registry import find_dataset
 
     only = find_dataset(chosen.dataset).id if chosen.dataset else None
     paths, parts = removable(chosen.place(), only), spent(chosen.place(), only)

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from jobs.console import say
 from jobs.privacy import open_like
-from pipeline import provenance
 from pipeline.config import Config, again
+from pipeline.core import provenance
+from pipeline.core.disk import size
+from pipeline.core.errors import InputError
+from pipeline.core.receipt import verify
+from pipeline.core.stage import damage_set_aside
 from pipeline.dag import Node, survey
-from pipeline.disk import size
-from pipeline.errors import InputError
 from pipeline.model import export
 from pipeline.model.load import Precision
-from pipeline.receipt import verify
 from pipeline.report.card import write_card
-from pipeline.stage import damage_set_aside
 
 
 def export_run(config: Config, root: Path, to: Path | None, precision: Precision) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 
 from jobs import history
 from jobs.allocation import Allocation, host, process_label
-from pipeline.disk import size
-from pipeline.errors import UserError
-from pipeline.files import write_text
+from pipeline.core.atomic_io import write_text
+from pipeline.core.disk import size
+from pipeline.core.errors import UserError
 
 FOREGROUND = "foreground.json"
 EVERY = 0.5

@@ -29,9 +29,9 @@ from jobs.plan import Array, Plan
 from jobs.planner import tasks_of
 from jobs.profile import Profile
 from jobs.task import ENVIRONMENT, THREADS
+from pipeline.core.errors import Busy, Failure, InputError, Interrupted, UserError
+from pipeline.core.stop import Stop
 from pipeline.dag import find
-from pipeline.errors import Busy, Failure, InputError, Interrupted, UserError
-from pipeline.stop import Stop
 
 POLL = 0.2
 SPEAK = 30.0  # seconds between two lines of a step, where there is no terminal for a bar

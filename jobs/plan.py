@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 
 from pipeline.config import Config
-from pipeline.errors import InputError
-from pipeline.files import write_text
-from pipeline.receipt import hash_json
-from pipeline.settings import build
+from pipeline.core.atomic_io import write_text
+from pipeline.core.errors import InputError
+from pipeline.core.receipt import hash_json
+from pipeline.core.settings import build
 
 ID = 12
 

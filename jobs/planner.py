@@ -10,8 +10,8 @@ from jobs.profile import Profile
 from jobs.queue import Queue
 from jobs.slurm import NEVER
 from pipeline.config import Config
+from pipeline.core.stage import Step, lookup
 from pipeline.dag import STEPS, Node, survey
-from pipeline.stage import Step, lookup
 
 
 def make_plan(

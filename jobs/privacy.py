@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 SHARED = ("data", "models", "cache")
 OWNER, GROUP = 0o077, 0o027

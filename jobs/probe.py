@@ -7,10 +7,10 @@ from pathlib import Path
 
 from jobs.profile import Profile
 from pipeline.config import Config
+from pipeline.core.errors import InputError, UserError
+from pipeline.core.registry import Dataset
 from pipeline.dag import find
-from pipeline.errors import InputError, UserError
 from pipeline.model import board
-from pipeline.registry import Dataset
 from pipeline.stages.download import files_of
 
 WHERE = "where there is internet"

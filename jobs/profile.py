@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from jobs import slurm
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Section, build, nearest, read_yaml
 from pipeline.dag import STAGES, STEPS
-from pipeline.errors import UserError
-from pipeline.settings import Section, build, nearest, read_yaml
 
 PROFILES = Path(__file__).parent.parent / "slurm" / "profiles"
 EITHER = (("mem", "mem_per_cpu"), ("gpus", "gres"))

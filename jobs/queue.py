@@ -15,10 +15,10 @@ from jobs import slurm
 from jobs.allocation import job_of
 from jobs.plan import ID, Plan, read_plan
 from jobs.slurm import Job
+from pipeline.core.errors import InputError
+from pipeline.core.lease import holder
+from pipeline.core.stage import lease_path
 from pipeline.dag import Node
-from pipeline.errors import InputError
-from pipeline.lease import holder
-from pipeline.stage import lease_path
 
 BY_HAND = "gristmill-"  # what slurm/*.sbatch are called; an interactive job is nobody's batch job
 

@@ -14,16 +14,16 @@ from jobs.privacy import follow, open_like
 from jobs.queue import Queue
 from jobs.status import now, survey_run
 from jobs.task import prepare
-from pipeline import provenance
 from pipeline.config import Config, thaw
+from pipeline.core import provenance
+from pipeline.core.errors import CorruptInput, UserError
+from pipeline.core.receipt import Stamp, commit, hash_json, whole
+from pipeline.core.redaction import redact
+from pipeline.core.stage import Context, Input, Inputs, damage_set_aside
+from pipeline.core.stop import Stop
 from pipeline.dag import Node, survey
-from pipeline.errors import CorruptInput, UserError
-from pipeline.receipt import Stamp, commit, hash_json, whole
-from pipeline.redaction import redact
 from pipeline.report import SO_FAR
 from pipeline.report.progress import Standing, Underway
-from pipeline.stage import Context, Input, Inputs, damage_set_aside
-from pipeline.stop import Stop
 
 FEWEST, MOST = 2, 8
 JOINED, LONGEST = "_vs_", 120

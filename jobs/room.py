@@ -1,7 +1,7 @@
 """How much room a run still needs, told before anything is queued, and whether it is there.
 
 An estimate: what a server, a registry entry or a finished stage says about sizes, times ratios that
-were measured. A quota is not seen (see `pipeline.disk`); what runs out all the same ends in one
+were measured. A quota is not seen (see `pipeline.core.disk`); what runs out all the same ends in one
 line, and goes on once there is room.
 """
 
@@ -15,11 +15,11 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from pipeline.config import Config
+from pipeline.core.disk import Room, room, size, standing
+from pipeline.core.errors import InputError, UserError
 from pipeline.dag import Node, survey
 from pipeline.data.http import path_of
 from pipeline.data.raw import COMPRESSED
-from pipeline.disk import Room, room, size, standing
-from pipeline.errors import InputError, UserError
 from pipeline.stages.download import files_of
 from pipeline.stages.train import TrainConfig
 

@@ -18,9 +18,9 @@ from jobs.console import complain
 from jobs.profile import Profile, find_profile, find_root
 from jobs.queue import Queue, look
 from pipeline.config import COMMAND, Config, resolve, thaw
-from pipeline.errors import InputError, UserError
-from pipeline.registry import find_dataset, ids
-from pipeline.settings import read_yaml
+from pipeline.core.errors import InputError, UserError
+from pipeline.core.registry import find_dataset, ids
+from pipeline.core.settings import read_yaml
 
 
 @dataclass(frozen=True)

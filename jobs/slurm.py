@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 
 PATIENCE = 60.0
 COLUMNS = ("%F", "%K", "%A", "%T", "%V", "%S", "%N", "%E", "%r", "%j")

@@ -11,11 +11,11 @@ import shutil
 import uuid
 from pathlib import Path
 
-from pipeline import provenance
-from pipeline.errors import UserError
-from pipeline.files import naming, write_text
-from pipeline.receipt import hash_file, hash_json
-from pipeline.redaction import redact
+from pipeline.core import provenance
+from pipeline.core.atomic_io import naming, write_text
+from pipeline.core.errors import UserError
+from pipeline.core.receipt import hash_file, hash_json
+from pipeline.core.redaction import redact
 
 PACKAGES = ("pipeline", "jobs")
 

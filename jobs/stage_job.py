@@ -24,9 +24,9 @@ from jobs.console import complain, say, settle
 from jobs.plan import read_plan
 from jobs.privacy import follow
 from jobs.task import run_task
-from pipeline.errors import Busy, Failure, Interrupted
-from pipeline.faults import explain
-from pipeline.stop import Stop
+from pipeline.core.error_translation import explain
+from pipeline.core.errors import Busy, Failure, Interrupted
+from pipeline.core.stop import Stop
 
 TERM = signal.SIGTERM
 AGAIN = 30.0

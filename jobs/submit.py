@@ -29,8 +29,8 @@ from jobs.queue import Queue, look
 from jobs.stage_job import StageJob
 from jobs.task import ENVIRONMENT, THREADS
 from pipeline.config import Config
-from pipeline.errors import Busy, InputError, UserError
-from pipeline.lease import Lease
+from pipeline.core.errors import Busy, InputError, UserError
+from pipeline.core.lease import Lease
 
 ENDLESS = 1_000_000  # time-outs; what ends an endless job is the count of starts without progress
 WAIT = 120.0

@@ -12,14 +12,14 @@ from pathlib import Path
 from jobs.allocation import Allocation, process_gone, process_label
 from jobs.console import say
 from jobs.journal import Journal, logs_folder, progress_mark
-from pipeline import provenance
 from pipeline.config import Config
+from pipeline.core import provenance
+from pipeline.core.error_translation import explain
+from pipeline.core.errors import Busy, Failure, InputError, Interrupted
+from pipeline.core.redaction import redact
+from pipeline.core.stage import Context, run_item
+from pipeline.core.stop import Stop
 from pipeline.dag import Node, find
-from pipeline.errors import Busy, Failure, InputError, Interrupted
-from pipeline.faults import explain
-from pipeline.redaction import redact
-from pipeline.stage import Context, run_item
-from pipeline.stop import Stop
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 # What a task's process starts with, unless it is set; measured on CPU. Threads spin so long before

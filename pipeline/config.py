@@ -14,12 +14,12 @@ from typing import Any
 import yaml
 from pydantic import model_validator
 
-from pipeline.errors import UserError
-from pipeline.files import write_text
-from pipeline.receipt import hash_json
-from pipeline.redaction import redact
-from pipeline.registry import BaseModel, Dataset, entry, find_dataset, find_model
-from pipeline.settings import Section, build, merge, parse_overrides, read_yaml
+from pipeline.core.atomic_io import write_text
+from pipeline.core.errors import UserError
+from pipeline.core.receipt import hash_json
+from pipeline.core.redaction import redact
+from pipeline.core.registry import BaseModel, Dataset, entry, find_dataset, find_model
+from pipeline.core.settings import Section, build, merge, parse_overrides, read_yaml
 from pipeline.stages.decompress import DecompressConfig
 from pipeline.stages.download import DownloadConfig
 from pipeline.stages.evaluate import EvaluateConfig

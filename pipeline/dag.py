@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Config
-from pipeline.receipt import Receipt, hash_json
-from pipeline.stage import Input, Item, Step, Work
+from pipeline.core.receipt import Receipt, hash_json
+from pipeline.core.stage import Input, Item, Step, Work
 from pipeline.stages import decompress, download, evaluate, tokenize, train
 
 STEPS: tuple[Step, ...] = (

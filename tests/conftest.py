@@ -24,9 +24,9 @@ from workers import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
 
 from jobs import snapshot
 from pipeline.config import Config, freeze, resolve
+from pipeline.core.stage import Context, run_item
+from pipeline.core.stop import Stop
 from pipeline.dag import STEPS, Node, find
-from pipeline.stage import Context, run_item
-from pipeline.stop import Stop
 
 if TYPE_CHECKING:
     from queued import Queued

@@ -23,8 +23,8 @@ from jobs.plan import Plan, read_plan
 from jobs.profile import find_profile
 from jobs.submit import queue_plan
 from pipeline.config import Config, freeze
+from pipeline.core.receipt import load
 from pipeline.dag import find
-from pipeline.receipt import load
 
 HERE = Path(__file__).parent.parent
 PATIENCE = 180.0

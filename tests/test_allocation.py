@@ -16,7 +16,7 @@ from jobs import allocation, slurm
 from jobs.allocation import Allocation, job_of, of_slurm, pid_of, process_gone, process_label
 from jobs.journal import IDLE_RESTARTS, Journal, progress_mark, read
 from jobs.snapshot import record, source, take
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 HERE = Path(__file__).parent.parent
 JOB = {
@@ -179,13 +179,13 @@ def test_progress_is_each_commit_and_each_byte(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_is_the_code_and_says_its_version(tmp_path: Path) -> None:
-    from pipeline import provenance
+    from pipeline.core import provenance
 
     folder = take(tmp_path)
     assert take(tmp_path) == folder
     assert [path.name for path in (tmp_path / "code").iterdir()] == [folder.name]
     code = (
-        "import jobs.task, pipeline; from pipeline.provenance import code_version as v;"
+        "import jobs.task, pipeline; from pipeline.core.provenance import code_version as v;"
         "print(jobs.task.__file__, pipeline.__file__, v())"
     )
     told = subprocess.run(
@@ -203,7 +203,7 @@ def test_a_snapshot_is_the_code_and_says_its_version(tmp_path: Path) -> None:
 def test_what_the_working_tree_changed_is_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import provenance
+    from pipeline.core import provenance
 
     monkeypatch.setattr(provenance, "TOP", tmp_path / "tree")
     assert record(tmp_path / "run") == provenance.code_version()

@@ -13,8 +13,8 @@ import pytest
 from test_loop import batches, learner
 from test_packing import END, PREFIX, corpus_of, sequence
 
+from pipeline.core.errors import UserError
 from pipeline.data.packing import make_batch, pack
-from pipeline.errors import UserError
 from pipeline.model.attention import pick_attention
 
 Models = Callable[[str], Path]

@@ -14,8 +14,8 @@ from conftest import refused
 from test_train import Killed, StopAfter, metrics, train
 
 from pipeline.config import Config
+from pipeline.core.errors import UserError
 from pipeline.dag import find
-from pipeline.errors import UserError
 from pipeline.model.board import Board
 from pipeline.model.checkpoint import State
 from pipeline.model.journal import Journal

@@ -15,8 +15,8 @@ from queued import HERE, Queued, adapter, repeated
 
 from jobs.byhand import run_steps
 from pipeline.config import Config
+from pipeline.core.errors import UserError
 from pipeline.dag import STAGES, find
-from pipeline.errors import UserError
 
 SCRIPTS = [HERE / "slurm" / f"{stage}.sbatch" for stage in STAGES]
 SMALLER = ("--mem=2000M", "--cpus-per-task=1", "--gpus-per-node=0")

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from servers import FileServer, Request, certify
 
+from pipeline.core.errors import InputError, UserError
+from pipeline.core.stop import Stop
 from pipeline.data.client import Patience
 from pipeline.data.http import fetch, probe, probe_all
-from pipeline.errors import InputError, UserError
-from pipeline.stop import Stop
 
 DATA = b"a line of text\n" * 1000
 QUICK = Patience(attempts=3, base=0.001, connect=2, read=2)

@@ -22,12 +22,12 @@ from conftest import advance, refused
 from test_report import Run as Left
 
 from pipeline.config import Config, freeze
-from pipeline.registry import BaseModel
+from pipeline.core.registry import BaseModel
+from pipeline.core.stage import Input
 from pipeline.report import overlay, ranking
 from pipeline.report.compare import Run, against, compare
 from pipeline.report.curve import read_curve
 from pipeline.report.progress import Underway
-from pipeline.stage import Input
 from pipeline.stages.train import TrainConfig
 
 HERE = Path(__file__).parent.parent

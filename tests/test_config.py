@@ -19,7 +19,7 @@ from tiny import POSITIONS
 
 from jobs.probe import check_device
 from jobs.selection import Selection
-from pipeline import dag, registry
+from pipeline import dag
 from pipeline.config import (
     Config,
     again,
@@ -30,8 +30,9 @@ from pipeline.config import (
     resolve,
     thaw,
 )
-from pipeline.errors import UserError
-from pipeline.settings import Section, merge, parse_overrides
+from pipeline.core import registry
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Section, merge, parse_overrides
 
 SECTIONS = [name for name, field in Config.model_fields.items() if name not in ("name", "recipe")]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from pipeline.core.errors import Interrupted, UserError
+from pipeline.core.stop import Stop
 from pipeline.data.docstrings import SMALLEST, document, harvest
-from pipeline.errors import Interrupted, UserError
-from pipeline.stop import Stop
 
 PROSE = " ".join(["It is written here at length, for a module that is small is not taken."] * 4)
 MODULE = f'''"""A module about things.

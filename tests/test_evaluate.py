@@ -14,17 +14,17 @@ import pytest
 from conftest import advance
 
 from pipeline.config import Config
+from pipeline.core.errors import CorruptInput, Interrupted, UserError
+from pipeline.core.settings import build
+from pipeline.core.stage import Context, run_item
+from pipeline.core.stop import Stop
 from pipeline.dag import find
 from pipeline.data.choose import by_hash, choose
 from pipeline.data.corpus import Corpus, open_corpus
 from pipeline.data.encoder import Reference
-from pipeline.errors import CorruptInput, Interrupted, UserError
 from pipeline.model import load
 from pipeline.model.measure import bits_per_byte, perplexity
-from pipeline.settings import build
-from pipeline.stage import Context, run_item
 from pipeline.stages.evaluate import EvaluateConfig
-from pipeline.stop import Stop
 
 WORDS = ("evaluate.context=32", "evaluate.stride=16", "evaluate.batch_tokens=128")
 

@@ -23,10 +23,10 @@ from test_privacy import mode
 from test_privacy import umask as umask
 
 from jobs.export import _source, export_run
-from pipeline import receipt as receipts
 from pipeline.config import Config, freeze
+from pipeline.core import receipt as receipts
+from pipeline.core.errors import CorruptInput, InputError, UserError
 from pipeline.dag import find
-from pipeline.errors import CorruptInput, InputError, UserError
 from pipeline.model import export, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -279,7 +279,7 @@ def test_the_card_is_what_the_hub_reads(
 
 
 def test_the_card_names_a_hub_model_and_no_secret(small: Small) -> None:
-    from pipeline.registry import BaseModel
+    from pipeline.core.registry import BaseModel
     from pipeline.report.card import write_card
 
     config = small()
@@ -374,7 +374,7 @@ def test_what_export_did_not_write_is_not_touched(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import pipeline.receipt as receipt
+import pipeline.core.receipt as receipt
 from jobs.export import _source, export_run
 from pipeline.config import thaw
 seal = receipt._seal

@@ -12,11 +12,11 @@ from conftest import SMALL, advance
 from test_train import train
 
 from pipeline.config import Config, resolve
+from pipeline.core.errors import UserError
+from pipeline.core.stage import Context, run_item
 from pipeline.dag import find
-from pipeline.errors import UserError
 from pipeline.model import family
 from pipeline.model.load import load_base
-from pipeline.stage import Context, run_item
 
 SIZE: dict[str, Any] = {
     "vocab_size": tiny.WORDS, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,

@@ -26,14 +26,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import Config, resolve
+from pipeline.core.errors import CorruptInput, InputError, Interrupted
+from pipeline.core.receipt import hash_file
+from pipeline.core.registry import Dataset
 from pipeline.dag import find
 from pipeline.data import forms
 from pipeline.data import raw as raw_module
 from pipeline.data.forms import FORMS, form_of, json_lines
 from pipeline.data.raw import Raw
-from pipeline.errors import CorruptInput, InputError, Interrupted
-from pipeline.receipt import hash_file
-from pipeline.registry import Dataset
 from pipeline.stages.download import files_of
 
 ROWS = [

@@ -17,14 +17,14 @@ from test_loop import batches, changed, learner, weights
 from test_train import Killed, StopAfter, metrics, result, train
 
 from pipeline.config import Config, resolve
+from pipeline.core.errors import Interrupted, UserError
+from pipeline.core.stop import Stop
 from pipeline.dag import find
 from pipeline.data.packing import Batch
-from pipeline.errors import Interrupted, UserError
 from pipeline.model.checkpoint import trainable
 from pipeline.model.clerk import Clerk
 from pipeline.model.guard import ENOUGH, REMEMBERED, Guard
 from pipeline.model.loop import Learner
-from pipeline.stop import Stop
 
 Small = Callable[..., Config]
 Fault = Callable[[int, float, int], float]

@@ -17,15 +17,15 @@ import pytest
 import xxhash
 from servers import FileServer
 
+from pipeline.core.disk import Room
+from pipeline.core.errors import CorruptInput, InputError, Interrupted, UserError
+from pipeline.core.stop import Stop
 from pipeline.data import http, partial
 from pipeline.data.answers import Answer, Verdict, judge
 from pipeline.data.client import Again, Patience, waiting
 from pipeline.data.http import fetch, probe, probe_all
 from pipeline.data.partial import Bound, room_is_needed
 from pipeline.data.spans import Span
-from pipeline.disk import Room
-from pipeline.errors import CorruptInput, InputError, Interrupted, UserError
-from pipeline.stop import Stop
 
 DATA = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(300_000)

@@ -22,8 +22,8 @@ import zstandard
 from servers import HubServer, certify
 from tiny import make_old_form
 
+from pipeline.core.errors import InputError
 from pipeline.data.hub import choose
-from pipeline.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = random.Random(3).randbytes(400_000)
@@ -34,9 +34,9 @@ START = """
 import json, pathlib
 from pipeline.data import hub, rows
 from pipeline.data.client import Patience
-from pipeline.errors import Failure, Interrupted
-from pipeline.registry import Dataset
-from pipeline.stop import Stop
+from pipeline.core.errors import Failure, Interrupted
+from pipeline.core.registry import Dataset
+from pipeline.core.stop import Stop
 
 here = pathlib.Path.cwd()
 quick = Patience(attempts=2, base=0.001, connect=2, read=2, sync=65_536)
@@ -270,7 +270,7 @@ out["left"] = sorted(p.name for p in (here / "x").iterdir() if "safetensors" in 
 def test_model_from_hub_to_folder(run: Run, models: Callable[[str], Path], tmp_path: Path) -> None:
     code = """
 from pipeline.model.source import materialise
-from pipeline.registry import BaseModel
+from pipeline.core.registry import BaseModel
 model = BaseModel(id="old", repo="me/opt", revision="main")
 folder = here / "made"
 folder.mkdir()

@@ -19,10 +19,10 @@ from jobs.allocation import Allocation, process_gone, process_label
 from jobs.journal import Journal, speed, tell_facts, told
 from jobs.planner import make_plan
 from pipeline.config import Config
+from pipeline.core.lease import Lease
+from pipeline.core.stage import Context, lease_path, run_item
 from pipeline.dag import find
-from pipeline.lease import Lease
 from pipeline.report.timeline import timeline
-from pipeline.stage import Context, lease_path, run_item
 
 HERE = Path(__file__).parent.parent
 

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.core.errors import Interrupted, UserError
+from pipeline.core.stop import Stop
 from pipeline.data.corpus import Corpus
 from pipeline.data.packing import Batch, make_batch, pack
-from pipeline.errors import Interrupted, UserError
 from pipeline.model.checkpoint import State, trainable
 from pipeline.model.guard import Guard
 from pipeline.model.load import add_lora, load_base
 from pipeline.model.loop import Hooks, Learner, Plan, fit
 from pipeline.model.loss import IGNORE
 from pipeline.model.optimizer import make_optimizer
-from pipeline.stop import Stop
 
 Models = Callable[[str], Path]
 # one document a window: 64, 3, 41, 2, 64, 9, 1 and 30 real tokens

@@ -24,11 +24,11 @@ from jobs.clean import removable
 from jobs.journal import Journal, read
 from jobs.planner import make_plan
 from pipeline.config import Config, freeze, resolve
+from pipeline.core.error_translation import explain
+from pipeline.core.errors import UserError
+from pipeline.core.lease import Lease
+from pipeline.core.leftovers import sweep
 from pipeline.dag import STEPS, find, survey
-from pipeline.errors import UserError
-from pipeline.faults import explain
-from pipeline.lease import Lease
-from pipeline.leftovers import sweep
 
 HERE = Path(__file__).parent.parent
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import FileServer, Mood
 
+from pipeline.core.errors import Failure, Interrupted
+from pipeline.core.stop import Stop
 from pipeline.data.client import Patience
 from pipeline.data.http import fetch
-from pipeline.errors import Failure, Interrupted
-from pipeline.stop import Stop
 
 SIZE = 200_000
 VERSIONS = [random.Random(seed).randbytes(SIZE) for seed in range(3)]

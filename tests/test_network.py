@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from servers import FileServer, Proxy, Socks
 
+from pipeline.core.errors import InputError, Interrupted, UserError
+from pipeline.core.stop import Stop
 from pipeline.data.client import Patience
 from pipeline.data.http import Fetched, fetch, probe
 from pipeline.data.pace import Pace
 from pipeline.data.partial import Progress
-from pipeline.errors import InputError, Interrupted, UserError
-from pipeline.stop import Stop
 
 DATA = random.Random(1).randbytes(300_000)
 SHA = hashlib.sha256(DATA).hexdigest()

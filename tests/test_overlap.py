@@ -17,6 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Config
+from pipeline.core.errors import Interrupted
+from pipeline.core.stage import Context, run_item
+from pipeline.core.stop import Stop
 from pipeline.dag import find
 from pipeline.data import copies, ngrams, similarity
 from pipeline.data.candidates import MOST, needed
@@ -26,9 +29,6 @@ from pipeline.data.corpus import Corpus, open_corpus
 from pipeline.data.ngrams import N, Needles, rolling
 from pipeline.data.overlap import QUOTED, THRESHOLD, find_overlap
 from pipeline.data.similarity import SHINGLE, compare
-from pipeline.errors import Interrupted
-from pipeline.stage import Context, run_item
-from pipeline.stop import Stop
 
 Document = Sequence[int]
 

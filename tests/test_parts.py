@@ -23,8 +23,12 @@ from hypothesis import strategies as st
 from test_frames import frames
 
 from jobs.clean import remove, spent
-from pipeline import receipt
 from pipeline.config import Config, freeze, resolve
+from pipeline.core import receipt
+from pipeline.core.errors import CorruptInput, Interrupted, UserError
+from pipeline.core.receipt import load
+from pipeline.core.registry import Dataset
+from pipeline.core.stage import Context, run_item
 from pipeline.dag import Node, find, survey
 from pipeline.data import frames as frames_module
 from pipeline.data import spans as spans_module
@@ -32,10 +36,6 @@ from pipeline.data.forms import json_lines
 from pipeline.data.parts import Slice, Sliced, divide
 from pipeline.data.records import Lines
 from pipeline.data.spans import Fingerprint, Span
-from pipeline.errors import CorruptInput, Interrupted, UserError
-from pipeline.receipt import load
-from pipeline.registry import Dataset
-from pipeline.stage import Context, run_item
 from pipeline.stages import decompress
 
 Make = Callable[..., Config]

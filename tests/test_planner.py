@@ -16,8 +16,8 @@ from jobs.planner import make_plan
 from jobs.queue import Queue, recognise
 from jobs.slurm import NEVER, Job, parse
 from pipeline.config import Config
+from pipeline.core.errors import InputError
 from pipeline.dag import STEPS, find
-from pipeline.errors import InputError
 
 Small = Callable[..., Config]
 ALL = [step.name for step in STEPS]

@@ -25,7 +25,7 @@ from tiny import make_old_form
 from jobs.planner import make_plan
 from jobs.privacy import follow, open_run
 from pipeline.config import Config, freeze
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 HERE = Path(__file__).parent.parent
 

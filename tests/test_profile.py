@@ -13,7 +13,7 @@ import yaml
 from jobs import profile as profiles
 from jobs.profile import PROFILES, Profile, find_profile, find_root
 from jobs.task import ENVIRONMENT
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 Write = Callable[..., str]
 ROOT = Path(__file__).resolve().parent.parent

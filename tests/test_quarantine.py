@@ -17,10 +17,10 @@ import zstandard
 from conftest import SMALL, advance
 
 from pipeline.config import Config, resolve
+from pipeline.core.errors import CorruptInput, UserError
+from pipeline.core.receipt import load
 from pipeline.dag import find
 from pipeline.data.quarantine import QUARANTINE
-from pipeline.errors import CorruptInput, UserError
-from pipeline.receipt import load
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [f"Document {n}. The record shows that the claim was filed in time." for n in range(60)]

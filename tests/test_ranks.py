@@ -19,11 +19,11 @@ from test_guards import inject, no_memory
 from test_train import metrics, result, train
 
 from pipeline.config import Config
+from pipeline.core.errors import Failure, Interrupted
+from pipeline.core.stage import Context, run_item
+from pipeline.core.stop import Stop
 from pipeline.dag import Node, find
-from pipeline.errors import Failure, Interrupted
 from pipeline.model.ranks import Ranks
-from pipeline.stage import Context, run_item
-from pipeline.stop import Stop
 
 pytestmark = pytest.mark.slow
 

@@ -23,13 +23,13 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.errors import CorruptInput, Failure
 from pipeline.data import frames
 from pipeline.data import raw as module
 from pipeline.data.batches import BatchReader
 from pipeline.data.forms import json_lines
 from pipeline.data.raw import Raw
 from pipeline.data.records import SURROGATES, Lines, Reader
-from pipeline.errors import CorruptInput, Failure
 
 BOM = "\ufeff".encode()
 JUNK = [b"{", b"\xff\xfe", b'{"text": 3}', b'{"txet": "x"}', b"[1", b"<html>", b'{"text": "\x00"}']

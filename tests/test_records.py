@@ -22,11 +22,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.errors import CorruptInput
 from pipeline.data import frames as zstd
 from pipeline.data import raw as module
 from pipeline.data.raw import Raw
 from pipeline.data.records import Bad, Lines, Reader, Record
-from pipeline.errors import CorruptInput
 
 TEXT = b"".join(b'{"text": "line %d %s"}\n' % (n, b"x" * (n % 50)) for n in range(400))
 NO_TEXT = struct.pack("<II", 0x184D2A53, 5) + b"hello"

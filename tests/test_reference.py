@@ -14,11 +14,11 @@ from conftest import SMALL, advance
 from test_train import metrics
 
 from pipeline.config import resolve
+from pipeline.core.stage import Context
 from pipeline.dag import Node
 from pipeline.data.order import Order
 from pipeline.data.packing import pack
 from pipeline.data.seal import open_sealed
-from pipeline.stage import Context
 
 pytestmark = pytest.mark.slow
 

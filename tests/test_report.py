@@ -16,20 +16,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import receipt as receipts
 from pipeline.config import Config, resolve
-from pipeline.errors import CorruptInput
+from pipeline.core import receipt as receipts
+from pipeline.core.errors import CorruptInput
+from pipeline.core.receipt import Stamp
+from pipeline.core.registry import BaseModel, Dataset
+from pipeline.core.stage import Input
 from pipeline.model.measure import bits_per_byte, interval, perplexity, word_perplexity
 from pipeline.model.samples import measure
-from pipeline.receipt import Stamp
-from pipeline.registry import BaseModel, Dataset
 from pipeline.report import advice, canvas
 from pipeline.report.build import build
 from pipeline.report.curve import read_curve
 from pipeline.report.page import some
 from pipeline.report.stragglers import slowest
 from pipeline.report.verdict import duration, number, verdict
-from pipeline.stage import Input
 from pipeline.stages.evaluate import EvaluateConfig
 
 FIGURES = {"intervals", "curve", "documents", "length", "position", "lengths", "norms", "speed"}

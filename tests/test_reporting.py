@@ -17,10 +17,10 @@ from conftest import AfterChecks, advance, refused
 
 from jobs import reporting
 from jobs.reporting import report_run
-from pipeline import receipt as receipts
 from pipeline.config import Config, freeze
+from pipeline.core import receipt as receipts
+from pipeline.core.errors import CorruptInput, Interrupted, UserError
 from pipeline.dag import STEPS, find, survey
-from pipeline.errors import CorruptInput, Interrupted, UserError
 from pipeline.report import SO_FAR, build
 from pipeline.report.curve import read_curve
 from pipeline.report.progress import Standing, Underway, headline, progress

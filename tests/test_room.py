@@ -15,10 +15,10 @@ from conftest import Mount
 from jobs import room
 from jobs.room import Known, estimate
 from pipeline.config import Config, resolve
+from pipeline.core.disk import size
+from pipeline.core.errors import UserError
 from pipeline.dag import STEPS, find
 from pipeline.data.partial import check_room
-from pipeline.disk import size
-from pipeline.errors import UserError
 
 HERE = Path(__file__).parent.parent
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import WORDS, make_model
 
-from pipeline.errors import Interrupted
+from pipeline.core.errors import Interrupted
+from pipeline.core.stop import Stop
 from pipeline.model import score as score_module
 from pipeline.model.measure import bits_per_byte, change, gap, interval, perplexity
 from pipeline.model.score import Kept, Windows, score
-from pipeline.stop import Stop
 
 CONTEXT = 48
 PREFIX = 0

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from tiny import make_old_form
 
-from pipeline.errors import InputError, Interrupted, UserError
+from pipeline.core.errors import InputError, Interrupted, UserError
+from pipeline.core.registry import BaseModel, find_model
+from pipeline.core.stop import Stop
 from pipeline.model.gguf import rename, unpermute
 from pipeline.model.source import materialise
-from pipeline.registry import BaseModel, find_model
-from pipeline.stop import Stop
 
 Models = Callable[[str], Path]
 TEXT = "The court of appeals affirmed, in 1024 words.\n Return  the number! ü"
@@ -215,10 +215,10 @@ def test_code_of_a_model_is_not_run_even_where_somebody_could_agree(
     (folder / "code.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'done')!r})")
     code = f"""
 from pathlib import Path
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.model.source import materialise
-from pipeline.registry import BaseModel
-from pipeline.stop import Stop
+from pipeline.core.registry import BaseModel
+from pipeline.core.stop import Stop
 model = BaseModel(id="mine", path={str(folder)!r})
 try:
     materialise(model, Path({str(out)!r}), Path({str(tmp_path)!r}), Stop(), lambda *_: None)

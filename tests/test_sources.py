@@ -24,10 +24,10 @@ from conftest import SMALL, advance
 from servers import FileServer, HubServer
 
 from pipeline.config import resolve
+from pipeline.core.errors import CorruptInput
+from pipeline.core.registry import find_dataset, ids
 from pipeline.data.shards import SPLITS
 from pipeline.data.tables import OPINION
-from pipeline.errors import CorruptInput
-from pipeline.registry import find_dataset, ids
 
 ROOT = Path(__file__).parents[1]
 COUNT = 150

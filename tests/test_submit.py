@@ -21,8 +21,8 @@ from queued import HERE, Queued
 from servers import FileServer
 
 from pipeline.config import Config, resolve
+from pipeline.core.receipt import load
 from pipeline.dag import find
-from pipeline.receipt import load
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

@@ -24,13 +24,13 @@ from servers import FileServer
 
 from jobs.probe import probe
 from pipeline.config import Config, resolve
+from pipeline.core.errors import CorruptInput, InputError, Interrupted
+from pipeline.core.receipt import Receipt, load
+from pipeline.core.stop import Stop
 from pipeline.data import tables
 from pipeline.data.forms import json_lines
 from pipeline.data.raw import Raw
 from pipeline.data.tables import OPINION
-from pipeline.errors import CorruptInput, InputError, Interrupted
-from pipeline.receipt import Receipt, load
-from pipeline.stop import Stop
 
 NIH_HEADER = b"APPLICATION_ID,ABSTRACT_TEXT\r\n"
 

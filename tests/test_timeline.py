@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.receipt import Receipt
+from pipeline.core.receipt import Receipt
+from pipeline.core.stage import Input
 from pipeline.report.cost import cost
 from pipeline.report.curve import Curve, read_curve
 from pipeline.report.timeline import DEFINITIONS, length, minus, timeline, union
-from pipeline.stage import Input
 
 NEEDS = {
     "decompress.chunks": ["download.corpus"],

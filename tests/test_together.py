@@ -15,8 +15,8 @@ from test_train import StopAfter, metrics, result, train
 
 from jobs.export import export_run
 from pipeline.config import Config, freeze
+from pipeline.core.errors import Interrupted
 from pipeline.dag import find
-from pipeline.errors import Interrupted
 from pipeline.model import load
 from pipeline.model.loop import Learner
 

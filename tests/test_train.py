@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Config
+from pipeline.core.errors import CorruptInput, Interrupted, UserError
+from pipeline.core.receipt import hash_file
+from pipeline.core.stage import Context, Item, run_item
+from pipeline.core.stop import Stop
 from pipeline.dag import Node, find
-from pipeline.errors import CorruptInput, Interrupted, UserError
 from pipeline.model import documents, load
 from pipeline.model.checkpoint import State
 from pipeline.model.journal import METRICS, SAMPLES, Journal
-from pipeline.receipt import hash_file
-from pipeline.stage import Context, Item, run_item
-from pipeline.stop import Stop
 
 Small = Callable[..., Config]
 

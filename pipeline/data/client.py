@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from pipeline.errors import InputError, UserError
+from pipeline.core.errors import InputError, UserError
 
 if TYPE_CHECKING:
     import httpx

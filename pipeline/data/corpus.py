@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import receipt as receipts
+from pipeline.core import receipt as receipts
+from pipeline.core.errors import Busy, CorruptInput
+from pipeline.core.lease import Gone, Lease
+from pipeline.core.receipt import Stamp, hash_json
 from pipeline.data.shards import HASH, Hashes, hashes, rows
-from pipeline.errors import Busy, CorruptInput
-from pipeline.lease import Gone, Lease
-from pipeline.receipt import Stamp, hash_json
 
 VERSION = 2
 WAIT = 2.0

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import msgspec
 
+from pipeline.core.errors import UserError
+from pipeline.core.stop import Stop
 from pipeline.data.http import Fetched
 from pipeline.data.partial import Progress
-from pipeline.errors import UserError
-from pipeline.stop import Stop
 
 SMALLEST = 200
 SHARE = 10

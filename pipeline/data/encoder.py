@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import CorruptInput
+from pipeline.core.errors import CorruptInput
 
 Flat = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
 """Ids of several texts end to end, and where each begins: (texts + 1), from 0 on."""

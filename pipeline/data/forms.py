@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from pipeline.core.errors import CorruptInput
 from pipeline.data.frames import READ
 from pipeline.data.raw import COMPRESSED, Raw
 from pipeline.data.records import EXCERPT, malformed
 from pipeline.data.tables import BOM, COURTLISTENER, CSV, NIH, TSV
-from pipeline.errors import CorruptInput
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,13 +16,13 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from pipeline.core.errors import CorruptInput, InputError
+from pipeline.core.redaction import redact
+from pipeline.core.stop import Stop
 from pipeline.data.answers import Answer, Verdict, ask, judge, status_line
 from pipeline.data.client import LOGIN, PATIENCE, Again, Client, Patience, brisk, telling, waiting
 from pipeline.data.partial import BLOCK, Bound, Part, Progress, check_room
 from pipeline.data.spans import Span
-from pipeline.errors import CorruptInput, InputError
-from pipeline.redaction import redact
-from pipeline.stop import Stop
 
 NO_RANGED_GET = {400, 403, 405, 501}
 

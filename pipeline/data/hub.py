@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.errors import CorruptInput, InputError
+from pipeline.core.stop import Stop
 from pipeline.data.answers import status_line
 from pipeline.data.client import PATIENCE, Patience, distrust
 from pipeline.data.http import fetch
 from pipeline.data.partial import Progress, check_room
-from pipeline.errors import CorruptInput, InputError
-from pipeline.stop import Stop
 
 SIDE_FILES = (
     "config.json",

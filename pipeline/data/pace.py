@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
+from pipeline.core.stop import Stop
 from pipeline.data.partial import Progress
-from pipeline.stop import Stop
 
 NAP = 0.2
 

@@ -17,12 +17,12 @@ from typing import IO, Any, TypeVar
 
 import msgspec
 
+from pipeline.core.disk import room, size
+from pipeline.core.error_translation import AGAIN, no_room, shown
+from pipeline.core.errors import UserError
+from pipeline.core.redaction import redact
+from pipeline.core.stop import Stop
 from pipeline.data.spans import Fingerprint
-from pipeline.disk import room, size
-from pipeline.errors import UserError
-from pipeline.faults import AGAIN, no_room, shown
-from pipeline.redaction import redact
-from pipeline.stop import Stop
 
 Progress = Callable[[int, int | None], None]
 BLOCK = 1 << 20

@@ -12,9 +12,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.core.receipt import Receipt
 from pipeline.data.raw import Raw
 from pipeline.data.spans import Span
-from pipeline.receipt import Receipt
 
 
 @dataclass(frozen=True)

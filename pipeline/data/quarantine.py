@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.errors import CorruptInput
 from pipeline.data.records import EXCERPT, Bad
-from pipeline.errors import CorruptInput
 
 QUARANTINE = "quarantine.jsonl"
 

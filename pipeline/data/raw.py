@@ -22,11 +22,11 @@ from typing import IO, Any
 import xxhash
 import zstandard
 
+from pipeline.core.cgroup_memory import memory
+from pipeline.core.errors import CorruptInput, UserError
+from pipeline.core.receipt import Receipt, expect
 from pipeline.data.frames import READ, Walk, blocks
-from pipeline.data.memory import memory
 from pipeline.data.spans import Span
-from pipeline.errors import CorruptInput, UserError
-from pipeline.receipt import Receipt, expect
 
 CHUNK = "chunk.jsonl.zst"
 COMPRESSED = (".zst", ".gz", ".xz", ".bz2", ".zip")

@@ -15,13 +15,13 @@ from typing import Any
 
 import msgspec
 
+from pipeline.core.errors import InputError
+from pipeline.core.registry import Dataset
+from pipeline.core.stop import Stop
 from pipeline.data.http import Fetched
 from pipeline.data.hub import resolve, telling
 from pipeline.data.partial import BLOCK, Progress, read_json, room_is_needed, write_json
 from pipeline.data.spans import Fingerprint
-from pipeline.errors import InputError
-from pipeline.registry import Dataset
-from pipeline.stop import Stop
 
 ROWS = 1000
 LEVEL = 3

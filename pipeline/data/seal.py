@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from pipeline.core.atomic_io import write_text
+from pipeline.core.errors import CorruptInput, UserError
+from pipeline.core.receipt import release, verify
+from pipeline.core.stage import Context, Input, Inputs, Item
 from pipeline.data.corpus import Corpus, open_corpus
 from pipeline.data.quarantine import QUARANTINE, refusal
 from pipeline.data.shards import SPLITS, Hashes, read_hashes
-from pipeline.errors import CorruptInput, UserError
-from pipeline.files import write_text
-from pipeline.receipt import release, verify
-from pipeline.stage import Context, Input, Inputs, Item
 
 if TYPE_CHECKING:
     from pipeline.config import Config

@@ -15,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from pipeline.core.errors import CorruptInput
+from pipeline.core.receipt import Draft, Receipt, load, verify
+from pipeline.core.stage import Context, Inputs, Item
 from pipeline.data.batches import Batch, BatchReader
 from pipeline.data.encoder import Encoder, Fast, Mismatch, Reference, load_fast
 from pipeline.data.quarantine import QUARANTINE, Quarantine
@@ -22,9 +25,6 @@ from pipeline.data.raw import CHUNK, Raw
 from pipeline.data.records import Lines, Reader
 from pipeline.data.shards import HASH, SPLITS, Documents, Hashes, Writer
 from pipeline.data.spans import Span
-from pipeline.errors import CorruptInput
-from pipeline.receipt import Draft, Receipt, load, verify
-from pipeline.stage import Context, Inputs, Item
 
 if TYPE_CHECKING:
     from pipeline.config import Config

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 FOLDER = "tensorboard"
 CURVES = {"step": "train", "validation": "validation"}  # kind of row → the curve's folder

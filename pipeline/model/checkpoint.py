@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CorruptInput, UserError
-from pipeline.files import open_as_umask
+from pipeline.core.atomic_io import open_as_umask
+from pipeline.core.errors import CorruptInput, UserError
+from pipeline.core.receipt import NAME as RECEIPT
+from pipeline.core.receipt import load, set_aside
+from pipeline.core.stage import Context
 from pipeline.model.guard import Memory
-from pipeline.receipt import NAME as RECEIPT
-from pipeline.receipt import load, set_aside
-from pipeline.stage import Context
 
 LAG = 90.0
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.errors import UserError
+from pipeline.core.stage import Context
 from pipeline.data.corpus import Corpus
 from pipeline.data.encoder import Reference
 from pipeline.data.order import Order
 from pipeline.data.packing import Batch, Packing, make_batch
-from pipeline.errors import UserError
 from pipeline.model import checkpoint
 from pipeline.model.checkpoint import State
 from pipeline.model.journal import Journal
@@ -24,7 +25,6 @@ from pipeline.model.loop import Hooks, Learner
 from pipeline.model.ranks import Ranks
 from pipeline.model.score import Windows, score
 from pipeline.model.write import write
-from pipeline.stage import Context
 
 if TYPE_CHECKING:
     from pipeline.config import Config

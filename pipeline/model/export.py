@@ -20,16 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.memory import memory
-from pipeline.disk import size
-from pipeline.errors import CorruptInput, UserError
-from pipeline.files import open_as_umask
-from pipeline.leftovers import ended
+from pipeline.core.atomic_io import open_as_umask
+from pipeline.core.cgroup_memory import memory
+from pipeline.core.disk import size
+from pipeline.core.errors import CorruptInput, UserError
+from pipeline.core.leftovers import ended
+from pipeline.core.receipt import NAME, Receipt, Stamp, commit, hash_json, valid
+from pipeline.core.receipt import load as read_receipt
 from pipeline.model import load
 from pipeline.model.load import Precision
 from pipeline.model.source import TOKENIZER_FILES
-from pipeline.receipt import NAME, Receipt, Stamp, commit, hash_json, valid
-from pipeline.receipt import load as read_receipt
 
 VERSION = 2
 OWN = "export"

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.errors import UserError
+from pipeline.core.registry import UNFIT
 from pipeline.data.packing import Batch
-from pipeline.errors import UserError
 from pipeline.model.load import backbone
 from pipeline.model.score import judging
-from pipeline.registry import UNFIT
 
 if TYPE_CHECKING:
     import torch

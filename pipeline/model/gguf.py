@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.errors import UserError
+from pipeline.core.stop import Stop
 from pipeline.data.partial import Progress, check_room
-from pipeline.errors import UserError
-from pipeline.stop import Stop
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from statistics import median
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 REMEMBERED = 64
 ENOUGH = 16

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.model import documents
 
 if TYPE_CHECKING:

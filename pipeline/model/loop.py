@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.errors import Interrupted, UserError
+from pipeline.core.stop import Stop
 from pipeline.data.order import lot
 from pipeline.data.packing import Batch
-from pipeline.errors import Interrupted, UserError
 from pipeline.model.checkpoint import State, trainable
 from pipeline.model.guard import Guard
 from pipeline.model.load import Precision, autocast, backbone
 from pipeline.model.loss import IGNORE, token_losses
 from pipeline.model.ranks import Ranks
-from pipeline.stop import Stop
 
 if TYPE_CHECKING:
     import torch

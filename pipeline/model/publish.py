@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CorruptInput, UserError
-from pipeline.files import open_as_umask
+from pipeline.core.atomic_io import open_as_umask
+from pipeline.core.errors import CorruptInput, UserError
+from pipeline.core.receipt import verify
+from pipeline.core.registry import BaseModel
+from pipeline.core.stage import Context
 from pipeline.model import checkpoint
 from pipeline.model.checkpoint import State
 from pipeline.model.journal import METRICS, SAMPLES
-from pipeline.receipt import verify
-from pipeline.registry import BaseModel
-from pipeline.stage import Context
 
 
 def publish(

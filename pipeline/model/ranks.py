@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.errors import Failure, InputError, Interrupted
-from pipeline.stage import Context
-from pipeline.stop import Stop
+from pipeline.core.errors import Failure, InputError, Interrupted
+from pipeline.core.stage import Context
+from pipeline.core.stop import Stop
 
 if TYPE_CHECKING:
     import torch

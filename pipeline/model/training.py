@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.errors import UserError
+from pipeline.core.receipt import Receipt
+from pipeline.core.stage import Context, Inputs, Item
+from pipeline.core.stop import Stop
 from pipeline.data.choose import choose
 from pipeline.data.order import Order
 from pipeline.data.packing import Packing, pack
 from pipeline.data.seal import open_sealed
-from pipeline.errors import UserError
 from pipeline.model import checkpoint, family, load, loop
 from pipeline.model import optimizer as optimizers
 from pipeline.model import schedule as schedules
@@ -22,9 +25,6 @@ from pipeline.model.clerk import Clerk, Data
 from pipeline.model.guard import Guard
 from pipeline.model.publish import publish
 from pipeline.model.ranks import Ranks, join
-from pipeline.receipt import Receipt
-from pipeline.stage import Context, Inputs, Item
-from pipeline.stop import Stop
 
 if TYPE_CHECKING:
     from pipeline.config import Config

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.stop import Stop
 from pipeline.model.score import judging
-from pipeline.stop import Stop
 
 if TYPE_CHECKING:
     import torch

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import provenance
+from pipeline.core import provenance
+from pipeline.core.receipt import Receipt, verify
+from pipeline.core.stage import Inputs
 from pipeline.data import overlap
 from pipeline.data.ngrams import N
 from pipeline.model import measure, samples
 from pipeline.model.journal import METRICS
-from pipeline.receipt import Receipt, verify
 from pipeline.report import advice, cost, page, progress, recipe, stragglers, timeline
 from pipeline.report.curve import Curve, read_curve
 from pipeline.report.progress import Underway
 from pipeline.report.results import WHO, Results, read_results
 from pipeline.report.verdict import verdict
-from pipeline.stage import Inputs
 
 if TYPE_CHECKING:
     from pipeline.config import Config

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.redaction import redact
+from pipeline.core.redaction import redact
 from pipeline.report.page import count
 from pipeline.report.results import HELD_OUT
 from pipeline.report.verdict import number, signed, verdict
 
 if TYPE_CHECKING:
     from pipeline.config import Config
-    from pipeline.registry import BaseModel, Dataset
+    from pipeline.core.registry import BaseModel, Dataset
 
 METRICS = {"perplexity": "Perplexity", "bits_per_byte": "Bits per byte"}
 EXPLAINED = ("perplexity", "bits_per_byte", "ci95", "paired", "split", "documents", "context")

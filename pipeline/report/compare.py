@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.core.receipt import verify
+from pipeline.core.redaction import redact_all
+from pipeline.core.stage import Inputs
 from pipeline.data import overlap
 from pipeline.model import measure
-from pipeline.receipt import verify
-from pipeline.redaction import redact_all
 from pipeline.report import SECTIONS, cost, overlay, page, ranking
 from pipeline.report.build import Gathered, gather
 from pipeline.report.progress import Underway
 from pipeline.report.results import HELD_OUT
-from pipeline.stage import Inputs
 
 if TYPE_CHECKING:
     from pipeline.config import Config

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.receipt import Receipt, load
+from pipeline.core.receipt import Receipt, load
+from pipeline.core.stage import Input, Inputs
 from pipeline.report.attempts import OWN, Attempt, read_attempts
 from pipeline.report.curve import Curve
-from pipeline.stage import Input, Inputs
 
 DEFINITIONS = {
     "seconds": "of committed work, summed over its units; what other runs share counts in full",

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.disk import size
 from pipeline.data.ngrams import N
 from pipeline.data.overlap import QUOTED
-from pipeline.disk import size
 from pipeline.model.samples import LONG
 from pipeline.report import advice, canvas, figures
 from pipeline.report.curve import Curve

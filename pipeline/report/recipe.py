@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
-from pipeline.redaction import redact_all
-from pipeline.registry import entry
+from pipeline.core.errors import UserError
+from pipeline.core.redaction import redact_all
+from pipeline.core.registry import entry
+from pipeline.core.settings import build
 from pipeline.report import SECTIONS
-from pipeline.settings import build
 
 if TYPE_CHECKING:
     from pipeline.config import Config

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import CorruptInput
+from pipeline.core.errors import CorruptInput
+from pipeline.core.receipt import verify
+from pipeline.core.stage import Inputs
 from pipeline.model import measure
-from pipeline.receipt import verify
-from pipeline.stage import Inputs
 
 if TYPE_CHECKING:
     from pipeline.config import Config

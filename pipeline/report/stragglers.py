@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
-from pipeline.receipt import Receipt, load
-from pipeline.stage import Input, Inputs
+from pipeline.core.receipt import Receipt, load
+from pipeline.core.stage import Input, Inputs
 
 MOST = 3
 ODD = 10.0

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.receipt import load
+from pipeline.core.receipt import load
+from pipeline.core.stage import Input, Inputs
 from pipeline.report.attempts import OWN, Asked, Attempt, read_attempts, read_plans
 from pipeline.report.curve import Curve
-from pipeline.stage import Input, Inputs
 
 TRAIN = "train.train"
 ANEW = ("decompress.", "tokenize.")  # a unit that was not committed is begun anew

@@ -15,18 +15,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import receipt as receipts
+from pipeline.core import receipt as receipts
+from pipeline.core.errors import InputError
+from pipeline.core.receipt import hash_file, hash_json
+from pipeline.core.redaction import redact
+from pipeline.core.registry import Dataset
+from pipeline.core.settings import Section, free
+from pipeline.core.stage import Context, Inputs, Item, Step
 from pipeline.data import docstrings, http, rows
 from pipeline.data.forms import NAMED, ending, form_of
 from pipeline.data.pace import Pace
 from pipeline.data.partial import Progress
-from pipeline.errors import InputError
 from pipeline.model import source
-from pipeline.receipt import hash_file, hash_json
-from pipeline.redaction import redact
-from pipeline.registry import Dataset
-from pipeline.settings import Section, free
-from pipeline.stage import Context, Inputs, Item, Step
 
 if TYPE_CHECKING:
     from pipeline.config import Config

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Section
+from pipeline.core.stage import Context, Inputs, Item, Step
 from pipeline.report import SECTIONS, SO_FAR
-from pipeline.settings import Section
-from pipeline.stage import Context, Inputs, Item, Step
 from pipeline.stages.tokenize import what_is_read
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.core.receipt import Receipt, hash_json
+from pipeline.core.settings import Section, free
+from pipeline.core.stage import Context, Inputs, Item, Step
 from pipeline.data.records import LONGEST
-from pipeline.receipt import Receipt, hash_json
-from pipeline.settings import Section, free
-from pipeline.stage import Context, Inputs, Item, Step
 
 if TYPE_CHECKING:
     from pipeline.config import Config

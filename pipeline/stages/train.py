@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Section, free, nearest
+from pipeline.core.stage import Context, Inputs, Item, Step
 from pipeline.model import attention as attentions
 from pipeline.model import load
 from pipeline.model import optimizer as optimizers
 from pipeline.model import schedule as schedules
-from pipeline.settings import Section, free, nearest
-from pipeline.stage import Context, Inputs, Item, Step
 from pipeline.stages.tokenize import what_is_read
 
 if TYPE_CHECKING:

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from pipeline.data import memory as module
-from pipeline.data.memory import memory
+from pipeline.core import cgroup_memory as module
+from pipeline.core.cgroup_memory import memory
 from pipeline.data.raw import Raw
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXT = b'{"text": "the same again"}\n' * 2000
 READ = """
 import resource, sys
 from pathlib import Path
 from pipeline.data.raw import Raw
-from pipeline.errors import Failure
+from pipeline.core.errors import Failure
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]) << 20,) * 2)
 try:
     print(sum(map(len, Raw(Path(sys.argv[1])))))

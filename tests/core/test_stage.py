@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import dag, receipt
+from pipeline import dag
 from pipeline.config import Config, resolve
-from pipeline.errors import Busy, CorruptInput, InputError, Interrupted
-from pipeline.lease import Lease
-from pipeline.receipt import verify, whole
-from pipeline.stage import Context, Inputs, Item, Step, run_item
-from pipeline.stop import Stop
+from pipeline.core import receipt
+from pipeline.core.errors import Busy, CorruptInput, InputError, Interrupted
+from pipeline.core.lease import Lease
+from pipeline.core.receipt import verify, whole
+from pipeline.core.stage import Context, Inputs, Item, Step, run_item
+from pipeline.core.stop import Stop
 
 PARTS = 6
 

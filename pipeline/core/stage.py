@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pipeline import receipt as receipts
-from pipeline.errors import CorruptInput, InputError
-from pipeline.lease import Gone, Lease
-from pipeline.leftovers import sweep
-from pipeline.receipt import Draft, Receipt, Stamp, hash_json
-from pipeline.settings import Section
-from pipeline.stop import Stop
-from pipeline.twin import adopt, twins
+from pipeline.core import receipt as receipts
+from pipeline.core.adoption import adopt, twins
+from pipeline.core.errors import CorruptInput, InputError
+from pipeline.core.lease import Gone, Lease
+from pipeline.core.leftovers import sweep
+from pipeline.core.receipt import Draft, Receipt, Stamp, hash_json
+from pipeline.core.settings import Section
+from pipeline.core.stop import Stop
 
 if TYPE_CHECKING:
     from pipeline.config import Config

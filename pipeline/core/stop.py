@@ -10,7 +10,7 @@ import signal
 import time
 from types import FrameType
 
-from pipeline.errors import Interrupted
+from pipeline.core.errors import Interrupted
 
 
 class Stop:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-TOP = Path(__file__).resolve().parent.parent
+TOP = Path(__file__).resolve().parents[2]
 STAMP = "VERSION"
 PACKAGES = (
     *("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors"),

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-from pipeline.disk import room, size, standing
-from pipeline.errors import Failure, InputError, UserError
+from pipeline.core.disk import room, size, standing
+from pipeline.core.errors import Failure, InputError, UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SAID = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.redaction import redact
+from pipeline.core.redaction import redact
 
 
 class Failure(Exception):

@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.errors import CorruptInput
-from pipeline.receipt import Receipt, Stamp, commit, load, verify, whole
+from pipeline.core.errors import CorruptInput
+from pipeline.core.receipt import Receipt, Stamp, commit, load, verify, whole
 
 
 def twins(folder: Path, item: str) -> Iterator[Path]:

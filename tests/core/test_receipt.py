@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 from conftest import Mount
 
-from pipeline import leftovers
-from pipeline import receipt as receipts
-from pipeline.errors import Busy, CorruptInput, Interrupted, UserError
-from pipeline.leftovers import sweep
-from pipeline.receipt import Draft, Receipt, Stamp, commit, set_aside, valid, whole
-from pipeline.twin import adopt
+from pipeline.core import leftovers
+from pipeline.core import receipt as receipts
+from pipeline.core.adoption import adopt
+from pipeline.core.errors import Busy, CorruptInput, Interrupted, UserError
+from pipeline.core.leftovers import sweep
+from pipeline.core.receipt import Draft, Receipt, Stamp, commit, set_aside, valid, whole
 
 STAMP = Stamp(key="k" * 64, own="o" * 64, inputs={"corpus": "d" * 64}, code="abc")
 FORK = multiprocessing.get_context("fork")

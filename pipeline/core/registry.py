@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.errors import UserError
-from pipeline.redaction import has_login
-from pipeline.settings import Section, build, free, nearest, read_yaml
+from pipeline.core.errors import UserError
+from pipeline.core.redaction import has_login
+from pipeline.core.settings import Section, build, free, nearest, read_yaml
 
-CONF = Path(__file__).parent / "conf"
+CONF = Path(__file__).parents[1] / "conf"
 HEADER = 100_000_000  # bytes that safetensors allow it to have
 HEADS = {"lm_head", "embed_out"}  # may share their weight, which then has another name
 # OPT's embedding of positions is given a mask, not ids, and an adapter would take that for ids

@@ -24,9 +24,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CorruptInput, Failure
-from pipeline.faults import no_room
-from pipeline.files import sync, write_text
+from pipeline.core.atomic_io import sync, write_text
+from pipeline.core.error_translation import no_room
+from pipeline.core.errors import CorruptInput, Failure
 
 NAME = "receipt.json"
 Check = Callable[[], None]

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import Busy
-from pipeline.lease import Lease
+from pipeline.core.errors import Busy
+from pipeline.core.lease import Lease
 
 FORK = multiprocessing.get_context("fork")
 WAIT = 60.0

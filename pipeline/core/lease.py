@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.errors import Busy
+from pipeline.core.errors import Busy
 
 Gone = Callable[[str], bool | None]
 """Tells of a label whether its process has ended: True, False, or None where that is not known."""

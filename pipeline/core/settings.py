@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from pipeline.errors import InputError, UserError
-from pipeline.redaction import has_login, redact, redact_all
-from pipeline.registry import Dataset
-from pipeline.settings import build
+from pipeline.core.errors import InputError, UserError
+from pipeline.core.redaction import has_login, redact, redact_all
+from pipeline.core.registry import Dataset
+from pipeline.core.settings import build
 
 TOKEN = "hf_" + "aB3" * 12
 
