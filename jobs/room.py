@@ -19,7 +19,7 @@ from pipeline.core.disk import Room, room, size, standing
 from pipeline.core.errors import InputError, UserError
 from pipeline.dag import Node, survey
 from pipeline.data.http import path_of
-from pipeline.data.raw import COMPRESSED
+from pipeline.sources.codecs import COMPRESSED
 from pipeline.stages.download import files_of
 from pipeline.stages.train import TrainConfig
 

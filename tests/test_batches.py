@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.batches import BatchReader
-from pipeline.data.records import Bad, Reader, Record
+from pipeline.sources.records import Bad, Reader, Record
 
 PATHS = [
     ("text", None, None),

@@ -25,7 +25,7 @@ from pipeline.data.answers import Answer, Verdict, judge
 from pipeline.data.client import Again, Patience, waiting
 from pipeline.data.http import fetch, probe, probe_all
 from pipeline.data.partial import Bound, room_is_needed
-from pipeline.data.spans import Span
+from pipeline.sources.spans import Span
 
 DATA = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(300_000)

@@ -30,7 +30,7 @@ class Dataset(Section):
     `hf://owner/name` a hub data set, `docstrings://a,b` the docstrings of installed packages, of
     which `max_bytes` are taken at most. A `file://` may name a folder, of which all is taken. With
     `years` (`2020` or `1985-2024`) there is one file a year, and `{year}` stands for it in the
-    URLs. `form` is how the files hold records, see `pipeline.data.forms`. `language` is its code in
+    URLs. `form` is how the files hold records, see `pipeline.sources.formats`. `language` is its code in
     ISO 639. `instead` is the id to try when it cannot be had; `model` and `recipe` are its own
     defaults.
     """

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.records import Bad, Reader, Record
+from pipeline.sources.records import Bad, Reader, Record
 
 NEWLINE, OPEN, CLOSE = b"\n{}"
 

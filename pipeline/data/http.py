@@ -22,7 +22,7 @@ from pipeline.core.stop import Stop
 from pipeline.data.answers import Answer, Verdict, ask, judge, status_line
 from pipeline.data.client import LOGIN, PATIENCE, Again, Client, Patience, brisk, telling, waiting
 from pipeline.data.partial import BLOCK, Bound, Part, Progress, check_room
-from pipeline.data.spans import Span
+from pipeline.sources.spans import Span
 
 NO_RANGED_GET = {400, 403, 405, 501}
 

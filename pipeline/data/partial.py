@@ -22,7 +22,7 @@ from pipeline.core.error_translation import AGAIN, no_room, shown
 from pipeline.core.errors import UserError
 from pipeline.core.redaction import redact
 from pipeline.core.stop import Stop
-from pipeline.data.spans import Fingerprint
+from pipeline.sources.spans import Fingerprint
 
 Progress = Callable[[int, int | None], None]
 BLOCK = 1 << 20

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.receipt import Receipt
-from pipeline.data.raw import Raw
-from pipeline.data.spans import Span
+from pipeline.sources.codecs import Raw
+from pipeline.sources.spans import Span
 
 
 @dataclass(frozen=True)

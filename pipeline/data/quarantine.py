@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import CorruptInput
-from pipeline.data.records import EXCERPT, Bad
+from pipeline.sources.records import EXCERPT, Bad
 
 QUARANTINE = "quarantine.jsonl"
 

@@ -21,7 +21,7 @@ from pipeline.core.stop import Stop
 from pipeline.data.http import Fetched
 from pipeline.data.hub import resolve, telling
 from pipeline.data.partial import BLOCK, Progress, read_json, room_is_needed, write_json
-from pipeline.data.spans import Fingerprint
+from pipeline.sources.spans import Fingerprint
 
 ROWS = 1000
 LEVEL = 3

@@ -21,10 +21,10 @@ from pipeline.core.stage import Context, Inputs, Item
 from pipeline.data.batches import Batch, BatchReader
 from pipeline.data.encoder import Encoder, Fast, Mismatch, Reference, load_fast
 from pipeline.data.quarantine import QUARANTINE, Quarantine
-from pipeline.data.raw import CHUNK, Raw
-from pipeline.data.records import Lines, Reader
 from pipeline.data.shards import HASH, SPLITS, Documents, Hashes, Writer
-from pipeline.data.spans import Span
+from pipeline.sources.codecs import CHUNK, Raw
+from pipeline.sources.records import Lines, Reader
+from pipeline.sources.spans import Span
 
 if TYPE_CHECKING:
     from pipeline.config import Config

@@ -20,12 +20,12 @@ from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Receipt, hash_file, hash_json, set_aside
 from pipeline.core.settings import Section, free
 from pipeline.core.stage import Context, Inputs, Item, Step
-from pipeline.data.forms import form_of, json_lines
-from pipeline.data.frames import Press
 from pipeline.data.parts import Slice, Sliced, divide
-from pipeline.data.raw import CHUNK, Raw
-from pipeline.data.records import Lines
-from pipeline.data.spans import Span
+from pipeline.sources.codecs import CHUNK, Raw
+from pipeline.sources.formats import form_of, json_lines
+from pipeline.sources.records import Lines
+from pipeline.sources.spans import Span
+from pipeline.sources.zstd_frames import Press
 
 if TYPE_CHECKING:
     from pipeline.config import Config

@@ -23,10 +23,10 @@ from pipeline.core.registry import Dataset
 from pipeline.core.settings import Section, free
 from pipeline.core.stage import Context, Inputs, Item, Step
 from pipeline.data import docstrings, http, rows
-from pipeline.data.forms import NAMED, ending, form_of
 from pipeline.data.pace import Pace
 from pipeline.data.partial import Progress
 from pipeline.model import source
+from pipeline.sources.formats import NAMED, ending, form_of
 
 if TYPE_CHECKING:
     from pipeline.config import Config

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from pipeline.core.receipt import Receipt, hash_json
 from pipeline.core.settings import Section, free
 from pipeline.core.stage import Context, Inputs, Item, Step
-from pipeline.data.records import LONGEST
+from pipeline.sources.records import LONGEST
 
 if TYPE_CHECKING:
     from pipeline.config import Config

@@ -14,14 +14,14 @@ import zstandard
 
 from pipeline.core import cgroup_memory as module
 from pipeline.core.cgroup_memory import memory
-from pipeline.data.raw import Raw
+from pipeline.sources.codecs import Raw
 
 ROOT = Path(__file__).parents[2]
 TEXT = b'{"text": "the same again"}\n' * 2000
 READ = """
 import resource, sys
 from pathlib import Path
-from pipeline.data.raw import Raw
+from pipeline.sources.codecs import Raw
 from pipeline.core.errors import Failure
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]) << 20,) * 2)
 try:

@@ -30,10 +30,10 @@ from pipeline.core.errors import CorruptInput, InputError, Interrupted
 from pipeline.core.receipt import hash_file
 from pipeline.core.registry import Dataset
 from pipeline.dag import find
-from pipeline.data import forms
-from pipeline.data import raw as raw_module
-from pipeline.data.forms import FORMS, form_of, json_lines
-from pipeline.data.raw import Raw
+from pipeline.sources import codecs as raw_module
+from pipeline.sources import formats as forms
+from pipeline.sources.codecs import Raw
+from pipeline.sources.formats import FORMS, form_of, json_lines
 from pipeline.stages.download import files_of
 
 ROWS = [

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from pipeline.data.frames import Walk
+from pipeline.sources.zstd_frames import Walk
 
 LEAST = 1 << 24  # bytes of a span; of a million small files none has any
 SHARE = 256  # nor less than that part of what lies before: 2,500 spans in 15 GB, not a million

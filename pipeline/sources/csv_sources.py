@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from pipeline.core.errors import CorruptInput
-from pipeline.data.raw import Raw
-from pipeline.data.records import EXCERPT, Lines, malformed
+from pipeline.sources.codecs import Raw
+from pipeline.sources.records import EXCERPT, Lines, malformed
 
 Row = Mapping[str, str]
 FIELD = 1 << 27  # bytes in a field; csv takes 128 KB at most unless told otherwise

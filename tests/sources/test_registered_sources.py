@@ -27,9 +27,9 @@ from pipeline.config import resolve
 from pipeline.core.errors import CorruptInput
 from pipeline.core.registry import find_dataset, ids
 from pipeline.data.shards import SPLITS
-from pipeline.data.tables import OPINION
+from pipeline.sources.csv_sources import OPINION
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COUNT = 150
 PILE = ("nih", "nih-v1", "law", "law-v1")
 TABLES = ("nih-exporter", "law-courtlistener")

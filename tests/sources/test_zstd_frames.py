@@ -13,7 +13,7 @@ import pytest
 import xxhash
 import zstandard
 
-from pipeline.data.frames import BLOCK, Press, Walk, blocks
+from pipeline.sources.zstd_frames import BLOCK, Press, Walk, blocks
 
 LEVELS = (-3, 1, 3, 19)
 

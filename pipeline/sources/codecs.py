@@ -25,8 +25,8 @@ import zstandard
 from pipeline.core.cgroup_memory import memory
 from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import Receipt, expect
-from pipeline.data.frames import READ, Walk, blocks
-from pipeline.data.spans import Span
+from pipeline.sources.spans import Span
+from pipeline.sources.zstd_frames import READ, Walk, blocks
 
 CHUNK = "chunk.jsonl.zst"
 COMPRESSED = (".zst", ".gz", ".xz", ".bz2", ".zip")

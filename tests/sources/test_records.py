@@ -23,10 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import CorruptInput
-from pipeline.data import frames as zstd
-from pipeline.data import raw as module
-from pipeline.data.raw import Raw
-from pipeline.data.records import Bad, Lines, Reader, Record
+from pipeline.sources import codecs as module
+from pipeline.sources import zstd_frames as zstd
+from pipeline.sources.codecs import Raw
+from pipeline.sources.records import Bad, Lines, Reader, Record
 
 TEXT = b"".join(b'{"text": "line %d %s"}\n' % (n, b"x" * (n % 50)) for n in range(400))
 NO_TEXT = struct.pack("<II", 0x184D2A53, 5) + b"hello"
@@ -256,8 +256,8 @@ def test_a_line_longer_than_any_block_is_not_cut(tmp_path: Path) -> None:
 HUNGRY = """
 import resource, sys
 from pathlib import Path
-from pipeline.data.raw import Raw
-from pipeline.data.records import Lines
+from pipeline.sources.codecs import Raw
+from pipeline.sources.records import Lines
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 lines = Lines(Raw(Path(sys.argv[1])))
 while lines.more():

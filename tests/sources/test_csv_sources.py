@@ -27,10 +27,10 @@ from pipeline.config import Config, resolve
 from pipeline.core.errors import CorruptInput, InputError, Interrupted
 from pipeline.core.receipt import Receipt, load
 from pipeline.core.stop import Stop
-from pipeline.data import tables
-from pipeline.data.forms import json_lines
-from pipeline.data.raw import Raw
-from pipeline.data.tables import OPINION
+from pipeline.sources import csv_sources as tables
+from pipeline.sources.codecs import Raw
+from pipeline.sources.csv_sources import OPINION
+from pipeline.sources.formats import json_lines
 
 NIH_HEADER = b"APPLICATION_ID,ABSTRACT_TEXT\r\n"
 
@@ -320,8 +320,8 @@ def test_a_bzip2_that_is_cut_off_is_told(tmp_path: Path) -> None:
 HUNGRY = """
 import resource, sys
 from pathlib import Path
-from pipeline.data.raw import Raw
-from pipeline.data.forms import json_lines
+from pipeline.sources.codecs import Raw
+from pipeline.sources.formats import json_lines
 list(json_lines([Raw(Path(sys.argv[2]))], sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 size = sum(map(len, json_lines([Raw(Path(sys.argv[3]))], sys.argv[1])))

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline.core.errors import CorruptInput
-from pipeline.data.frames import READ
-from pipeline.data.raw import COMPRESSED, Raw
-from pipeline.data.records import EXCERPT, malformed
-from pipeline.data.tables import BOM, COURTLISTENER, CSV, NIH, TSV
+from pipeline.sources.codecs import COMPRESSED, Raw
+from pipeline.sources.csv_sources import BOM, COURTLISTENER, CSV, NIH, TSV
+from pipeline.sources.records import EXCERPT, malformed
+from pipeline.sources.zstd_frames import READ
 
 if TYPE_CHECKING:
     import pyarrow as pa

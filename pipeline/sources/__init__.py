@@ -1,0 +1,1 @@
+"""From bytes to records: compression, zstd frames, file formats, CSV, lines."""
