@@ -29,7 +29,7 @@ BLOCK = 1 << 16
 CHILD = """
 import sys
 from pathlib import Path
-from pipeline.data.http import fetch
+from pipeline.download.fetch import fetch
 from pipeline.core.stop import Stop
 url, part, sha256 = sys.argv[1:]
 fetch([url], Path(part), sha256=sha256, size=None, stop=Stop(), progress=lambda done, total: None)

@@ -10,8 +10,8 @@ from pipeline.config import Config
 from pipeline.core.errors import InputError, UserError
 from pipeline.core.registry import Dataset
 from pipeline.dag import find
+from pipeline.download.stage import files_of
 from pipeline.model import board
-from pipeline.stages.download import files_of
 
 WHERE = "where there is internet"
 
@@ -86,7 +86,7 @@ def probe(config: Config, root: Path) -> int | None:
 
 
 def _probe_hub(repo: str, revision: str | None, kind: str) -> None:
-    from pipeline.data.hub import resolve
+    from pipeline.download.hub import resolve
 
     try:
         resolve(repo, revision, kind)
@@ -100,7 +100,7 @@ def _probe_corpus(dataset: Dataset) -> int | None:
     if dataset.urls[0].startswith("hf:"):
         _probe_hub(dataset.urls[0].removeprefix("hf://"), dataset.revision, "dataset")
         return None
-    from pipeline.data.http import probe_all
+    from pipeline.download.fetch import probe_all
 
     first = next(iter(files_of(dataset).values()))  # of many years one stands for all
     try:

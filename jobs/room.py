@@ -18,9 +18,9 @@ from pipeline.config import Config
 from pipeline.core.disk import Room, room, size, standing
 from pipeline.core.errors import InputError, UserError
 from pipeline.dag import Node, survey
-from pipeline.data.http import path_of
+from pipeline.download.fetch import path_of
+from pipeline.download.stage import files_of
 from pipeline.sources.codecs import COMPRESSED
-from pipeline.stages.download import files_of
 from pipeline.stages.train import TrainConfig
 
 # JSON lines in a byte of a compressed corpus: NIH of the Pile is 2.2 GB in 664 MB, v1 2.1 in 631.

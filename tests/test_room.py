@@ -18,7 +18,7 @@ from pipeline.config import Config, resolve
 from pipeline.core.disk import size
 from pipeline.core.errors import UserError
 from pipeline.dag import STEPS, find
-from pipeline.data.partial import check_room
+from pipeline.download.resume import check_room
 
 HERE = Path(__file__).parent.parent
 

@@ -27,9 +27,9 @@ from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.leftovers import ended
 from pipeline.core.receipt import NAME, Receipt, Stamp, commit, hash_json, valid
 from pipeline.core.receipt import load as read_receipt
+from pipeline.download.base_model import TOKENIZER_FILES
 from pipeline.model import load
 from pipeline.model.load import Precision
-from pipeline.model.source import TOKENIZER_FILES
 
 VERSION = 2
 OWN = "export"

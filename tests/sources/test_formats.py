@@ -30,11 +30,11 @@ from pipeline.core.errors import CorruptInput, InputError, Interrupted
 from pipeline.core.receipt import hash_file
 from pipeline.core.registry import Dataset
 from pipeline.dag import find
+from pipeline.download.stage import files_of
 from pipeline.sources import codecs as raw_module
 from pipeline.sources import formats as forms
 from pipeline.sources.codecs import Raw
 from pipeline.sources.formats import FORMS, form_of, json_lines
-from pipeline.stages.download import files_of
 
 ROWS = [
     {"text": "plain", "id": "1"},

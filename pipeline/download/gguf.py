@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.stop import Stop
-from pipeline.data.partial import Progress, check_room
+from pipeline.download.resume import Progress, check_room
 
 if TYPE_CHECKING:
     import torch

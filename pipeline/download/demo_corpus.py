@@ -23,8 +23,8 @@ import msgspec
 
 from pipeline.core.errors import UserError
 from pipeline.core.stop import Stop
-from pipeline.data.http import Fetched
-from pipeline.data.partial import Progress
+from pipeline.download.fetch import Fetched
+from pipeline.download.resume import Progress
 
 SMALLEST = 200
 SHARE = 10

@@ -18,9 +18,9 @@ import msgspec
 from pipeline.core.errors import InputError
 from pipeline.core.registry import Dataset
 from pipeline.core.stop import Stop
-from pipeline.data.http import Fetched
-from pipeline.data.hub import resolve, telling
-from pipeline.data.partial import BLOCK, Progress, read_json, room_is_needed, write_json
+from pipeline.download.fetch import Fetched
+from pipeline.download.hub import resolve, telling
+from pipeline.download.resume import BLOCK, Progress, read_json, room_is_needed, write_json
 from pipeline.sources.spans import Fingerprint
 
 ROWS = 1000

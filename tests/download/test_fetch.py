@@ -20,11 +20,12 @@ from servers import FileServer
 from pipeline.core.disk import Room
 from pipeline.core.errors import CorruptInput, InputError, Interrupted, UserError
 from pipeline.core.stop import Stop
-from pipeline.data import http, partial
-from pipeline.data.answers import Answer, Verdict, judge
-from pipeline.data.client import Again, Patience, waiting
-from pipeline.data.http import fetch, probe, probe_all
-from pipeline.data.partial import Bound, room_is_needed
+from pipeline.download import fetch as http
+from pipeline.download import resume as partial
+from pipeline.download.fetch import fetch, probe, probe_all
+from pipeline.download.response import Answer, Verdict, judge
+from pipeline.download.resume import Bound, room_is_needed
+from pipeline.download.transport import Again, Patience, waiting
 from pipeline.sources.spans import Span
 
 DATA = random.Random(1).randbytes(300_000)

@@ -15,8 +15,8 @@ from servers import FileServer, Mood
 
 from pipeline.core.errors import Failure, Interrupted
 from pipeline.core.stop import Stop
-from pipeline.data.client import Patience
-from pipeline.data.http import fetch
+from pipeline.download.fetch import fetch
+from pipeline.download.transport import Patience
 
 SIZE = 200_000
 VERSIONS = [random.Random(seed).randbytes(SIZE) for seed in range(3)]

@@ -13,10 +13,10 @@ from servers import FileServer, Proxy, Socks
 
 from pipeline.core.errors import InputError, Interrupted, UserError
 from pipeline.core.stop import Stop
-from pipeline.data.client import Patience
-from pipeline.data.http import Fetched, fetch, probe
-from pipeline.data.pace import Pace
-from pipeline.data.partial import Progress
+from pipeline.download.fetch import Fetched, fetch, probe
+from pipeline.download.resume import Progress
+from pipeline.download.throttle import Pace
+from pipeline.download.transport import Patience
 
 DATA = random.Random(1).randbytes(300_000)
 SHA = hashlib.sha256(DATA).hexdigest()

@@ -1,7 +1,7 @@
 """The Hugging Face hub: models as the files that are needed, and what its libraries' errors mean.
 
 A model is pinned to the commit that its revision means when the download starts. Its files go
-through `pipeline.data.http`, which resumes within a file and checks the sha256 that the hub
+through `pipeline.download.fetch`, which resumes within a file and checks the sha256 that the hub
 publishes (`huggingface_hub.snapshot_download` does neither).
 """
 
@@ -15,10 +15,10 @@ from typing import Any
 
 from pipeline.core.errors import CorruptInput, InputError
 from pipeline.core.stop import Stop
-from pipeline.data.answers import status_line
-from pipeline.data.client import PATIENCE, Patience, distrust
-from pipeline.data.http import fetch
-from pipeline.data.partial import Progress, check_room
+from pipeline.download.fetch import fetch
+from pipeline.download.response import status_line
+from pipeline.download.resume import Progress, check_room
+from pipeline.download.transport import PATIENCE, Patience, distrust
 
 SIDE_FILES = (
     "config.json",

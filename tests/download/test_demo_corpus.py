@@ -14,7 +14,7 @@ import zstandard
 
 from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
-from pipeline.data.docstrings import SMALLEST, document, harvest
+from pipeline.download.demo_corpus import SMALLEST, document, harvest
 
 PROSE = " ".join(["It is written here at length, for a module that is small is not taken."] * 4)
 MODULE = f'''"""A module about things.

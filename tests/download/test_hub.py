@@ -23,9 +23,9 @@ from servers import HubServer, certify
 from tiny import make_old_form
 
 from pipeline.core.errors import InputError
-from pipeline.data.hub import choose
+from pipeline.download.hub import choose
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WEIGHTS = random.Random(3).randbytes(400_000)
 pytestmark = pytest.mark.slow  # every test starts a Python with the hub's libraries
 
@@ -33,7 +33,7 @@ Run = Callable[[HubServer, str], dict[str, Any]]
 START = """
 import json, pathlib
 from pipeline.data import hub, rows
-from pipeline.data.client import Patience
+from pipeline.download.transport import Patience
 from pipeline.core.errors import Failure, Interrupted
 from pipeline.core.registry import Dataset
 from pipeline.core.stop import Stop
@@ -269,7 +269,7 @@ out["left"] = sorted(p.name for p in (here / "x").iterdir() if "safetensors" in 
 
 def test_model_from_hub_to_folder(run: Run, models: Callable[[str], Path], tmp_path: Path) -> None:
     code = """
-from pipeline.model.source import materialise
+from pipeline.download.base_model import materialise
 from pipeline.core.registry import BaseModel
 model = BaseModel(id="old", repo="me/opt", revision="main")
 folder = here / "made"

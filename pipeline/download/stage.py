@@ -22,10 +22,12 @@ from pipeline.core.redaction import redact
 from pipeline.core.registry import Dataset
 from pipeline.core.settings import Section, free
 from pipeline.core.stage import Context, Inputs, Item, Step
-from pipeline.data import docstrings, http, rows
-from pipeline.data.pace import Pace
-from pipeline.data.partial import Progress
-from pipeline.model import source
+from pipeline.download import base_model as source
+from pipeline.download import demo_corpus as docstrings
+from pipeline.download import fetch as http
+from pipeline.download import hub_dataset as rows
+from pipeline.download.resume import Progress
+from pipeline.download.throttle import Pace
 from pipeline.sources.formats import NAMED, ending, form_of
 
 if TYPE_CHECKING:

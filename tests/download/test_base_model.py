@@ -20,8 +20,8 @@ from tiny import make_old_form
 from pipeline.core.errors import InputError, Interrupted, UserError
 from pipeline.core.registry import BaseModel, find_model
 from pipeline.core.stop import Stop
-from pipeline.model.gguf import rename, unpermute
-from pipeline.model.source import materialise
+from pipeline.download.base_model import materialise
+from pipeline.download.gguf import rename, unpermute
 
 Models = Callable[[str], Path]
 TEXT = "The court of appeals affirmed, in 1024 words.\n Return  the number! ü"
@@ -216,7 +216,7 @@ def test_code_of_a_model_is_not_run_even_where_somebody_could_agree(
     code = f"""
 from pathlib import Path
 from pipeline.core.errors import UserError
-from pipeline.model.source import materialise
+from pipeline.download.base_model import materialise
 from pipeline.core.registry import BaseModel
 from pipeline.core.stop import Stop
 model = BaseModel(id="mine", path={str(folder)!r})
@@ -227,7 +227,7 @@ except UserError as error:
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         input="y\n" * 9,
         capture_output=True,
         text=True,
@@ -265,7 +265,7 @@ def test_missing_gguf_reader(out: Path, tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "grist_model").mkdir()
     (tmp_path / "grist_model" / "x.gguf").write_bytes(b"GGUF")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("pipeline.model.source.version", lambda name: "1")
+    monkeypatch.setattr("pipeline.download.base_model.version", lambda name: "1")
     monkeypatch.setitem(sys.modules, "gguf", types.ModuleType("gguf"))
     with pytest.raises(UserError, match=r"x\.gguf needs the package gguf\. pip install gguf"):
         take(BaseModel(id="small", package="grist_model", gguf="x.gguf"), out)

@@ -21,9 +21,8 @@ from pipeline.core.atomic_io import open_as_umask
 from pipeline.core.errors import Failure, UserError
 from pipeline.core.registry import BaseModel
 from pipeline.core.stop import Stop
-from pipeline.data import hub
-from pipeline.data.partial import BLOCK, Progress, check_room, room_is_needed
-from pipeline.model import gguf
+from pipeline.download import gguf, hub
+from pipeline.download.resume import BLOCK, Progress, check_room, room_is_needed
 
 MODEL_FILES = r"pytorch_model|config\.json|generation_config\.json"
 TOKENIZER_FILES = r"tokenizer|vocab|merges|special_tokens|added_tokens|chat_template"

@@ -1,7 +1,7 @@
 """Files from plain URLs: resumable, verified, mirror after mirror.
 
-A download is a prefix that grows (`pipeline.data.partial`). Each answer of a server goes through
-`pipeline.data.answers.judge`; nothing else decides whether bytes are appended. A request ends with
+A download is a prefix that grows (`pipeline.download.resume`). Each answer of a server goes through
+`pipeline.download.response.judge`; nothing else decides whether bytes are appended. A request ends with
 the file whole, grown, or as it was; only the last counts as a failure, and enough of those in a row
 mean the next mirror.
 """
@@ -19,9 +19,18 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from pipeline.core.errors import CorruptInput, InputError
 from pipeline.core.redaction import redact
 from pipeline.core.stop import Stop
-from pipeline.data.answers import Answer, Verdict, ask, judge, status_line
-from pipeline.data.client import LOGIN, PATIENCE, Again, Client, Patience, brisk, telling, waiting
-from pipeline.data.partial import BLOCK, Bound, Part, Progress, check_room
+from pipeline.download.response import Answer, Verdict, ask, judge, status_line
+from pipeline.download.resume import BLOCK, Bound, Part, Progress, check_room
+from pipeline.download.transport import (
+    LOGIN,
+    PATIENCE,
+    Again,
+    Client,
+    Patience,
+    brisk,
+    telling,
+    waiting,
+)
 from pipeline.sources.spans import Span
 
 NO_RANGED_GET = {400, 403, 405, 501}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from pipeline.core.stop import Stop
-from pipeline.data.partial import Progress
+from pipeline.download.resume import Progress
 
 NAP = 0.2
 

@@ -12,8 +12,8 @@ from servers import FileServer, Request, certify
 
 from pipeline.core.errors import InputError, UserError
 from pipeline.core.stop import Stop
-from pipeline.data.client import Patience
-from pipeline.data.http import fetch, probe, probe_all
+from pipeline.download.fetch import fetch, probe, probe_all
+from pipeline.download.transport import Patience
 
 DATA = b"a line of text\n" * 1000
 QUICK = Patience(attempts=3, base=0.001, connect=2, read=2)

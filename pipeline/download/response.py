@@ -1,7 +1,7 @@
 """What a server's answer is good for: a pure function from its head to a verdict.
 
 The whole decision whether bytes are appended, the file starts over, or the mirror is given up
-stands in `judge`; `pipeline.data.http` only carries it out.
+stands in `judge`; `pipeline.download.fetch` only carries it out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.partial import Bound
+from pipeline.download.resume import Bound
 
 if TYPE_CHECKING:
     import httpx
