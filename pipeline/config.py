@@ -20,8 +20,8 @@ from pipeline.core.receipt import hash_json
 from pipeline.core.redaction import redact
 from pipeline.core.registry import BaseModel, Dataset, entry, find_dataset, find_model
 from pipeline.core.settings import Section, build, merge, parse_overrides, read_yaml
+from pipeline.decompress.stage import DecompressConfig
 from pipeline.download.stage import DownloadConfig
-from pipeline.stages.decompress import DecompressConfig
 from pipeline.stages.evaluate import EvaluateConfig
 from pipeline.stages.tokenize import TokenizeConfig
 from pipeline.stages.train import TrainConfig

@@ -9,8 +9,9 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.core.receipt import Receipt, hash_json
 from pipeline.core.stage import Input, Item, Step, Work
+from pipeline.decompress import stage as decompress
 from pipeline.download import stage as download
-from pipeline.stages import decompress, evaluate, tokenize, train
+from pipeline.stages import evaluate, tokenize, train
 
 STEPS: tuple[Step, ...] = (
     *download.STEPS,

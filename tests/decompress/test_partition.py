@@ -30,13 +30,13 @@ from pipeline.core.receipt import load
 from pipeline.core.registry import Dataset
 from pipeline.core.stage import Context, run_item
 from pipeline.dag import Node, find, survey
-from pipeline.data.parts import Slice, Sliced, divide
+from pipeline.decompress import stage as decompress
+from pipeline.decompress.partition import Slice, Sliced, divide
 from pipeline.sources import spans as spans_module
 from pipeline.sources import zstd_frames as frames_module
 from pipeline.sources.formats import json_lines
 from pipeline.sources.records import Lines
 from pipeline.sources.spans import Fingerprint, Span
-from pipeline.stages import decompress
 
 Make = Callable[..., Config]
 

@@ -20,7 +20,7 @@ from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Receipt, hash_file, hash_json, set_aside
 from pipeline.core.settings import Section, free
 from pipeline.core.stage import Context, Inputs, Item, Step
-from pipeline.data.parts import Slice, Sliced, divide
+from pipeline.decompress.partition import Slice, Sliced, divide
 from pipeline.sources.codecs import CHUNK, Raw
 from pipeline.sources.formats import form_of, json_lines
 from pipeline.sources.records import Lines

@@ -1,0 +1,1 @@
+"""The decompress stage: raw files become chunks of JSON lines."""
