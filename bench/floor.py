@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.data.shards import Documents
+    from pipeline.tokenize.shards import Documents
 
 BLOCK = 4 << 20
 
@@ -44,7 +44,7 @@ def write(out: Path, pool: Path, chunks: list[Path], own: bool) -> None:
     import numpy as np
     import xxhash
 
-    from pipeline.data.shards import Documents, Writer
+    from pipeline.tokenize.shards import Documents, Writer
 
     class Line(msgspec.Struct):
         text: str
@@ -152,7 +152,7 @@ def read(shards: list[Path]) -> tuple[int, float]:
     """
     import pyarrow as pa
 
-    from pipeline.data.shards import rows
+    from pipeline.tokenize.shards import rows
 
     def ids(path: Path) -> int:
         return sum(len(flat) for flat, _, _ in rows(path))

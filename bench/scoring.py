@@ -40,7 +40,7 @@ def documents(model: Path, count: int) -> tuple[list[Any], int]:
     """Token ids of so many texts, and their bytes: the NIH sample, then what has its lengths."""
     import numpy as np
 
-    from pipeline.data.encoder import Reference
+    from pipeline.tokenize.encoder import Reference
 
     texts = list(text.nih())[:count]
     if len(texts) < count:

@@ -11,7 +11,8 @@ from pipeline.core.receipt import Receipt, hash_json
 from pipeline.core.stage import Input, Item, Step, Work
 from pipeline.decompress import stage as decompress
 from pipeline.download import stage as download
-from pipeline.stages import evaluate, tokenize, train
+from pipeline.stages import evaluate, train
+from pipeline.tokenize import stage as tokenize
 
 STEPS: tuple[Step, ...] = (
     *download.STEPS,

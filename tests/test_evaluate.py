@@ -21,10 +21,10 @@ from pipeline.core.stop import Stop
 from pipeline.dag import find
 from pipeline.data.choose import by_hash, choose
 from pipeline.data.corpus import Corpus, open_corpus
-from pipeline.data.encoder import Reference
 from pipeline.model import load
 from pipeline.model.measure import bits_per_byte, perplexity
 from pipeline.stages.evaluate import EvaluateConfig
+from pipeline.tokenize.encoder import Reference
 
 WORDS = ("evaluate.context=32", "evaluate.stride=16", "evaluate.batch_tokens=128")
 

@@ -18,7 +18,7 @@ from pipeline.core.stage import Context
 from pipeline.dag import Node
 from pipeline.data.order import Order
 from pipeline.data.packing import pack
-from pipeline.data.seal import open_sealed
+from pipeline.tokenize.seal import open_sealed
 
 pytestmark = pytest.mark.slow
 

@@ -256,8 +256,8 @@ def test_two_hundred_abstracts_score_as_in_a_plain_loop(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from bench import corpora, text
-    from pipeline.data.encoder import Reference
     from pipeline.model.load import load_base
+    from pipeline.tokenize.encoder import Reference
 
     texts = list(text.nih())[:200]
     if not texts:  # then of whatever the machine has, in the lengths of NIH's

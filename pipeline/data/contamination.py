@@ -13,8 +13,8 @@ from pipeline.core.stage import Context, Inputs, Item
 from pipeline.data.choose import choose
 from pipeline.data.ngrams import N
 from pipeline.data.overlap import QUOTED, THRESHOLD, Overlap, find_overlap
-from pipeline.data.seal import open_sealed
 from pipeline.data.similarity import SHINGLE
+from pipeline.tokenize.seal import open_sealed
 
 if TYPE_CHECKING:
     from pipeline.config import Config

@@ -21,7 +21,7 @@ from pipeline.core import receipt as receipts
 from pipeline.core.errors import Busy, CorruptInput
 from pipeline.core.lease import Gone, Lease
 from pipeline.core.receipt import Stamp, hash_json
-from pipeline.data.shards import HASH, Hashes, hashes, rows
+from pipeline.tokenize.shards import HASH, Hashes, hashes, rows
 
 VERSION = 2
 WAIT = 2.0

@@ -15,7 +15,6 @@ import numpy as np
 from pipeline.core.errors import UserError
 from pipeline.core.stage import Context
 from pipeline.data.corpus import Corpus
-from pipeline.data.encoder import Reference
 from pipeline.data.order import Order
 from pipeline.data.packing import Batch, Packing, make_batch
 from pipeline.model import checkpoint
@@ -25,6 +24,7 @@ from pipeline.model.loop import Hooks, Learner
 from pipeline.model.ranks import Ranks
 from pipeline.model.score import Windows, score
 from pipeline.model.write import write
+from pipeline.tokenize.encoder import Reference
 
 if TYPE_CHECKING:
     from pipeline.config import Config

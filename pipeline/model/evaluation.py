@@ -22,13 +22,13 @@ from pipeline.core.stage import Context, Inputs, Item
 from pipeline.data.choose import choose
 from pipeline.data.copies import longest_copies
 from pipeline.data.corpus import Corpus
-from pipeline.data.encoder import Reference
-from pipeline.data.seal import open_sealed
 from pipeline.model import family, load
 from pipeline.model.measure import bits_per_byte, interval, perplexity, word_perplexity
 from pipeline.model.samples import compose, openings
 from pipeline.model.score import Kept, Part, Windows, score
 from pipeline.model.write import write
+from pipeline.tokenize.encoder import Reference
+from pipeline.tokenize.seal import open_sealed
 
 if TYPE_CHECKING:
     import torch

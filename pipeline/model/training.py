@@ -15,7 +15,6 @@ from pipeline.core.stop import Stop
 from pipeline.data.choose import choose
 from pipeline.data.order import Order
 from pipeline.data.packing import Packing, pack
-from pipeline.data.seal import open_sealed
 from pipeline.model import checkpoint, family, load, loop
 from pipeline.model import optimizer as optimizers
 from pipeline.model import schedule as schedules
@@ -25,6 +24,7 @@ from pipeline.model.clerk import Clerk, Data
 from pipeline.model.guard import Guard
 from pipeline.model.publish import publish
 from pipeline.model.ranks import Ranks, join
+from pipeline.tokenize.seal import open_sealed
 
 if TYPE_CHECKING:
     from pipeline.config import Config

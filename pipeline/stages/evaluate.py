@@ -20,7 +20,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.settings import Section
 from pipeline.core.stage import Context, Inputs, Item, Step
 from pipeline.report import SECTIONS, SO_FAR
-from pipeline.stages.tokenize import what_is_read
+from pipeline.tokenize.stage import what_is_read
 
 if TYPE_CHECKING:
     from pipeline.config import Config

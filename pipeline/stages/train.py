@@ -18,7 +18,7 @@ from pipeline.model import attention as attentions
 from pipeline.model import load
 from pipeline.model import optimizer as optimizers
 from pipeline.model import schedule as schedules
-from pipeline.stages.tokenize import what_is_read
+from pipeline.tokenize.stage import what_is_read
 
 if TYPE_CHECKING:
     from pipeline.config import Config

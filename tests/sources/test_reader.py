@@ -24,12 +24,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import CorruptInput, Failure
-from pipeline.data.batches import BatchReader
 from pipeline.sources import codecs as module
 from pipeline.sources import zstd_frames as frames
 from pipeline.sources.codecs import Raw
 from pipeline.sources.formats import json_lines
 from pipeline.sources.records import SURROGATES, Lines, Reader
+from pipeline.tokenize.batch_reader import BatchReader
 
 BOM = "\ufeff".encode()
 JUNK = [b"{", b"\xff\xfe", b'{"text": 3}', b'{"txet": "x"}', b"[1", b"<html>", b'{"text": "\x00"}']

@@ -26,8 +26,8 @@ from servers import FileServer, HubServer
 from pipeline.config import resolve
 from pipeline.core.errors import CorruptInput
 from pipeline.core.registry import find_dataset, ids
-from pipeline.data.shards import SPLITS
 from pipeline.sources.csv_sources import OPINION
+from pipeline.tokenize.shards import SPLITS
 
 ROOT = Path(__file__).parents[2]
 COUNT = 150

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import parquet, shards
-from pipeline.data.parquet import FIXED_LEN_BYTE_ARRAY, INT32, Column, File
-from pipeline.data.shards import HASH, Documents, Writer, read_hashes, rows
+from pipeline.tokenize import parquet_writer as parquet
+from pipeline.tokenize import shards
+from pipeline.tokenize.parquet_writer import FIXED_LEN_BYTE_ARRAY, INT32, Column, File
+from pipeline.tokenize.shards import HASH, Documents, Writer, read_hashes, rows
 
 NAMES = ["id", "input_ids", "tokens", "bytes", "hash"]
 SCHEMA = pa.schema(

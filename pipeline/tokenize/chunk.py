@@ -18,13 +18,13 @@ import xxhash
 from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Draft, Receipt, load, verify
 from pipeline.core.stage import Context, Inputs, Item
-from pipeline.data.batches import Batch, BatchReader
-from pipeline.data.encoder import Encoder, Fast, Mismatch, Reference, load_fast
-from pipeline.data.quarantine import QUARANTINE, Quarantine
-from pipeline.data.shards import HASH, SPLITS, Documents, Hashes, Writer
 from pipeline.sources.codecs import CHUNK, Raw
 from pipeline.sources.records import Lines, Reader
 from pipeline.sources.spans import Span
+from pipeline.tokenize.batch_reader import Batch, BatchReader
+from pipeline.tokenize.encoder import Encoder, Fast, Mismatch, Reference, load_fast
+from pipeline.tokenize.quarantine import QUARANTINE, Quarantine
+from pipeline.tokenize.shards import HASH, SPLITS, Documents, Hashes, Writer
 
 if TYPE_CHECKING:
     from pipeline.config import Config

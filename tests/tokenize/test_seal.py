@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 import pipeline.data.corpus as corpus_module
 from pipeline.config import Config, resolve
 from pipeline.data.corpus import open_corpus
-from pipeline.data.seal import find_duplicates
-from pipeline.data.shards import HASH
+from pipeline.tokenize.seal import find_duplicates
+from pipeline.tokenize.shards import HASH
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.batches import BatchReader
 from pipeline.sources.records import Bad, Reader, Record
+from pipeline.tokenize.batch_reader import BatchReader
 
 PATHS = [
     ("text", None, None),

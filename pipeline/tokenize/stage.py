@@ -104,7 +104,7 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     Raises:
         CorruptInput: The chunk or the tokenizer is damaged, or too many lines are no records.
     """
-    from pipeline.data.tokenization import tokenize
+    from pipeline.tokenize.chunk import tokenize
 
     tokenize(config, item, inputs, ctx)
 
@@ -121,7 +121,7 @@ def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         CorruptInput: A shard is damaged, a split is empty, or too many lines were malformed.
         UserError: No document says what decides its split, as it should.
     """
-    from pipeline.data.seal import seal
+    from pipeline.tokenize.seal import seal
 
     seal(config, item, inputs, ctx)
 

@@ -27,8 +27,8 @@ from tokenizers import (
 from tokenizers import models as shapes
 
 from pipeline.config import Config
-from pipeline.data import encoder as module
-from pipeline.data.encoder import Fast, Mismatch, Reference, load_fast
+from pipeline.tokenize import encoder as module
+from pipeline.tokenize.encoder import Fast, Mismatch, Reference, load_fast
 
 END = "<|endoftext|>"
 LLAMA3 = (
@@ -186,7 +186,7 @@ def test_other_ids_in_a_document_make_the_chunk_be_done_again(
         return (ids if texts[0] == module.PROBES[0] else ids[::-1].copy()), offsets
 
     monkeypatch.setattr(Fast, "encode", broken)
-    monkeypatch.setattr("pipeline.data.tokenization.SAMPLE", 65_536)
+    monkeypatch.setattr("pipeline.tokenize.chunk.SAMPLE", 65_536)
     advance(config, tmp_path / "wrong", "tokenize.shards")
     for path in sorted((tmp_path / "right").rglob("*.parquet")):
         other = tmp_path / "wrong" / path.relative_to(tmp_path / "right")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data import parquet
+from pipeline.tokenize import parquet_writer as parquet
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = (

@@ -20,8 +20,8 @@ from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import release, verify
 from pipeline.core.stage import Context, Input, Inputs, Item
 from pipeline.data.corpus import Corpus, open_corpus
-from pipeline.data.quarantine import QUARANTINE, refusal
-from pipeline.data.shards import SPLITS, Hashes, read_hashes
+from pipeline.tokenize.quarantine import QUARANTINE, refusal
+from pipeline.tokenize.shards import SPLITS, Hashes, read_hashes
 
 if TYPE_CHECKING:
     from pipeline.config import Config

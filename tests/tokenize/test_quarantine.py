@@ -20,9 +20,9 @@ from pipeline.config import Config, resolve
 from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import load
 from pipeline.dag import find
-from pipeline.data.quarantine import QUARANTINE
+from pipeline.tokenize.quarantine import QUARANTINE
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXTS = [f"Document {n}. The record shows that the claim was filed in time." for n in range(60)]
 JSON = [json.dumps({"text": text, "id": n}) for n, text in enumerate(TEXTS)]
 
