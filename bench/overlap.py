@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.copies import longest_copies
-from pipeline.data.corpus import Corpus
 from pipeline.data.overlap import find_overlap
+from pipeline.dataset.token_cache import Corpus
 
 LENGTH, FOOTER, VOCABULARY = 480, 60, 50_000
 GENERATED = 64

@@ -87,7 +87,7 @@ def main() -> None:
     from pipeline.config import resolve
     from pipeline.core.stage import Context, run_item
     from pipeline.dag import find
-    from pipeline.data.packing import make_batch
+    from pipeline.dataset.packing import make_batch
     from pipeline.model import loop
     from pipeline.model.loss import IGNORE
 

@@ -14,7 +14,7 @@ from test_loop import batches, learner
 from test_packing import END, PREFIX, corpus_of, sequence
 
 from pipeline.core.errors import UserError
-from pipeline.data.packing import make_batch, pack
+from pipeline.dataset.packing import make_batch, pack
 from pipeline.model.attention import pick_attention
 
 Models = Callable[[str], Path]

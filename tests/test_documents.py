@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.corpus import Corpus
-from pipeline.data.packing import make_batch, pack
+from pipeline.dataset.packing import make_batch, pack
+from pipeline.dataset.token_cache import Corpus
 from pipeline.model import documents, load
 from tests.tiny import make_model
 

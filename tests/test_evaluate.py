@@ -19,8 +19,8 @@ from pipeline.core.settings import build
 from pipeline.core.stage import Context, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import find
-from pipeline.data.choose import by_hash, choose
-from pipeline.data.corpus import Corpus, open_corpus
+from pipeline.dataset.subset import by_hash, choose
+from pipeline.dataset.token_cache import Corpus, open_corpus
 from pipeline.model import load
 from pipeline.model.measure import bits_per_byte, perplexity
 from pipeline.stages.evaluate import EvaluateConfig

@@ -20,7 +20,7 @@ from pipeline.config import Config, resolve
 from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
 from pipeline.dag import find
-from pipeline.data.packing import Batch
+from pipeline.dataset.packing import Batch
 from pipeline.model.checkpoint import trainable
 from pipeline.model.clerk import Clerk
 from pipeline.model.guard import ENOUGH, REMEMBERED, Guard

@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
-from pipeline.data.corpus import Corpus
-from pipeline.data.packing import Batch, make_batch, pack
+from pipeline.dataset.packing import Batch, make_batch, pack
+from pipeline.dataset.token_cache import Corpus
 from pipeline.model.checkpoint import State, trainable
 from pipeline.model.guard import Guard
 from pipeline.model.load import add_lora, load_base

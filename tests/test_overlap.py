@@ -23,12 +23,12 @@ from pipeline.core.stop import Stop
 from pipeline.dag import find
 from pipeline.data import copies, ngrams, similarity
 from pipeline.data.candidates import MOST, needed
-from pipeline.data.choose import choose
 from pipeline.data.copies import longest_copies
-from pipeline.data.corpus import Corpus, open_corpus
 from pipeline.data.ngrams import N, Needles, rolling
 from pipeline.data.overlap import QUOTED, THRESHOLD, find_overlap
 from pipeline.data.similarity import SHINGLE, compare
+from pipeline.dataset.subset import choose
+from pipeline.dataset.token_cache import Corpus, open_corpus
 
 Document = Sequence[int]
 

@@ -16,8 +16,8 @@ from test_train import metrics
 from pipeline.config import resolve
 from pipeline.core.stage import Context
 from pipeline.dag import Node
-from pipeline.data.order import Order
-from pipeline.data.packing import pack
+from pipeline.dataset.order import Order
+from pipeline.dataset.packing import pack
 from pipeline.tokenize.seal import open_sealed
 
 pytestmark = pytest.mark.slow

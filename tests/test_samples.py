@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.corpus import Corpus
+from pipeline.dataset.token_cache import Corpus
 from pipeline.model.samples import agreement, compose, distinct, measure, openings, repetition
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from pipeline.data.corpus import Corpus
 from pipeline.data.ngrams import BLOCK, Check, Needles, Places, Progress, Tokens, nothing
+from pipeline.dataset.token_cache import Corpus
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.corpus import Corpus
+from pipeline.dataset.token_cache import Corpus
 
 N = 13
 """Tokens of an n-gram; GPT-3 (Brown et al. 2020, appendix C) looked for leaks by as many."""

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.candidates import Candidates
-from pipeline.data.corpus import Corpus
 from pipeline.data.ngrams import BLOCK, Check, N, Needles, Progress, Tokens, nothing
 from pipeline.data.similarity import SHINGLE, compare
+from pipeline.dataset.token_cache import Corpus
 
 THRESHOLD = 0.5
 """Jaccard similarity of 5-grams from which on two documents count as nearly one."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.corpus import Corpus
 from pipeline.data.ngrams import Check, Places, Tokens, distinct, rolling
+from pipeline.dataset.token_cache import Corpus
 
 if TYPE_CHECKING:
     from datasketch import MinHash

@@ -14,9 +14,9 @@ import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.core.stage import Context
-from pipeline.data.corpus import Corpus
-from pipeline.data.order import Order
-from pipeline.data.packing import Batch, Packing, make_batch
+from pipeline.dataset.order import Order
+from pipeline.dataset.packing import Batch, Packing, make_batch
+from pipeline.dataset.token_cache import Corpus
 from pipeline.model import checkpoint
 from pipeline.model.checkpoint import State
 from pipeline.model.journal import Journal

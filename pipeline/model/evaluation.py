@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from pipeline.core.errors import UserError
 from pipeline.core.stage import Context, Inputs, Item
-from pipeline.data.choose import choose
 from pipeline.data.copies import longest_copies
-from pipeline.data.corpus import Corpus
+from pipeline.dataset.subset import choose
+from pipeline.dataset.token_cache import Corpus
 from pipeline.model import family, load
 from pipeline.model.measure import bits_per_byte, interval, perplexity, word_perplexity
 from pipeline.model.samples import compose, openings

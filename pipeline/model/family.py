@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.registry import UNFIT
-from pipeline.data.packing import Batch
+from pipeline.dataset.packing import Batch
 from pipeline.model.load import backbone
 from pipeline.model.score import judging
 

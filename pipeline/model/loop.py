@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
-from pipeline.data.order import lot
-from pipeline.data.packing import Batch
+from pipeline.dataset.order import lot
+from pipeline.dataset.packing import Batch
 from pipeline.model.checkpoint import State, trainable
 from pipeline.model.guard import Guard
 from pipeline.model.load import Precision, autocast, backbone

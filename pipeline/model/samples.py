@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.choose import by_hash
-from pipeline.data.corpus import Corpus
+from pipeline.dataset.subset import by_hash
+from pipeline.dataset.token_cache import Corpus
 
 LONG = 50
 """Tokens from which on a span that stands in the training text counts as recited."""

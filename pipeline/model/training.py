@@ -12,9 +12,9 @@ from pipeline.core.errors import UserError
 from pipeline.core.receipt import Receipt
 from pipeline.core.stage import Context, Inputs, Item
 from pipeline.core.stop import Stop
-from pipeline.data.choose import choose
-from pipeline.data.order import Order
-from pipeline.data.packing import Packing, pack
+from pipeline.dataset.order import Order
+from pipeline.dataset.packing import Packing, pack
+from pipeline.dataset.subset import choose
 from pipeline.model import checkpoint, family, load, loop
 from pipeline.model import optimizer as optimizers
 from pipeline.model import schedule as schedules

@@ -19,7 +19,7 @@ from pipeline.core.atomic_io import write_text
 from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import release, verify
 from pipeline.core.stage import Context, Input, Inputs, Item
-from pipeline.data.corpus import Corpus, open_corpus
+from pipeline.dataset.token_cache import Corpus, open_corpus
 from pipeline.tokenize.quarantine import QUARANTINE, refusal
 from pipeline.tokenize.shards import SPLITS, Hashes, read_hashes
 

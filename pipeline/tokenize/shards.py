@@ -1,7 +1,7 @@
 """Shards: Parquet files of token ids, one row a document.
 
 A shard opens with `datasets.load_dataset("parquet", …)`. Training and scoring read what is made
-from it, see `pipeline.data.corpus`.
+from it, see `pipeline.dataset.token_cache`.
 """
 
 from __future__ import annotations

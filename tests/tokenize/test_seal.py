@@ -16,9 +16,9 @@ from conftest import advance, write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pipeline.data.corpus as corpus_module
+import pipeline.dataset.token_cache as corpus_module
 from pipeline.config import Config, resolve
-from pipeline.data.corpus import open_corpus
+from pipeline.dataset.token_cache import open_corpus
 from pipeline.tokenize.seal import find_duplicates
 from pipeline.tokenize.shards import HASH
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.corpus import Corpus
+from pipeline.dataset.token_cache import Corpus
 from pipeline.model.loss import IGNORE
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.order import Order, lot, shuffled
+from pipeline.dataset.order import Order, lot, shuffled
 
 
 @given(st.integers(0, 3000), st.integers(0, 2**64 - 1), st.integers(0, 1000))
@@ -84,7 +84,7 @@ def test_a_step_shuffles_only_the_epochs_that_it_is_in(count: int, batch: int, s
     with pytest.MonkeyPatch.context() as patch:
         asked: list[int] = []
         patch.setattr(
-            "pipeline.data.order.shuffled", lambda n, s, e: asked.append(e) or shuffled(n, s, e)
+            "pipeline.dataset.order.shuffled", lambda n, s, e: asked.append(e) or shuffled(n, s, e)
         )
         Order(count, batch, 0).windows(step)
     first, last = step * batch // count, ((step + 1) * batch - 1) // count

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import FAMILIES
 
-from pipeline.data.corpus import Corpus
-from pipeline.data.packing import Batch, Packing, make_batch, pack
+from pipeline.dataset.packing import Batch, Packing, make_batch, pack
+from pipeline.dataset.token_cache import Corpus
 from pipeline.model.loss import IGNORE
 
 PREFIX, END = 0, 1

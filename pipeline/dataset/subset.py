@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.corpus import Corpus
+from pipeline.dataset.token_cache import Corpus
 
 
 def by_hash(corpus: Corpus, least: int = 0) -> npt.NDArray[np.int64]:

@@ -1,0 +1,1 @@
+"""What training and evaluation read: sealed shards, token cache, packing, sample order."""
