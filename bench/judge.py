@@ -44,8 +44,8 @@ def main() -> None:
     """Answer the question on the command line."""
     import torch
 
-    from pipeline.model import load
-    from pipeline.model.score import Windows, score
+    from pipeline.modeling import loading as load
+    from pipeline.modeling.scoring import Windows, score
 
     question, adapter, out = sys.argv[1:]
     asked = json.loads(Path(question).read_text())

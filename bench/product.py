@@ -64,8 +64,8 @@ def bare(learner: Any, batches: list[Any]) -> float:
 
     What it leaves in the gradients is removed.
     """
-    from pipeline.model.load import autocast, backbone
-    from pipeline.model.loss import IGNORE, token_losses
+    from pipeline.modeling.loading import autocast, backbone
+    from pipeline.modeling.loss import IGNORE, token_losses
 
     ready = [batch.by_mask() for batch in batches]
     tokens = sum(int((targets != IGNORE).sum()) for _, targets in ready)
@@ -89,7 +89,7 @@ def main() -> None:
     from pipeline.dag import find
     from pipeline.dataset.packing import make_batch
     from pipeline.model import loop
-    from pipeline.model.loss import IGNORE
+    from pipeline.modeling.loss import IGNORE
 
     config = resolve(job.dataset, job.base, "lora", overrides(job), name=job.kind)
     fit = loop.fit

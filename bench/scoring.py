@@ -86,8 +86,8 @@ def ours(
     """Nats of each document, and CPU seconds, by the product."""
     import torch
 
-    from pipeline.model import load
-    from pipeline.model.score import Windows, score
+    from pipeline.modeling import loading as load
+    from pipeline.modeling.scoring import Windows, score
 
     device = torch.device("cpu")
     model = load.load_base(folder, "fp32", device)

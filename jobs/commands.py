@@ -16,7 +16,7 @@ from jobs.console import complain, settle
 from jobs.selection import Selection, selecting
 from pipeline.core.errors import InputError
 from pipeline.core.redaction import redact_all
-from pipeline.model.load import Precision
+from pipeline.modeling.loading import Precision
 
 if TYPE_CHECKING:
     from jobs.profile import Profile

@@ -15,7 +15,7 @@ from pipeline.core.receipt import verify
 from pipeline.core.stage import damage_set_aside
 from pipeline.dag import Node, survey
 from pipeline.model import export
-from pipeline.model.load import Precision
+from pipeline.modeling.loading import Precision
 from pipeline.report.card import write_card
 
 

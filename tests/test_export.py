@@ -27,7 +27,8 @@ from pipeline.config import Config, freeze
 from pipeline.core import receipt as receipts
 from pipeline.core.errors import CorruptInput, InputError, UserError
 from pipeline.dag import find
-from pipeline.model import export, load
+from pipeline.model import export
+from pipeline.modeling import loading as load
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("llama", "gpt2", "opt")

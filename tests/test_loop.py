@@ -16,10 +16,10 @@ from pipeline.dataset.packing import Batch, make_batch, pack
 from pipeline.dataset.token_cache import Corpus
 from pipeline.model.checkpoint import State, trainable
 from pipeline.model.guard import Guard
-from pipeline.model.load import add_lora, load_base
 from pipeline.model.loop import Hooks, Learner, Plan, fit
-from pipeline.model.loss import IGNORE
 from pipeline.model.optimizer import make_optimizer
+from pipeline.modeling.loading import add_lora, load_base
+from pipeline.modeling.loss import IGNORE
 
 Models = Callable[[str], Path]
 # one document a window: 64, 3, 41, 2, 64, 9, 1 and 30 real tokens

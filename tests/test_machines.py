@@ -598,7 +598,7 @@ class Gpu:
 def test_a_build_of_torch_without_cuda_is_told_where_a_gpu_was_granted() -> None:
     import torch
 
-    from pipeline.model.load import pick_device
+    from pipeline.modeling.loading import pick_device
 
     assert pick_device(0).type == "cpu"
     if torch.version.cuda:
@@ -610,7 +610,7 @@ def test_a_build_of_torch_without_cuda_is_told_where_a_gpu_was_granted() -> None
 def test_gpus_that_torch_cannot_use_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from pipeline.model.load import load_base, pick_device
+    from pipeline.modeling.loading import load_base, pick_device
 
     Gpu(monkeypatch, (7, 5), 1)
     assert pick_device(1).type == "cuda"

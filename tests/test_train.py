@@ -21,9 +21,10 @@ from pipeline.core.receipt import hash_file
 from pipeline.core.stage import Context, Item, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import Node, find
-from pipeline.model import documents, load
 from pipeline.model.checkpoint import State
 from pipeline.model.journal import METRICS, SAMPLES, Journal
+from pipeline.modeling import cpu_attention as documents
+from pipeline.modeling import loading as load
 
 Small = Callable[..., Config]
 
@@ -472,7 +473,7 @@ def test_the_base_drops_nothing_out_whatever_its_configuration_says(
 ) -> None:
     import torch
 
-    from pipeline.model.load import load_base
+    from pipeline.modeling.loading import load_base
 
     shutil.copytree(models("opt"), tmp_path / "opt")
     path = tmp_path / "opt" / "config.json"

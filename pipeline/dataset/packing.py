@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.dataset.token_cache import Corpus
-from pipeline.model.loss import IGNORE
+from pipeline.modeling.loss import IGNORE
 
 if TYPE_CHECKING:
     import torch

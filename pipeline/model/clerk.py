@@ -22,8 +22,8 @@ from pipeline.model.checkpoint import State
 from pipeline.model.journal import Journal
 from pipeline.model.loop import Hooks, Learner
 from pipeline.model.ranks import Ranks
-from pipeline.model.score import Windows, score
-from pipeline.model.write import write
+from pipeline.modeling.generation import write
+from pipeline.modeling.scoring import Windows, score
 from pipeline.tokenize.encoder import Reference
 
 if TYPE_CHECKING:

@@ -22,11 +22,12 @@ from pipeline.core.stage import Context, Inputs, Item
 from pipeline.data.copies import longest_copies
 from pipeline.dataset.subset import choose
 from pipeline.dataset.token_cache import Corpus
-from pipeline.model import family, load
 from pipeline.model.measure import bits_per_byte, interval, perplexity, word_perplexity
 from pipeline.model.samples import compose, openings
-from pipeline.model.score import Kept, Part, Windows, score
-from pipeline.model.write import write
+from pipeline.modeling import compatibility as family
+from pipeline.modeling import loading as load
+from pipeline.modeling.generation import write
+from pipeline.modeling.scoring import Kept, Part, Windows, score
 from pipeline.tokenize.encoder import Reference
 from pipeline.tokenize.seal import open_sealed
 

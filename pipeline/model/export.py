@@ -28,8 +28,8 @@ from pipeline.core.leftovers import ended
 from pipeline.core.receipt import NAME, Receipt, Stamp, commit, hash_json, valid
 from pipeline.core.receipt import load as read_receipt
 from pipeline.download.base_model import TOKENIZER_FILES
-from pipeline.model import load
-from pipeline.model.load import Precision
+from pipeline.modeling import loading as load
+from pipeline.modeling.loading import Precision
 
 VERSION = 2
 OWN = "export"

@@ -19,9 +19,9 @@ from pipeline.dataset.order import lot
 from pipeline.dataset.packing import Batch
 from pipeline.model.checkpoint import State, trainable
 from pipeline.model.guard import Guard
-from pipeline.model.load import Precision, autocast, backbone
-from pipeline.model.loss import IGNORE, token_losses
 from pipeline.model.ranks import Ranks
+from pipeline.modeling.loading import Precision, autocast, backbone
+from pipeline.modeling.loss import IGNORE, token_losses
 
 if TYPE_CHECKING:
     import torch

@@ -15,15 +15,17 @@ from pipeline.core.stop import Stop
 from pipeline.dataset.order import Order
 from pipeline.dataset.packing import Packing, pack
 from pipeline.dataset.subset import choose
-from pipeline.model import checkpoint, family, load, loop
+from pipeline.model import checkpoint, loop
 from pipeline.model import optimizer as optimizers
 from pipeline.model import schedule as schedules
-from pipeline.model.attention import Attention, pick_attention
 from pipeline.model.checkpoint import State
 from pipeline.model.clerk import Clerk, Data
 from pipeline.model.guard import Guard
 from pipeline.model.publish import publish
 from pipeline.model.ranks import Ranks, join
+from pipeline.modeling import compatibility as family
+from pipeline.modeling import loading as load
+from pipeline.modeling.attention import Attention, pick_attention
 from pipeline.tokenize.seal import open_sealed
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from pydantic import Field, model_validator
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, free, nearest
 from pipeline.core.stage import Context, Inputs, Item, Step
-from pipeline.model import attention as attentions
-from pipeline.model import load
 from pipeline.model import optimizer as optimizers
 from pipeline.model import schedule as schedules
+from pipeline.modeling import attention as attentions
+from pipeline.modeling import loading as load
 from pipeline.tokenize.stage import what_is_read
 
 if TYPE_CHECKING:

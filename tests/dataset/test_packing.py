@@ -17,7 +17,7 @@ from tiny import FAMILIES
 
 from pipeline.dataset.packing import Batch, Packing, make_batch, pack
 from pipeline.dataset.token_cache import Corpus
-from pipeline.model.loss import IGNORE
+from pipeline.modeling.loss import IGNORE
 
 PREFIX, END = 0, 1
 LENGTHS = st.lists(st.integers(0, 60), max_size=60)
@@ -224,7 +224,7 @@ def test_a_packed_document_is_read_as_if_it_were_alone(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from pipeline.model.load import backbone, load_base
+    from pipeline.modeling.loading import backbone, load_base
 
     model = load_base(models(family), "fp32", torch.device("cpu")).train(mode == "training")
     plain = AutoModelForCausalLM.from_pretrained(models(family), dtype=torch.float32)

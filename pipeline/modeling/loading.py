@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.core.errors import UserError
-from pipeline.model import documents
+from pipeline.modeling import cpu_attention as documents
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.model.loss import CHUNK, IGNORE, token_losses
+from pipeline.modeling.loss import CHUNK, IGNORE, token_losses
 
 WIDTH, WORDS = 16, 97
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.stop import Stop
-from pipeline.model.score import judging
+from pipeline.modeling.scoring import judging
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.model.load import Precision
+    from pipeline.modeling.loading import Precision
 
 TOP_K, TOP_P = 50, 0.95
 

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.dataset.packing import make_batch, pack
 from pipeline.dataset.token_cache import Corpus
-from pipeline.model import documents, load
+from pipeline.modeling import cpu_attention as documents
+from pipeline.modeling import loading as load
 from tests.tiny import make_model
 
 LENGTHS = [5, 31, 1, 0, 17, 12, 40, 9, 64, 2]

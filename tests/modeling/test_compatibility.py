@@ -15,8 +15,8 @@ from pipeline.config import Config, resolve
 from pipeline.core.errors import UserError
 from pipeline.core.stage import Context, run_item
 from pipeline.dag import find
-from pipeline.model import family
-from pipeline.model.load import load_base
+from pipeline.modeling import compatibility as family
+from pipeline.modeling.loading import load_base
 
 SIZE: dict[str, Any] = {
     "vocab_size": tiny.WORDS, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,

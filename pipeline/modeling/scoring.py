@@ -30,7 +30,7 @@ from pipeline.model.measure import Floats, Ints
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.model.load import Precision
+    from pipeline.modeling.loading import Precision
 
 PLACES = 24
 Part = tuple[Ints, Floats, Ints, Floats]
@@ -110,7 +110,7 @@ def score(
     Raises:
         Interrupted: By `check`; what `done` got is whole.
     """
-    from pipeline.model.load import backbone
+    from pipeline.modeling.loading import backbone
 
     body, head = backbone(model)
     nll = np.zeros(len(documents))
@@ -139,7 +139,7 @@ def judging(model: Any, device: torch.device, precision: Precision) -> Iterator[
     """The model in evaluation mode, under a precision, without gradients; afterwards as before."""
     import torch
 
-    from pipeline.model.load import autocast, keep_arithmetic
+    from pipeline.modeling.loading import autocast, keep_arithmetic
 
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -190,7 +190,7 @@ def _score_batch(
 ) -> Part:
     import torch
 
-    from pipeline.model.loss import token_losses
+    from pipeline.modeling.loss import token_losses
 
     width = max(end - start for _, start, _, end in batch)
     ids = np.full((len(batch), width), windows.prefix_id, dtype=np.int64)

@@ -15,7 +15,7 @@ from test_packing import END, PREFIX, corpus_of, sequence
 
 from pipeline.core.errors import UserError
 from pipeline.dataset.packing import make_batch, pack
-from pipeline.model.attention import pick_attention
+from pipeline.modeling.attention import pick_attention
 
 Models = Callable[[str], Path]
 FLASH = "flash_attention_2"
@@ -64,7 +64,7 @@ def test_told_apart_by_length_a_document_is_read_as_if_it_were_alone(
 ) -> None:
     import torch
 
-    from pipeline.model.load import backbone, load_base
+    from pipeline.modeling.loading import backbone, load_base
 
     plain, model = (load_base(models(family), "fp32", torch.device("cpu")) for _ in range(2))
     for each in (plain, model):
@@ -108,7 +108,7 @@ def test_a_step_is_the_same_by_length_and_by_mask(
 def test_a_step_is_the_same_compiled(models: Models) -> None:
     import torch
 
-    from pipeline.model.load import backbone
+    from pipeline.modeling.loading import backbone
 
     one, other = learner(models), learner(models)
     quick = replace(other, compiled=torch.compile(backbone(other.model)[0]))
@@ -140,7 +140,7 @@ def test_flash_is_taken_where_it_can_be_and_else_the_reason_is_told(
     device = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Old GPU")
-    monkeypatch.setattr("pipeline.model.attention.find_spec", lambda _: installed or None)
+    monkeypatch.setattr("pipeline.modeling.attention.find_spec", lambda _: installed or None)
     assert pick_attention("sdpa", device, precision) == "sdpa"
     assert pick_attention("auto", device, precision) == (FLASH if why is None else "sdpa")
     if why is None:

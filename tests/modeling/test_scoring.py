@@ -13,9 +13,9 @@ from tiny import WORDS, make_model
 
 from pipeline.core.errors import Interrupted
 from pipeline.core.stop import Stop
-from pipeline.model import score as score_module
 from pipeline.model.measure import bits_per_byte, change, gap, interval, perplexity
-from pipeline.model.score import Kept, Windows, score
+from pipeline.modeling import scoring as score_module
+from pipeline.modeling.scoring import Kept, Windows, score
 
 CONTEXT = 48
 PREFIX = 0
@@ -34,7 +34,7 @@ def corpus(
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     import torch
 
-    from pipeline.model.load import load_base
+    from pipeline.modeling.loading import load_base
 
     folder = make_model(request.param, tmp_path_factory.mktemp("model"))
     made = load_base(folder, "fp32", torch.device("cpu"))
@@ -217,7 +217,7 @@ def test_kept_batches_count_up_to_the_first_that_is_not_in_its_place(tmp_path: P
 def test_a_model_in_training_stays_so_and_is_scored_without_dropout(tmp_path: Path) -> None:
     import torch
 
-    from pipeline.model.load import add_lora, load_base
+    from pipeline.modeling.loading import add_lora, load_base
 
     base = load_base(make_model("llama", tmp_path), "fp32", torch.device("cpu"))
     wanted = run(base, corpus())[0]
@@ -256,7 +256,7 @@ def test_two_hundred_abstracts_score_as_in_a_plain_loop(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from bench import corpora, text
-    from pipeline.model.load import load_base
+    from pipeline.modeling.loading import load_base
     from pipeline.tokenize.encoder import Reference
 
     texts = list(text.nih())[:200]

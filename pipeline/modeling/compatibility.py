@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import UserError
 from pipeline.core.registry import UNFIT
 from pipeline.dataset.packing import Batch
-from pipeline.model.load import backbone
-from pipeline.model.score import judging
+from pipeline.modeling.loading import backbone
+from pipeline.modeling.scoring import judging
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.model.load import Precision
+    from pipeline.modeling.loading import Precision
 
 PROBE = 16
 NEAR = 1e-3

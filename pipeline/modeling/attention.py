@@ -15,7 +15,7 @@ from pipeline.core.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.model.load import Precision
+    from pipeline.modeling.loading import Precision
 
 Wanted = Literal["auto", "sdpa", "flash"]
 Attention = Literal["sdpa", "flash_attention_2"]

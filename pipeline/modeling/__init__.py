@@ -1,0 +1,1 @@
+"""Models: loading, attention, loss, scoring of documents, generation."""
