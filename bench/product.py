@@ -88,8 +88,8 @@ def main() -> None:
     from pipeline.core.stage import Context, run_item
     from pipeline.dag import find
     from pipeline.dataset.packing import make_batch
-    from pipeline.model import loop
     from pipeline.modeling.loss import IGNORE
+    from pipeline.train import trainer as loop
 
     config = resolve(job.dataset, job.base, "lora", overrides(job), name=job.kind)
     fit = loop.fit

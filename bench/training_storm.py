@@ -34,7 +34,7 @@ from bench.storm import DATA, NAME, Way, running_cluster, say, table
 from bench.strikes import Storm, Strike
 from pipeline.core.receipt import load
 from pipeline.dag import find
-from pipeline.model.journal import METRICS
+from pipeline.train.metrics_log import METRICS
 from tests.cluster.fixture import Cluster
 
 MB = 2.0

@@ -11,7 +11,7 @@ from pipeline.core.errors import InputError, UserError
 from pipeline.core.registry import Dataset
 from pipeline.dag import find
 from pipeline.download.stage import files_of
-from pipeline.model import board
+from pipeline.train import tensorboard as board
 
 WHERE = "where there is internet"
 

@@ -21,7 +21,7 @@ from pipeline.dag import Node, survey
 from pipeline.download.fetch import path_of
 from pipeline.download.stage import files_of
 from pipeline.sources.codecs import COMPRESSED
-from pipeline.stages.train import TrainConfig
+from pipeline.train.stage import TrainConfig
 
 # JSON lines in a byte of a compressed corpus: NIH of the Pile is 2.2 GB in 664 MB, v1 2.1 in 631.
 TEXT = 3.3

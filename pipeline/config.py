@@ -23,8 +23,8 @@ from pipeline.core.settings import Section, build, merge, parse_overrides, read_
 from pipeline.decompress.stage import DecompressConfig
 from pipeline.download.stage import DownloadConfig
 from pipeline.stages.evaluate import EvaluateConfig
-from pipeline.stages.train import TrainConfig
 from pipeline.tokenize.stage import TokenizeConfig
+from pipeline.train.stage import TrainConfig
 
 MODEL, RECIPE = "opt-125m", "lora-8bit"
 NAME_LENGTH = 80

@@ -28,7 +28,7 @@ from pipeline.report import overlay, ranking
 from pipeline.report.compare import Run, against, compare
 from pipeline.report.curve import read_curve
 from pipeline.report.progress import Underway
-from pipeline.stages.train import TrainConfig
+from pipeline.train.stage import TrainConfig
 
 HERE = Path(__file__).parent.parent
 HOSTILE = "<b>a'b\"c $x$ & %é|d"

@@ -18,12 +18,12 @@ from pipeline.core.stage import Inputs
 from pipeline.data import overlap
 from pipeline.data.ngrams import N
 from pipeline.model import measure, samples
-from pipeline.model.journal import METRICS
 from pipeline.report import advice, cost, page, progress, recipe, stragglers, timeline
 from pipeline.report.curve import Curve, read_curve
 from pipeline.report.progress import Underway
 from pipeline.report.results import WHO, Results, read_results
 from pipeline.report.verdict import verdict
+from pipeline.train.metrics_log import METRICS
 
 if TYPE_CHECKING:
     from pipeline.config import Config

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.model.journal import METRICS
 from pipeline.report.curve import Curve
+from pipeline.train.metrics_log import METRICS
 
 _SAID = {
     "running": "is running",

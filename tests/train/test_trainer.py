@@ -14,12 +14,12 @@ from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
 from pipeline.dataset.packing import Batch, make_batch, pack
 from pipeline.dataset.token_cache import Corpus
-from pipeline.model.checkpoint import State, trainable
-from pipeline.model.guard import Guard
-from pipeline.model.loop import Hooks, Learner, Plan, fit
-from pipeline.model.optimizer import make_optimizer
 from pipeline.modeling.loading import add_lora, load_base
 from pipeline.modeling.loss import IGNORE
+from pipeline.train.checkpoint import State, trainable
+from pipeline.train.optimizer import make_optimizer
+from pipeline.train.stability import Guard
+from pipeline.train.trainer import Hooks, Learner, Plan, fit
 
 Models = Callable[[str], Path]
 # one document a window: 64, 3, 41, 2, 64, 9, 1 and 30 real tokens

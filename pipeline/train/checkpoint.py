@@ -21,7 +21,7 @@ from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import NAME as RECEIPT
 from pipeline.core.receipt import load, set_aside
 from pipeline.core.stage import Context
-from pipeline.model.guard import Memory
+from pipeline.train.stability import Memory
 
 LAG = 90.0
 

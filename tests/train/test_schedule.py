@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.model.schedule import Kind, rate
+from pipeline.train.schedule import Kind, rate
 
 KINDS: tuple[Kind, ...] = ("cosine", "linear", "constant")  # those that never rise again
 SHAPES = st.tuples(

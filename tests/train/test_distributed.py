@@ -23,7 +23,7 @@ from pipeline.core.errors import Failure, Interrupted
 from pipeline.core.stage import Context, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import Node, find
-from pipeline.model.ranks import Ranks
+from pipeline.train.distributed import Ranks
 
 pytestmark = pytest.mark.slow
 

@@ -21,10 +21,10 @@ from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
 from pipeline.dag import find
 from pipeline.dataset.packing import Batch
-from pipeline.model.checkpoint import trainable
-from pipeline.model.clerk import Clerk
-from pipeline.model.guard import ENOUGH, REMEMBERED, Guard
-from pipeline.model.loop import Learner
+from pipeline.train.callbacks import Clerk
+from pipeline.train.checkpoint import trainable
+from pipeline.train.stability import ENOUGH, REMEMBERED, Guard
+from pipeline.train.trainer import Learner
 
 Small = Callable[..., Config]
 Fault = Callable[[int, float, int], float]

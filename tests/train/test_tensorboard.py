@@ -16,10 +16,10 @@ from test_train import Killed, StopAfter, metrics, train
 from pipeline.config import Config
 from pipeline.core.errors import UserError
 from pipeline.dag import find
-from pipeline.model.board import Board
-from pipeline.model.checkpoint import State
-from pipeline.model.journal import Journal
 from pipeline.report.curve import read_curve
+from pipeline.train.checkpoint import State
+from pipeline.train.metrics_log import Journal
+from pipeline.train.tensorboard import Board
 
 Small = Callable[..., Config]
 Points = dict[str, dict[str, list[tuple[int, float]]]]  # by curve, by name
@@ -90,7 +90,7 @@ def test_a_package_that_is_missing_is_told_before_anything_is_done(
     without = "import sys, runpy; sys.modules['tensorboard'] = None; runpy.run_module('jobs', {}, "
     done = subprocess.run(
         [sys.executable, "-c", f"{without}'__main__')", "submit", *where, "train.tensorboard=true"],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=60,

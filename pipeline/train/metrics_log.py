@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.model.board import Board
-from pipeline.model.checkpoint import State
+from pipeline.train.checkpoint import State
+from pipeline.train.tensorboard import Board
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
 WIDTH = 96

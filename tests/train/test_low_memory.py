@@ -17,8 +17,8 @@ from jobs.export import export_run
 from pipeline.config import Config, freeze
 from pipeline.core.errors import Interrupted
 from pipeline.dag import find
-from pipeline.model.loop import Learner
 from pipeline.modeling import loading as load
+from pipeline.train.trainer import Learner
 
 WORDS = (
     "train.method=lora", "train.weights=int8", "train.gradient_checkpointing=true",

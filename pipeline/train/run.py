@@ -15,22 +15,23 @@ from pipeline.core.stop import Stop
 from pipeline.dataset.order import Order
 from pipeline.dataset.packing import Packing, pack
 from pipeline.dataset.subset import choose
-from pipeline.model import checkpoint, loop
-from pipeline.model import optimizer as optimizers
-from pipeline.model import schedule as schedules
-from pipeline.model.checkpoint import State
-from pipeline.model.clerk import Clerk, Data
-from pipeline.model.guard import Guard
-from pipeline.model.publish import publish
-from pipeline.model.ranks import Ranks, join
 from pipeline.modeling import compatibility as family
 from pipeline.modeling import loading as load
 from pipeline.modeling.attention import Attention, pick_attention
 from pipeline.tokenize.seal import open_sealed
+from pipeline.train import checkpoint
+from pipeline.train import optimizer as optimizers
+from pipeline.train import schedule as schedules
+from pipeline.train import trainer as loop
+from pipeline.train.callbacks import Clerk, Data
+from pipeline.train.checkpoint import State
+from pipeline.train.distributed import Ranks, join
+from pipeline.train.publish import publish
+from pipeline.train.stability import Guard
 
 if TYPE_CHECKING:
     from pipeline.config import Config
-    from pipeline.stages.train import TrainConfig
+    from pipeline.train.stage import TrainConfig
 
 DEFAULT_TOKENS = 500_000_000
 

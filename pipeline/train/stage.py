@@ -14,11 +14,11 @@ from pydantic import Field, model_validator
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, free, nearest
 from pipeline.core.stage import Context, Inputs, Item, Step
-from pipeline.model import optimizer as optimizers
-from pipeline.model import schedule as schedules
 from pipeline.modeling import attention as attentions
 from pipeline.modeling import loading as load
 from pipeline.tokenize.stage import what_is_read
+from pipeline.train import optimizer as optimizers
+from pipeline.train import schedule as schedules
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -173,7 +173,7 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         UserError: The settings do not fit the model or the device, or training diverged.
         CorruptInput: A shard or the base model is damaged.
     """
-    from pipeline.model.training import train
+    from pipeline.train.run import train
 
     train(config, item, inputs, ctx)
 

@@ -17,11 +17,11 @@ from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
 from pipeline.dataset.order import lot
 from pipeline.dataset.packing import Batch
-from pipeline.model.checkpoint import State, trainable
-from pipeline.model.guard import Guard
-from pipeline.model.ranks import Ranks
 from pipeline.modeling.loading import Precision, autocast, backbone
 from pipeline.modeling.loss import IGNORE, token_losses
+from pipeline.train.checkpoint import State, trainable
+from pipeline.train.distributed import Ranks
+from pipeline.train.stability import Guard
 
 if TYPE_CHECKING:
     import torch

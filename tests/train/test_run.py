@@ -21,10 +21,10 @@ from pipeline.core.receipt import hash_file
 from pipeline.core.stage import Context, Item, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import Node, find
-from pipeline.model.checkpoint import State
-from pipeline.model.journal import METRICS, SAMPLES, Journal
 from pipeline.modeling import cpu_attention as documents
 from pipeline.modeling import loading as load
+from pipeline.train.checkpoint import State
+from pipeline.train.metrics_log import METRICS, SAMPLES, Journal
 
 Small = Callable[..., Config]
 
@@ -380,7 +380,7 @@ def test_a_schedule_of_another_length_is_refused(
     config = small()
     with pytest.raises(Interrupted):
         train(config, root, StopAfter(find(config, root, "train.train").work.folder, 3))
-    monkeypatch.setattr("pipeline.model.training._steps", lambda *_: 60)
+    monkeypatch.setattr("pipeline.train.run._steps", lambda *_: 60)
     with pytest.raises(UserError, match=r"schedule of 6 steps, and now there would be 60\."):
         train(config, root)
 

@@ -12,9 +12,9 @@ from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import verify
 from pipeline.core.registry import BaseModel
 from pipeline.core.stage import Context
-from pipeline.model import checkpoint
-from pipeline.model.checkpoint import State
-from pipeline.model.journal import METRICS, SAMPLES
+from pipeline.train import checkpoint
+from pipeline.train.checkpoint import State
+from pipeline.train.metrics_log import METRICS, SAMPLES
 
 
 def publish(

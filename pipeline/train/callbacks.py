@@ -17,14 +17,14 @@ from pipeline.core.stage import Context
 from pipeline.dataset.order import Order
 from pipeline.dataset.packing import Batch, Packing, make_batch
 from pipeline.dataset.token_cache import Corpus
-from pipeline.model import checkpoint
-from pipeline.model.checkpoint import State
-from pipeline.model.journal import Journal
-from pipeline.model.loop import Hooks, Learner
-from pipeline.model.ranks import Ranks
 from pipeline.modeling.generation import write
 from pipeline.modeling.scoring import Windows, score
 from pipeline.tokenize.encoder import Reference
+from pipeline.train import checkpoint
+from pipeline.train.checkpoint import State
+from pipeline.train.distributed import Ranks
+from pipeline.train.metrics_log import Journal
+from pipeline.train.trainer import Hooks, Learner
 
 if TYPE_CHECKING:
     from pipeline.config import Config
