@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.copies import longest_copies
-from pipeline.data.overlap import find_overlap
 from pipeline.dataset.token_cache import Corpus
+from pipeline.evaluate.contamination.copies import longest_copies
+from pipeline.evaluate.contamination.overlap import find_overlap
 
 LENGTH, FOOTER, VOCABULARY = 480, 60, 50_000
 GENERATED = 64

@@ -22,7 +22,7 @@ from pipeline.core.registry import BaseModel, Dataset, entry, find_dataset, find
 from pipeline.core.settings import Section, build, merge, parse_overrides, read_yaml
 from pipeline.decompress.stage import DecompressConfig
 from pipeline.download.stage import DownloadConfig
-from pipeline.stages.evaluate import EvaluateConfig
+from pipeline.evaluate.stage import EvaluateConfig
 from pipeline.tokenize.stage import TokenizeConfig
 from pipeline.train.stage import TrainConfig
 

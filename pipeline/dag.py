@@ -11,7 +11,7 @@ from pipeline.core.receipt import Receipt, hash_json
 from pipeline.core.stage import Input, Item, Step, Work
 from pipeline.decompress import stage as decompress
 from pipeline.download import stage as download
-from pipeline.stages import evaluate
+from pipeline.evaluate import stage as evaluate
 from pipeline.tokenize import stage as tokenize
 from pipeline.train import stage as train
 

@@ -22,15 +22,15 @@ from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Stamp
 from pipeline.core.registry import BaseModel, Dataset
 from pipeline.core.stage import Input
-from pipeline.model.measure import bits_per_byte, interval, perplexity, word_perplexity
-from pipeline.model.samples import measure
+from pipeline.evaluate.memorization import measure
+from pipeline.evaluate.metrics import bits_per_byte, interval, perplexity, word_perplexity
+from pipeline.evaluate.stage import EvaluateConfig
 from pipeline.report import advice, canvas
 from pipeline.report.build import build
 from pipeline.report.curve import read_curve
 from pipeline.report.page import some
 from pipeline.report.stragglers import slowest
 from pipeline.report.verdict import duration, number, verdict
-from pipeline.stages.evaluate import EvaluateConfig
 
 FIGURES = {"intervals", "curve", "documents", "length", "position", "lengths", "norms", "speed"}
 HOSTILE = '<script>alert("x")</script> & <b>bold</b>'

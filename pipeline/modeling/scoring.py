@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.model.measure import Floats, Ints
+from pipeline.evaluate.metrics import Floats, Ints
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.data.overlap import QUOTED
-from pipeline.model.samples import LONG
+from pipeline.evaluate.contamination.overlap import QUOTED
+from pipeline.evaluate.memorization import LONG
 from pipeline.report.verdict import FEW, duration, number, signed
 
 Told = dict[str, str]

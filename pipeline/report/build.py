@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core import provenance
 from pipeline.core.receipt import Receipt, verify
 from pipeline.core.stage import Inputs
-from pipeline.data import overlap
-from pipeline.data.ngrams import N
-from pipeline.model import measure, samples
+from pipeline.evaluate import memorization as samples
+from pipeline.evaluate import metrics as measure
+from pipeline.evaluate.contamination import overlap
+from pipeline.evaluate.contamination.ngrams import N
 from pipeline.report import advice, cost, page, progress, recipe, stragglers, timeline
 from pipeline.report.curve import Curve, read_curve
 from pipeline.report.progress import Underway

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from pipeline.core.receipt import verify
 from pipeline.core.redaction import redact_all
 from pipeline.core.stage import Inputs
-from pipeline.data import overlap
-from pipeline.model import measure
+from pipeline.evaluate import metrics as measure
+from pipeline.evaluate.contamination import overlap
 from pipeline.report import SECTIONS, cost, overlay, page, ranking
 from pipeline.report.build import Gathered, gather
 from pipeline.report.progress import Underway

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.disk import size
-from pipeline.data.ngrams import N
-from pipeline.data.overlap import QUOTED
-from pipeline.model.samples import LONG
+from pipeline.evaluate.contamination.ngrams import N
+from pipeline.evaluate.contamination.overlap import QUOTED
+from pipeline.evaluate.memorization import LONG
 from pipeline.report import advice, canvas, figures
 from pipeline.report.curve import Curve
 from pipeline.report.results import Results

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import verify
 from pipeline.core.stage import Inputs
-from pipeline.model import measure
+from pipeline.evaluate import metrics as measure
 
 if TYPE_CHECKING:
     from pipeline.config import Config

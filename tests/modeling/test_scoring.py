@@ -13,7 +13,7 @@ from tiny import WORDS, make_model
 
 from pipeline.core.errors import Interrupted
 from pipeline.core.stop import Stop
-from pipeline.model.measure import bits_per_byte, change, gap, interval, perplexity
+from pipeline.evaluate.metrics import bits_per_byte, change, gap, interval, perplexity
 from pipeline.modeling import scoring as score_module
 from pipeline.modeling.scoring import Kept, Windows, score
 

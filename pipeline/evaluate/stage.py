@@ -103,7 +103,7 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         UserError: The device cannot compute under the precision of the base model's scores.
         CorruptInput: The corpus or the model is damaged.
     """
-    from pipeline.model import evaluation
+    from pipeline.evaluate import run as evaluation
 
     compute = evaluation.write_samples if item.name == SAMPLES else evaluation.score_split
     compute(config, item, inputs, ctx)
@@ -121,7 +121,7 @@ def overlap(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         Interrupted: A stop was asked for; there is nothing to keep.
         CorruptInput: The corpus is damaged.
     """
-    from pipeline.data.contamination import measure_overlap
+    from pipeline.evaluate.contamination.contamination import measure_overlap
 
     measure_overlap(config, item, inputs, ctx)
 

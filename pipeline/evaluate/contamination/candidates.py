@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.ngrams import Hits, N, Needles, Places, distinct, rolling
-from pipeline.data.similarity import SHINGLE
 from pipeline.dataset.token_cache import Corpus
+from pipeline.evaluate.contamination.ngrams import Hits, N, Needles, Places, distinct, rolling
+from pipeline.evaluate.contamination.similarity import SHINGLE
 
 MOST = 8
 """Training documents a text is compared with: of those that share enough, the most alike."""

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.stage import Context, Inputs, Item
-from pipeline.data.ngrams import N
-from pipeline.data.overlap import QUOTED, THRESHOLD, Overlap, find_overlap
-from pipeline.data.similarity import SHINGLE
 from pipeline.dataset.subset import choose
+from pipeline.evaluate.contamination.ngrams import N
+from pipeline.evaluate.contamination.overlap import QUOTED, THRESHOLD, Overlap, find_overlap
+from pipeline.evaluate.contamination.similarity import SHINGLE
 from pipeline.tokenize.seal import open_sealed
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ the Jaccard similarity of the two sets is 0.5 or more. A text that is quoted wit
 document is not like it, but as well known: so *near* is also one of which 0.8 or more is covered.
 
 Documents that share too few 13-grams to be near-duplicates are not compared (see
-`pipeline.data.candidates`, which also says what that can miss), of the others those that are most
+`pipeline.evaluate.contamination.candidates`, which also says what that can miss), of the others those that are most
 alike.
 """
 
@@ -18,10 +18,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.candidates import Candidates
-from pipeline.data.ngrams import BLOCK, Check, N, Needles, Progress, Tokens, nothing
-from pipeline.data.similarity import SHINGLE, compare
 from pipeline.dataset.token_cache import Corpus
+from pipeline.evaluate.contamination.candidates import Candidates
+from pipeline.evaluate.contamination.ngrams import (
+    BLOCK,
+    Check,
+    N,
+    Needles,
+    Progress,
+    Tokens,
+    nothing,
+)
+from pipeline.evaluate.contamination.similarity import SHINGLE, compare
 
 THRESHOLD = 0.5
 """Jaccard similarity of 5-grams from which on two documents count as nearly one."""

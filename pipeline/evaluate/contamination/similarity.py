@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.ngrams import Check, Places, Tokens, distinct, rolling
 from pipeline.dataset.token_cache import Corpus
+from pipeline.evaluate.contamination.ngrams import Check, Places, Tokens, distinct, rolling
 
 if TYPE_CHECKING:
     from datasketch import MinHash

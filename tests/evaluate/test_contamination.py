@@ -21,14 +21,14 @@ from pipeline.core.errors import Interrupted
 from pipeline.core.stage import Context, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import find
-from pipeline.data import copies, ngrams, similarity
-from pipeline.data.candidates import MOST, needed
-from pipeline.data.copies import longest_copies
-from pipeline.data.ngrams import N, Needles, rolling
-from pipeline.data.overlap import QUOTED, THRESHOLD, find_overlap
-from pipeline.data.similarity import SHINGLE, compare
 from pipeline.dataset.subset import choose
 from pipeline.dataset.token_cache import Corpus, open_corpus
+from pipeline.evaluate.contamination import copies, ngrams, similarity
+from pipeline.evaluate.contamination.candidates import MOST, needed
+from pipeline.evaluate.contamination.copies import longest_copies
+from pipeline.evaluate.contamination.ngrams import N, Needles, rolling
+from pipeline.evaluate.contamination.overlap import QUOTED, THRESHOLD, find_overlap
+from pipeline.evaluate.contamination.similarity import SHINGLE, compare
 
 Document = Sequence[int]
 
@@ -292,7 +292,7 @@ def test_a_footer_costs_no_comparison_and_a_form_a_few(monkeypatch: pytest.Monke
 def test_a_near_duplicate_shares_as_many_13_grams_as_are_asked_for(
     seed: int, length: int, apart: int
 ) -> None:
-    """The claim at the top of `pipeline.data.candidates`; no token comes twice."""
+    """The claim at the top of `pipeline.evaluate.contamination.candidates`; no token comes twice."""
     generator = np.random.default_rng(seed)
     one, other, new = list(range(length)), [], 1000
     regular = bool(generator.integers(2))

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from pipeline.dataset.token_cache import Corpus
-from pipeline.model.samples import agreement, compose, distinct, measure, openings, repetition
+from pipeline.evaluate.memorization import (
+    agreement,
+    compose,
+    distinct,
+    measure,
+    openings,
+    repetition,
+)
 
 
 def corpus(*documents: list[int]) -> Corpus:

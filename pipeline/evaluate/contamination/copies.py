@@ -14,8 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from pipeline.data.ngrams import BLOCK, Check, Needles, Places, Progress, Tokens, nothing
 from pipeline.dataset.token_cache import Corpus
+from pipeline.evaluate.contamination.ngrams import (
+    BLOCK,
+    Check,
+    Needles,
+    Places,
+    Progress,
+    Tokens,
+    nothing,
+)
 
 
 @dataclass(frozen=True)

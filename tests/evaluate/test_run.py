@@ -21,9 +21,9 @@ from pipeline.core.stop import Stop
 from pipeline.dag import find
 from pipeline.dataset.subset import by_hash, choose
 from pipeline.dataset.token_cache import Corpus, open_corpus
-from pipeline.model.measure import bits_per_byte, perplexity
+from pipeline.evaluate.metrics import bits_per_byte, perplexity
+from pipeline.evaluate.stage import EvaluateConfig
 from pipeline.modeling import loading as load
-from pipeline.stages.evaluate import EvaluateConfig
 from pipeline.tokenize.encoder import Reference
 
 WORDS = ("evaluate.context=32", "evaluate.stride=16", "evaluate.batch_tokens=128")

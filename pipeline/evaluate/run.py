@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 
 from pipeline.core.errors import UserError
 from pipeline.core.stage import Context, Inputs, Item
-from pipeline.data.copies import longest_copies
 from pipeline.dataset.subset import choose
 from pipeline.dataset.token_cache import Corpus
-from pipeline.model.measure import bits_per_byte, interval, perplexity, word_perplexity
-from pipeline.model.samples import compose, openings
+from pipeline.evaluate.contamination.copies import longest_copies
+from pipeline.evaluate.memorization import compose, openings
+from pipeline.evaluate.metrics import bits_per_byte, interval, perplexity, word_perplexity
 from pipeline.modeling import compatibility as family
 from pipeline.modeling import loading as load
 from pipeline.modeling.generation import write
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.config import Config
-    from pipeline.stages.evaluate import EvaluateConfig
+    from pipeline.evaluate.stage import EvaluateConfig
 
 
 def score_split(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Score the split that the item names, with the adapted model where the training is given.
 
     Raises:
-        Interrupted, UserError, CorruptInput: As `pipeline.stages.evaluate.run`.
+        Interrupted, UserError, CorruptInput: As `pipeline.evaluate.stage.run`.
     """
     started = time.monotonic()
     bench = _prepare(config, item.name, item, inputs, ctx)
@@ -58,7 +58,7 @@ def write_samples(config: Config, item: Item, inputs: Inputs, ctx: Context) -> N
     """Go on from openings of held-out documents, with the same model as `score_split`.
 
     Raises:
-        Interrupted, UserError, CorruptInput: As `pipeline.stages.evaluate.run`.
+        Interrupted, UserError, CorruptInput: As `pipeline.evaluate.stage.run`.
     """
     started = time.monotonic()
     bench = _prepare(config, "test", item, inputs, ctx)

@@ -1,0 +1,1 @@
+"""Search for held-out text in the training split."""
