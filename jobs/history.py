@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dag import STEPS
-from pipeline.report.attempts import PLANS
+from pipeline.report.history.attempts import PLANS
 
 if TYPE_CHECKING:
     from jobs.plan import Plan

@@ -23,7 +23,7 @@ from pipeline.core.stage import Context, Input, Inputs, damage_set_aside
 from pipeline.core.stop import Stop
 from pipeline.dag import Node, survey
 from pipeline.report import SO_FAR
-from pipeline.report.progress import Standing, Underway
+from pipeline.report.history.progress import Standing, Underway
 
 FEWEST, MOST = 2, 8
 JOINED, LONGEST = "_vs_", 120
@@ -120,7 +120,7 @@ def compare_runs(names: Sequence[str], root: Path) -> Path:
         UserError: There are too few or too many, one is named twice, or there is none of the name.
         CorruptInput: A score is damaged; it was set aside.
     """
-    from pipeline.report.compare import Run, compare
+    from pipeline.report.compare.compare import Run, compare
 
     configs = _find(names, root)
     prepare("evaluate.report", root)

@@ -22,7 +22,7 @@ from pipeline.config import Config
 from pipeline.core.lease import Lease
 from pipeline.core.stage import Context, lease_path, run_item
 from pipeline.dag import find
-from pipeline.report.timeline import timeline
+from pipeline.report.history.timeline import timeline
 
 HERE = Path(__file__).parent.parent
 

@@ -22,8 +22,8 @@ from pipeline.core import receipt as receipts
 from pipeline.core.errors import CorruptInput, Interrupted, UserError
 from pipeline.dag import STEPS, find, survey
 from pipeline.report import SO_FAR, build
-from pipeline.report.curve import read_curve
-from pipeline.report.progress import Standing, Underway, headline, progress
+from pipeline.report.history.progress import Standing, Underway, headline, progress
+from pipeline.report.history.training_curve import read_curve
 
 HERE = Path(__file__).parent.parent
 NAMES = [step.name for step in STEPS]

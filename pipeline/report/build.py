@@ -19,9 +19,11 @@ from pipeline.evaluate import memorization as samples
 from pipeline.evaluate import metrics as measure
 from pipeline.evaluate.contamination import overlap
 from pipeline.evaluate.contamination.ngrams import N
-from pipeline.report import advice, cost, page, progress, recipe, stragglers, timeline
-from pipeline.report.curve import Curve, read_curve
-from pipeline.report.progress import Underway
+from pipeline.report import advice, page
+from pipeline.report import settings_diff as recipe
+from pipeline.report.history import cost, progress, stragglers, timeline
+from pipeline.report.history.progress import Underway
+from pipeline.report.history.training_curve import Curve, read_curve
 from pipeline.report.results import WHO, Results, read_results
 from pipeline.report.verdict import verdict
 from pipeline.train.metrics_log import METRICS

@@ -11,14 +11,15 @@ from pipeline.core.disk import size
 from pipeline.evaluate.contamination.ngrams import N
 from pipeline.evaluate.contamination.overlap import QUOTED
 from pipeline.evaluate.memorization import LONG
-from pipeline.report import advice, canvas, figures
-from pipeline.report.curve import Curve
+from pipeline.report import advice
+from pipeline.report.figures import canvas, figures
+from pipeline.report.history.stragglers import ODD, SEVERAL
+from pipeline.report.history.training_curve import Curve
 from pipeline.report.results import Results
-from pipeline.report.stragglers import ODD, SEVERAL
 from pipeline.report.verdict import duration, number, signed, signed_number
 
 SHOWN = 4  # samples, before one asks for more
-TEMPLATES = Path(__file__).parent
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(
@@ -57,7 +58,7 @@ def render(
         "figures": {n: {s: Markup(svg) for s, svg in sizes.items()} for n, sizes in drawn.items()},
         "colours": Markup(canvas.css()),
     }
-    fill("template", content, folder / "report")
+    fill("report", content, folder / "report")
 
 
 def fill(template: str, content: dict[str, Any], to: Path) -> None:

@@ -16,7 +16,7 @@ from test_train import Killed, StopAfter, metrics, train
 from pipeline.config import Config
 from pipeline.core.errors import UserError
 from pipeline.dag import find
-from pipeline.report.curve import read_curve
+from pipeline.report.history.training_curve import read_curve
 from pipeline.train.checkpoint import State
 from pipeline.train.metrics_log import Journal
 from pipeline.train.tensorboard import Board

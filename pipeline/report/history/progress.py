@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.curve import Curve
+from pipeline.report.history.training_curve import Curve
 from pipeline.train.metrics_log import METRICS
 
 _SAID = {

@@ -1,4 +1,4 @@
-"""The figures of a report. `pipeline.report.canvas` says what becomes of what is drawn here."""
+"""The figures of a report. `pipeline.report.figures.canvas` says what becomes of what is drawn here."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report import gantt
-from pipeline.report.canvas import WIDTHS, Plot, light, narrow, paint
-from pipeline.report.curve import Curve
+from pipeline.report.figures import gantt
+from pipeline.report.figures.canvas import WIDTHS, Plot, light, narrow, paint
+from pipeline.report.history.training_curve import Curve
 from pipeline.report.results import Results
 from pipeline.report.verdict import number
 

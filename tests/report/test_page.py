@@ -23,9 +23,9 @@ from test_report import FIGURES as REPORTED
 from test_report import Run, chunked, with_logs
 
 from pipeline.report.build import build
-from pipeline.report.compare import compare
+from pipeline.report.compare.compare import compare
+from pipeline.report.history.progress import Standing, Underway
 from pipeline.report.page import TEMPLATES
-from pipeline.report.progress import Standing, Underway
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -188,7 +188,7 @@ def test_a_page_is_quiet_and_whole(browser: Browser, page: Path) -> None:
 
 
 def test_what_its_own_policy_forbids_would_be_noticed(browser: Browser, tmp_path: Path) -> None:
-    policy = re.findall(r"<meta http-equiv=.*", (TEMPLATES / "template.html").read_text())
+    policy = re.findall(r"<meta http-equiv=.*", (TEMPLATES / "report.html").read_text())
     path = tmp_path / "bad.html"
     path.write_text(f"<html><head>{''.join(policy)}</head><body><script>1</script></body></html>")
     with opened(browser, path, 1280, "screen", "light") as here:

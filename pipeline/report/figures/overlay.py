@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report import canvas
-from pipeline.report.canvas import light, narrow, paint
-from pipeline.report.curve import Curve
-from pipeline.report.figures import smooth
+from pipeline.report.figures import canvas
+from pipeline.report.figures.canvas import light, narrow, paint
+from pipeline.report.figures.figures import smooth
+from pipeline.report.history.training_curve import Curve
 from pipeline.report.verdict import number
 
 COLOURS = (

@@ -21,9 +21,12 @@ from pipeline.core.redaction import redact_all
 from pipeline.core.stage import Inputs
 from pipeline.evaluate import metrics as measure
 from pipeline.evaluate.contamination import overlap
-from pipeline.report import SECTIONS, cost, overlay, page, ranking
+from pipeline.report import SECTIONS, page
 from pipeline.report.build import Gathered, gather
-from pipeline.report.progress import Underway
+from pipeline.report.compare import ranking
+from pipeline.report.figures import overlay
+from pipeline.report.history import cost
+from pipeline.report.history.progress import Underway
 from pipeline.report.results import HELD_OUT
 
 if TYPE_CHECKING:

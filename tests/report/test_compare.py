@@ -24,13 +24,14 @@ from test_report import Run as Left
 from pipeline.config import Config, freeze
 from pipeline.core.registry import BaseModel
 from pipeline.core.stage import Input
-from pipeline.report import overlay, ranking
-from pipeline.report.compare import Run, against, compare
-from pipeline.report.curve import read_curve
-from pipeline.report.progress import Underway
+from pipeline.report.compare import ranking
+from pipeline.report.compare.compare import Run, against, compare
+from pipeline.report.figures import overlay
+from pipeline.report.history.progress import Underway
+from pipeline.report.history.training_curve import read_curve
 from pipeline.train.stage import TrainConfig
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[2]
 HOSTILE = "<b>a'b\"c $x$ & %é|d"
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from pipeline.core.receipt import Receipt, load
 from pipeline.core.stage import Input, Inputs
-from pipeline.report.attempts import OWN, Attempt, read_attempts
-from pipeline.report.curve import Curve
+from pipeline.report.history.attempts import OWN, Attempt, read_attempts
+from pipeline.report.history.training_curve import Curve
 
 DEFINITIONS = {
     "seconds": "of committed work, summed over its units; what other runs share counts in full",

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from pipeline.core.receipt import Receipt
 from pipeline.core.stage import Input
-from pipeline.report.cost import cost
-from pipeline.report.curve import Curve, read_curve
-from pipeline.report.timeline import DEFINITIONS, length, minus, timeline, union
+from pipeline.report.history.cost import cost
+from pipeline.report.history.timeline import DEFINITIONS, length, minus, timeline, union
+from pipeline.report.history.training_curve import Curve, read_curve
 
 NEEDS = {
     "decompress.chunks": ["download.corpus"],

@@ -25,11 +25,12 @@ from pipeline.core.stage import Input
 from pipeline.evaluate.memorization import measure
 from pipeline.evaluate.metrics import bits_per_byte, interval, perplexity, word_perplexity
 from pipeline.evaluate.stage import EvaluateConfig
-from pipeline.report import advice, canvas
+from pipeline.report import advice
 from pipeline.report.build import build
-from pipeline.report.curve import read_curve
+from pipeline.report.figures import canvas
+from pipeline.report.history.stragglers import slowest
+from pipeline.report.history.training_curve import read_curve
 from pipeline.report.page import some
-from pipeline.report.stragglers import slowest
 from pipeline.report.verdict import duration, number, verdict
 
 FIGURES = {"intervals", "curve", "documents", "length", "position", "lengths", "norms", "speed"}

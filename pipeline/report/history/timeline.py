@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.core.receipt import load
 from pipeline.core.stage import Input, Inputs
-from pipeline.report.attempts import OWN, Asked, Attempt, read_attempts, read_plans
-from pipeline.report.curve import Curve
+from pipeline.report.history.attempts import OWN, Asked, Attempt, read_attempts, read_plans
+from pipeline.report.history.training_curve import Curve
 
 TRAIN = "train.train"
 ANEW = ("decompress.", "tokenize.")  # a unit that was not committed is begun anew

@@ -32,7 +32,7 @@ def plot(ax: Any, timeline: dict[str, Any], size: str, colour: Callable[[str], s
 
     Args:
         ax: Where to.
-        timeline: See `pipeline.report.timeline`.
+        timeline: See `pipeline.report.history.timeline`.
         size: The variant: wide or narrow.
         colour: The colour by its name.
     """

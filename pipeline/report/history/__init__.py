@@ -1,0 +1,1 @@
+"""What the log files of a run say: attempts, times, costs, progress."""
