@@ -14,9 +14,9 @@ from pipeline.core.errors import InputError
 from pipeline.core.receipt import verify
 from pipeline.core.stage import damage_set_aside
 from pipeline.dag import Node, survey
-from pipeline.model import export
+from pipeline.export import export
+from pipeline.export.model_card import write_card
 from pipeline.modeling.loading import Precision
-from pipeline.report.card import write_card
 
 
 def export_run(config: Config, root: Path, to: Path | None, precision: Precision) -> None:

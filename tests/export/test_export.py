@@ -27,10 +27,10 @@ from pipeline.config import Config, freeze
 from pipeline.core import receipt as receipts
 from pipeline.core.errors import CorruptInput, InputError, UserError
 from pipeline.dag import find
-from pipeline.model import export
+from pipeline.export import export
 from pipeline.modeling import loading as load
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("llama", "gpt2", "opt")
 TEXT = "The court of appeals affirmed the judgment of the lower court."
 Small = Callable[..., Config]
@@ -281,7 +281,7 @@ def test_the_card_is_what_the_hub_reads(
 
 def test_the_card_names_a_hub_model_and_no_secret(small: Small) -> None:
     from pipeline.core.registry import BaseModel
-    from pipeline.report.card import write_card
+    from pipeline.export.model_card import write_card
 
     config = small()
     urls = ["https://example.org/c.jsonl.zst?signature=secret"]
@@ -319,7 +319,7 @@ def test_a_training_that_is_not_finished_is_told_with_what_to_type(
 def test_too_little_memory_is_told_before_anything_is_read(
     small: Small, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.model.export.memory", lambda: 900_000_000)
+    monkeypatch.setattr("pipeline.export.export.memory", lambda: 900_000_000)
     with pytest.raises(UserError) as caught:
         export_run(small(), trained("llama"), tmp_path / "new" / "out", "fp32")
     told = r"to export \d+,\d+ weights takes 1 GB of memory .* and 900 MB may be used here\. have"
