@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import journal
-from jobs.allocation import LABEL
+from jobs.cluster.allocation import LABEL
 from tests.cluster.fixture import Cluster
 
 

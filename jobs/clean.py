@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs import journal
-from jobs.allocation import process_gone
+from jobs.cluster.allocation import process_gone
 from pipeline.config import Config, thaw
 from pipeline.core.errors import UserError
 from pipeline.core.leftovers import ended, silent

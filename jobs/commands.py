@@ -19,7 +19,7 @@ from pipeline.core.redaction import redact_all
 from pipeline.modeling.loading import Precision
 
 if TYPE_CHECKING:
-    from jobs.profile import Profile
+    from jobs.cluster.profile import Profile
     from pipeline.config import Config
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -73,10 +73,10 @@ def _run_here(config: Config, place: Path, site: Profile) -> None:
 
 
 def _queue(config: Config, place: Path, site: Profile, words: str) -> None:
+    from jobs.cluster.submit import queue_plan
     from jobs.local import run_plan
     from jobs.planner import make_plan
     from jobs.reporting import show_result
-    from jobs.submit import queue_plan
 
     plan = make_plan(config, place)
     first = tuple(a for a in plan.arrays if site.resources(a.step).where == "login")

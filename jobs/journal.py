@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import history
-from jobs.allocation import Allocation, host, process_label
+from jobs.cluster.allocation import Allocation, host, process_label
 from pipeline.core.atomic_io import write_text
 from pipeline.core.disk import size
 from pipeline.core.errors import UserError

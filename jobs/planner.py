@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 from pathlib import Path
 
+from jobs.cluster.profile import Profile
+from jobs.cluster.queue import Queue
+from jobs.cluster.slurm_cli import NEVER
 from jobs.plan import Array, Plan
-from jobs.profile import Profile
-from jobs.queue import Queue
-from jobs.slurm import NEVER
 from pipeline.config import Config
 from pipeline.core.stage import Step, lookup
 from pipeline.dag import STEPS, Node, survey

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.profile import Profile
+from jobs.cluster.profile import Profile
 from pipeline.config import Config
 from pipeline.core.errors import InputError, UserError
 from pipeline.core.registry import Dataset

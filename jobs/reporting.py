@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from jobs.cluster.queue import Queue
 from jobs.console import complain
 from jobs.privacy import follow, open_like
-from jobs.queue import Queue
 from jobs.status import now, survey_run
 from jobs.task import prepare
 from pipeline.config import Config, thaw

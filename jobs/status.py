@@ -10,10 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs import journal
-from jobs.allocation import job_of, process_gone
+from jobs.cluster.allocation import job_of, process_gone
+from jobs.cluster.queue import Queue
+from jobs.cluster.slurm_cli import NEVER, Job, accounting
 from jobs.logs import find_logs
-from jobs.queue import Queue
-from jobs.slurm import NEVER, Job, accounting
 from pipeline.config import Config
 from pipeline.dag import Node, survey
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jobs.allocation import Allocation, process_gone, process_label
+from jobs.cluster.allocation import Allocation, process_gone, process_label
 from jobs.console import say
 from jobs.journal import Journal, logs_folder, progress_mark
 from pipeline.config import Config

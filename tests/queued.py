@@ -18,10 +18,10 @@ from cluster.fixture import Cluster
 from conftest import SMALL
 
 from jobs import journal
-from jobs.allocation import LABEL, pid_of
+from jobs.cluster.allocation import LABEL, pid_of
+from jobs.cluster.profile import find_profile
+from jobs.cluster.submit import queue_plan
 from jobs.plan import Plan, read_plan
-from jobs.profile import find_profile
-from jobs.submit import queue_plan
 from pipeline.config import Config, freeze
 from pipeline.core.receipt import load
 from pipeline.dag import find

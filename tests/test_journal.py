@@ -15,7 +15,7 @@ import pytest
 from conftest import Mount, advance, refused
 
 from jobs import history, journal, status
-from jobs.allocation import Allocation, process_gone, process_label
+from jobs.cluster.allocation import Allocation, process_gone, process_label
 from jobs.journal import Journal, speed, tell_facts, told
 from jobs.planner import make_plan
 from pipeline.config import Config

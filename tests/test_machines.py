@@ -467,7 +467,7 @@ def test_one_who_waits_for_a_lease_may_lose_his_name(tmp_path: Path) -> None:
 def test_status_bears_wrong_clocks(
     skew: float, tmp_path: Path, prepared: Path, small: Callable[..., Config]
 ) -> None:
-    from jobs.slurm import Job
+    from jobs.cluster.slurm_cli import Job
     from jobs.status import _job, survey_run, table
 
     config, root = small(), tmp_path / "root"
@@ -494,7 +494,7 @@ def test_status_bears_wrong_clocks(
 def test_a_job_on_a_host_with_a_wrong_clock_has_all_its_time(
     skew: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs.allocation import WARNING, of_slurm
+    from jobs.cluster.allocation import WARNING, of_slurm
 
     start = int(time.time() + skew)
     monkeypatch.setenv("SLURM_JOB_START_TIME", str(start))

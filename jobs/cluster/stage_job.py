@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.allocation import Allocation, of_slurm
+from jobs.cluster.allocation import Allocation, of_slurm
 from jobs.console import complain, say, settle
 from jobs.plan import read_plan
 from jobs.privacy import follow

@@ -135,8 +135,8 @@ def test_two_at_once_submit_one_set_of_jobs(
 SUBMIT = """
 import json, sys
 from pathlib import Path
-from jobs.profile import find_profile
-from jobs.submit import queue_plan
+from jobs.cluster.profile import find_profile
+from jobs.cluster.submit import queue_plan
 from pipeline.config import thaw
 
 root = Path(sys.argv[1])

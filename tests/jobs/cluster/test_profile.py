@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs import profile as profiles
-from jobs.profile import PROFILES, Profile, find_profile, find_root
+from jobs.cluster import profile as profiles
+from jobs.cluster.profile import PROFILES, Profile, find_profile, find_root
 from jobs.task import ENVIRONMENT
 from pipeline.core.errors import UserError
 
 Write = Callable[..., str]
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs import slurm
-from jobs.allocation import job_of
+from jobs.cluster import slurm_cli as slurm
+from jobs.cluster.allocation import job_of
+from jobs.cluster.slurm_cli import Job
 from jobs.plan import ID, Plan, read_plan
-from jobs.slurm import Job
 from pipeline.core.errors import InputError
 from pipeline.core.lease import holder
 from pipeline.core.stage import lease_path

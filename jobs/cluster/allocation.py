@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import slurm
+from jobs.cluster import slurm_cli as slurm
 
 WARNING = 180
 PORTS = 15000

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs import slurm
+from jobs.cluster import slurm_cli as slurm
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, build, nearest, read_yaml
 from pipeline.dag import STAGES, STEPS
 
-PROFILES = Path(__file__).parent.parent / "slurm" / "profiles"
+PROFILES = Path(__file__).parents[2] / "slurm" / "profiles"
 EITHER = (("mem", "mem_per_cpu"), ("gpus", "gres"))
 OURS = {"array", "dependency", "error", "job-name", "open-mode", "output", "signal", "time"}
 SHORTEST = 11  # minutes: up to 10, submitit takes every preemption for a time-out

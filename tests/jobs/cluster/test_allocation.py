@@ -12,13 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from jobs import allocation, slurm
-from jobs.allocation import Allocation, job_of, of_slurm, pid_of, process_gone, process_label
+from jobs.cluster import allocation
+from jobs.cluster import slurm_cli as slurm
+from jobs.cluster.allocation import (
+    Allocation,
+    job_of,
+    of_slurm,
+    pid_of,
+    process_gone,
+    process_label,
+)
 from jobs.journal import IDLE_RESTARTS, Journal, progress_mark, read
 from jobs.snapshot import record, source, take
 from pipeline.core.errors import UserError
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[3]
 JOB = {
     "SLURM_JOB_ID": "107",
     "SLURM_ARRAY_JOB_ID": "100",
@@ -70,7 +78,7 @@ def test_the_end_is_known_from_slurm_or_the_limit(monkeypatch: pytest.MonkeyPatc
 def test_a_process_is_known_to_live_and_to_be_gone() -> None:
     assert process_gone(process_label()) is False
     assert pid_of(process_label()) == os.getpid()
-    code = "from jobs.allocation import process_label as p; print(p())"
+    code = "from jobs.cluster.allocation import process_label as p; print(p())"
     label = subprocess.run(
         [sys.executable, "-c", code], cwd=source(), capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -120,7 +128,7 @@ def test_a_warning_that_comes_as_python_ends_does_no_harm() -> None:
     """By then Python has given the signals their defaults back."""
     program = """
 import os, signal
-from jobs.stage_job import listen
+from jobs.cluster.stage_job import listen
 
 class Late:
     def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGUSR2):
