@@ -10,9 +10,9 @@ import os
 import signal
 from pathlib import Path
 
-from jobs import snapshot
 from jobs.cluster.allocation import Allocation, of_slurm
 from jobs.cluster.stage_job import listen, runs_again
+from jobs.planning import snapshot
 from jobs.task import run_task
 from pipeline.config import Config
 from pipeline.core.errors import Interrupted, UserError

@@ -33,8 +33,8 @@ Force = Annotated[bool, typer.Option("--force", help="Begin even if there is too
 @selecting
 def submit(chosen: Selection, force: Force = False) -> None:
     """Do what is still to do of a run; doing it twice is safe."""
+    from jobs.planning.preflight import check_packages, check_site, probe
     from jobs.privacy import open_run
-    from jobs.probe import check_packages, check_site, probe
     from pipeline.config import freeze
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
@@ -52,7 +52,7 @@ def submit(chosen: Selection, force: Force = False) -> None:
 def _check_room(
     config: Config, place: Path, probed: int | None, force: bool, only: str = ""
 ) -> None:
-    from jobs.room import check, look
+    from jobs.planning.disk_estimate import check, look
 
     found = (look if force else check)(config, place, probed, only)
     if found.unknown or not found.fits:
@@ -61,7 +61,7 @@ def _check_room(
 
 def _run_here(config: Config, place: Path, site: Profile) -> None:
     from jobs.local import run_plan
-    from jobs.planner import make_plan
+    from jobs.planning.planner import make_plan
     from jobs.reporting import show_result
 
     plan = make_plan(config, place)
@@ -75,7 +75,7 @@ def _run_here(config: Config, place: Path, site: Profile) -> None:
 def _queue(config: Config, place: Path, site: Profile, words: str) -> None:
     from jobs.cluster.submit import queue_plan
     from jobs.local import run_plan
-    from jobs.planner import make_plan
+    from jobs.planning.planner import make_plan
     from jobs.reporting import show_result
 
     plan = make_plan(config, place)
@@ -96,9 +96,9 @@ def _queue(config: Config, place: Path, site: Profile, words: str) -> None:
 def fetch(chosen: Selection, force: Force = False) -> None:
     """Only download, corpus and base model, to be carried to where there is no internet."""
     from jobs.local import run_plan
-    from jobs.planner import make_plan
+    from jobs.planning.planner import make_plan
+    from jobs.planning.preflight import probe
     from jobs.privacy import open_run
-    from jobs.probe import probe
     from pipeline.config import freeze
     from pipeline.dag import survey
 
@@ -121,9 +121,9 @@ def fetch(chosen: Selection, force: Force = False) -> None:
 @selecting
 def plan(chosen: Selection, as_json: AsJson = False) -> None:
     """Show what `submit` would do, and change nothing; say what of it cannot be had from here."""
-    from jobs.planner import make_plan, tell_plan
-    from jobs.probe import check_site, probe
-    from jobs.room import look
+    from jobs.planning.disk_estimate import look
+    from jobs.planning.planner import make_plan, tell_plan
+    from jobs.planning.preflight import check_site, probe
     from pipeline.config import check_name
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
@@ -152,7 +152,7 @@ def run(
 ) -> None:
     """Run a stage, or one step of it, in this process: by hand, or as a task of a plan."""
     from jobs.byhand import run_steps
-    from jobs.plan import read_plan
+    from jobs.planning.plan import read_plan
     from jobs.privacy import follow, open_run
     from pipeline.config import freeze
 

@@ -20,7 +20,7 @@ from pipeline.dag import STEPS
 from pipeline.report.history.attempts import PLANS
 
 if TYPE_CHECKING:
-    from jobs.plan import Plan
+    from jobs.planning.plan import Plan
 
 # What is kept of an attempt: some 200 bytes, so that a thousand restarts are a fifth of a megabyte.
 KEPT = (

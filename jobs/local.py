@@ -21,13 +21,14 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jobs import history, journal, snapshot
+from jobs import history, journal
 from jobs.cluster.allocation import process_gone, process_label
 from jobs.cluster.profile import Profile
 from jobs.journal import FOREGROUND
 from jobs.logs import tail
-from jobs.plan import Array, Plan
-from jobs.planner import tasks_of
+from jobs.planning import snapshot
+from jobs.planning.plan import Array, Plan
+from jobs.planning.planner import tasks_of
 from jobs.task import ENVIRONMENT, THREADS
 from pipeline.core.errors import Busy, Failure, InputError, Interrupted, UserError
 from pipeline.core.stop import Stop

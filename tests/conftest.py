@@ -22,7 +22,7 @@ from cluster.fixture import only_where_asked_for as only_where_asked_for
 from workers import pytest_collection_modifyitems as pytest_collection_modifyitems
 from workers import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
 
-from jobs import snapshot
+from jobs.planning import snapshot
 from pipeline.config import Config, freeze, resolve
 from pipeline.core.stage import Context, run_item
 from pipeline.core.stop import Stop

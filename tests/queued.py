@@ -21,7 +21,7 @@ from jobs import journal
 from jobs.cluster.allocation import LABEL, pid_of
 from jobs.cluster.profile import find_profile
 from jobs.cluster.submit import queue_plan
-from jobs.plan import Plan, read_plan
+from jobs.planning.plan import Plan, read_plan
 from pipeline.config import Config, freeze
 from pipeline.core.receipt import load
 from pipeline.dag import find

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from tiny import POSITIONS
 
-from jobs.probe import check_device
+from jobs.planning.preflight import check_device
 from jobs.selection import Selection
 from pipeline import dag
 from pipeline.config import (

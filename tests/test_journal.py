@@ -17,7 +17,7 @@ from conftest import Mount, advance, refused
 from jobs import history, journal, status
 from jobs.cluster.allocation import Allocation, process_gone, process_label
 from jobs.journal import Journal, speed, tell_facts, told
-from jobs.planner import make_plan
+from jobs.planning.planner import make_plan
 from pipeline.config import Config
 from pipeline.core.lease import Lease
 from pipeline.core.stage import Context, lease_path, run_item

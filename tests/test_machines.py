@@ -22,7 +22,7 @@ from conftest import SMALL, Mount, refused
 
 from jobs.clean import removable
 from jobs.journal import Journal, read
-from jobs.planner import make_plan
+from jobs.planning.planner import make_plan
 from pipeline.config import Config, freeze, resolve
 from pipeline.core.error_translation import explain
 from pipeline.core.errors import UserError

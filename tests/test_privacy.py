@@ -22,7 +22,7 @@ from queued import Queued
 from servers import FileServer, HubServer, Request
 from tiny import make_old_form
 
-from jobs.planner import make_plan
+from jobs.planning.planner import make_plan
 from jobs.privacy import follow, open_run
 from pipeline.config import Config, freeze
 from pipeline.core.errors import UserError
@@ -339,7 +339,7 @@ def test_jobs_leave_no_secret_and_nothing_open(
 
 
 def test_a_snapshot_of_the_code_is_as_open_as_the_run(tmp_path: Path, umask: None) -> None:
-    from jobs.snapshot import take
+    from jobs.planning.snapshot import take
 
     open_run(tmp_path, "x", None)
     code = take(tmp_path / "runs" / "x")

@@ -14,7 +14,7 @@ from pathlib import Path
 from jobs.cluster import slurm_cli as slurm
 from jobs.cluster.allocation import job_of
 from jobs.cluster.slurm_cli import Job
-from jobs.plan import ID, Plan, read_plan
+from jobs.planning.plan import ID, Plan, read_plan
 from pipeline.core.errors import InputError
 from pipeline.core.lease import holder
 from pipeline.core.stage import lease_path

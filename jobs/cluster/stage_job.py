@@ -21,7 +21,7 @@ from typing import Any
 
 from jobs.cluster.allocation import Allocation, of_slurm
 from jobs.console import complain, say, settle
-from jobs.plan import read_plan
+from jobs.planning.plan import read_plan
 from jobs.privacy import follow
 from jobs.task import run_task
 from pipeline.core.error_translation import explain
@@ -35,7 +35,7 @@ KILLED_WITHIN = 1800.0
 
 @dataclass(frozen=True)
 class StageJob:
-    """One element of an array of a plan; see `jobs.plan`.
+    """One element of an array of a plan; see `jobs.planning.plan`.
 
     `minutes`: its time limit. `warning`: seconds before that at which SLURM tells it to save.
     """

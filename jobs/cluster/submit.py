@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs import snapshot
 from jobs.cluster import slurm_cli as slurm
 from jobs.cluster.allocation import process_gone, process_label
 from jobs.cluster.profile import Profile, Resources
@@ -26,8 +25,9 @@ from jobs.cluster.queue import Queue, look
 from jobs.cluster.stage_job import StageJob
 from jobs.history import note_plan
 from jobs.journal import logs_folder
-from jobs.plan import Array, Plan, job_name
-from jobs.planner import make_plan
+from jobs.planning import snapshot
+from jobs.planning.plan import Array, Plan, job_name
+from jobs.planning.planner import make_plan
 from jobs.task import ENVIRONMENT, THREADS
 from pipeline.config import Config
 from pipeline.core.errors import Busy, InputError, UserError

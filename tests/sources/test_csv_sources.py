@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import FileServer
 
-from jobs.probe import probe
+from jobs.planning.preflight import probe
 from pipeline.config import Config, resolve
 from pipeline.core.errors import CorruptInput, InputError, Interrupted
 from pipeline.core.receipt import Receipt, load

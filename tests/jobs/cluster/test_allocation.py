@@ -23,7 +23,7 @@ from jobs.cluster.allocation import (
     process_label,
 )
 from jobs.journal import IDLE_RESTARTS, Journal, progress_mark, read
-from jobs.snapshot import record, source, take
+from jobs.planning.snapshot import record, source, take
 from pipeline.core.errors import UserError
 
 HERE = Path(__file__).parents[3]

@@ -8,7 +8,7 @@ from pathlib import Path
 from jobs.cluster.profile import Profile
 from jobs.cluster.queue import Queue
 from jobs.cluster.slurm_cli import NEVER
-from jobs.plan import Array, Plan
+from jobs.planning.plan import Array, Plan
 from pipeline.config import Config
 from pipeline.core.stage import Step, lookup
 from pipeline.dag import STEPS, Node, survey

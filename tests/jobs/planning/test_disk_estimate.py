@@ -12,15 +12,15 @@ import pytest
 import yaml
 from conftest import Mount
 
-from jobs import room
-from jobs.room import Known, estimate
+from jobs.planning import disk_estimate as room
+from jobs.planning.disk_estimate import Known, estimate
 from pipeline.config import Config, resolve
 from pipeline.core.disk import size
 from pipeline.core.errors import UserError
 from pipeline.dag import STEPS, find
 from pipeline.download.resume import check_room
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ PACKAGES = ("pipeline", "jobs")
 
 def source() -> Path:
     """The folder of the code that is running."""
-    return Path(__file__).resolve().parent.parent
+    return Path(__file__).resolve().parents[2]
 
 
 def take(run: Path) -> Path:

@@ -1,0 +1,1 @@
+"""What is left to do, and whether it can be done here."""
