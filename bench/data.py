@@ -22,7 +22,7 @@ from typing import Any
 
 from bench import adversarial, cases, corpora, growth, model, peers, table
 from bench.cases import Bench, Case
-from jobs.task import ENVIRONMENT
+from jobs.running.task import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parent
 DATA, RESULTS, README = ROOT / ".data", ROOT / "results", ROOT / "README.md"

@@ -60,9 +60,9 @@ def _check_room(
 
 
 def _run_here(config: Config, place: Path, site: Profile) -> None:
-    from jobs.local import run_plan
     from jobs.planning.planner import make_plan
     from jobs.reporting import show_result
+    from jobs.running.local import run_plan
 
     plan = make_plan(config, place)
     if plan.arrays:
@@ -74,9 +74,9 @@ def _run_here(config: Config, place: Path, site: Profile) -> None:
 
 def _queue(config: Config, place: Path, site: Profile, words: str) -> None:
     from jobs.cluster.submit import queue_plan
-    from jobs.local import run_plan
     from jobs.planning.planner import make_plan
     from jobs.reporting import show_result
+    from jobs.running.local import run_plan
 
     plan = make_plan(config, place)
     first = tuple(a for a in plan.arrays if site.resources(a.step).where == "login")
@@ -95,10 +95,10 @@ def _queue(config: Config, place: Path, site: Profile, words: str) -> None:
 @selecting
 def fetch(chosen: Selection, force: Force = False) -> None:
     """Only download, corpus and base model, to be carried to where there is no internet."""
-    from jobs.local import run_plan
     from jobs.planning.planner import make_plan
     from jobs.planning.preflight import probe
     from jobs.privacy import open_run
+    from jobs.running.local import run_plan
     from pipeline.config import freeze
     from pipeline.dag import survey
 
@@ -151,9 +151,9 @@ def run(
     batch: Annotated[bool, typer.Option("--batch", help="As a step of a SLURM batch job.")] = False,
 ) -> None:
     """Run a stage, or one step of it, in this process: by hand, or as a task of a plan."""
-    from jobs.byhand import run_steps
     from jobs.planning.plan import read_plan
     from jobs.privacy import follow, open_run
+    from jobs.running.by_hand import run_steps
     from pipeline.config import freeze
 
     if plan is not None:

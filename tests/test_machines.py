@@ -283,7 +283,7 @@ def test_a_log_on_a_full_disk_changes_no_exit_code(
 
 
 def test_a_task_that_could_note_nothing_is_still_understood(tmp_path: Path) -> None:
-    from jobs.local import _Task
+    from jobs.running.local import _Task
 
     task = _Task.__new__(_Task)
     task.step, task.log, task._state = "train.train", tmp_path / "log", tmp_path / "none"

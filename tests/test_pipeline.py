@@ -20,7 +20,7 @@ from conftest import SMALL, write_corpus
 from rich.console import Console
 from servers import FileServer
 
-from jobs import local
+from jobs.running import local
 
 HERE = Path(__file__).parent.parent
 STEPS = [

@@ -84,7 +84,7 @@ def test_nothing_is_written_at_home(models: Callable[[str], Path], tmp_path: Pat
 PLACES = """
 import json, os, sys
 from pathlib import Path
-from jobs.task import prepare
+from jobs.running.task import prepare
 prepare("train.train", Path(sys.argv[1]))
 import datasets, huggingface_hub.constants as hub, matplotlib, torch.hub
 import transformers.utils.hub

@@ -23,7 +23,7 @@ from jobs.cluster.allocation import Allocation, of_slurm
 from jobs.console import complain, say, settle
 from jobs.planning.plan import read_plan
 from jobs.privacy import follow
-from jobs.task import run_task
+from jobs.running.task import run_task
 from pipeline.core.error_translation import explain
 from pipeline.core.errors import Busy, Failure, Interrupted
 from pipeline.core.stop import Stop

@@ -28,7 +28,7 @@ from jobs.journal import logs_folder
 from jobs.planning import snapshot
 from jobs.planning.plan import Array, Plan, job_name
 from jobs.planning.planner import make_plan
-from jobs.task import ENVIRONMENT, THREADS
+from jobs.running.task import ENVIRONMENT, THREADS
 from pipeline.config import Config
 from pipeline.core.errors import Busy, InputError, UserError
 from pipeline.core.lease import Lease

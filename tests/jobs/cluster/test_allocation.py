@@ -193,8 +193,8 @@ def test_a_snapshot_is_the_code_and_says_its_version(tmp_path: Path) -> None:
     assert take(tmp_path) == folder
     assert [path.name for path in (tmp_path / "code").iterdir()] == [folder.name]
     code = (
-        "import jobs.task, pipeline; from pipeline.core.provenance import code_version as v;"
-        "print(jobs.task.__file__, pipeline.__file__, v())"
+        "import jobs.running.task, pipeline; from pipeline.core.provenance import code_version as v;"
+        "print(jobs.running.task.__file__, pipeline.__file__, v())"
     )
     told = subprocess.run(
         [sys.executable, "-c", code],
@@ -205,7 +205,7 @@ def test_a_snapshot_is_the_code_and_says_its_version(tmp_path: Path) -> None:
         check=True,
     ).stdout.split()
     version = provenance.code_version()
-    assert told == [f"{folder}/jobs/task.py", f"{folder}/pipeline/__init__.py", version]
+    assert told == [f"{folder}/jobs/running/task.py", f"{folder}/pipeline/__init__.py", version]
 
 
 def test_what_the_working_tree_changed_is_written_down(

@@ -12,7 +12,7 @@ import yaml
 
 from jobs.cluster import profile as profiles
 from jobs.cluster.profile import PROFILES, Profile, find_profile, find_root
-from jobs.task import ENVIRONMENT
+from jobs.running.task import ENVIRONMENT
 from pipeline.core.errors import UserError
 
 Write = Callable[..., str]
@@ -185,7 +185,7 @@ def test_the_root_may_name_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_by_hand_a_task_starts_with_the_same_environment() -> None:
     lines = (ROOT / "slurm" / "env.sh").read_text().splitlines()
-    start = lines.index("# see jobs/task.py") + 1
+    start = lines.index("# see jobs/running/task.py") + 1
     exports = "\n".join(lines[start : start + 3])
     said = subprocess.run(
         ["bash", "-c", f"{exports}\nenv"], capture_output=True, text=True, check=True

@@ -13,7 +13,7 @@ from cluster.fixture import Cluster
 from conftest import SMALL
 from queued import HERE, Queued, adapter, repeated
 
-from jobs.byhand import run_steps
+from jobs.running.by_hand import run_steps
 from pipeline.config import Config
 from pipeline.core.errors import UserError
 from pipeline.dag import STAGES, find

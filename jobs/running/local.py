@@ -29,7 +29,7 @@ from jobs.logs import tail
 from jobs.planning import snapshot
 from jobs.planning.plan import Array, Plan
 from jobs.planning.planner import tasks_of
-from jobs.task import ENVIRONMENT, THREADS
+from jobs.running.task import ENVIRONMENT, THREADS
 from pipeline.core.errors import Busy, Failure, InputError, Interrupted, UserError
 from pipeline.core.stop import Stop
 from pipeline.dag import find

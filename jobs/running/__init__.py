@@ -1,0 +1,1 @@
+"""Running tasks: in a job, by hand, or in the foreground."""
