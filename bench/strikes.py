@@ -22,8 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import journal
 from jobs.cluster.allocation import LABEL
+from jobs.monitoring import progress_file as journal
 from tests.cluster.fixture import Cluster
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import journal
 from jobs.cluster import slurm_cli as slurm
 from jobs.cluster.allocation import pid_of, process_gone
 from jobs.cluster.queue import Queue
 from jobs.cluster.slurm_cli import Job
-from jobs.journal import FOREGROUND
+from jobs.monitoring import progress_file as journal
+from jobs.monitoring.progress_file import FOREGROUND
 from pipeline.config import Config
 from pipeline.dag import survey
 

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs import journal
 from jobs.cluster.allocation import process_gone
+from jobs.monitoring import progress_file as journal
 from pipeline.config import Config, thaw
 from pipeline.core.errors import UserError
 from pipeline.core.leftovers import ended, silent

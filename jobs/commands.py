@@ -60,8 +60,8 @@ def _check_room(
 
 
 def _run_here(config: Config, place: Path, site: Profile) -> None:
+    from jobs.monitoring.reporting import show_result
     from jobs.planning.planner import make_plan
-    from jobs.reporting import show_result
     from jobs.running.local import run_plan
 
     plan = make_plan(config, place)
@@ -74,8 +74,8 @@ def _run_here(config: Config, place: Path, site: Profile) -> None:
 
 def _queue(config: Config, place: Path, site: Profile, words: str) -> None:
     from jobs.cluster.submit import queue_plan
+    from jobs.monitoring.reporting import show_result
     from jobs.planning.planner import make_plan
-    from jobs.reporting import show_result
     from jobs.running.local import run_plan
 
     plan = make_plan(config, place)
@@ -176,7 +176,7 @@ def status(
     accounts: Annotated[bool, typer.Option("--accounts", help="Ask sacct, too.")] = False,
 ) -> None:
     """Show where a run stands: the newest of the data set, unless more is said."""
-    from jobs.status import accounted, survey_run, table
+    from jobs.monitoring.status import accounted, survey_run, table
     from pipeline.config import again
 
     chosen = chosen.looking()
@@ -220,9 +220,9 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", help="Go on showing what is added.")] = False,
 ) -> None:
     """Show the ends of a run's logs, the oldest first."""
-    from jobs.journal import logs_folder
-    from jobs.logs import find_logs, tail
-    from jobs.logs import follow as growing
+    from jobs.monitoring.logs import find_logs, tail
+    from jobs.monitoring.logs import follow as growing
+    from jobs.monitoring.progress_file import logs_folder
 
     chosen = chosen.looking()
     config, place = chosen.existing(), chosen.place()
@@ -244,7 +244,7 @@ def logs(
 @selecting
 def report(chosen: Selection) -> None:
     """Make the report of a run from what is there, finished or not, and print it."""
-    from jobs.reporting import report_run, show
+    from jobs.monitoring.reporting import report_run, show
 
     chosen = chosen.looking()
     show(report_run(chosen.existing(), chosen.place(), chosen.queue) / "report")
@@ -257,7 +257,7 @@ def compare(
     root: Annotated[str | None, typer.Option(help="Where everything is.")] = None,
 ) -> None:
     """Put runs side by side: what differs in settings, curves, scores, cost."""
-    from jobs.reporting import compare_runs, show
+    from jobs.monitoring.reporting import compare_runs, show
 
     place = Selection(profile=profile, root=root).looking().place()
     show(compare_runs(names, place) / "compare")

@@ -17,10 +17,10 @@ import yaml
 from cluster.fixture import Cluster
 from conftest import SMALL
 
-from jobs import journal
 from jobs.cluster.allocation import LABEL, pid_of
 from jobs.cluster.profile import find_profile
 from jobs.cluster.submit import queue_plan
+from jobs.monitoring import progress_file as journal
 from jobs.planning.plan import Plan, read_plan
 from pipeline.config import Config, freeze
 from pipeline.core.receipt import load

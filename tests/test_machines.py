@@ -21,7 +21,7 @@ import yaml
 from conftest import SMALL, Mount, refused
 
 from jobs.clean import removable
-from jobs.journal import Journal, read
+from jobs.monitoring.progress_file import Journal, read
 from jobs.planning.planner import make_plan
 from pipeline.config import Config, freeze, resolve
 from pipeline.core.error_translation import explain
@@ -468,7 +468,7 @@ def test_status_bears_wrong_clocks(
     skew: float, tmp_path: Path, prepared: Path, small: Callable[..., Config]
 ) -> None:
     from jobs.cluster.slurm_cli import Job
-    from jobs.status import _job, survey_run, table
+    from jobs.monitoring.status import _job, survey_run, table
 
     config, root = small(), tmp_path / "root"
     shutil.copytree(prepared, root)

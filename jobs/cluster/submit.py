@@ -23,8 +23,8 @@ from jobs.cluster.allocation import process_gone, process_label
 from jobs.cluster.profile import Profile, Resources
 from jobs.cluster.queue import Queue, look
 from jobs.cluster.stage_job import StageJob
-from jobs.history import note_plan
-from jobs.journal import logs_folder
+from jobs.monitoring.history import note_plan
+from jobs.monitoring.progress_file import logs_folder
 from jobs.planning import snapshot
 from jobs.planning.plan import Array, Plan, job_name
 from jobs.planning.planner import make_plan

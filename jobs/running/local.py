@@ -21,11 +21,12 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jobs import history, journal
 from jobs.cluster.allocation import process_gone, process_label
 from jobs.cluster.profile import Profile
-from jobs.journal import FOREGROUND
-from jobs.logs import tail
+from jobs.monitoring import history
+from jobs.monitoring import progress_file as journal
+from jobs.monitoring.logs import tail
+from jobs.monitoring.progress_file import FOREGROUND
 from jobs.planning import snapshot
 from jobs.planning.plan import Array, Plan
 from jobs.planning.planner import tasks_of

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jobs.cluster.allocation import Allocation, process_gone, process_label
 from jobs.console import say
-from jobs.journal import Journal, logs_folder, progress_mark
+from jobs.monitoring.progress_file import Journal, logs_folder, progress_mark
 from pipeline.config import Config
 from pipeline.core import provenance
 from pipeline.core.error_translation import explain

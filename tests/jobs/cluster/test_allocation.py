@@ -22,7 +22,7 @@ from jobs.cluster.allocation import (
     process_gone,
     process_label,
 )
-from jobs.journal import IDLE_RESTARTS, Journal, progress_mark, read
+from jobs.monitoring.progress_file import IDLE_RESTARTS, Journal, progress_mark, read
 from jobs.planning.snapshot import record, source, take
 from pipeline.core.errors import UserError
 

@@ -160,7 +160,7 @@ def test_a_kill_costs_at_most_an_interval_and_a_second_submit_goes_on(
 
 
 def test_a_job_that_gets_nowhere_is_given_up(run: Queued) -> None:
-    from jobs.journal import IDLE_RESTARTS, progress_mark
+    from jobs.monitoring.progress_file import IDLE_RESTARTS, progress_mark
 
     job = run.submit()["train.train"]
     run.trains(1)

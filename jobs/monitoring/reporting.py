@@ -11,9 +11,9 @@ from pathlib import Path
 
 from jobs.cluster.queue import Queue
 from jobs.console import complain
+from jobs.monitoring.status import now, survey_run
 from jobs.privacy import follow, open_like
 from jobs.running.task import prepare
-from jobs.status import now, survey_run
 from pipeline.config import Config, thaw
 from pipeline.core import provenance
 from pipeline.core.errors import CorruptInput, UserError

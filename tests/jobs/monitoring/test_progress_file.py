@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from conftest import Mount, advance, refused
 
-from jobs import history, journal, status
 from jobs.cluster.allocation import Allocation, process_gone, process_label
-from jobs.journal import Journal, speed, tell_facts, told
+from jobs.monitoring import history, status
+from jobs.monitoring import progress_file as journal
+from jobs.monitoring.progress_file import Journal, speed, tell_facts, told
 from jobs.planning.planner import make_plan
 from pipeline.config import Config
 from pipeline.core.lease import Lease
@@ -24,7 +25,7 @@ from pipeline.core.stage import Context, lease_path, run_item
 from pipeline.dag import find
 from pipeline.report.history.timeline import timeline
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[3]
 
 
 class Clock:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from conftest import AfterChecks, advance, refused
 
-from jobs import reporting
-from jobs.reporting import report_run
+from jobs.monitoring import reporting
+from jobs.monitoring.reporting import report_run
 from pipeline.config import Config, freeze
 from pipeline.core import receipt as receipts
 from pipeline.core.errors import CorruptInput, Interrupted, UserError
@@ -25,7 +25,7 @@ from pipeline.report import SO_FAR, build
 from pipeline.report.history.progress import Standing, Underway, headline, progress
 from pipeline.report.history.training_curve import read_curve
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[3]
 NAMES = [step.name for step in STEPS]
 
 

@@ -2,7 +2,7 @@
 
 What is done is in the receipts; nothing is decided by these, but one thing: they count how often in
 a row SLURM has started a task again that brought nothing new, so that it does not do so for ever.
-What they said of the attempts before goes to `jobs.history`.
+What they said of the attempts before goes to `jobs.monitoring.history`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs import history
 from jobs.cluster.allocation import Allocation, host, process_label
+from jobs.monitoring import history
 from pipeline.core.atomic_io import write_text
 from pipeline.core.disk import size
 from pipeline.core.errors import UserError

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.journal import logs_folder
+from jobs.monitoring.progress_file import logs_folder
 
 EVERY = 0.5
 # what submitit says of each task, however little there was to do
