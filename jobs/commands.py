@@ -33,8 +33,8 @@ Force = Annotated[bool, typer.Option("--force", help="Begin even if there is too
 @selecting
 def submit(chosen: Selection, force: Force = False) -> None:
     """Do what is still to do of a run; doing it twice is safe."""
+    from jobs.housekeeping.permissions import open_run
     from jobs.planning.preflight import check_packages, check_site, probe
-    from jobs.privacy import open_run
     from pipeline.config import freeze
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
@@ -95,9 +95,9 @@ def _queue(config: Config, place: Path, site: Profile, words: str) -> None:
 @selecting
 def fetch(chosen: Selection, force: Force = False) -> None:
     """Only download, corpus and base model, to be carried to where there is no internet."""
+    from jobs.housekeeping.permissions import open_run
     from jobs.planning.planner import make_plan
     from jobs.planning.preflight import probe
-    from jobs.privacy import open_run
     from jobs.running.local import run_plan
     from pipeline.config import freeze
     from pipeline.dag import survey
@@ -151,8 +151,8 @@ def run(
     batch: Annotated[bool, typer.Option("--batch", help="As a step of a SLURM batch job.")] = False,
 ) -> None:
     """Run a stage, or one step of it, in this process: by hand, or as a task of a plan."""
+    from jobs.housekeeping.permissions import follow, open_run
     from jobs.planning.plan import read_plan
-    from jobs.privacy import follow, open_run
     from jobs.running.by_hand import run_steps
     from pipeline.config import freeze
 
@@ -201,7 +201,7 @@ def status(
 @selecting
 def cancel(chosen: Selection) -> None:
     """Take a run's jobs out of the queue, but what others wait for; progress is safe."""
-    from jobs.cancel import cancel_run
+    from jobs.housekeeping.cancel import cancel_run
 
     found = cancel_run(chosen.existing(), chosen.place(), chosen.queue(strict=True))
     if found.ended:
@@ -271,7 +271,7 @@ def export(
     precision: Annotated[Precision, typer.Option(help="Of the weights.")] = "fp32",
 ) -> None:
     """Write what a run has trained as a model that anybody can load: in this process, now."""
-    from jobs.export import export_run
+    from jobs.housekeeping.export import export_run
 
     chosen = chosen.looking()
     export_run(chosen.existing(), chosen.place(), to, precision)
@@ -284,7 +284,7 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show.")] = False,
 ) -> None:
     """Remove leftovers of killed tasks, data that no run names, and chunks that none keeps."""
-    from jobs.clean import removable, remove, spent
+    from jobs.housekeeping.clean import removable, remove, spent
     from pipeline.core.disk import size
     from pipeline.core.registry import find_dataset
 

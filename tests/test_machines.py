@@ -20,7 +20,7 @@ import pytest
 import yaml
 from conftest import SMALL, Mount, refused
 
-from jobs.clean import removable
+from jobs.housekeeping.clean import removable
 from jobs.monitoring.progress_file import Journal, read
 from jobs.planning.planner import make_plan
 from pipeline.config import Config, freeze, resolve

@@ -21,8 +21,8 @@ from typing import Any
 
 from jobs.cluster.allocation import Allocation, of_slurm
 from jobs.console import complain, say, settle
+from jobs.housekeeping.permissions import follow
 from jobs.planning.plan import read_plan
-from jobs.privacy import follow
 from jobs.running.task import run_task
 from pipeline.core.error_translation import explain
 from pipeline.core.errors import Busy, Failure, Interrupted

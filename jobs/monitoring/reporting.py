@@ -11,8 +11,8 @@ from pathlib import Path
 
 from jobs.cluster.queue import Queue
 from jobs.console import complain
+from jobs.housekeeping.permissions import follow, open_like
 from jobs.monitoring.status import now, survey_run
-from jobs.privacy import follow, open_like
 from jobs.running.task import prepare
 from pipeline.config import Config, thaw
 from pipeline.core import provenance

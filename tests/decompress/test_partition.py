@@ -22,7 +22,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_frames import frames
 
-from jobs.clean import remove, spent
+from jobs.housekeeping.clean import remove, spent
 from pipeline.config import Config, freeze, resolve
 from pipeline.core import receipt
 from pipeline.core.errors import CorruptInput, Interrupted, UserError

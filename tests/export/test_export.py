@@ -22,7 +22,7 @@ from test_privacy import group as group
 from test_privacy import mode
 from test_privacy import umask as umask
 
-from jobs.export import _source, export_run
+from jobs.housekeeping.export import _source, export_run
 from pipeline.config import Config, freeze
 from pipeline.core import receipt as receipts
 from pipeline.core.errors import CorruptInput, InputError, UserError
@@ -376,7 +376,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import pipeline.core.receipt as receipt
-from jobs.export import _source, export_run
+from jobs.housekeeping.export import _source, export_run
 from pipeline.config import thaw
 seal = receipt._seal
 def kill(draft):

@@ -13,7 +13,7 @@ from conftest import advance
 from test_export import apart, in_fp32, logits, parts
 from test_train import StopAfter, metrics, result, train
 
-from jobs.export import export_run
+from jobs.housekeeping.export import export_run
 from pipeline.config import Config, freeze
 from pipeline.core.errors import Interrupted
 from pipeline.dag import find

@@ -227,7 +227,7 @@ def test_jobs_of_other_runs_that_wait_are_known(small: Small, tmp_path: Path) ->
 def test_what_other_runs_wait_for_is_not_cancelled(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs.cancel import cancel_run
+    from jobs.housekeeping.cancel import cancel_run
 
     cancelled: list[str] = []
     monkeypatch.setattr(slurm, "cancel", cancelled.extend)

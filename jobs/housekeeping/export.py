@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from jobs.console import say
-from jobs.privacy import open_like
+from jobs.housekeeping.permissions import open_like
 from pipeline.config import Config, again
 from pipeline.core import provenance
 from pipeline.core.disk import size

@@ -22,12 +22,12 @@ from queued import Queued
 from servers import FileServer, HubServer, Request
 from tiny import make_old_form
 
+from jobs.housekeeping.permissions import follow, open_run
 from jobs.planning.planner import make_plan
-from jobs.privacy import follow, open_run
 from pipeline.config import Config, freeze
 from pipeline.core.errors import UserError
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[3]
 
 
 def jobs(*words: str | Path, code: int = 0, **env: str) -> str:

@@ -1,0 +1,1 @@
+"""Cancel, clean, export, and who may read what a run leaves."""
