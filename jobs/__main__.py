@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from jobs.console import complain, settle
+from jobs.cli.console import complain, settle
 from pipeline.core.error_translation import explain
 from pipeline.core.errors import Failure, Interrupted
 
@@ -19,7 +19,7 @@ from pipeline.core.errors import Failure, Interrupted
 def main() -> None:
     """Run the command; a failure becomes one line and an exit code."""
     try:
-        from jobs.commands import app
+        from jobs.cli.commands import app
 
         app(standalone_mode=False)
     except Failure as error:

@@ -17,8 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from tiny import POSITIONS
 
+from jobs.cli.run_selection import Selection
 from jobs.planning.preflight import check_device
-from jobs.selection import Selection
 from pipeline import dag
 from pipeline.config import (
     Config,

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.cli.console import complain, say, settle
 from jobs.cluster.allocation import Allocation, of_slurm
-from jobs.console import complain, say, settle
 from jobs.housekeeping.permissions import follow
 from jobs.planning.plan import read_plan
 from jobs.running.task import run_task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jobs.console import say
+from jobs.cli.console import say
 from jobs.housekeeping.permissions import open_like
 from pipeline.config import Config, again
 from pipeline.core import provenance

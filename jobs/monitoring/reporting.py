@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from jobs.cli.console import complain
 from jobs.cluster.queue import Queue
-from jobs.console import complain
 from jobs.housekeeping.permissions import follow, open_like
 from jobs.monitoring.status import now, survey_run
 from jobs.running.task import prepare

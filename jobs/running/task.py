@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jobs.cli.console import say
 from jobs.cluster.allocation import Allocation, process_gone, process_label
-from jobs.console import say
 from jobs.monitoring.progress_file import Journal, logs_folder, progress_mark
 from pipeline.config import Config
 from pipeline.core import provenance

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from jobs.console import complain, settle
-from jobs.selection import Selection, selecting
+from jobs.cli.console import complain, settle
+from jobs.cli.run_selection import Selection, selecting
 from pipeline.core.errors import InputError
 from pipeline.core.redaction import redact_all
 from pipeline.modeling.loading import Precision

@@ -20,7 +20,7 @@ from servers import FileServer
 
 from pipeline.config import Config, freeze
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[3]
 Jobs = Callable[..., subprocess.CompletedProcess[str]]
 
 

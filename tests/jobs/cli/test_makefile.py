@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.selection import Selection
+from jobs.cli.run_selection import Selection
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 HOSTILE = "-a b'c\"é $HOME $(id) `id` \\"
 # Stands in for an interpreter: agrees that every package is there, and notes what it is to run.
 RECORDER = """#!/bin/sh
