@@ -571,7 +571,7 @@ def test_a_package_that_is_not_there_is_told_with_the_remedy(
 
 
 def test_a_package_of_ours_that_is_missing_is_a_defect(tmp_path: Path) -> None:
-    assert explain(ModuleNotFoundError("x", name="pipeline.data.none"), tmp_path) is None
+    assert explain(ModuleNotFoundError("x", name="pipeline.core.none"), tmp_path) is None
     broken = explain(ImportError("libcudart.so.12: cannot open shared object file"), tmp_path)
     assert broken is not None
     assert "a package fails: libcudart.so.12: cannot open shared object file (in " in broken.what

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow  # every test starts a Python with the hub's libra
 Run = Callable[[HubServer, str], dict[str, Any]]
 START = """
 import json, pathlib
-from pipeline.data import hub, rows
+from pipeline.download import hub, hub_dataset as rows
 from pipeline.download.transport import Patience
 from pipeline.core.errors import Failure, Interrupted
 from pipeline.core.registry import Dataset

@@ -225,7 +225,7 @@ def test_a_fault_of_one_is_skipped_by_both(
 
 @pytest.mark.parametrize(
     "writes",
-    ["checkpoint.save", "journal.Journal.sample", "training.publish"],
+    ["checkpoint.save", "metrics_log.Journal.sample", "run.publish"],
     ids=["checkpoint", "sample", "product"],
 )
 def test_where_writing_fails_all_fail_alike(
@@ -234,7 +234,7 @@ def test_where_writing_fails_all_fail_alike(
     def full(*args: Any) -> None:
         raise Failure("the disk is full")
 
-    monkeypatch.setattr(f"pipeline.model.{writes}", full)
+    monkeypatch.setattr(f"pipeline.train.{writes}", full)
     both = together(tmp_path, training(small(), root))
     assert both == [{"error": "Failure", "reason": "the disk is full"}] * 2
 

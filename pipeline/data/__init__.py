@@ -1,1 +1,0 @@
-"""The data's way: records, encoder, shards, packing, order."""

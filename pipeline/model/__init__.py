@@ -1,1 +1,0 @@
-"""The model's way: source, loading, loss, loop, checkpoints, scoring."""

@@ -1,1 +1,0 @@
-"""The five stages; each module holds one stage's settings, steps and nothing else."""
