@@ -40,9 +40,9 @@ from tests.cluster.fixture import Cluster
 MB = 2.0
 TIMEOUT = 7200.0
 WORDS = (
-    "train.length=128", "train.batch=4", "train.micro_batch=1", "train.checkpoint_every=50",
+    "train.sequence_length=128", "train.batch_size=4", "train.micro_batch_size=1", "train.checkpoint_every=50",
     "train.validate_every=200", "train.validation_documents=4", "train.validation_tokens=2000",
-    "train.sample_tokens=8", "train.lr=1e-3", "train.dropout=0.1",
+    "train.sample_tokens=8", "train.lr=1e-3", "train.lora_dropout=0.1",
 )  # fmt: skip
 
 

@@ -93,10 +93,19 @@ def test_every_recipe_resolves(name: str) -> None:
 def test_the_recipe_of_the_first_project_is_its_settings() -> None:
     train = resolve("nih", recipe="original").train
     assert (train.method, train.precision, train.packing) == ("full", "fp16", "pad")
-    assert (train.lr, train.lr * train.floor) == (5e-4, 5e-5)
-    assert (train.betas, train.eps, train.decay, train.clip) == ((0.9, 0.95), 1e-8, 0.01, 1.0)
-    assert (train.micro_batch, train.batch // train.micro_batch, train.length) == (64, 4, 512)
-    assert (train.epochs, train.warmup, train.schedule) == (8, 0.003, "cosine")
+    assert (train.lr, train.lr * train.min_lr_ratio) == (5e-4, 5e-5)
+    assert (train.betas, train.eps, train.weight_decay, train.max_grad_norm) == (
+        (0.9, 0.95),
+        1e-8,
+        0.01,
+        1.0,
+    )
+    assert (
+        train.micro_batch_size,
+        train.batch_size // train.micro_batch_size,
+        train.sequence_length,
+    ) == (64, 4, 512)
+    assert (train.epochs, train.warmup_ratio, train.schedule) == (8, 0.003, "cosine")
     lora = resolve("nih", recipe="original-lora").train
     assert (lora.rank, lora.alpha, lora.dropout, lora.threshold) == (16, 32, 0.2, 3.0)
     assert (lora.targets, lora.keep) == (("q_proj", "v_proj"), ("lm_head",))
@@ -228,12 +237,12 @@ def test_a_name_that_is_near_to_none_is_told_with_all() -> None:
         ("train.lr=0", "train.lr = 0: Input should be greater than 0"),
         ("train.lr=.inf", "train.lr = inf: Input should be a finite number"),
         ("train.lr=.nan", "train.lr = nan: Input should be a finite number"),
-        ("train.batch=many", "train.batch = 'many': Input should be a valid integer"),
-        ("train.batch=1.5", "train.batch = 1.5: Input should be a valid integer"),
+        ("train.batch_size=many", "train.batch_size = 'many': Input should be a valid integer"),
+        ("train.batch_size=1.5", "train.batch_size = 1.5: Input should be a valid integer"),
         ("train.method=ful", "train.method = 'ful': Input should be 'lora' or 'full'"),
         ("train.gradient_checkpointing=maybe", "train.gradient_checkpointing = 'maybe': Input"),
         ("train.betas=[1,2,3]", "train.betas = [1, 2, 3]: Tuple should have at most 2 items"),
-        ("train.keep=lm_head", "train.keep = 'lm_head': Input should be a list such as [a,b]"),
+        ("train.unquantized_modules=lm_head", "train.unquantized_modules = 'lm_head': Input should be a list such as [a,b]"),
         ("tokenize.validation=fast", "'fast': Input should be 'auto' or a valid number"),
         ("tokenize.validation=0.7", "tokenize: validation and test must lie between 0 and 0.5"),
         ("train=5", "train = 5: Input should be a valid dictionary"),
@@ -257,19 +266,22 @@ def test_a_wrong_setting_is_told_with_its_name_value_and_rule(word: str, told: s
         (["train.method=full", "train.weights=bf16"], "use train.weights=fp32, which"),
         (["train.tokens=5", "train.epochs=1"], "at most one of train.tokens, train.epochs"),
         (["train.steps=5", "train.epochs=1"], "at most one of train.tokens, train.epochs"),
-        (["train.batch=4"], "train.micro_batch=8 is more than train.batch=4"),
+        (["train.batch_size=4"], "train.micro_batch_size=8 is more than train.batch_size=4"),
         (["train.attention=flash", "train.precision=fp32"], "flash computes in bf16 or fp16 only"),
         (["train.lr=1", "train.lr.x=2"], "goes into lr, which another word sets to 1"),
         (["model.path=/x"], "name exactly one of repo, path, package"),
-        (["train.length=4096"], "train.length=4096 is longer than the model's context of 2048"),
+        (
+            ["train.sequence_length=4096"],
+            "train.sequence_length=4096 is longer than the model's context of 2048",
+        ),
         (["evaluate.context=4096"], "evaluate.context=4096 is longer than the model's context of"),
         (["evaluate.stride=2000"], "evaluate.stride=2000 is more than the 1024 tokens that are"),
         (
-            ["train.targets=[q_prog]"],
+            ["train.lora_targets=[q_prog]"],
             "for adapters to go into. did you mean q_proj?",
         ),
         (
-            ["train.targets=[fc1,attn.c_attn]"],
+            ["train.lora_targets=[fc1,attn.c_attn]"],
             "no module attn.c_attn for adapters to go",
         ),
     ],
@@ -309,8 +321,10 @@ def test_what_needs_a_gpu_to_be_scored_is_refused_before_it_is_trained() -> None
 def test_the_context_of_a_local_model_is_known(models: Callable[[str], Path]) -> None:
     for family in ("opt", "gpt2", "llama"):
         with pytest.raises(UserError, match=f"context of {POSITIONS}"):
-            resolve("nih", str(models(family)), overrides=[f"train.length={POSITIONS + 1}"])
-        config = resolve("nih", str(models(family)), "original", ["train.length=128"])
+            resolve(
+                "nih", str(models(family)), overrides=[f"train.sequence_length={POSITIONS + 1}"]
+            )
+        config = resolve("nih", str(models(family)), "original", ["train.sequence_length=128"])
         assert config.train.window(config.model.context) == 128
         assert resolve("nih", str(models(family))).train.window(POSITIONS) == POSITIONS
 
@@ -320,15 +334,15 @@ def test_the_modules_of_a_local_model_are_known(
 ) -> None:
     for family, there in (("opt", "q_proj"), ("gpt2", "attn.c_attn"), ("llama", "gate_proj")):
         with pytest.raises(UserError, match="has no module query_key_value"):
-            resolve("nih", str(models(family)), overrides=["train.targets=[query_key_value]"])
-        resolve("nih", str(models(family)), overrides=[f"train.targets=[{there},lm_head]"])
+            resolve("nih", str(models(family)), overrides=["train.lora_targets=[query_key_value]"])
+        resolve("nih", str(models(family)), overrides=[f"train.lora_targets=[{there},lm_head]"])
     for odd in ("ln_1", "input_layernorm", "embed_positions"):
         with pytest.raises(UserError, match=f"no module {odd} for adapters to go into"):
-            resolve("nih", str(models("opt")), overrides=[f"train.targets=[{odd}]"])
+            resolve("nih", str(models("opt")), overrides=[f"train.lora_targets=[{odd}]"])
     shutil.copy(models("opt") / "config.json", tmp_path)
-    resolve("nih", str(tmp_path), overrides=["train.targets=[a]"])  # who knows
+    resolve("nih", str(tmp_path), overrides=["train.lora_targets=[a]"])  # who knows
     (tmp_path / "model.safetensors").write_bytes(b"cut off")
-    resolve("nih", str(tmp_path), overrides=["train.targets=[a]"])
+    resolve("nih", str(tmp_path), overrides=["train.lora_targets=[a]"])
 
 
 @pytest.mark.parametrize("name", registry.ids("models"))
@@ -355,10 +369,10 @@ def test_what_was_typed_stands_above_the_configuration(
     freeze(config, tmp_path)
     assert begun_by(run) == ""
     line = Selection(
-        dataset="nih", name="try", root="/my runs", words=["train.lr=1", "train.targets=[a,b]"]
+        dataset="nih", name="try", root="/my runs", words=["train.lr=1", "train.lora_targets=[a,b]"]
     ).line()
     assert line == (
-        "make pipeline DATASET=nih NAME=try RUNS='/my runs' ARGS='train.lr=1 train.targets=[a,b]'"
+        "make pipeline DATASET=nih NAME=try RUNS='/my runs' ARGS='train.lr=1 train.lora_targets=[a,b]'"
     )
     freeze(config, tmp_path, line)
     freeze(config, tmp_path)
@@ -368,14 +382,16 @@ def test_what_was_typed_stands_above_the_configuration(
     freeze(config, tmp_path, "make pipeline ARGS='dataset.urls=[https://host/x?sig=s3cret]'")
     assert begun_by(run) == line, "these cannot be typed as they would stand there"
     assert thaw(run / "config.yaml") == config
-    assert Selection(dataset="nih", words=["train.keep=[a, b]"]).line() == "", "make would split it"
+    assert Selection(dataset="nih", words=["train.unquantized_modules=[a, b]"]).line() == "", (
+        "make would split it"
+    )
     (run / "config.yaml").write_text("# notes of my own\nname: try\n")
     assert begun_by(run) == ""
 
 
 def test_every_mistake_is_told_and_not_only_the_first() -> None:
-    told = refused("train.lrr=1", "train.batch=many", "decompres.level=1")
-    for name in ("train.lrr", "train.batch", "decompres"):
+    told = refused("train.lrr=1", "train.batch_size=many", "decompres.level=1")
+    for name in ("train.lrr", "train.batch_size", "decompres"):
         assert name in told
 
 
@@ -440,11 +456,13 @@ def test_a_run_is_named_by_what_is_not_the_default() -> None:
 @given(st.lists(st.text("aé/ \t$'", min_size=1, max_size=30), min_size=1, max_size=8))
 def test_a_long_name_is_shortened_and_still_tells_runs_apart(keep: list[str]) -> None:
     name, other = (
-        words(f"train.keep={yaml.safe_dump(value, default_flow_style=True, width=10**6)}").name
+        words(
+            f"train.unquantized_modules={yaml.safe_dump(value, default_flow_style=True, width=10**6)}"
+        ).name
         for value in (keep, [*keep, "b"])
     )
     assert name != other
-    assert name.startswith("nih+train.keep=")
+    assert name.startswith("nih+train.unquantized_modules=")
     for each in (name, other):
         assert len(each) <= 80
         assert not {*" /\t\n"} & {*each}
@@ -457,19 +475,21 @@ def test_a_frozen_configuration_comes_back_as_it_was(tmp_path: Path) -> None:
     for config in (
         resolve("nih"),
         resolve("law", "gpt2", "original", ["train.lr=1e-5", "train.betas=[0.8, 0.999]"], "x"),
-        words("train.keep=[a, '1e5', 'null', 'é']", 'model.revision="007"'),
+        words("train.unquantized_modules=[a, '1e5', 'null', 'é']", 'model.revision="007"'),
     ):
         assert thaw(freeze(config, tmp_path)) == config
 
 
 def test_a_name_that_stands_for_another_configuration_is_refused(tmp_path: Path) -> None:
     freeze(resolve("nih", name="try"), tmp_path)
-    other = resolve("nih", "gpt2", overrides=["train.lr=1", "train.keep=[x]"], name="try")
+    other = resolve(
+        "nih", "gpt2", overrides=["train.lr=1", "train.unquantized_modules=[x]"], name="try"
+    )
     with pytest.raises(UserError, match="run 'try' exists with another configuration") as caught:
         freeze(other, tmp_path)
     told = str(caught.value)
     assert "train.lr: 0.0002 there, 1.0 now" in told
-    assert "train.keep: [] there, ['x'] now" in told
+    assert "train.unquantized_modules: [] there, ['x'] now" in told
     assert "model.id: 'opt-125m' there, 'gpt2' now" in told
     assert told.endswith(f"choose another NAME, or begin anew: rm -r {tmp_path / 'runs' / 'try'}")
     assert "train.seed" not in told

@@ -175,7 +175,7 @@ def _learned(train: TrainConfig, parameters: float) -> float:
     """
     if train.method == "full" or not parameters:
         return parameters
-    return 1.5 * train.rank * parameters / (16 / 3 * parameters) ** (1 / 3)
+    return 1.5 * train.lora_rank * parameters / (16 / 3 * parameters) ** (1 / 3)
 
 
 def _sizes(config: Config, root: Path, nodes: Mapping[str, Node], probed: int | None) -> Known:

@@ -135,7 +135,9 @@ def _load(config: Config, inputs: Inputs, device: torch.device) -> Any:
         trained.verify(best)
         adapter = best if trained.facts["method"] == "lora" else None
         folder = folder if adapter else best
-    model = load.load_base(folder, settings.weights, device, settings.threshold, settings.keep)
+    model = load.load_base(
+        folder, settings.weights, device, settings.int8_threshold, settings.unquantized_modules
+    )
     return load.load_adapter(model, adapter) if adapter else model
 
 

@@ -123,11 +123,13 @@ def _opening(config: Config, trained: dict[str, Any], report: dict[str, Any] | N
 def _training(config: Config, trained: dict[str, Any], precision: str) -> dict[str, str]:
     train = config.train
     lora = trained["method"] == "lora"
-    targets = train.targets if isinstance(train.targets, str) else ", ".join(train.targets)
-    method = f"LoRA: rank {train.rank}, alpha {train.alpha:g}, dropout {train.dropout:g}, {targets}"
+    targets = (
+        train.lora_targets if isinstance(train.lora_targets, str) else ", ".join(train.lora_targets)
+    )
+    method = f"LoRA: rank {train.lora_rank}, alpha {train.lora_alpha:g}, dropout {train.lora_dropout:g}, {targets}"
     fp32 = "fp32" if precision == "fp32" else f"fp32, then rounded to {precision}"
     return {
-        "method": method if lora else f"all weights, dropout {train.dropout:g}",
+        "method": method if lora else f"all weights, dropout {train.model_dropout:g}",
         "weights that learned": f"{count(trained['trainable'])} of {count(trained['parameters'])}",
         "base while training": f"{train.weights}, computed in {trained['precision']}",
         "weights here": f"{fp32}{', merged into the full-precision base' * lora}",
@@ -135,8 +137,8 @@ def _training(config: Config, trained: dict[str, Any], precision: str) -> dict[s
         "chosen": f"step {count(trained['best_step'])}, of lowest validation loss "
         f"({number(trained['best_loss'])} nats a token)",
         "optimizer": f"{train.optimizer}, learning rate {train.lr:g} ({train.schedule}, warm-up "
-        f"{train.warmup:g} of the steps), decay {train.decay:g}, clipped at {train.clip:g}",
-        "batch": f"{count(train.batch)} windows a step, packed ({train.packing}); no token sees "
+        f"{train.warmup_ratio:g} of the steps), decay {train.weight_decay:g}, clipped at {train.max_grad_norm:g}",
+        "batch": f"{count(train.batch_size)} windows a step, packed ({train.packing}); no token sees "
         "another document",
         "seed": str(train.seed),
     }

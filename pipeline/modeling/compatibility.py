@@ -77,7 +77,7 @@ def check_windows(model: Any, device: torch.device, precision: Precision, length
         raise UserError(
             f"windows of {length} slots are longer than the {reach} tokens that layers of this "
             "model look back, which the mask of a training does not know of",
-            f"use train.length={reach}",
+            f"use train.sequence_length={reach}",
         )
     if _beside(model, device, precision, flash) > APART:
         raise UserError(

@@ -261,8 +261,8 @@ def add_lora(
         return peft.get_peft_model(model, config)
     except ValueError as error:
         named = targets if isinstance(targets, str) else f"[{','.join(targets)}]"
-        why = f"train.targets={named} cannot have adapters: {error}".rstrip(".")
-        raise UserError(why, "use train.targets=all-linear") from None
+        why = f"train.lora_targets={named} cannot have adapters: {error}".rstrip(".")
+        raise UserError(why, "use train.lora_targets=all-linear") from None
 
 
 def load_adapter(model: Any, folder: Path) -> Any:

@@ -249,7 +249,9 @@ def _more_rank(report: dict[str, Any]) -> Told | None:
     if report["verdict"]["outcome"] not in ("better", "undecided"):
         return None
     values = report["settings"]["values"]["train"]
-    words = f"train.rank={2 * values['rank']} train.alpha={2 * values['alpha']:g}"
+    words = (
+        f"train.lora_rank={2 * values['lora_rank']} train.lora_alpha={2 * values['lora_alpha']:g}"
+    )
     return {
         "what": "more weights that learn",
         "text": f"Only {100 * training['trainable'] / training['parameters']:.1f} % of the weights "

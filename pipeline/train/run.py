@@ -52,10 +52,10 @@ def train(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     ranks = join(ctx, device, lambda: ctx.has(item.name) is not None)
     if ranks is None:
         return
-    if ranks.world > settings.batch:
+    if ranks.world > settings.batch_size:
         raise UserError(
-            f"{ranks.world} ranks cannot share the {settings.batch} windows of a step",
-            f"use a larger train.batch, or at most {settings.batch} GPUs",
+            f"{ranks.world} ranks cannot share the {settings.batch_size} windows of a step",
+            f"use a larger train.batch_size, or at most {settings.batch_size} GPUs",
         )
     base, base_receipt = inputs["download.model"].one()
     ranks.lead(lambda: base_receipt.verify(base))
@@ -71,7 +71,7 @@ def train(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     family.check_head(model, device, precision)
     family.check_windows(model, device, precision, data.packing.length)
     optimizer = optimizers.make_optimizer(
-        model, settings.optimizer, settings.betas, settings.eps, settings.decay
+        model, settings.optimizer, settings.betas, settings.eps, settings.weight_decay
     )
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     if unit:
@@ -83,16 +83,16 @@ def train(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         scaler,
         device,
         precision,
-        settings.clip,
-        Guard(settings.patience, settings.spike),
+        settings.max_grad_norm,
+        Guard(settings.max_skipped_in_a_row, settings.spike_factor),
         torch.compile(load.backbone(model)[0]) if settings.compile else None,
         ranks,
         settings.seed,
     )
-    warmup = math.ceil(settings.warmup * total)
+    warmup = math.ceil(settings.warmup_ratio * total)
 
     def rate(step: int) -> float:
-        shape = settings.floor, warmup, settings.schedule, settings.cycles
+        shape = settings.min_lr_ratio, warmup, settings.schedule, settings.cycles
         return schedules.rate(step, total, settings.lr, *shape)
 
     plan = loop.Plan(
@@ -100,13 +100,13 @@ def train(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
         settings.validate_every,
         settings.checkpoint_every,
         rate,
-        settings.micro_batch,
-        settings.stop_after,
+        settings.micro_batch_size,
+        settings.early_stopping_patience,
         settings.rollbacks,
     )
     clerk = Clerk(config, ctx, base, data, learner, state)
     ctx.log(
-        f"{total} steps of {settings.batch} × {data.packing.length} slots, from step {state.step}; "
+        f"{total} steps of {settings.batch_size} × {data.packing.length} slots, from step {state.step}; "
         f"{sum(p.numel() for p in checkpoint.trainable(model).values()):,} weights learn; "
         f"{settings.weights} weights, {state.precision} on {ranks.world} × {device}"
     )
@@ -144,7 +144,7 @@ def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context, ranks: Ra
     return Data(
         train,
         packing,
-        Order(len(packing), settings.batch, settings.seed),
+        Order(len(packing), settings.batch_size, settings.seed),
         ranks,
         validation,
         choose(validation, settings.validation_documents, settings.validation_tokens),
@@ -156,15 +156,20 @@ def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context, ranks: Ra
 def _model(config: Config, base: Path, device: Any, attention: Attention, length: int) -> Any:
     settings = config.train
     lora = settings.method == "lora"
-    how = settings.weights, device, settings.threshold, settings.keep
-    dropout = 0.0 if lora else settings.dropout
+    how = settings.weights, device, settings.int8_threshold, settings.unquantized_modules
+    dropout = settings.model_dropout
     model = load.load_base(base, *how, dropout=dropout, attention=attention)
     if settings.gradient_checkpointing:
         # the reentrant kind cuts the graph of a frozen base: nothing would learn
         model.activation_checkpointing_enable({"use_reentrant": False})
     if lora:
         settings.aim(family.matrices(model))
-        adapters = settings.rank, settings.alpha, settings.dropout, settings.targets
+        adapters = (
+            settings.lora_rank,
+            settings.lora_alpha,
+            settings.lora_dropout,
+            settings.lora_targets,
+        )
         return load.add_lora(model, *adapters, seed=settings.seed)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -177,4 +182,4 @@ def _steps(settings: TrainConfig, packing: Packing) -> int:
         return settings.steps
     tokens = settings.tokens or min(packing.pairs, DEFAULT_TOKENS)
     windows = len(packing) * (settings.epochs or tokens / packing.pairs)
-    return max(1, math.ceil(round(windows / settings.batch, 6)))
+    return max(1, math.ceil(round(windows / settings.batch_size, 6)))

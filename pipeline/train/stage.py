@@ -30,27 +30,30 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class TrainConfig(Section):
     """How the model learns.
 
-    `method`: adapters, or all weights. `weights`: how the frozen base is kept. `threshold`, `keep`:
-    outlier threshold of LLM.int8, and modules left unquantized. `rank`, `alpha`, `dropout`,
-    `targets`: of LoRA, but under method full `dropout` is the model's; targets are module names, or
-    all-linear.
+    `method`: adapters, or all weights. `weights`: how the frozen base is kept. `int8_threshold`:
+    outlier threshold of LLM.int8(). `unquantized_modules`: modules kept out of quantization.
+    `lora_rank`, `lora_alpha`, `lora_dropout`, `lora_targets`: the adapters; targets are module
+    names, or all-linear. `model_dropout`: dropout of the model itself, under method full.
 
-    `lr`: peak; `floor`: share of it at the end; `warmup`: share of the steps; `cycles`: how often
-    a cyclic rate falls. `decay`: of matrices.
+    `lr`: peak learning rate. `min_lr_ratio`: share of it at the end. `warmup_ratio`: share of the
+    steps. `cycles`: how often a cyclic schedule falls. `weight_decay`: of matrices only.
+    `max_grad_norm`: gradients are clipped to this global norm.
 
-    `spike`: a step whose perplexity or gradient norm is that many times its running median is
-    skipped, as is one that is not finite; null lets it pass. After more than `patience` in a row
-    training goes back to the last good checkpoint, `rollbacks` times at most, each time with
-    `rollback_rate` of the learning rate.
+    `spike_factor`: a step whose perplexity or gradient norm is this many times its running median
+    is skipped, as is a step that is not finite; null turns this off. After more than
+    `max_skipped_in_a_row` training returns to the last good checkpoint, at most `rollbacks` times,
+    each time with `rollback_rate` of the learning rate.
 
-    `length`: slots of a window; None is the model's context, at most 1,024. `batch`: windows of an
-    optimizer step; `micro_batch`: of a forward pass. At most one of `tokens`, `epochs`, `steps`
-    sets the length of the training; without any it is one epoch, at most 500 M tokens.
+    `sequence_length`: tokens of a window; None is the model's context, at most 1,024.
+    `batch_size`: windows of an optimizer step; `micro_batch_size`: windows of a forward pass. At
+    most one of `tokens`, `epochs`, `steps` sets the length of the training; without any it is one
+    epoch, at most 500 M tokens.
 
-    `attention`, `compile` (by torch): how the model is computed; as with `micro_batch` and the kind
-    of GPU, results agree to rounding.
+    `attention`, `compile` (torch.compile): how the model is computed; as with `micro_batch_size`
+    and the type of GPU, results agree to rounding.
 
-    `stop_after`: end after so many validations in a row without a better loss; null: never.
+    `early_stopping_patience`: stop after this many validations in a row without a better loss;
+    null: never.
     `validate_every`, `checkpoint_every`: in steps. `validation_documents`: lowest text hash first,
     those that fit into `validation_tokens`. `sample_tokens`: written on at each validation.
     `tensorboard`: whether that package, which is optional, is to show what metrics.jsonl holds.
@@ -58,33 +61,34 @@ class TrainConfig(Section):
 
     method: Literal["lora", "full"] = "lora"
     weights: load.Weights = "int8"
-    threshold: float = Field(6.0, ge=0)
-    keep: tuple[str, ...] = ()
+    int8_threshold: float = Field(6.0, ge=0)
+    unquantized_modules: tuple[str, ...] = ()
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    lora_rank: int = Field(16, ge=1)
+    lora_alpha: float = Field(32, gt=0)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    model_dropout: float = Field(0.0, ge=0, lt=1)
 
     optimizer: optimizers.Kind = "adamw"
     lr: float = Field(2e-4, gt=0)
-    floor: float = Field(0.1, ge=0, le=1)
-    warmup: float = Field(0.03, ge=0, lt=1)
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
     schedule: schedules.Kind = "cosine"
     cycles: int = Field(4, ge=1)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
-    decay: float = Field(0.01, ge=0)
-    clip: float = Field(1.0, gt=0)
-    spike: float | None = Field(10.0, gt=1)
-    patience: int = Field(5, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    spike_factor: float | None = Field(10.0, gt=1)
+    max_skipped_in_a_row: int = Field(5, ge=0)
     rollbacks: int = Field(2, ge=0)
     rollback_rate: float = Field(0.5, gt=0, lt=1)
 
-    length: int | None = Field(None, ge=8)
+    sequence_length: int | None = Field(None, ge=8)
     packing: Literal["best-fit", "pad"] = "best-fit"
-    batch: int = Field(64, ge=1)
-    micro_batch: int = free(8, ge=1)
+    batch_size: int = Field(64, ge=1)
+    micro_batch_size: int = free(8, ge=1)
     tokens: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     steps: int | None = Field(None, ge=1)
@@ -95,7 +99,7 @@ class TrainConfig(Section):
     compile: bool = free(False)
 
     validate_every: int = Field(100, ge=1)
-    stop_after: int | None = Field(None, ge=1)
+    early_stopping_patience: int | None = Field(None, ge=1)
     validation_documents: int = Field(200, ge=1)
     validation_tokens: int | None = Field(None, ge=1)
     sample_tokens: int = free(40, ge=1)
@@ -115,6 +119,16 @@ class TrainConfig(Section):
                 "smaller than the 8 bits of a bf16 weight can show, and no fp32 copy is kept; use "
                 "train.weights=fp32, which computes in bf16, too (train.precision)"
             )
+        if self.method == "full" and self.lora_dropout:
+            raise ValueError(
+                "train.lora_dropout is for adapters, and train.method=full has none; use "
+                f"train.model_dropout={self.lora_dropout:g}"
+            )
+        if self.method == "lora" and self.model_dropout:
+            raise ValueError(
+                "train.model_dropout needs train.method=full: with adapters the model itself is "
+                f"frozen; use train.lora_dropout={self.model_dropout:g}"
+            )
         if self.attention == "flash" and self.precision == "fp32":
             raise ValueError(
                 "train.attention=flash computes in bf16 or fp16 only; use train.precision=auto, or "
@@ -122,9 +136,9 @@ class TrainConfig(Section):
             )
         if [self.tokens, self.epochs, self.steps].count(None) < 2:
             raise ValueError("set at most one of train.tokens, train.epochs, train.steps")
-        if self.micro_batch > self.batch:
+        if self.micro_batch_size > self.batch_size:
             raise ValueError(
-                f"train.micro_batch={self.micro_batch} is more than train.batch={self.batch}, the "
+                f"train.micro_batch_size={self.micro_batch_size} is more than train.batch_size={self.batch_size}, the "
                 "windows of a whole optimizer step"
             )
         return self
@@ -135,12 +149,12 @@ class TrainConfig(Section):
         Raises:
             UserError: `length` is more than that.
         """
-        if self.length and context and self.length > context:
+        if self.sequence_length and context and self.sequence_length > context:
             raise UserError(
-                f"train.length={self.length} is longer than the model's context of {context}",
-                f'use ARGS="train.length={context}"',
+                f"train.sequence_length={self.sequence_length} is longer than the model's context of {context}",
+                f'use ARGS="train.sequence_length={context}"',
             )
-        return self.length or min(LONGEST, context or LONGEST)
+        return self.sequence_length or min(LONGEST, context or LONGEST)
 
     def aim(self, modules: Sequence[str]) -> None:
         """Compare `targets` with the modules of a model, if any are known.
@@ -151,11 +165,13 @@ class TrainConfig(Section):
         Raises:
             UserError: There is no such module.
         """
-        wanted = () if isinstance(self.targets, str) or self.method == "full" else self.targets
+        wanted = (
+            () if isinstance(self.lora_targets, str) or self.method == "full" else self.lora_targets
+        )
         for name in wanted if modules else ():
             if not any(f".{m}".endswith(f".{name}") or name.endswith(f".{m}") for m in modules):
                 raise UserError(
-                    f"train.targets: the model has no module {name} for adapters to go into",
+                    f"train.lora_targets: the model has no module {name} for adapters to go into",
                     nearest(name, sorted({module.rpartition(".")[2] for module in modules})),
                 )
 

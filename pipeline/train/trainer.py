@@ -254,7 +254,7 @@ def _step(learner: Learner, state: State, plan: Plan, hooks: Hooks) -> dict[str,
             if micro == 1:
                 raise UserError(
                     "one window at a time is too much for the GPU's memory",
-                    "use a smaller train.length, train.gradient_checkpointing=true or "
+                    "use a smaller train.sequence_length, train.gradient_checkpointing=true or "
                     "RECIPE=lora-8bit",
                 ) from None
             state.micro_batch = micro // 2

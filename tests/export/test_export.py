@@ -209,7 +209,7 @@ def test_all_weights_trained_are_exported_too(small: Small, prepared: Path, tmp_
     from transformers import AutoConfig, AutoModelForCausalLM
 
     shutil.copytree(prepared, tmp_path / "root")
-    config = small("train.method=full", "train.weights=fp32", "train.dropout=0.2")
+    config = small("train.method=full", "train.weights=fp32", "train.model_dropout=0.2")
     freeze(config, tmp_path / "root")
     advance(config, tmp_path / "root", "train.train")
     base, best = parts(config, tmp_path / "root")

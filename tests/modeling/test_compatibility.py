@@ -86,11 +86,11 @@ def test_layers_that_look_back_less_far_than_a_window_are_refused(
     shape = tiny.make_config("mistral")
     shape.sliding_window = 32
     model = made(shape, tmp_path / "model")
-    config = run_of(dataset, model, "train.length=64")
+    config = run_of(dataset, model, "train.sequence_length=64")
     advance(config, tmp_path / "root", "tokenize.seal")
     with pytest.raises(UserError, match=r"longer than the 32 tokens .* use train\.length=32"):
         train(config, tmp_path / "root")
-    assert train(run_of(dataset, model, "train.length=32"), tmp_path / "root").complete
+    assert train(run_of(dataset, model, "train.sequence_length=32"), tmp_path / "root").complete
 
 
 def test_what_carries_a_state_is_not_trained(tmp_path: Path) -> None:

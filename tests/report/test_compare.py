@@ -291,7 +291,7 @@ def two(
 ) -> Path:
     """A root with two finished runs."""
     root = Path(shutil.copytree(finished, tmp_path_factory.mktemp("two") / "root"))
-    other = small("train.lr=1e-4", "train.micro_batch=1", name="an 'other' one")
+    other = small("train.lr=1e-4", "train.micro_batch_size=1", name="an 'other' one")
     freeze(other, root)
     advance(other, root, "evaluate.report")
     return root
@@ -314,7 +314,7 @@ def test_the_command_puts_real_runs_side_by_side(two: Path) -> None:
     )
     content = json.loads((folder / "compare.json").read_text())
     assert content["differences"] == {"train.lr": [0.005, 0.0001]}
-    assert content["circumstances"] == {"train.micro_batch": [2, 1]}
+    assert content["circumstances"] == {"train.micro_batch_size": [2, 1]}
     told = content["evaluation"]["test"]
     assert told["documents"]
     assert told["tokens"]

@@ -77,7 +77,7 @@ def begun(folder: Path) -> None:
 
 def side_by_side(folder: Path) -> None:
     late = ("train.train", "evaluate.base", "evaluate.tuned")
-    names = ["nih", "nih+train.lr=0.001+train.rank=64", HOSTILE * 4, "long" * 40]
+    names = ["nih", "nih+train.lr=0.001+train.lora_rank=64", HOSTILE * 4, "long" * 40]
     runs = [
         Made(folder / str(n), -0.2 + n / 30, name=name, lr=2e-4 * 2**n).placed(*(late * (n == 3)))
         for n, name in enumerate(names)

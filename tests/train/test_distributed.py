@@ -117,7 +117,7 @@ def test_two_train_as_one_does(
 ) -> None:
     """In fp32, steps of an odd number of windows: losses and weights to rounding."""
     shutil.copytree(prepared, tmp_path / "alone")
-    config = small("train.precision=fp32", "train.batch=5", *RECIPES[recipe])
+    config = small("train.precision=fp32", "train.batch_size=5", *RECIPES[recipe])
     alone, two = train(config, tmp_path / "alone"), trained(config, root)
     for one, other in zip(steps(alone), steps(two), strict=True):
         assert one["tokens"] == other["tokens"]
@@ -157,7 +157,7 @@ def test_a_signal_to_one_stops_both_and_what_follows_is_as_it_would_have_been(
     small: Small, root: Path, prepared: Path, tmp_path: Path, rank: int
 ) -> None:
     shutil.copytree(prepared, tmp_path / "whole")
-    config = small("train.dropout=0.1")
+    config = small("train.lora_dropout=0.1")
     whole = trained(config, Path(tmp_path / "whole"))
     folder = find(config, root, "train.train").work.folder
     stops = {rank: StopAtStep(folder, 4, signal.SIGTERM)}
@@ -190,7 +190,7 @@ def test_memory_that_is_short_on_one_is_short_on_both(
     small: Small, root: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(prepared, tmp_path / "other")
-    narrow = trained(small("train.micro_batch=1"), tmp_path / "other")
+    narrow = trained(small("train.micro_batch_size=1"), tmp_path / "other")
     me = {"rank": 0}
     inject(monkeypatch, lambda step, rate, n: no_memory() if me["rank"] and n > 1 else 1.0)
     work = training(small(), root)
@@ -240,7 +240,7 @@ def test_where_writing_fails_all_fail_alike(
 
 
 def test_more_ranks_than_windows_are_refused(small: Small, root: Path, tmp_path: Path) -> None:
-    words = "train.batch=1", "train.micro_batch=1"
+    words = "train.batch_size=1", "train.micro_batch_size=1"
     both = together(tmp_path, training(small(*words), root))
     assert [outcome["error"] for outcome in both] == ["UserError"] * 2
     told = "2 ranks cannot share the 1 windows of a step"
@@ -277,7 +277,7 @@ def test_none_parts_before_all_have_met(
         met(backend, store=Slow(store) if rank else store, rank=rank, **more)
 
     monkeypatch.setattr(dist, "init_process_group", slowly)
-    words = "train.batch=1", "train.micro_batch=1"
+    words = "train.batch_size=1", "train.micro_batch_size=1"
     for number in range(4):  # which of two connects to the other is decided by their ports
         (tmp_path / str(number)).mkdir()
         both = together(tmp_path / str(number), training(small(*words), root))

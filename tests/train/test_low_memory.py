@@ -22,7 +22,7 @@ from pipeline.train.trainer import Learner
 
 WORDS = (
     "train.method=lora", "train.weights=int8", "train.gradient_checkpointing=true",
-    "train.batch=4", "train.micro_batch=1", "train.precision=bf16", "train.dropout=0.1",
+    "train.batch_size=4", "train.micro_batch_size=1", "train.precision=bf16", "train.lora_dropout=0.1",
     "train.steps=8", "train.lr=1e-2", "train.checkpoint_every=100", "train.validate_every=8",
 )  # fmt: skip
 

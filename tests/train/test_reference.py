@@ -26,10 +26,10 @@ LENGTH, BATCH, STEPS, RATE, SEED = 192, 6, 8, 3e-3, 7
 # where a gradient is nothing but rounding (keys' biases), a smaller one makes whole steps of it
 EPS = 1e-4
 WORDS = (
-    f"train.length={LENGTH}", f"train.batch={BATCH}", "train.micro_batch=2",
-    f"train.steps={STEPS}", f"train.lr={RATE}", f"train.seed={SEED}", "train.floor=0",
-    "train.weights=fp32", "train.precision=fp32", "train.decay=0.1", "train.clip=0.5",
-    "train.warmup=0.25", f"train.eps={EPS}",
+    f"train.sequence_length={LENGTH}", f"train.batch_size={BATCH}", "train.micro_batch_size=2",
+    f"train.steps={STEPS}", f"train.lr={RATE}", f"train.seed={SEED}", "train.min_lr_ratio=0",
+    "train.weights=fp32", "train.precision=fp32", "train.weight_decay=0.1", "train.max_grad_norm=0.5",
+    "train.warmup_ratio=0.25", f"train.eps={EPS}",
 )  # fmt: skip
 
 

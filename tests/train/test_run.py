@@ -99,7 +99,7 @@ def metrics(node: Node) -> list[dict[str, object]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_stopping_at_any_moment_changes_nothing(family: str, small: Small, tmp_path: Path) -> None:
-    words = ("train.dropout=0.1",)
+    words = ("train.lora_dropout=0.1",)
     config = small(*words, family=family, name="whole")
     whole = result(advance(config, tmp_path / "whole", "train.train"))
     broken = small(*words, family=family, name="broken")
@@ -213,7 +213,7 @@ def test_only_the_newest_checkpoints_and_the_best_are_kept(
     small: Small, root: Path, keep: int
 ) -> None:
     """Where all weights learn at this rate the base itself stays the best."""
-    words = ("train.method=full", "train.weights=fp32", "train.lr=0.5", "train.warmup=0")
+    words = ("train.method=full", "train.weights=fp32", "train.lr=0.5", "train.warmup_ratio=0")
     words = (*words, "train.steps=7", "train.checkpoint_every=1")
     node = train(small(*words, f"train.keep_checkpoints={keep}"), root)
     (receipt,) = node.done.values()
@@ -250,8 +250,8 @@ def test_an_adapter_is_chosen_and_a_training_ended_by_held_out_loss(
     small: Small, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At this rate the first steps go too far."""
-    words = ("train.lr=0.1", "train.warmup=0", "train.steps=30", "train.validate_every=2")
-    node = train(small(*words, "train.stop_after=1"), root)
+    words = ("train.lr=0.1", "train.warmup_ratio=0", "train.steps=30", "train.validate_every=2")
+    node = train(small(*words, "train.early_stopping_patience=1"), root)
     (receipt,) = node.done.values()
     rows = [row for row in metrics(node) if row["kind"] == "validation"]
     losses = {row["step"]: row["loss"] for row in rows}
@@ -288,7 +288,7 @@ def test_layers_are_computed_twice_where_that_saves_memory_and_nothing_else_chan
         if not place.exists():
             shutil.copytree(prepared, place)
         count[0] = 0
-        words = ("train.dropout=0.1", f"train.gradient_checkpointing={on}")
+        words = ("train.lora_dropout=0.1", f"train.gradient_checkpointing={on}")
         found.append(result(train(small(*words), place)))
         calls.append(count[0])
     layers, micro_batches, steps = 2, 2, 6
@@ -350,7 +350,7 @@ def test_another_micro_batch_continues_the_same_data_order(
     whole = train(small(), tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(small(), root, StopAfter(find(small(), root, "train.train").work.folder, 3))
-    node = train(small(f"train.micro_batch={micro_batch}"), root)
+    node = train(small(f"train.micro_batch_size={micro_batch}"), root)
     rows, wanted = ([r for r in metrics(n) if r["kind"] == "step"] for n in (node, whole))
     assert [row["tokens"] for row in rows] == [row["tokens"] for row in wanted]
     for row, other in zip(rows, wanted, strict=True):
@@ -390,7 +390,7 @@ def test_wherever_it_is_interrupted_and_however_often_it_ends_the_same(
     small: Small, prepared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Stopped after that step (positive), which saves, or killed after it (negative)."""
-    config = small("train.dropout=0.1", "train.checkpoint_every=1")
+    config = small("train.lora_dropout=0.1", "train.checkpoint_every=1")
     place = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("whole") / "root"))
     whole = result(train(config, place))
 
@@ -417,10 +417,10 @@ def test_4_bits_on_a_cpu_are_refused(small: Small, prepared: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("section", "values", "told"),
     [
-        ("train", {"targets": ("query",)}, r"no module query .*_proj"),
+        ("train", {"lora_targets": ("query",)}, r"no module query .*_proj"),
         (
             "train",
-            {"targets": ("q_proj", "layers.99.v_proj")},
+            {"lora_targets": ("q_proj", "layers.99.v_proj")},
             r"no module layers.* .*_proj",
         ),
         ("evaluate", {"context": 100_000}, r"evaluate\.context=100000 is longer than"),
@@ -454,7 +454,7 @@ def test_a_best_checkpoint_that_is_damaged_does_not_block(
     small: Small, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    config = small("train.lr=0.5", "train.warmup=0", "train.checkpoint_every=1")
+    config = small("train.lr=0.5", "train.warmup_ratio=0", "train.checkpoint_every=1")
     folder = find(config, tmp_path, "train.train").work.folder
     with pytest.raises(Interrupted):
         train(config, tmp_path, StopAfter(folder, 5))

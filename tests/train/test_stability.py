@@ -239,7 +239,12 @@ def test_weights_that_are_no_number_end_a_training_and_are_not_kept(
 
 # Going back
 
-STEPS = ("train.steps=9", "train.patience=1", "train.warmup=0", "train.schedule=constant")
+STEPS = (
+    "train.steps=9",
+    "train.max_skipped_in_a_row=1",
+    "train.warmup_ratio=0",
+    "train.schedule=constant",
+)
 
 
 def until_slower(step: int, rate: float, windows: int) -> float:
@@ -346,10 +351,10 @@ def test_where_memory_is_short_micro_batches_are_halved_and_nothing_else(
     small: Small, root: Path, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(prepared, tmp_path / "other")
-    words = ("train.batch=4", "train.dropout=0.1")
-    alone = train(small(*words, "train.micro_batch=1"), tmp_path / "other")
+    words = ("train.batch_size=4", "train.lora_dropout=0.1")
+    alone = train(small(*words, "train.micro_batch_size=1"), tmp_path / "other")
     inject(monkeypatch, lambda step, rate, windows: no_memory() if windows > 1 else 1.0)
-    node = train(small(*words, "train.micro_batch=4"), root)
+    node = train(small(*words, "train.micro_batch_size=4"), root)
     assert [row["micro_batch"] for row in kinds(metrics(node), "memory")] == [2, 1]
     tokens = [[row["tokens"] for row in kinds(metrics(n), "step")] for n in (node, alone)]
     assert tokens[0] == tokens[1], "the global batch is the same"

@@ -83,7 +83,7 @@ def test_looking_after_a_run(recorder: Path, target: str) -> None:
 def test_the_line_to_go_on_with_means_the_same_run(recorder: Path) -> None:
     flags = {"dataset": f"{HOSTILE}.yaml", "model": HOSTILE, "recipe": "lora", "profile": HOSTILE}
     flags |= {"name": HOSTILE, "file": f"/a/{HOSTILE}.zst", "root": "/tmp/my runs"}
-    words = ["train.targets=[q_proj,v_proj]", "dataset.about=it's$#1"]
+    words = ["train.lora_targets=[q_proj,v_proj]", "dataset.about=it's$#1"]
     line = shlex.split(Selection(**flags, words=words).line())
     assert line[:2] == ["make", "pipeline"]
     expected = [f"--{flag}={value}" for flag, value in flags.items()]

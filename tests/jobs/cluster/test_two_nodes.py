@@ -25,7 +25,7 @@ LONG = (
     f"train.steps={STEPS}",
     f"train.checkpoint_every={EVERY}",
     "train.validate_every=80",
-    "train.dropout=0.1",
+    "train.lora_dropout=0.1",
 )
 
 
