@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import tiny
 import yaml
 import zstandard
-from cluster.fixture import Cluster
-from cluster.fixture import cluster as cluster
-from cluster.fixture import no_scheduler as no_scheduler
-from cluster.fixture import only_where_asked_for as only_where_asked_for
-from workers import pytest_collection_modifyitems as pytest_collection_modifyitems
-from workers import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
 
 from jobs.planning import snapshot
 from pipeline.config import Config, freeze, resolve
 from pipeline.core.stage import Context, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import STEPS, Node, find
+from tests import tiny
+from tests.cluster.fixture import Cluster
+from tests.cluster.fixture import cluster as cluster
+from tests.cluster.fixture import no_scheduler as no_scheduler
+from tests.cluster.fixture import only_where_asked_for as only_where_asked_for
+from tests.workers import pytest_collection_modifyitems as pytest_collection_modifyitems
+from tests.workers import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
 
 if TYPE_CHECKING:
-    from queued import Queued
+    from tests.queued import Queued
 
 os.environ["GRISTMILL_PROFILE"] = "local"
 Mount = Callable[[Path, str], Path]
@@ -170,7 +170,7 @@ def run(
     cluster: Cluster, small: Callable[..., Config], prepared: Path, tmp_path: Path
 ) -> Iterator[Queued]:
     """A run whose data is ready, for the test cluster's queue."""
-    from queued import Queued
+    from tests.queued import Queued
 
     root = tmp_path / "the 'root' é"
     shutil.copytree(prepared, root)

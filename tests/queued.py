@@ -14,8 +14,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
-from cluster.fixture import Cluster
-from conftest import SMALL
 
 from jobs.cluster.allocation import LABEL, pid_of
 from jobs.cluster.profile import find_profile
@@ -25,6 +23,8 @@ from jobs.planning.plan import Plan, read_plan
 from pipeline.config import Config, freeze
 from pipeline.core.receipt import load
 from pipeline.dag import find
+from tests.cluster.fixture import Cluster
+from tests.conftest import SMALL
 
 HERE = Path(__file__).parent.parent
 PATIENCE = 180.0

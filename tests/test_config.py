@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
-from tiny import POSITIONS
 
 from jobs.cli.run_selection import Selection
 from jobs.planning.preflight import check_device
@@ -33,6 +32,7 @@ from pipeline.config import (
 from pipeline.core import registry
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, merge, parse_overrides
+from tests.tiny import POSITIONS
 
 SECTIONS = [name for name, field in Config.model_fields.items() if name not in ("name", "recipe")]
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SMALL, Mount, refused
 
 from jobs.housekeeping.clean import removable
 from jobs.monitoring.progress_file import Journal, read
@@ -29,6 +28,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.lease import Lease
 from pipeline.core.leftovers import sweep
 from pipeline.dag import STEPS, find, survey
+from tests.conftest import SMALL, Mount, refused
 
 HERE = Path(__file__).parent.parent
 PAGE = os.sysconf("SC_PAGE_SIZE")

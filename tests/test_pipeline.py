@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SMALL, write_corpus
 from rich.console import Console
-from servers import FileServer
 
 from jobs.running import local
+from tests.conftest import SMALL, write_corpus
+from tests.servers import FileServer
 
 HERE = Path(__file__).parent.parent
 STEPS = [

@@ -43,7 +43,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 def needs_cluster(nodeid: str) -> bool:
     """Whether a test is marked as slurm: who gives them out has seen nothing but their names."""
     path, _, name = nodeid.partition("::")
-    names = _marked(Path(__file__).with_name(Path(path).name))
+    names = _marked(Path(__file__).parents[1] / path)
     return names is None or name.partition("[")[0] in names
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Mount
 
 from pipeline.core import leftovers
 from pipeline.core import receipt as receipts
@@ -24,6 +23,7 @@ from pipeline.core.adoption import adopt
 from pipeline.core.errors import Busy, CorruptInput, Interrupted, UserError
 from pipeline.core.leftovers import sweep
 from pipeline.core.receipt import Draft, Receipt, Stamp, commit, set_aside, valid, whole
+from tests.conftest import Mount
 
 STAMP = Stamp(key="k" * 64, own="o" * 64, inputs={"corpus": "d" * 64}, code="abc")
 FORK = multiprocessing.get_context("fork")

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import FAMILIES
 
 from pipeline.dataset.packing import Batch, Packing, make_batch, pack
 from pipeline.dataset.token_cache import Corpus
 from pipeline.modeling.loss import IGNORE
+from tests.tiny import FAMILIES
 
 PREFIX, END = 0, 1
 LENGTHS = st.lists(st.integers(0, 60), max_size=60)

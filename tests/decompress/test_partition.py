@@ -17,10 +17,8 @@ import pytest
 import xxhash
 import yaml
 import zstandard
-from conftest import AfterChecks, advance, write_corpus
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from test_frames import frames
 
 from jobs.housekeeping.clean import remove, spent
 from pipeline.config import Config, freeze, resolve
@@ -37,6 +35,8 @@ from pipeline.sources import zstd_frames as frames_module
 from pipeline.sources.formats import json_lines
 from pipeline.sources.records import Lines
 from pipeline.sources.spans import Fingerprint, Span
+from tests.conftest import AfterChecks, advance, write_corpus
+from tests.sources.test_zstd_frames import frames
 
 Make = Callable[..., Config]
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from servers import FileServer
 
 from pipeline.core.disk import Room
 from pipeline.core.errors import CorruptInput, InputError, Interrupted, UserError
@@ -27,6 +26,7 @@ from pipeline.download.response import Answer, Verdict, judge
 from pipeline.download.resume import Bound, room_is_needed
 from pipeline.download.transport import Again, Patience, waiting
 from pipeline.sources.spans import Span
+from tests.servers import FileServer
 
 DATA = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(300_000)

@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 import zstandard
-from servers import HubServer, certify
-from tiny import make_old_form
 
 from pipeline.core.errors import InputError
 from pipeline.download.hub import choose
+from tests.servers import HubServer, certify
+from tests.tiny import make_old_form
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = random.Random(3).randbytes(400_000)

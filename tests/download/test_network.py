@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import FileServer, Proxy, Socks
 
 from pipeline.core.errors import InputError, Interrupted, UserError
 from pipeline.core.stop import Stop
@@ -17,6 +16,7 @@ from pipeline.download.fetch import Fetched, fetch, probe
 from pipeline.download.resume import Progress
 from pipeline.download.throttle import Pace
 from pipeline.download.transport import Patience
+from tests.servers import FileServer, Proxy, Socks
 
 DATA = random.Random(1).randbytes(300_000)
 SHA = hashlib.sha256(DATA).hexdigest()

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import AfterChecks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +28,7 @@ from pipeline.evaluate.contamination.copies import longest_copies
 from pipeline.evaluate.contamination.ngrams import N, Needles, rolling
 from pipeline.evaluate.contamination.overlap import QUOTED, THRESHOLD, find_overlap
 from pipeline.evaluate.contamination.similarity import SHINGLE, compare
+from tests.conftest import AfterChecks
 
 Document = Sequence[int]
 

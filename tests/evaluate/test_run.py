@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import advance
 
 from pipeline.config import Config
 from pipeline.core.errors import CorruptInput, Interrupted, UserError
@@ -25,6 +24,7 @@ from pipeline.evaluate.metrics import bits_per_byte, perplexity
 from pipeline.evaluate.stage import EvaluateConfig
 from pipeline.modeling import loading as load
 from pipeline.tokenize.encoder import Reference
+from tests.conftest import advance
 
 WORDS = ("evaluate.context=32", "evaluate.stride=16", "evaluate.batch_tokens=128")
 

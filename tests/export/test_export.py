@@ -17,10 +17,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import advance, refused
-from test_privacy import group as group
-from test_privacy import mode
-from test_privacy import umask as umask
 
 from jobs.housekeeping.export import _source, export_run
 from pipeline.config import Config, freeze
@@ -29,6 +25,10 @@ from pipeline.core.errors import CorruptInput, InputError, UserError
 from pipeline.dag import find
 from pipeline.export import export
 from pipeline.modeling import loading as load
+from tests.conftest import advance, refused
+from tests.jobs.housekeeping.test_permissions import group as group
+from tests.jobs.housekeeping.test_permissions import mode
+from tests.jobs.housekeeping.test_permissions import umask as umask
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("llama", "gpt2", "opt")

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_loop import batches, learner
-from test_packing import END, PREFIX, corpus_of, sequence
 
 from pipeline.core.errors import UserError
 from pipeline.dataset.packing import make_batch, pack
 from pipeline.modeling.attention import pick_attention
+from tests.dataset.test_packing import END, PREFIX, corpus_of, sequence
+from tests.train.test_trainer import batches, learner
 
 Models = Callable[[str], Path]
 FLASH = "flash_attention_2"

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from conftest import SMALL, advance
-from test_train import train
 
 from pipeline.config import Config, resolve
 from pipeline.core.errors import UserError
@@ -17,6 +14,9 @@ from pipeline.core.stage import Context, run_item
 from pipeline.dag import find
 from pipeline.modeling import compatibility as family
 from pipeline.modeling.loading import load_base
+from tests import tiny
+from tests.conftest import SMALL, advance
+from tests.train.test_run import train
 
 SIZE: dict[str, Any] = {
     "vocab_size": tiny.WORDS, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,

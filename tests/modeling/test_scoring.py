@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import WORDS, make_model
 
 from pipeline.core.errors import Interrupted
 from pipeline.core.stop import Stop
 from pipeline.evaluate.metrics import bits_per_byte, change, gap, interval, perplexity
 from pipeline.modeling import scoring as score_module
 from pipeline.modeling.scoring import Kept, Windows, score
+from tests.tiny import WORDS, make_model
 
 CONTEXT = 48
 PREFIX = 0
@@ -252,12 +252,12 @@ def test_the_interval_holds_the_truth_19_times_in_20() -> None:
 def test_two_hundred_abstracts_score_as_in_a_plain_loop(tmp_path: Path) -> None:
     """A random OPT on real documents; `make bench-score` does the same with SmolLM2-135M."""
     import torch
-    from tiny import make_config, make_tokenizer
     from transformers import AutoModelForCausalLM
 
     from bench import corpora, text
     from pipeline.modeling.loading import load_base
     from pipeline.tokenize.encoder import Reference
+    from tests.tiny import make_config, make_tokenizer
 
     texts = list(text.nih())[:200]
     if not texts:  # then of whatever the machine has, in the lengths of NIH's

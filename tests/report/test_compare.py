@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import advance, refused
-from test_report import Run as Left
 
 from pipeline.config import Config, freeze
 from pipeline.core.registry import BaseModel
@@ -30,6 +28,8 @@ from pipeline.report.figures import overlay
 from pipeline.report.history.progress import Underway
 from pipeline.report.history.training_curve import read_curve
 from pipeline.train.stage import TrainConfig
+from tests.conftest import advance, refused
+from tests.report.test_build import Run as Left
 
 HERE = Path(__file__).parents[2]
 HOSTILE = "<b>a'b\"c $x$ & %é|d"

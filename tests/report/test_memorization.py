@@ -15,11 +15,11 @@ import pytest
 import xxhash
 import yaml
 import zstandard
-from conftest import advance
-from tiny import PARAGRAPH
 
 from pipeline.config import Config, resolve
 from pipeline.report.verdict import number
+from tests.conftest import advance
+from tests.tiny import PARAGRAPH
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def report(
         (tmp_path / "texts.jsonl.zst").write_bytes(zstandard.compress(lines))
         path = tmp_path / "texts.yaml"
         path.write_text(yaml.safe_dump({"urls": [(tmp_path / "texts.jsonl.zst").as_uri()]}))
-        from conftest import SMALL
+        from tests.conftest import SMALL
 
         config = resolve(str(path), str(models("llama")), "lora", [*SMALL, *words], "heart")
         node = advance(config, tmp_path / "root", "evaluate.report")

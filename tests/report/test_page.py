@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from test_compare import HOSTILE, Made
-from test_report import FIGURES as REPORTED
-from test_report import Run, chunked, with_logs
 
 from pipeline.report.build import build
 from pipeline.report.compare.compare import compare
 from pipeline.report.history.progress import Standing, Underway
 from pipeline.report.page import TEMPLATES
+from tests.report.test_build import FIGURES as REPORTED
+from tests.report.test_build import Run, chunked, with_logs
+from tests.report.test_compare import HOSTILE, Made
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

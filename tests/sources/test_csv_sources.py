@@ -17,10 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 import zstandard
-from conftest import SMALL, AfterChecks, advance
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from servers import FileServer
 
 from jobs.planning.preflight import probe
 from pipeline.config import Config, resolve
@@ -31,6 +29,8 @@ from pipeline.sources import csv_sources as tables
 from pipeline.sources.codecs import Raw
 from pipeline.sources.csv_sources import OPINION
 from pipeline.sources.formats import json_lines
+from tests.conftest import SMALL, AfterChecks, advance
+from tests.servers import FileServer
 
 NIH_HEADER = b"APPLICATION_ID,ABSTRACT_TEXT\r\n"
 

@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from conftest import AfterChecks, advance
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +34,7 @@ from pipeline.sources import codecs as raw_module
 from pipeline.sources import formats as forms
 from pipeline.sources.codecs import Raw
 from pipeline.sources.formats import FORMS, form_of, json_lines
+from tests.conftest import AfterChecks, advance
 
 ROWS = [
     {"text": "plain", "id": "1"},

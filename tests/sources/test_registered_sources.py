@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 import zstandard
-from conftest import SMALL, advance
-from servers import FileServer, HubServer
 
 from pipeline.config import resolve
 from pipeline.core.errors import CorruptInput
 from pipeline.core.registry import find_dataset, ids
 from pipeline.sources.csv_sources import OPINION
 from pipeline.tokenize.shards import SPLITS
+from tests.conftest import SMALL, advance
+from tests.servers import FileServer, HubServer
 
 ROOT = Path(__file__).parents[2]
 COUNT = 150
@@ -179,8 +179,8 @@ def test_a_table_of_the_source_itself_becomes_shards(
 THROUGH = """
 import sys
 from pathlib import Path
-sys.path.insert(0, "tests")
-from conftest import SMALL, advance
+sys.path.insert(0, ".")
+from tests.conftest import SMALL, advance
 from pipeline.config import resolve
 name, model, root = sys.argv[1:]
 advance(resolve(name, model, "lora-8bit", SMALL), Path(root), "tokenize.seal")

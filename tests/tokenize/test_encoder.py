@@ -13,8 +13,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import tiny
-from conftest import advance
 from tokenizers import (
     Regex,
     Tokenizer,
@@ -29,6 +27,8 @@ from tokenizers import models as shapes
 from pipeline.config import Config
 from pipeline.tokenize import encoder as module
 from pipeline.tokenize.encoder import Fast, Mismatch, Reference, load_fast
+from tests import tiny
+from tests.conftest import advance
 
 END = "<|endoftext|>"
 LLAMA3 = (

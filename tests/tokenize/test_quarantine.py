@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from conftest import SMALL, advance
 
 from pipeline.config import Config, resolve
 from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import load
 from pipeline.dag import find
 from pipeline.tokenize.quarantine import QUARANTINE
+from tests.conftest import SMALL, advance
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [f"Document {n}. The record shows that the claim was filed in time." for n in range(60)]
@@ -225,8 +225,8 @@ def test_the_report_counts_what_was_put_aside(tmp_path: Path, local: Callable[..
 HUNGRY = """
 import resource, sys
 from pathlib import Path
-sys.path.insert(0, "tests")
-from conftest import advance
+sys.path.insert(0, ".")
+from tests.conftest import advance
 from pipeline.config import resolve
 
 def peak():

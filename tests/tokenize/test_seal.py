@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import advance, write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from pipeline.config import Config, resolve
 from pipeline.dataset.token_cache import open_corpus
 from pipeline.tokenize.seal import find_duplicates
 from pipeline.tokenize.shards import HASH
+from tests.conftest import advance, write_corpus
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_guards import inject, no_memory
-from test_train import metrics, result, train
 
 from pipeline.config import Config
 from pipeline.core.errors import Failure, Interrupted
@@ -24,6 +22,8 @@ from pipeline.core.stage import Context, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import Node, find
 from pipeline.train.distributed import Ranks
+from tests.train.test_run import metrics, result, train
+from tests.train.test_stability import inject, no_memory
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import advance
-from test_export import apart, in_fp32, logits, parts
-from test_train import StopAfter, metrics, result, train
 
 from jobs.housekeeping.export import export_run
 from pipeline.config import Config, freeze
@@ -19,6 +16,9 @@ from pipeline.core.errors import Interrupted
 from pipeline.dag import find
 from pipeline.modeling import loading as load
 from pipeline.train.trainer import Learner
+from tests.conftest import advance
+from tests.export.test_export import apart, in_fp32, logits, parts
+from tests.train.test_run import StopAfter, metrics, result, train
 
 WORDS = (
     "train.method=lora", "train.weights=int8", "train.gradient_checkpointing=true",

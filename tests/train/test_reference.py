@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL, advance
-from test_train import metrics
 
 from pipeline.config import resolve
 from pipeline.core.stage import Context
@@ -19,6 +17,8 @@ from pipeline.dag import Node
 from pipeline.dataset.order import Order
 from pipeline.dataset.packing import pack
 from pipeline.tokenize.seal import open_sealed
+from tests.conftest import SMALL, advance
+from tests.train.test_run import metrics
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import advance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +24,7 @@ from pipeline.modeling import cpu_attention as documents
 from pipeline.modeling import loading as load
 from pipeline.train.checkpoint import State
 from pipeline.train.metrics_log import METRICS, SAMPLES, Journal
+from tests.conftest import advance
 
 Small = Callable[..., Config]
 

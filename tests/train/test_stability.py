@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL, advance
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_loop import batches, changed, learner, weights
-from test_train import Killed, StopAfter, metrics, result, train
 
 from pipeline.config import Config, resolve
 from pipeline.core.errors import Interrupted, UserError
@@ -25,6 +22,9 @@ from pipeline.train.callbacks import Clerk
 from pipeline.train.checkpoint import trainable
 from pipeline.train.stability import ENOUGH, REMEMBERED, Guard
 from pipeline.train.trainer import Learner
+from tests.conftest import SMALL, advance
+from tests.train.test_run import Killed, StopAfter, metrics, result, train
+from tests.train.test_trainer import batches, changed, learner, weights
 
 Small = Callable[..., Config]
 Fault = Callable[[int, float, int], float]

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import refused
-from test_train import Killed, StopAfter, metrics, train
 
 from pipeline.config import Config
 from pipeline.core.errors import UserError
@@ -20,6 +18,8 @@ from pipeline.report.history.training_curve import read_curve
 from pipeline.train.checkpoint import State
 from pipeline.train.metrics_log import Journal
 from pipeline.train.tensorboard import Board
+from tests.conftest import refused
+from tests.train.test_run import Killed, StopAfter, metrics, train
 
 Small = Callable[..., Config]
 Points = dict[str, dict[str, list[tuple[int, float]]]]  # by curve, by name

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SMALL, refused, write_corpus
-from servers import FileServer
 
 from pipeline.config import Config, freeze
+from tests.conftest import SMALL, refused, write_corpus
+from tests.servers import FileServer
 
 HERE = Path(__file__).parents[3]
 Jobs = Callable[..., subprocess.CompletedProcess[str]]

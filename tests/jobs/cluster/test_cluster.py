@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster.fixture import HERE, NOWHERE, Cluster, up
-from workers import needs_cluster
+
+from tests.cluster.fixture import HERE, NOWHERE, Cluster, up
+from tests.workers import needs_cluster
 
 PLACES = ("/etc", "/run", "/tmp", "/var/cache", "/var/lib", "/var/log", "/var/spool")
 

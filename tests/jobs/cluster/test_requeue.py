@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster.fixture import Cluster
-from conftest import advance
-from queued import Queued, adapter, repeated
 
 from pipeline.config import Config
 from pipeline.dag import find
+from tests.cluster.fixture import Cluster
+from tests.conftest import advance
+from tests.queued import Queued, adapter, repeated
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

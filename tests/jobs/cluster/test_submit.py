@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cluster.fixture import Cluster
-from conftest import SMALL, write_corpus
-from queued import HERE, Queued
-from servers import FileServer
 
 from pipeline.config import Config, resolve
 from pipeline.core.receipt import load
 from pipeline.dag import find
+from tests.cluster.fixture import Cluster
+from tests.conftest import SMALL, write_corpus
+from tests.queued import HERE, Queued
+from tests.servers import FileServer
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster.fixture import Cluster
-from conftest import SMALL
-from queued import Queued, adapter, repeated, steps
-from test_byhand import output, sbatch
 
 from bench.training_storm import read
 from pipeline.config import Config
 from pipeline.dag import find
+from tests.cluster.fixture import Cluster
+from tests.conftest import SMALL
+from tests.jobs.running.test_by_hand import output, sbatch
+from tests.queued import Queued, adapter, repeated, steps
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SMALL, write_corpus
-from queued import Queued
-from servers import FileServer, HubServer, Request
-from tiny import make_old_form
 
 from jobs.housekeeping.permissions import follow, open_run
 from jobs.planning.planner import make_plan
 from pipeline.config import Config, freeze
 from pipeline.core.errors import UserError
+from tests.conftest import SMALL, write_corpus
+from tests.queued import Queued
+from tests.servers import FileServer, HubServer, Request
+from tests.tiny import make_old_form
 
 HERE = Path(__file__).parents[3]
 

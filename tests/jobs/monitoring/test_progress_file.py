@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Mount, advance, refused
 
 from jobs.cluster.allocation import Allocation, process_gone, process_label
 from jobs.monitoring import history, status
@@ -24,6 +23,7 @@ from pipeline.core.lease import Lease
 from pipeline.core.stage import Context, lease_path, run_item
 from pipeline.dag import find
 from pipeline.report.history.timeline import timeline
+from tests.conftest import Mount, advance, refused
 
 HERE = Path(__file__).parents[3]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import AfterChecks, advance, refused
 
 from jobs.monitoring import reporting
 from jobs.monitoring.reporting import report_run
@@ -24,6 +23,7 @@ from pipeline.dag import STEPS, find, survey
 from pipeline.report import SO_FAR, build
 from pipeline.report.history.progress import Standing, Underway, headline, progress
 from pipeline.report.history.training_curve import read_curve
+from tests.conftest import AfterChecks, advance, refused
 
 HERE = Path(__file__).parents[3]
 NAMES = [step.name for step in STEPS]

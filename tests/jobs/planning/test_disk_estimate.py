@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Mount
 
 from jobs.planning import disk_estimate as room
 from jobs.planning.disk_estimate import Known, estimate
@@ -19,6 +18,7 @@ from pipeline.core.disk import size
 from pipeline.core.errors import UserError
 from pipeline.dag import STEPS, find
 from pipeline.download.resume import check_room
+from tests.conftest import Mount
 
 HERE = Path(__file__).parents[3]
 

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster.fixture import Cluster
-from conftest import SMALL
-from queued import HERE, Queued, adapter, repeated
 
 from jobs.running.by_hand import run_steps
 from pipeline.config import Config
 from pipeline.core.errors import UserError
 from pipeline.dag import STAGES, find
+from tests.cluster.fixture import Cluster
+from tests.conftest import SMALL
+from tests.queued import HERE, Queued, adapter, repeated
 
 SCRIPTS = [HERE / "slurm" / f"{stage}.sbatch" for stage in STAGES]
 SMALLER = ("--mem=2000M", "--cpus-per-task=1", "--gpus-per-node=0")
