@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 from pipeline.core import receipt as receipts
 from pipeline.core.adoption import adopt, twins
@@ -20,11 +20,53 @@ from pipeline.core.errors import CorruptInput, InputError
 from pipeline.core.lease import Gone, Lease
 from pipeline.core.leftovers import sweep
 from pipeline.core.receipt import Draft, Receipt, Stamp, hash_json
+from pipeline.core.registry import BaseModel, Dataset
 from pipeline.core.settings import Section
 from pipeline.core.stop import Stop
 
-if TYPE_CHECKING:
-    from pipeline.config import Config
+
+class RunConfig(Protocol):
+    """The configuration of a run as stages see it; `pipeline.config.Config` is the real one.
+
+    The sections are typed where they are used: a stage reads its own, and no stage imports the
+    module that puts all of them together.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name of the run."""
+
+    @property
+    def recipe(self) -> str:
+        """The recipe that its settings began with."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """The corpus."""
+
+    @property
+    def model(self) -> BaseModel:
+        """The base model."""
+
+    @property
+    def download(self) -> Any:
+        """`pipeline.download.stage.DownloadConfig`."""
+
+    @property
+    def decompress(self) -> Any:
+        """`pipeline.decompress.stage.DecompressConfig`."""
+
+    @property
+    def tokenize(self) -> Any:
+        """`pipeline.tokenize.stage.TokenizeConfig`."""
+
+    @property
+    def train(self) -> Any:
+        """`pipeline.train.stage.TrainConfig`."""
+
+    @property
+    def evaluate(self) -> Any:
+        """`pipeline.evaluate.stage.EvaluateConfig`."""
 
 
 @dataclass(frozen=True)
@@ -90,23 +132,23 @@ class Step:
     version: int
     uses: tuple[str, ...]
     needs: tuple[str, ...]
-    folder: Callable[[Config, Mapping[str, str]], str]
-    items: Callable[[Config, Inputs], list[Item]]
-    run: Callable[[Config, Item, Inputs, Context], None]
+    folder: Callable[[RunConfig, Mapping[str, str]], str]
+    items: Callable[[RunConfig, Inputs], list[Item]]
+    run: Callable[[RunConfig, Item, Inputs, Context], None]
     reads: tuple[str, ...] = ()
     tasks: str = ""
     exclusive: bool = False
     ranked: bool = False
     read_by: str = ""
 
-    def own_key(self, config: Config) -> str:
+    def own_key(self, config: RunConfig) -> str:
         """Hash of what the step itself brings: name, version and the settings it uses."""
         settings = {path: plain(lookup(config, path)) for path in self.uses}
         return hash_json([self.name, self.version, settings])
 
-    def view(self, config: Config) -> Config:
+    def view(self, config: RunConfig) -> RunConfig:
         """The config, restricted to what the step declares; anything else is an error of ours."""
-        return cast("Config", _View(config, self))
+        return cast("RunConfig", _View(config, self))
 
 
 def lookup(config: Any, path: str) -> Any:
@@ -187,7 +229,7 @@ class Work:
     """
 
     step: Step
-    config: Config
+    config: RunConfig
     key: str
     folder: Path
     inputs: Inputs

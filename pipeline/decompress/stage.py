@@ -12,23 +12,19 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Receipt, hash_file, hash_json, set_aside
 from pipeline.core.settings import Section, free
-from pipeline.core.stage import Context, Inputs, Item, Step
+from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.decompress.partition import Slice, Sliced, divide
 from pipeline.sources.codecs import CHUNK, Raw
 from pipeline.sources.formats import form_of, json_lines
 from pipeline.sources.records import Lines
 from pipeline.sources.spans import Span
 from pipeline.sources.zstd_frames import Press
-
-if TYPE_CHECKING:
-    from pipeline.config import Config
 
 COPY = "Get a sound copy and give it with FILE="
 
@@ -49,7 +45,7 @@ class DecompressConfig(Section):
     keep_chunks: bool = free(True)
 
 
-def items(config: Config, inputs: Inputs) -> list[Item]:
+def items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """One item a part of the corpus."""
     _, receipt = inputs["download.corpus"].one()
     form = config.dataset.form
@@ -84,7 +80,7 @@ def _spans(receipt: Receipt, name: str) -> list[Span]:
     return [Span(**span) for span in receipt.facts.get("spans", {}).get(name, [])]
 
 
-def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Cut a part into `chunk-…` units and list them in its own.
 
     Raises:
@@ -143,7 +139,7 @@ def _sound(path: Path, receipt: Receipt, ctx: Context) -> bool:
         return False
 
 
-def _cut(name: str, made: list[str], lines: Lines, config: Config, ctx: Context) -> None:
+def _cut(name: str, made: list[str], lines: Lines, config: RunConfig, ctx: Context) -> None:
     """Make the chunks of a part, and list them; one is committed while the next is cut."""
     commits: list[Future[None]] = []
     with ThreadPoolExecutor(1) as behind:
@@ -160,7 +156,7 @@ def _cut(name: str, made: list[str], lines: Lines, config: Config, ctx: Context)
         commit.result()
 
 
-def _write(chunk: str, lines: Lines, config: Config, ctx: Context) -> Callable[[], None]:
+def _write(chunk: str, lines: Lines, config: RunConfig, ctx: Context) -> Callable[[], None]:
     """Feed a chunk to its file; what is returned commits it."""
     first_line, offset, started = lines.line, lines.offset, time.monotonic()
     with ExitStack() as opened:
@@ -187,7 +183,7 @@ def _write(chunk: str, lines: Lines, config: Config, ctx: Context) -> Callable[[
     return commit
 
 
-def _compare(known: Receipt, lines: Lines, config: Config, ctx: Context) -> None:
+def _compare(known: Receipt, lines: Lines, config: RunConfig, ctx: Context) -> None:
     """Read over a committed chunk, comparing the text with what it was made from."""
     with Press(None, threads=ctx.cpus) as press:
         _feed(press, lines, config, ctx)
@@ -197,7 +193,7 @@ def _compare(known: Receipt, lines: Lines, config: Config, ctx: Context) -> None
         raise CorruptInput(f"{unit} was cut from another text", unit=unit)
 
 
-def _feed(press: Press, lines: Lines, config: Config, ctx: Context) -> None:
+def _feed(press: Press, lines: Lines, config: RunConfig, ctx: Context) -> None:
     """Give a chunk's text to the press."""
     for piece in lines.pieces(config.decompress.chunk_bytes):
         ctx.stop.check()
@@ -211,7 +207,7 @@ def _receipt(chunk: str, ctx: Context) -> Receipt:
     return receipt
 
 
-def _folder(config: Config, keys: Mapping[str, str]) -> str:
+def _folder(config: RunConfig, keys: Mapping[str, str]) -> str:
     return f"data/{config.dataset.id}/chunks-{keys['decompress.chunks']}"
 
 

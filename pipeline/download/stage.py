@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.core import receipt as receipts
 from pipeline.core.errors import InputError
@@ -21,7 +20,7 @@ from pipeline.core.receipt import hash_file, hash_json
 from pipeline.core.redaction import redact
 from pipeline.core.registry import Dataset
 from pipeline.core.settings import Section, free
-from pipeline.core.stage import Context, Inputs, Item, Step
+from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.download import base_model as source
 from pipeline.download import demo_corpus as docstrings
 from pipeline.download import fetch as http
@@ -29,9 +28,6 @@ from pipeline.download import hub_dataset as rows
 from pipeline.download.resume import Progress
 from pipeline.download.throttle import Pace
 from pipeline.sources.formats import NAMED, ending, form_of
-
-if TYPE_CHECKING:
-    from pipeline.config import Config
 
 LONGEST_NAME = 255  # bytes that a file system takes
 
@@ -117,7 +113,7 @@ def _local(url: str) -> Path | None:
     return http.path_of(url) if url.startswith("file:") else None
 
 
-def corpus_items(config: Config, inputs: Inputs) -> list[Item]:
+def corpus_items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """One item: the corpus. A local file without a known hash changes with its size and time."""
     dataset = config.dataset
     if dataset.sha256 or _local(dataset.urls[0]) is None:
@@ -130,7 +126,7 @@ def corpus_items(config: Config, inputs: Inputs) -> list[Item]:
     return [Item("corpus", {"files": hash_json(listing)})]
 
 
-def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+def corpus(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Fetch the corpus: one file, one a year, or those of a folder.
 
     Raises:
@@ -170,7 +166,7 @@ def corpus(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     shutil.rmtree(ctx.partial, ignore_errors=True)
 
 
-def _paced(config: Config, ctx: Context) -> Progress:
+def _paced(config: RunConfig, ctx: Context) -> Progress:
     """The progress callback, which holds up what is faster than it may be."""
     bandwidth = config.download.bandwidth
     return Pace(ctx.progress, bandwidth * 1e6, ctx.stop) if bandwidth else ctx.progress
@@ -198,7 +194,7 @@ def _overall(progress: Progress, before: int, files: int) -> Progress:
     return lambda done, total: progress(before + done, total if files == 1 else None)
 
 
-def model_items(config: Config, inputs: Inputs) -> list[Item]:
+def model_items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """One item: the base model. A local folder counts as another one when a file of it changes."""
     if config.model.path is None:
         return [Item("base", {})]
@@ -213,7 +209,7 @@ def model_items(config: Config, inputs: Inputs) -> list[Item]:
     return [Item("base", {"files": hash_json(listing)})]
 
 
-def model(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+def model(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Fetch base weights and tokenizer into a folder in HF form that loads offline.
 
     Raises:
@@ -227,11 +223,11 @@ def model(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     shutil.rmtree(ctx.partial, ignore_errors=True)
 
 
-def _corpus_folder(config: Config, keys: Mapping[str, str]) -> str:
+def _corpus_folder(config: RunConfig, keys: Mapping[str, str]) -> str:
     return f"data/{config.dataset.id}/raw-{keys['download.corpus']}"
 
 
-def _model_folder(config: Config, keys: Mapping[str, str]) -> str:
+def _model_folder(config: RunConfig, keys: Mapping[str, str]) -> str:
     return f"models/{config.model.id}/base-{keys['download.model']}"
 
 

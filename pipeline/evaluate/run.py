@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.errors import UserError
-from pipeline.core.stage import Context, Inputs, Item
+from pipeline.core.stage import Context, Inputs, Item, RunConfig
 from pipeline.dataset.subset import choose
 from pipeline.dataset.token_cache import Corpus
 from pipeline.evaluate.contamination.copies import longest_copies
@@ -34,11 +34,10 @@ from pipeline.tokenize.seal import open_sealed
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.config import Config
     from pipeline.evaluate.stage import EvaluateConfig
 
 
-def score_split(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+def score_split(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Score the split that the item names, with the adapted model where the training is given.
 
     Raises:
@@ -54,7 +53,7 @@ def score_split(config: Config, item: Item, inputs: Inputs, ctx: Context) -> Non
     shutil.rmtree(ctx.partial, ignore_errors=True)
 
 
-def write_samples(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+def write_samples(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Go on from openings of held-out documents, with the same model as `score_split`.
 
     Raises:
@@ -70,7 +69,7 @@ def write_samples(config: Config, item: Item, inputs: Inputs, ctx: Context) -> N
         draft.facts["seconds"] = round(time.monotonic() - started, 3)
 
 
-def _circumstances(bench: _Bench, config: Config, ctx: Context) -> dict[str, Any]:
+def _circumstances(bench: _Bench, config: RunConfig, ctx: Context) -> dict[str, Any]:
     return {
         "precision": bench.precision,
         "weights": config.train.weights,
@@ -94,7 +93,7 @@ class _Bench:
     end: int
 
 
-def _prepare(config: Config, split: str, item: Item, inputs: Inputs, ctx: Context) -> _Bench:
+def _prepare(config: RunConfig, split: str, item: Item, inputs: Inputs, ctx: Context) -> _Bench:
     import torch
 
     torch.set_num_threads(ctx.cpus)
@@ -124,7 +123,7 @@ def _corpus(inputs: Inputs, split: str, ctx: Context) -> Corpus:
     return found
 
 
-def _load(config: Config, inputs: Inputs, device: torch.device) -> Any:
+def _load(config: RunConfig, inputs: Inputs, device: torch.device) -> Any:
     """The base model, or the adapted one where the training is among the inputs."""
     settings = config.train
     folder, receipt = inputs["download.model"].one()

@@ -12,18 +12,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section
-from pipeline.core.stage import Context, Inputs, Item, Step
+from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.report import SECTIONS, SO_FAR
 from pipeline.tokenize.stage import what_is_read
-
-if TYPE_CHECKING:
-    from pipeline.config import Config
 
 SPLITS = ("train", "validation", "test")
 SAMPLES = "samples"
@@ -80,12 +76,12 @@ class EvaluateConfig(Section):
         return width, stride
 
 
-def base_items(config: Config, inputs: Inputs) -> list[Item]:
+def base_items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """A score for each split, and the samples."""
     return [Item(name, what_is_read(inputs)) for name in (*SPLITS, SAMPLES)]
 
 
-def tuned_items(config: Config, inputs: Inputs) -> list[Item]:
+def tuned_items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """The same as for the base model, under the precision that its scores were made under."""
     items = []
     for name, base in inputs["evaluate.base"].receipts.items():
@@ -95,7 +91,7 @@ def tuned_items(config: Config, inputs: Inputs) -> list[Item]:
     return items
 
 
-def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Score a split or write samples, with the adapted model where one is given, else the base.
 
     Raises:
@@ -109,12 +105,12 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     compute(config, item, inputs, ctx)
 
 
-def overlap_items(config: Config, inputs: Inputs) -> list[Item]:
+def overlap_items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """One item: the held-out splits go past the training documents together."""
     return [Item("overlap", what_is_read(inputs))]
 
 
-def overlap(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+def overlap(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Look for the held-out documents that are scored among the training documents.
 
     Raises:
@@ -126,12 +122,12 @@ def overlap(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     measure_overlap(config, item, inputs, ctx)
 
 
-def report_items(config: Config, inputs: Inputs) -> list[Item]:
+def report_items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """One item: the report. It names the run, so that no other run's report is taken for it."""
     return [Item("report", {"run": config.name, **{n: i.digest for n, i in inputs.items()}})]
 
 
-def report(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+def report(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Write `report.json`, `report.md`, `report.html` and the figures, in place of what there was.
 
     Raises:
@@ -144,15 +140,15 @@ def report(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     shutil.rmtree(ctx.folder / SO_FAR, ignore_errors=True)
 
 
-def _base_folder(config: Config, keys: Mapping[str, str]) -> str:
+def _base_folder(config: RunConfig, keys: Mapping[str, str]) -> str:
     return f"data/{config.dataset.id}/scores-{config.model.id}-{keys['evaluate.base']}"
 
 
-def _tuned_folder(config: Config, keys: Mapping[str, str]) -> str:
+def _tuned_folder(config: RunConfig, keys: Mapping[str, str]) -> str:
     return f"runs/{config.name}/evaluate-{keys['evaluate.tuned']}"
 
 
-def _overlap_folder(config: Config, keys: Mapping[str, str]) -> str:
+def _overlap_folder(config: RunConfig, keys: Mapping[str, str]) -> str:
     return f"data/{config.dataset.id}/overlap-{config.model.id}-{keys['evaluate.overlap']}"
 
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.core.redaction import redact
+from pipeline.core.stage import RunConfig
 from pipeline.report.page import count
 from pipeline.report.results import HELD_OUT
 from pipeline.report.verdict import number, signed, verdict
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
     from pipeline.core.registry import BaseModel, Dataset
 
 METRICS = {"perplexity": "Perplexity", "bits_per_byte": "Bits per byte"}
@@ -34,7 +34,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 
 
 def write_card(
-    config: Config, trained: dict[str, Any], report: dict[str, Any] | None, precision: str
+    config: RunConfig, trained: dict[str, Any], report: dict[str, Any] | None, precision: str
 ) -> str:
     """The text of the card.
 
@@ -62,7 +62,7 @@ def write_card(
     return redact("\n\n".join(parts) + "\n")
 
 
-def _head(config: Config, report: dict[str, Any] | None) -> dict[str, Any]:
+def _head(config: RunConfig, report: dict[str, Any] | None) -> dict[str, Any]:
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if config.dataset.language:
         head["language"] = config.dataset.language
@@ -108,7 +108,7 @@ def _base(model: BaseModel) -> str:
     return f"[{model.repo}](https://huggingface.co/{model.repo}){at}"
 
 
-def _opening(config: Config, trained: dict[str, Any], report: dict[str, Any] | None) -> str:
+def _opening(config: RunConfig, trained: dict[str, Any], report: dict[str, Any] | None) -> str:
     how = "a LoRA adapter, merged" if trained["method"] == "lora" else "all weights trained"
     said = verdict(report["evaluation"].get("test") if report else None)
     words = said["words"][:1].upper() + said["words"][1:]
@@ -120,7 +120,7 @@ def _opening(config: Config, trained: dict[str, Any], report: dict[str, Any] | N
     )
 
 
-def _training(config: Config, trained: dict[str, Any], precision: str) -> dict[str, str]:
+def _training(config: RunConfig, trained: dict[str, Any], precision: str) -> dict[str, str]:
     train = config.train
     lora = trained["method"] == "lora"
     targets = (
@@ -193,7 +193,7 @@ def _evaluation(report: dict[str, Any] | None) -> Iterator[str]:
         yield f"- {told}."
 
 
-def _limits(config: Config, report: dict[str, Any] | None) -> Iterator[str]:
+def _limits(config: RunConfig, report: dict[str, Any] | None) -> Iterator[str]:
     train = config.train
     if train.weights in ("int8", "nf4"):
         yield (

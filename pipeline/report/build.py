@@ -10,11 +10,11 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.core import provenance
 from pipeline.core.receipt import Receipt, verify
-from pipeline.core.stage import Inputs
+from pipeline.core.stage import Inputs, RunConfig
 from pipeline.evaluate import memorization as samples
 from pipeline.evaluate import metrics as measure
 from pipeline.evaluate.contamination import overlap
@@ -27,9 +27,6 @@ from pipeline.report.history.training_curve import Curve, read_curve
 from pipeline.report.results import WHO, Results, read_results
 from pipeline.report.verdict import verdict
 from pipeline.train.metrics_log import METRICS
-
-if TYPE_CHECKING:
-    from pipeline.config import Config
 
 _DEFINITIONS = {
     "split": "by hash of the text, or of the field dataset.split_by names; equal texts count once",
@@ -57,7 +54,7 @@ class Gathered:
 
 
 def build(
-    config: Config,
+    config: RunConfig,
     inputs: Inputs,
     folder: Path,
     logs: Path | None = None,
@@ -86,7 +83,7 @@ def build(
 
 
 def gather(
-    config: Config, inputs: Inputs, logs: Path | None = None, underway: Underway | None = None
+    config: RunConfig, inputs: Inputs, logs: Path | None = None, underway: Underway | None = None
 ) -> Gathered:
     """Read what is known of a run; arguments and errors are those of `build`."""
     curve = _curve(inputs, underway)
@@ -156,7 +153,7 @@ _TRAINED = (
 )
 
 
-def _training(config: Config, inputs: Inputs, curve: Curve | None) -> dict[str, Any] | None:
+def _training(config: RunConfig, inputs: Inputs, curve: Curve | None) -> dict[str, Any] | None:
     receipt = _receipt(inputs, "train.train")
     if receipt is None:
         return None
@@ -175,7 +172,7 @@ def _curve(inputs: Inputs, underway: Underway | None) -> Curve | None:
     return None
 
 
-def _written(config: Config, inputs: Inputs) -> dict[str, Any] | None:
+def _written(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
     """Figures of what the models write, by model and kind of text.
 
     Null is what texts of that length cannot tell.

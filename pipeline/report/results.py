@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +16,8 @@ import pyarrow.parquet as pq
 
 from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import verify
-from pipeline.core.stage import Inputs
+from pipeline.core.stage import Inputs, RunConfig
 from pipeline.evaluate import metrics as measure
-
-if TYPE_CHECKING:
-    from pipeline.config import Config
 
 HELD_OUT = ("validation", "test")
 SPLITS = ("train", *HELD_OUT)
@@ -49,7 +46,7 @@ class Results:
     overlap: dict[str, Any] | None
 
 
-def read_results(config: Config, inputs: Inputs) -> Results:
+def read_results(config: RunConfig, inputs: Inputs) -> Results:
     """What the evaluation of a run has found so far.
 
     Raises:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.redaction import redact_all
 from pipeline.core.registry import entry
 from pipeline.core.settings import build
+from pipeline.core.stage import RunConfig
 from pipeline.report import SECTIONS
-
-if TYPE_CHECKING:
-    from pipeline.config import Config
 
 GIVEN = ("dataset", "model")
 """Sections that no recipe decides."""
 
 
-def settings(config: Config) -> dict[str, Any]:
+def settings(config: RunConfig) -> dict[str, Any]:
     """The settings that decide results, for `report.json`: reports are handed on.
 
     Returns:
@@ -36,7 +34,7 @@ def settings(config: Config) -> dict[str, Any]:
     return {"recipe": named, **redact_all({"values": values, "changed": changed})}
 
 
-def of_recipe(config: Config, known: bool = True) -> dict[str, dict[str, Any]]:
+def of_recipe(config: RunConfig, known: bool = True) -> dict[str, dict[str, Any]]:
     """The settings that decide results, by section, as the run's recipe has them.
 
     Where that is not known any more, they are the defaults.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import xxhash
 
 from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Draft, Receipt, load, verify
-from pipeline.core.stage import Context, Inputs, Item
+from pipeline.core.stage import Context, Inputs, Item, RunConfig
 from pipeline.sources.codecs import CHUNK, Raw
 from pipeline.sources.records import Lines, Reader
 from pipeline.sources.spans import Span
@@ -26,14 +26,11 @@ from pipeline.tokenize.encoder import Encoder, Fast, Mismatch, Reference, load_f
 from pipeline.tokenize.quarantine import QUARANTINE, Quarantine
 from pipeline.tokenize.shards import HASH, SPLITS, Documents, Hashes, Writer
 
-if TYPE_CHECKING:
-    from pipeline.config import Config
-
 BATCH = 2_000_000
 SAMPLE = 66  # of 65,536 documents are compared with the reference: one in a thousand
 
 
-def tokenize(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+def tokenize(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Turn one chunk into the shards of the three splits.
 
     Raises:
@@ -68,7 +65,7 @@ def _encoders(inputs: Inputs, ctx: Context) -> tuple[Reference, Encoder]:
 
 
 def _encode_chunk(
-    config: Config,
+    config: RunConfig,
     item: Item,
     unit: Path,
     receipt: Receipt,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,10 @@ import pyarrow.parquet as pq
 from pipeline.core.atomic_io import write_text
 from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import release, verify
-from pipeline.core.stage import Context, Input, Inputs, Item
+from pipeline.core.stage import Context, Input, Inputs, Item, RunConfig
 from pipeline.dataset.token_cache import Corpus, open_corpus
 from pipeline.tokenize.quarantine import QUARANTINE, refusal
 from pipeline.tokenize.shards import SPLITS, Hashes, read_hashes
-
-if TYPE_CHECKING:
-    from pipeline.config import Config
 
 PRIORITY = ("test", "validation", "train")
 
@@ -35,7 +32,7 @@ Places = npt.NDArray[np.int64]
 Kept = list[list[int]]
 
 
-def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+def seal(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Verify every shard, count, find duplicate texts, and write the card of the data set.
 
     Raises:

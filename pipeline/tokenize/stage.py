@@ -10,17 +10,14 @@ from __future__ import annotations
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.core.receipt import Receipt, hash_json
 from pipeline.core.settings import Section, free
-from pipeline.core.stage import Context, Inputs, Item, Step
+from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.sources.records import LONGEST
-
-if TYPE_CHECKING:
-    from pipeline.config import Config
 
 SMALL = 5_000_000_000
 
@@ -50,7 +47,7 @@ class TokenizeConfig(Section):
         return self
 
 
-def items(config: Config, inputs: Inputs) -> list[Item]:
+def items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """One item a chunk."""
     parts = list(inputs["decompress.chunks"].receipts.values())
     _, receipt = inputs["download.model"].one()
@@ -98,7 +95,7 @@ def _chunks(parts: list[Receipt]) -> Iterator[tuple[str, str, list[tuple[str, in
         yield chunk, digest, [(names[n], begins[n] - first) for n in span]
 
 
-def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Turn one chunk into the shards of the three splits.
 
     Raises:
@@ -109,12 +106,12 @@ def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
     tokenize(config, item, inputs, ctx)
 
 
-def seal_items(config: Config, inputs: Inputs) -> list[Item]:
+def seal_items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """One item: the whole list of shards."""
     return [Item("seal", {"shards": inputs["tokenize.shards"].digest})]
 
 
-def seal(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+def seal(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Verify every shard, count, find duplicate texts, and write the card of the data set.
 
     Raises:
@@ -134,7 +131,7 @@ def what_is_read(inputs: Inputs) -> dict[str, str]:
     return {"ends": ends, **{name: inputs[name].digest for name in named}}
 
 
-def _folder(config: Config, keys: Mapping[str, str]) -> str:
+def _folder(config: RunConfig, keys: Mapping[str, str]) -> str:
     return f"data/{config.dataset.id}/shards-{config.model.id}-{keys['tokenize.shards']}"
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pipeline.core.errors import UserError
-from pipeline.core.stage import Context
+from pipeline.core.stage import Context, RunConfig
 from pipeline.dataset.order import Order
 from pipeline.dataset.packing import Batch, Packing, make_batch
 from pipeline.dataset.token_cache import Corpus
@@ -25,9 +25,6 @@ from pipeline.train.checkpoint import State
 from pipeline.train.distributed import Ranks
 from pipeline.train.metrics_log import Journal
 from pipeline.train.trainer import Hooks, Learner
-
-if TYPE_CHECKING:
-    from pipeline.config import Config
 
 PROMPT = 24
 TOLD_EVERY = 10
@@ -68,7 +65,7 @@ class Clerk:
 
     def __init__(
         self,
-        config: Config,
+        config: RunConfig,
         ctx: Context,
         base: Path,
         data: Data,

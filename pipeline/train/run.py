@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.receipt import Receipt
-from pipeline.core.stage import Context, Inputs, Item
+from pipeline.core.stage import Context, Inputs, Item, RunConfig
 from pipeline.core.stop import Stop
 from pipeline.dataset.order import Order
 from pipeline.dataset.packing import Packing, pack
@@ -30,13 +30,12 @@ from pipeline.train.publish import publish
 from pipeline.train.stability import Guard
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
     from pipeline.train.stage import TrainConfig
 
 DEFAULT_TOKENS = 500_000_000
 
 
-def train(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+def train(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Train to the end, from the newest good checkpoint.
 
     Raises:
@@ -134,7 +133,7 @@ def _newest(ctx: Context, total: int, precision: str) -> tuple[Path | None, Stat
     return unit, state
 
 
-def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context, ranks: Ranks) -> Data:
+def _data(config: RunConfig, inputs: Inputs, base: Receipt, ctx: Context, ranks: Ranks) -> Data:
     settings = config.train
     train = open_sealed(inputs, "train", ctx)
     validation = open_sealed(inputs, "validation", ctx)
@@ -153,7 +152,7 @@ def _data(config: Config, inputs: Inputs, base: Receipt, ctx: Context, ranks: Ra
     )
 
 
-def _model(config: Config, base: Path, device: Any, attention: Attention, length: int) -> Any:
+def _model(config: RunConfig, base: Path, device: Any, attention: Attention, length: int) -> Any:
     settings = config.train
     lora = settings.method == "lora"
     how = settings.weights, device, settings.int8_threshold, settings.unquantized_modules

@@ -7,21 +7,18 @@ a step that a restart repeats appears again, the last one counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, free, nearest
-from pipeline.core.stage import Context, Inputs, Item, Step
+from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.modeling import attention as attentions
 from pipeline.modeling import loading as load
 from pipeline.tokenize.stage import what_is_read
 from pipeline.train import optimizer as optimizers
 from pipeline.train import schedule as schedules
-
-if TYPE_CHECKING:
-    from pipeline.config import Config
 
 LONGEST = 1024
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -176,12 +173,12 @@ class TrainConfig(Section):
                 )
 
 
-def items(config: Config, inputs: Inputs) -> list[Item]:
+def items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """One item: the training."""
     return [Item("best", what_is_read(inputs))]
 
 
-def run(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Train to the end, from the newest good checkpoint.
 
     Raises:

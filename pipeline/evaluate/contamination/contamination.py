@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.core.stage import Context, Inputs, Item
+from pipeline.core.stage import Context, Inputs, Item, RunConfig
 from pipeline.dataset.subset import choose
 from pipeline.evaluate.contamination.ngrams import N
 from pipeline.evaluate.contamination.overlap import QUOTED, THRESHOLD, Overlap, find_overlap
 from pipeline.evaluate.contamination.similarity import SHINGLE
 from pipeline.tokenize.seal import open_sealed
 
-if TYPE_CHECKING:
-    from pipeline.config import Config
-
 SPLITS = ("validation", "test")
 
 
-def measure_overlap(config: Config, item: Item, inputs: Inputs, ctx: Context) -> None:
+def measure_overlap(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Commit a table a split, a row a document that is scored, and what they come to.
 
     Raises:

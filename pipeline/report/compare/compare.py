@@ -11,14 +11,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.receipt import verify
 from pipeline.core.redaction import redact_all
-from pipeline.core.stage import Inputs
+from pipeline.core.stage import Inputs, RunConfig
 from pipeline.evaluate import metrics as measure
 from pipeline.evaluate.contamination import overlap
 from pipeline.report import SECTIONS, page
@@ -28,9 +28,6 @@ from pipeline.report.figures import overlay
 from pipeline.report.history import cost
 from pipeline.report.history.progress import Underway
 from pipeline.report.results import HELD_OUT
-
-if TYPE_CHECKING:
-    from pipeline.config import Config
 
 LETTERS = "ABCDEFGH"
 _DEFINITIONS = {
@@ -47,7 +44,7 @@ _DEFINITIONS = {
 class Run:
     """A run to be compared: its configuration, what is finished of it, how far it is, its logs."""
 
-    config: Config
+    config: RunConfig
     inputs: Inputs
     underway: Underway
     logs: Path | None = None
@@ -154,7 +151,7 @@ def _differences(runs: Sequence[Run], deciding: bool) -> dict[str, list[Any]]:
     return {name: of for name, of in values.items() if any(value != of[0] for value in of)}
 
 
-def _flat(config: Config, deciding: bool) -> dict[str, Any]:
+def _flat(config: RunConfig, deciding: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for section in SECTIONS:
         keyed = getattr(config, section).keyed()
