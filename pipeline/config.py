@@ -125,14 +125,18 @@ def _run_name(dataset: str, differs: list[str]) -> str:
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     """The settings that decide results and differ: dotted name → (one's value, other's)."""
-    left, right = _flat(keyed(one)), _flat(keyed(other))
+    left, right = _flat(identity_fields(one)), _flat(identity_fields(other))
     return {k: (left.get(k), right.get(k)) for k in {*left, *right} if left.get(k) != right.get(k)}
 
 
-def keyed(config: Config) -> dict[str, Any]:
+def identity_fields(config: Config) -> dict[str, Any]:
     """The settings that decide results, by section."""
     told = ("name", "recipe")
-    return {name: getattr(config, name).keyed() for name in Config.model_fields if name not in told}
+    return {
+        name: getattr(config, name).identity_fields()
+        for name in Config.model_fields
+        if name not in told
+    }
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -152,7 +156,7 @@ def check_name(config: Config, root: Path) -> Path:
         UserError: The name already stands for another configuration.
     """
     path = root / "runs" / config.name / "config.yaml"
-    changed = sorted(differences(thaw(path), config).items()) if path.exists() else []
+    changed = sorted(differences(load_config(path), config).items()) if path.exists() else []
     if changed:
         few = [f"{k}: {old!r} there, {new!r} now" for k, (old, new) in changed[:TOLD]]
         more = [f"{len(changed) - TOLD} more"] * (len(changed) > TOLD)
@@ -163,7 +167,7 @@ def check_name(config: Config, root: Path) -> Path:
     return path
 
 
-def freeze(config: Config, root: Path, typed: str = "") -> Path:
+def save_config(config: Config, root: Path, typed: str = "") -> Path:
     """Write the run's `config.yaml`, its first line what was typed; raises as `check_name`.
 
     Where that is not said, what was said before stays. A line that cannot be shown, or not be
@@ -188,11 +192,11 @@ def begun_by(run: Path) -> str:
     return first.removeprefix(TYPED) if first.startswith(TYPED + COMMAND) else ""
 
 
-def again(run: Path) -> str:
+def resume_command(run: Path) -> str:
     """What to type to go on with the run of that folder."""
     return begun_by(run) or "the make pipeline that began it, with all its words"
 
 
-def thaw(path: Path) -> Config:
+def load_config(path: Path) -> Config:
     """The configuration in a `config.yaml`."""
     return build(Config, read_yaml(path), str(path))

@@ -16,7 +16,7 @@ import yaml
 import zstandard
 
 from jobs.planning import snapshot
-from pipeline.config import Config, freeze, resolve
+from pipeline.config import Config, resolve, save_config
 from pipeline.core.stage import Context, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import STEPS, Node, find
@@ -135,7 +135,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small: Callable[..., Conf
 def finished(tmp_path_factory: pytest.TempPathFactory, small: Callable[..., Config]) -> Path:
     """A root in which all of `small()` is done, undisturbed. Do not change what is there."""
     root = tmp_path_factory.mktemp("finished")
-    freeze(small(), root)
+    save_config(small(), root)
     advance(small(), root, "evaluate.report")
     snapshot.take(root / "runs" / "small")
     return root

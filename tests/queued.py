@@ -20,7 +20,7 @@ from jobs.cluster.profile import find_profile
 from jobs.cluster.submit import queue_plan
 from jobs.monitoring import progress_file as journal
 from jobs.planning.plan import Plan, read_plan
-from pipeline.config import Config, freeze
+from pipeline.config import Config, save_config
 from pipeline.core.receipt import load
 from pipeline.dag import find
 from tests.cluster.fixture import Cluster
@@ -61,9 +61,9 @@ class Queued:
         self.jobs |= queue_plan(self.config, self.root, find_profile(str(self.site()))).jobs
         return self.jobs
 
-    def freeze(self) -> None:
+    def save_config(self) -> None:
         """Write the run's configuration."""
-        freeze(self.config, self.root)
+        save_config(self.config, self.root)
 
     def plan(self) -> Plan:
         """The newest plan."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import freeze, resolve
+from pipeline.config import resolve, save_config
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {
@@ -221,7 +221,7 @@ def test_asking_for_the_status_loads_nothing_heavy(tmp_path: Path) -> None:
     assert len(said) == 1
     assert said[0].startswith("error: there is no run in")
     assert not packages & LOGIN
-    freeze(resolve("nih", "opt-6.7b", name="try"), tmp_path)
+    save_config(resolve("nih", "opt-6.7b", name="try"), tmp_path)
     done, packages, seconds = loaded("status", f"--root={tmp_path}", "--dataset=nih")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "download" in done.stdout

@@ -21,13 +21,13 @@ from jobs.planning.preflight import check_device
 from pipeline import dag
 from pipeline.config import (
     Config,
-    again,
     begun_by,
     differences,
-    freeze,
-    keyed,
+    identity_fields,
+    load_config,
     resolve,
-    thaw,
+    resume_command,
+    save_config,
 )
 from pipeline.core import registry
 from pipeline.core.errors import UserError
@@ -365,8 +365,8 @@ def test_what_was_typed_stands_above_the_configuration(
 ) -> None:
     monkeypatch.delenv("GRISTMILL_PROFILE", raising=False)
     config, run = resolve("nih", name="try"), tmp_path / "runs" / "try"
-    assert again(run) == "the make pipeline that began it, with all its words"
-    freeze(config, tmp_path)
+    assert resume_command(run) == "the make pipeline that began it, with all its words"
+    save_config(config, tmp_path)
     assert begun_by(run) == ""
     line = Selection(
         dataset="nih", name="try", root="/my runs", words=["train.lr=1", "train.lora_targets=[a,b]"]
@@ -374,14 +374,14 @@ def test_what_was_typed_stands_above_the_configuration(
     assert line == (
         "make pipeline DATASET=nih NAME=try RUNS='/my runs' ARGS='train.lr=1 train.lora_targets=[a,b]'"
     )
-    freeze(config, tmp_path, line)
-    freeze(config, tmp_path)
-    assert again(run) == begun_by(run) == line
+    save_config(config, tmp_path, line)
+    save_config(config, tmp_path)
+    assert resume_command(run) == begun_by(run) == line
     for odd in ("\n", "\r", "\x1b", "\u2028", "\udce2"):
-        freeze(config, tmp_path, f"make pipeline FILE='a{odd}b: 1'")
-    freeze(config, tmp_path, "make pipeline ARGS='dataset.urls=[https://host/x?sig=s3cret]'")
+        save_config(config, tmp_path, f"make pipeline FILE='a{odd}b: 1'")
+    save_config(config, tmp_path, "make pipeline ARGS='dataset.urls=[https://host/x?sig=s3cret]'")
     assert begun_by(run) == line, "these cannot be typed as they would stand there"
-    assert thaw(run / "config.yaml") == config
+    assert load_config(run / "config.yaml") == config
     assert Selection(dataset="nih", words=["train.unquantized_modules=[a, b]"]).line() == "", (
         "make would split it"
     )
@@ -404,7 +404,7 @@ def test_a_name_that_cannot_be_a_folder_is_refused(name: str) -> None:
 def test_any_other_name_is_taken_as_it_is(name: str, tmp_path: Path) -> None:
     config = resolve("nih", name=name, overrides=["train.lr=1"])
     assert config.name == name
-    assert freeze(config, tmp_path).parent.name == name
+    assert save_config(config, tmp_path).parent.name == name
 
 
 # How values are read
@@ -477,23 +477,25 @@ def test_a_frozen_configuration_comes_back_as_it_was(tmp_path: Path) -> None:
         resolve("law", "gpt2", "original", ["train.lr=1e-5", "train.betas=[0.8, 0.999]"], "x"),
         words("train.unquantized_modules=[a, '1e5', 'null', 'é']", 'model.revision="007"'),
     ):
-        assert thaw(freeze(config, tmp_path)) == config
+        assert load_config(save_config(config, tmp_path)) == config
 
 
 def test_a_name_that_stands_for_another_configuration_is_refused(tmp_path: Path) -> None:
-    freeze(resolve("nih", name="try"), tmp_path)
+    save_config(resolve("nih", name="try"), tmp_path)
     other = resolve(
         "nih", "gpt2", overrides=["train.lr=1", "train.unquantized_modules=[x]"], name="try"
     )
     with pytest.raises(UserError, match="run 'try' exists with another configuration") as caught:
-        freeze(other, tmp_path)
+        save_config(other, tmp_path)
     told = str(caught.value)
     assert "train.lr: 0.0002 there, 1.0 now" in told
     assert "train.unquantized_modules: [] there, ['x'] now" in told
     assert "model.id: 'opt-125m' there, 'gpt2' now" in told
     assert told.endswith(f"choose another NAME, or begin anew: rm -r {tmp_path / 'runs' / 'try'}")
     assert "train.seed" not in told
-    assert thaw(tmp_path / "runs" / "try" / "config.yaml").train.lr == 2e-4, "it is not touched"
+    assert load_config(tmp_path / "runs" / "try" / "config.yaml").train.lr == 2e-4, (
+        "it is not touched"
+    )
 
 
 def test_a_run_is_not_called_after_a_signature(tmp_path: Path) -> None:
@@ -508,16 +510,16 @@ def test_a_run_is_not_called_after_a_signature(tmp_path: Path) -> None:
     one, other = signed("s3cret").name, signed("other").name
     assert "s3cret" not in one
     assert one != other, "a name stands for one configuration"
-    freeze(signed("s3cret", "mine"), tmp_path)
+    save_config(signed("s3cret", "mine"), tmp_path)
     with pytest.raises(UserError, match="exists with another configuration") as caught:
-        freeze(signed("other", "mine"), tmp_path)
+        save_config(signed("other", "mine"), tmp_path)
     assert "token" not in str(caught.value)
 
 
 def test_what_decides_nothing_may_change_under_a_name(tmp_path: Path) -> None:
-    freeze(resolve("nih", name="try"), tmp_path)
-    path = freeze(resolve("nih", name="try", overrides=["tokenize.tasks=3"]), tmp_path)
-    assert thaw(path).tokenize.tasks == 3, "the newest counts"
+    save_config(resolve("nih", name="try"), tmp_path)
+    path = save_config(resolve("nih", name="try", overrides=["tokenize.tasks=3"]), tmp_path)
+    assert load_config(path).tokenize.tasks == 3, "the newest counts"
 
 
 # What a change re-runs
@@ -554,7 +556,7 @@ def fields(free: bool) -> list[str]:
     for section in SECTIONS:
         model = Config.model_fields[section].annotation
         assert issubclass(model, Section)
-        inside = set(model.model_validate(example(section)).keyed())
+        inside = set(model.model_validate(example(section)).identity_fields())
         # the ways to a corpus stand in its key as its content, whose fields are tested by name
         ways = set() if section != "dataset" else WAYS
         named = [n for n in model.model_fields if n not in ways]
@@ -679,4 +681,4 @@ def test_every_step_needs_only_what_comes_before(base: Config) -> None:
 def test_sections_are_frozen_and_say_what_is_keyed(base: Config) -> None:
     with pytest.raises(ValidationError):
         base.train.lr = 1  # type: ignore[misc]
-    assert set(keyed(base)) == set(SECTIONS)
+    assert set(identity_fields(base)) == set(SECTIONS)

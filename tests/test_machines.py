@@ -22,7 +22,7 @@ import yaml
 from jobs.housekeeping.clean import removable
 from jobs.monitoring.progress_file import Journal, read
 from jobs.planning.planner import make_plan
-from pipeline.config import Config, freeze, resolve
+from pipeline.config import Config, resolve, save_config
 from pipeline.core.error_translation import explain
 from pipeline.core.errors import UserError
 from pipeline.core.lease import Lease
@@ -270,7 +270,7 @@ def test_a_log_on_a_full_disk_changes_no_exit_code(
         "sys.exit(subprocess.run(sys.argv[1:], stdout=log, stderr=log).returncode)\n"
     )
     before = (sys.executable, "-c", script)
-    freeze(small(), root)
+    save_config(small(), root)
     for step, code in (("tokenize.none", 2), ("tokenize.seal", 0)):
         plan = make_plan(small(), root).write()
         words = (sys.executable, "-m", "jobs", "run", step, f"--plan={plan}")
@@ -354,7 +354,7 @@ def test_what_may_not_be_read_is_told(
     mine, site = tmp_path / "mine.yaml", tmp_path / "site.yaml"
     mine.write_text(yaml.safe_dump({"urls": [corpus.as_uri()]}))
     site.write_text("scheduler: local\ncpus: 1\n")
-    config = freeze(resolve(str(mine), str(model), "lora-8bit", SMALL, "small"), root)
+    config = save_config(resolve(str(mine), str(model), "lora-8bit", SMALL, "small"), root)
     path = {
         "corpus": corpus,
         "model": model / "model.safetensors",
@@ -409,7 +409,7 @@ def test_wrong_clocks_make_nothing_undone_and_remove_nothing(
 ) -> None:
     config, root = small(), tmp_path / "root"
     shutil.copytree(prepared, root)
-    freeze(config, root)
+    save_config(config, root)
     before = digests(root, config)
     logs = root / "runs" / "small" / "logs"
     logs.mkdir()

@@ -35,14 +35,14 @@ def submit(chosen: Selection, force: Force = False) -> None:
     """Do what is still to do of a run; doing it twice is safe."""
     from jobs.housekeeping.permissions import open_run
     from jobs.planning.preflight import check_packages, check_site, probe
-    from pipeline.config import freeze
+    from pipeline.config import save_config
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
     check_packages(config)
     check_site(config, site)
     _check_room(config, place, probe(config, place), force)
     open_run(place, config.name, site.group)
-    freeze(config, place, chosen.line())
+    save_config(config, place, chosen.line())
     if site.scheduler == "slurm":
         _queue(config, place, site, chosen.words_for_make())
     else:
@@ -99,13 +99,13 @@ def fetch(chosen: Selection, force: Force = False) -> None:
     from jobs.planning.planner import make_plan
     from jobs.planning.preflight import probe
     from jobs.running.local import run_plan
-    from pipeline.config import freeze
+    from pipeline.config import save_config
     from pipeline.dag import survey
 
     config, place, site = chosen.config(), chosen.place(), chosen.site
     _check_room(config, place, probe(config, place), force, "download")
     open_run(place, config.name, site.group)
-    freeze(config, place)
+    save_config(config, place)
     plan = make_plan(config, place)
     plan = replace(plan, arrays=tuple(a for a in plan.arrays if a.stage == "download"))
     if plan.arrays:
@@ -154,7 +154,7 @@ def run(
     from jobs.housekeeping.permissions import follow, open_run
     from jobs.planning.plan import read_plan
     from jobs.running.by_hand import run_steps
-    from pipeline.config import freeze
+    from pipeline.config import save_config
 
     if plan is not None:
         made = read_plan(plan)
@@ -163,7 +163,7 @@ def run(
     else:
         config, place = chosen.config(), chosen.place()
         open_run(place, config.name, chosen.site.group)
-        freeze(config, place)
+        save_config(config, place)
     run_steps(config, place, step, element, cpus=cpus, gpus=gpus, batch=batch, plan=plan)
     settle()  # its log is news, and its work is done
 
@@ -177,7 +177,7 @@ def status(
 ) -> None:
     """Show where a run stands: the newest of the data set, unless more is said."""
     from jobs.monitoring.status import accounted, survey_run, table
-    from pipeline.config import again
+    from pipeline.config import resume_command
 
     chosen = chosen.looking()
     config, place = chosen.existing(), chosen.place()
@@ -192,7 +192,7 @@ def status(
         return
     out.print(table(found))
     if any(step["state"] in ("failed", "interrupted") for step in found["steps"]):
-        print(f"to go on: {again(place / 'runs' / config.name)}")
+        print(f"to go on: {resume_command(place / 'runs' / config.name)}")
     for job, row in found.get("accounts", {}).items():
         print(job, *row.values())
 

@@ -17,7 +17,7 @@ import typer
 from jobs.cli.console import complain
 from jobs.cluster.profile import Profile, find_profile, find_root
 from jobs.cluster.queue import Queue, look
-from pipeline.config import COMMAND, Config, resolve, thaw
+from pipeline.config import COMMAND, Config, load_config, resolve
 from pipeline.core.errors import InputError, UserError
 from pipeline.core.registry import find_dataset, ids
 from pipeline.core.settings import read_yaml
@@ -119,7 +119,7 @@ class Selection:
         if not found or not found[-1].exists():
             what = f"run {name!r}" if name else f"run of {self.dataset}" if self.dataset else "run"
             raise UserError(f"there is no {what} in {runs}", "start one: make pipeline DATASET=…")
-        return thaw(found[-1])
+        return load_config(found[-1])
 
 
 def _assigned(values: dict[str, str | None]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.cluster.allocation import process_gone
 from jobs.monitoring import progress_file as journal
-from pipeline.config import Config, thaw
+from pipeline.config import Config, load_config
 from pipeline.core.errors import UserError
 from pipeline.core.leftovers import ended, silent
 from pipeline.core.receipt import load, release
@@ -81,7 +81,7 @@ def _runs(root: Path) -> Iterator[Config]:
     """The configuration of every run."""
     for path in sorted(root.glob("runs/*/config.yaml")):
         try:
-            yield thaw(path)
+            yield load_config(path)
         except UserError as error:
             raise UserError(f"cannot tell what {path.parent.name} needs: {error}") from None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs.cli.console import say
 from jobs.housekeeping.permissions import open_like
-from pipeline.config import Config, again
+from pipeline.config import Config, resume_command
 from pipeline.core import provenance
 from pipeline.core.disk import size
 from pipeline.core.errors import InputError
@@ -41,8 +41,8 @@ def export_run(config: Config, root: Path, to: Path | None, precision: Precision
         if report is None:
             say("it is not evaluated yet: the card will be without scores")
         card = write_card(config, source.best_receipt.facts, report, precision)
-        stamp = export.stamp(source, card, precision, provenance.code_version())
-        if export.check_place(place, stamp):
+        identity = export.identity(source, card, precision, provenance.code_version())
+        if export.check_place(place, identity):
             say(f"it is there already: {place}")
             return
         export.check_memory(source.parameters, precision)
@@ -52,7 +52,7 @@ def export_run(config: Config, root: Path, to: Path | None, precision: Precision
             f"{size(memory)} of memory"
         )
         give = open_like(run, place)
-        export.export(source, card, place, stamp, precision, give)
+        export.export(source, card, place, identity, precision, give)
     say(f"exported: {place}  (its README.md is the model card)")
 
 
@@ -60,7 +60,7 @@ def _source(config: Config, trained: Node, run: Path) -> export.Source:
     if not trained.complete:
         raise InputError(
             f"{config.name} is not trained to the end yet",
-            f"make status, with the same NAME and RUNS, says how far it is; to go on: {again(run)}",
+            f"make status, with the same NAME and RUNS, says how far it is; to go on: {resume_command(run)}",
         )
     base, base_receipt = trained.work.inputs["download.model"].one()
     ((name, receipt),) = trained.done.items()

@@ -14,10 +14,10 @@ from jobs.cluster.queue import Queue
 from jobs.housekeeping.permissions import follow, open_like
 from jobs.monitoring.status import now, survey_run
 from jobs.running.task import prepare
-from pipeline.config import Config, thaw
+from pipeline.config import Config, load_config
 from pipeline.core import provenance
 from pipeline.core.errors import CorruptInput, UserError
-from pipeline.core.receipt import Stamp, commit, hash_json, whole
+from pipeline.core.receipt import UnitIdentity, commit, hash_json, load_intact
 from pipeline.core.redaction import redact
 from pipeline.core.stage import Context, Input, Inputs, damage_set_aside
 from pipeline.core.stop import Stop
@@ -49,7 +49,7 @@ def report_run(config: Config, root: Path, queue: Callable[[], Queue | None]) ->
     nodes = list(survey(config, root))
     last = nodes[-1].work
     report = run / "report"
-    made = whole(report)
+    made = load_intact(report)
     if made and made.key == last.key and not (nodes[-1].items and os.access(run, os.W_OK)):
         why = "you may not write there" if nodes[-1].items else _unfinished(nodes)
         complain(f"this report is as it was made on {_day(made.written)}: {why}")
@@ -62,8 +62,8 @@ def report_run(config: Config, root: Path, queue: Callable[[], Queue | None]) ->
             with contextlib.suppress(CorruptInput), damage_set_aside():
                 made.verify(report)  # what is as it was stays, whatever it is compared with
         (item,) = nodes[-1].items
-        stamp = last.stamp(item, provenance.code_version())
-        ctx = Context(stop=Stop(), folder=last.folder, stamp=stamp)
+        identity = last.identity(item, provenance.code_version())
+        ctx = Context(stop=Stop(), folder=last.folder, identity=identity)
         last.step.run(last.step.view(config), item, last.inputs, ctx)
     return last.folder / item.name
 
@@ -92,8 +92,8 @@ def _so_far(config: Config, root: Path, nodes: list[Node], queue: Queue | None) 
     inputs, underway = _known(nodes, steps)
     last = nodes[-1].work
     digests = {step: given.digest for step, given in inputs.items()}
-    stamp = Stamp(last.key, last.step.own_key(config), digests, provenance.code_version())
-    with commit(last.folder, SO_FAR, stamp) as draft:
+    identity = UnitIdentity(last.key, last.step.own_key(config), digests, provenance.code_version())
+    with commit(last.folder, SO_FAR, identity) as draft:
         build(config, inputs, draft.path, last.folder / "logs", underway)
     return last.folder / SO_FAR
 
@@ -137,8 +137,8 @@ def compare_runs(names: Sequence[str], root: Path) -> Path:
         (root / "runs" / name for name in names), key=lambda run: run.stat().st_mode & 0o077
     )
     give = open_like(closed, place)
-    stamp = Stamp(hash_json(list(names)), "compare", digests, provenance.code_version())
-    with damage_set_aside(AGAIN), commit(place.parent, place.name, stamp) as draft:
+    identity = UnitIdentity(hash_json(list(names)), "compare", digests, provenance.code_version())
+    with damage_set_aside(AGAIN), commit(place.parent, place.name, identity) as draft:
         give(draft.path)
         compare(runs, draft.path)
     return place
@@ -157,7 +157,7 @@ def _find(names: Sequence[str], root: Path) -> list[Config]:
     if missing := [repr(name) for name in names if name not in there]:
         known = f"there are {', '.join(there)}" if there else "start one: make pipeline DATASET=…"
         raise UserError(f"there is no run {', '.join(missing)} in {root / 'runs'}", known)
-    return [thaw(there[name]) for name in names]
+    return [load_config(there[name]) for name in names]
 
 
 def _joined(names: Sequence[str]) -> str:

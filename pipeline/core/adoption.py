@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.core.errors import CorruptInput
-from pipeline.core.receipt import Receipt, Stamp, commit, load, verify, whole
+from pipeline.core.receipt import Receipt, UnitIdentity, commit, load, load_intact, verify
 
 
-def twins(folder: Path, item: str) -> Iterator[Path]:
+def equivalent_units(folder: Path, item: str) -> Iterator[Path]:
     """Units of that name in folders of the same kind: under other keys, data sets or runs."""
     kind = glob.escape(folder.name.partition("-")[0])
     for sibling in sorted(folder.parent.parent.glob(f"*/{kind}-*")):
@@ -23,40 +23,42 @@ def twins(folder: Path, item: str) -> Iterator[Path]:
             yield sibling / item
 
 
-def adopt(twin: Path, folder: Path, stamp: Stamp, guard: Callable[[], None] = lambda: None) -> bool:
-    """Commit the content of `twin`, made by the same recipe from equal inputs under another key.
+def adopt(
+    equivalent: Path, folder: Path, identity: UnitIdentity, guard: Callable[[], None] = lambda: None
+) -> bool:
+    """Commit the content of `equivalent`, made by the same recipe from equal inputs under another key.
 
     Its files are hard-linked (copied where that cannot be), the units it lists come with it. They
     are read in full first: damage that was met here would otherwise come back with every adoption.
 
     Returns:
-        False if the twin is not whole, is damaged, has released its units, or not of that making.
+        False if the equivalent is not whole, is damaged, has released its units, or not of that making.
     """
-    receipt = whole(twin)
+    receipt = load_intact(equivalent)
     if (
         receipt is None
         or receipt.released
-        or (receipt.own, receipt.inputs) != (stamp.own, stamp.inputs)
+        or (receipt.own, receipt.inputs) != (identity.own, identity.inputs)
     ):
         return False
     try:
         for name in receipt.units:
-            listed = load(twin.parent / name)
+            listed = load(equivalent.parent / name)
             if listed is None:
                 return False
-            _copy(twin.parent / name, listed, folder, stamp, guard)
-        _copy(twin, receipt, folder, stamp, guard)
+            _copy(equivalent.parent / name, listed, folder, identity, guard)
+        _copy(equivalent, receipt, folder, identity, guard)
     except (CorruptInput, FileNotFoundError):  # its units may just be released
         return False
     return True
 
 
 def _copy(
-    source: Path, receipt: Receipt, folder: Path, stamp: Stamp, guard: Callable[[], None]
+    source: Path, receipt: Receipt, folder: Path, identity: UnitIdentity, guard: Callable[[], None]
 ) -> None:
     for name in receipt.outputs:
         verify(source, name, receipt)
-    same = Stamp(stamp.key, receipt.own, receipt.inputs, stamp.code)
+    same = UnitIdentity(identity.key, receipt.own, receipt.inputs, identity.code)
     with commit(folder, source.name, same, guard) as draft:
         draft.facts, draft.units = {**receipt.facts, "adopted": True}, receipt.units
         draft.notes = receipt.notes

@@ -41,7 +41,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Stamp:
+class UnitIdentity:
     """What a unit is made from: recipe key, own recipe, and the digests of what was read.
 
     `inputs` is None where the source is gone: then what was made from it stays good.
@@ -133,7 +133,7 @@ def load(unit: Path) -> Receipt | None:
         return None
 
 
-def whole(unit: Path) -> Receipt | None:
+def load_intact(unit: Path) -> Receipt | None:
     """The receipt of a unit whose files, and the units it lists, are there in their sizes."""
     receipt = load(unit)
     if receipt is None or receipt.unit != unit.name:
@@ -145,18 +145,18 @@ def whole(unit: Path) -> Receipt | None:
         except OSError:
             return None
     for name, digest in () if receipt.released else receipt.units.items():
-        listed = whole(unit.parent / name)
+        listed = load_intact(unit.parent / name)
         if listed is None or listed.digest != digest:
             return None
     return receipt
 
 
-def valid(unit: Path, stamp: Stamp) -> Receipt | None:
+def load_current(unit: Path, identity: UnitIdentity) -> Receipt | None:
     """The receipt of a whole unit that was made by this recipe from these inputs, else None."""
-    receipt = whole(unit)
-    if receipt is None or receipt.key != stamp.key:
+    receipt = load_intact(unit)
+    if receipt is None or receipt.key != identity.key:
         return None
-    return receipt if stamp.inputs in (None, receipt.inputs) else None
+    return receipt if identity.inputs in (None, receipt.inputs) else None
 
 
 def verify(unit: Path, name: str, receipt: Receipt, check: Check = lambda: None) -> Path:
@@ -186,12 +186,14 @@ def expect(found: str, unit: Path, name: str, receipt: Receipt) -> None:
 
 
 @contextmanager
-def commit(folder: Path, name: str, stamp: Stamp, guard: Check = lambda: None) -> Iterator[Draft]:
+def commit(
+    folder: Path, name: str, identity: UnitIdentity, guard: Check = lambda: None
+) -> Iterator[Draft]:
     """Write a unit: fill `draft.path` in the block; at its end the unit appears, whole.
 
     Args:
         folder: Where the unit goes, as `folder/name`.
-        stamp: What it is made from.
+        identity: What it is made from.
         guard: Called just before the unit appears; raises if the right to commit was lost.
 
     Raises:
@@ -207,16 +209,16 @@ def commit(folder: Path, name: str, stamp: Stamp, guard: Check = lambda: None) -
         yield draft
         receipt = Receipt(
             unit=name,
-            key=stamp.key,
-            own=stamp.own,
-            inputs=stamp.inputs or {},
+            key=identity.key,
+            own=identity.own,
+            inputs=identity.inputs or {},
             outputs=_seal(draft),
             units=draft.units,
             notes=draft.notes,
             facts=draft.facts,
             seconds=round(time.monotonic() - started, 3),
             host=socket.gethostname(),
-            code=stamp.code,
+            code=identity.code,
             written=time.time(),
         )
         write_text(temporary / NAME, json.dumps(asdict(receipt), indent=1, ensure_ascii=False))
@@ -268,7 +270,7 @@ def _place(temporary: Path, final: Path, receipt: Receipt) -> None:
             # not "is it there?": a third one may just have moved it out of the way
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-        winner = whole(final)
+        winner = load_intact(final)
         if winner and _same(winner, receipt):
             return
         try:

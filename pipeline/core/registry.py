@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.core.errors import UserError
 from pipeline.core.redaction import has_login
-from pipeline.core.settings import Section, build, free, nearest, read_yaml
+from pipeline.core.settings import Section, build, nearest, not_hashed, read_yaml
 
 CONF = Path(__file__).parents[1] / "conf"
 HEADER = 100_000_000  # bytes that safetensors allow it to have
@@ -42,7 +42,7 @@ class Dataset(Section):
         "auto", "jsonl", "csv", "tsv", "parquet", "text", "nih-exporter", "courtlistener"
     ] = "auto"
     sha256: str | None = Field(None, pattern=SHA256)
-    size: int | None = free(None, ge=0)
+    size: int | None = not_hashed(None, ge=0)
     revision: str | None = None
     subset: str | None = None
     split: str = "train"
@@ -50,12 +50,12 @@ class Dataset(Section):
     text_field: str = "text"
     id_field: str | None = None
     split_by: str | None = None
-    licence: str = free("")
-    language: str | None = free(None)
-    about: str = free("")
-    instead: str | None = free(None)
-    model: str | None = free(None)
-    recipe: str | None = free(None)
+    licence: str = not_hashed("")
+    language: str | None = not_hashed(None)
+    about: str = not_hashed("")
+    instead: str | None = not_hashed(None)
+    model: str | None = not_hashed(None)
+    recipe: str | None = not_hashed(None)
 
     @field_validator("urls")
     @classmethod
@@ -104,10 +104,10 @@ class Dataset(Section):
         span = range(int(self.years[:4]), int(self.years[-4:]) + 1)
         return {f"{year}": [url.replace("{year}", f"{year}") for url in self.urls] for year in span}
 
-    def keyed(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Any]:
         """As for any section, with the content in place of the ways to it."""
         ways = ("urls", "years", "sha256", "revision", "subset", "split", "max_bytes")
-        return {k: v for k, v in super().keyed().items() if k not in ways} | {
+        return {k: v for k, v in super().identity_fields().items() if k not in ways} | {
             "content": self.content
         }
 
@@ -143,10 +143,10 @@ class BaseModel(Section):
     gguf: str | None = None
     prefix_token: str | None = None
     end_token: str | None = None
-    parameters: int | None = free(None)
-    context: int | None = free(None, ge=1)
-    modules: tuple[str, ...] = free(())
-    about: str = free("")
+    parameters: int | None = not_hashed(None)
+    context: int | None = not_hashed(None, ge=1)
+    modules: tuple[str, ...] = not_hashed(())
+    about: str = not_hashed("")
 
     @model_validator(mode="after")
     def _one_source(self) -> BaseModel:

@@ -27,7 +27,7 @@ class Section(BaseModel):
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
 
-    def keyed(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Any]:
         """The fields that decide the bytes of a result, as plain data for hashing."""
         extras = {name: f.json_schema_extra for name, f in type(self).model_fields.items()}
         free = {
@@ -36,7 +36,7 @@ class Section(BaseModel):
         return self.model_dump(mode="json", exclude=free)
 
 
-def free(default: Any, **kwargs: Any) -> Any:
+def not_hashed(default: Any, **kwargs: Any) -> Any:
     """A pydantic field that cannot change the result, so it is not part of the recipe key."""
     return Field(default, json_schema_extra={"free": True}, **kwargs)
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from pipeline.core import receipt as receipts
-from pipeline.core.adoption import adopt, twins
+from pipeline.core.adoption import adopt, equivalent_units
 from pipeline.core.errors import CorruptInput, InputError
 from pipeline.core.lease import Gone, Lease
 from pipeline.core.leftovers import sweep
-from pipeline.core.receipt import Draft, Receipt, Stamp, hash_json
+from pipeline.core.receipt import Draft, Receipt, UnitIdentity, hash_json
 from pipeline.core.registry import BaseModel, Dataset
 from pipeline.core.settings import Section
 from pipeline.core.stop import Stop
@@ -75,7 +75,7 @@ class Item:
 
     Args:
         name: The unit whose receipt makes the item done; it commits that one last.
-        inputs: Digest of everything it reads, by name; None if the source is gone, see `Stamp`.
+        inputs: Digest of everything it reads, by name; None if the source is gone, see `UnitIdentity`.
         data: What `run` wants to know besides; not part of the identity.
     """
 
@@ -160,7 +160,7 @@ def lookup(config: Any, path: str) -> Any:
 
 def plain(value: Any) -> Any:
     """A setting as plain data for hashing."""
-    return value.keyed() if isinstance(value, Section) else value
+    return value.identity_fields() if isinstance(value, Section) else value
 
 
 class _View:
@@ -209,16 +209,16 @@ class Context:
     memo: dict[str, Any] = field(default_factory=dict)
     folder: Path = Path()
     partial: Path = Path()
-    stamp: Stamp = field(default_factory=lambda: Stamp("", "", {}))
+    identity: UnitIdentity = field(default_factory=lambda: UnitIdentity("", "", {}))
     guard: Callable[[], None] = lambda: None
 
     def commit(self, name: str) -> AbstractContextManager[Draft]:
         """Write the unit `name`; see `receipt.commit`."""
-        return receipts.commit(self.folder, name, self.stamp, self.guard)
+        return receipts.commit(self.folder, name, self.identity, self.guard)
 
     def has(self, name: str) -> Receipt | None:
         """The receipt of the unit `name` if this recipe has made it from these inputs."""
-        return receipts.valid(self.folder / name, self.stamp)
+        return receipts.load_current(self.folder / name, self.identity)
 
 
 @dataclass(frozen=True)
@@ -235,13 +235,13 @@ class Work:
     inputs: Inputs
     wanted: frozenset[str] = frozenset()
 
-    def stamp(self, item: Item, code: str = "") -> Stamp:
+    def identity(self, item: Item, code: str = "") -> UnitIdentity:
         """What the units of this item are made from."""
-        return Stamp(self.key, self.step.own_key(self.config), item.inputs, code)
+        return UnitIdentity(self.key, self.step.own_key(self.config), item.inputs, code)
 
     def done(self, item: Item) -> Receipt | None:
         """The item's receipt, if it is done."""
-        receipt = receipts.valid(self.folder / item.name, self.stamp(item))
+        receipt = receipts.load_current(self.folder / item.name, self.identity(item))
         again = receipt is not None and receipt.released and item.name in self.wanted
         return None if again else receipt
 
@@ -262,7 +262,7 @@ def run_item(work: Work, item: Item, ctx: Context) -> str:
         Busy: Another live process is at it.
         CorruptInput: A damaged unit was met; it was set aside, so the next run rebuilds it.
     """
-    stamp = work.stamp(item, ctx.code)
+    identity = work.identity(item, ctx.code)
     if work.done(item):
         return "skipped"
     ctx.stop.check()
@@ -272,14 +272,14 @@ def run_item(work: Work, item: Item, ctx: Context) -> str:
     with _lease(work, item, ctx) as guard:
         if work.done(item):
             return "skipped"
-        for twin in () if ctx.rank else twins(work.folder, item.name):
-            if adopt(twin, work.folder, stamp, guard):
+        for equivalent in () if ctx.rank else equivalent_units(work.folder, item.name):
+            if adopt(equivalent, work.folder, identity, guard):
                 return "adopted"
         bound = replace(
             ctx,
             folder=work.folder,
             partial=work.folder / f".partial-{item.name}-{hash_json(item.inputs)[:8]}",
-            stamp=stamp,
+            identity=identity,
             guard=guard,
         )
         with damage_set_aside():

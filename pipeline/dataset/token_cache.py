@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pipeline.core import receipt as receipts
 from pipeline.core.errors import Busy, CorruptInput
 from pipeline.core.lease import Gone, Lease
-from pipeline.core.receipt import Stamp, hash_json
+from pipeline.core.receipt import UnitIdentity, hash_json
 from pipeline.tokenize.shards import HASH, Hashes, hashes, rows
 
 VERSION = 2
@@ -81,18 +81,18 @@ def open_corpus(
     """
     name = f"cache-{split}"
     own = hash_json(["cache", VERSION])
-    stamp = Stamp(key=own, own=own, inputs={"seal": digest}, code=code)
+    identity = UnitIdentity(key=own, own=own, inputs={"seal": digest}, code=code)
     unit = folder / name
-    while receipts.valid(unit, stamp) is None:
+    while receipts.load_current(unit, identity) is None:
         check()
         try:
             with Lease(folder / f".lease-{name}", label, gone, check=check) as lease:
-                if receipts.valid(unit, stamp) is None:
-                    with receipts.commit(folder, name, stamp, lease.confirm) as draft:
+                if receipts.load_current(unit, identity) is None:
+                    with receipts.commit(folder, name, identity, lease.confirm) as draft:
                         _build(folder, seal, split, draft.path, sealed, workers, check)
         except Busy:  # that of a large corpus is as large as its shards
             time.sleep(WAIT)
-    receipt = receipts.valid(unit, stamp)
+    receipt = receipts.load_current(unit, identity)
     if receipt is None:
         raise CorruptInput(f"{unit} vanished while it was used")
     receipt.verify(unit, check)

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Receipt, hash_file, hash_json, set_aside
-from pipeline.core.settings import Section, free
+from pipeline.core.settings import Section, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.decompress.partition import Slice, Sliced, divide
 from pipeline.sources.codecs import CHUNK, Raw
@@ -41,8 +41,8 @@ class DecompressConfig(Section):
     chunk_bytes: int = Field(256_000_000, ge=1000)
     level: int = Field(1, ge=1, le=19)
     part_bytes: int = Field(256_000_000, ge=1000)
-    tasks: int = free(4, ge=1)
-    keep_chunks: bool = free(True)
+    tasks: int = not_hashed(4, ge=1)
+    keep_chunks: bool = not_hashed(True)
 
 
 def items(config: RunConfig, inputs: Inputs) -> list[Item]:

@@ -19,7 +19,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.receipt import hash_file, hash_json
 from pipeline.core.redaction import redact
 from pipeline.core.registry import Dataset
-from pipeline.core.settings import Section, free
+from pipeline.core.settings import Section, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.download import base_model as source
 from pipeline.download import demo_corpus as docstrings
@@ -38,7 +38,7 @@ class DownloadConfig(Section):
     `bandwidth`: at most so many MB a second; None for as many as there are.
     """
 
-    bandwidth: float | None = free(None, ge=0.05)
+    bandwidth: float | None = not_hashed(None, ge=0.05)
 
 
 TAKEN = (receipts.NAME, ".", "..")

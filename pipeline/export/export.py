@@ -25,7 +25,7 @@ from pipeline.core.cgroup_memory import memory
 from pipeline.core.disk import size
 from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.leftovers import ended
-from pipeline.core.receipt import NAME, Receipt, Stamp, commit, hash_json, valid
+from pipeline.core.receipt import NAME, Receipt, UnitIdentity, commit, hash_json, load_current
 from pipeline.core.receipt import load as read_receipt
 from pipeline.download.base_model import TOKENIZER_FILES
 from pipeline.modeling import loading as load
@@ -76,16 +76,16 @@ def check_memory(parameters: int, precision: Precision) -> None:
         )
 
 
-def stamp(source: Source, card: str, precision: Precision, code: str) -> Stamp:
+def identity(source: Source, card: str, precision: Precision, code: str) -> UnitIdentity:
     """What an export is made from: equal stamps, equal content."""
     inputs = {
         "download.model": source.base_receipt.digest,
         "train.train": source.best_receipt.digest,
     }
-    return Stamp(hash_json([VERSION, precision, card, inputs]), OWN, inputs, code)
+    return UnitIdentity(hash_json([VERSION, precision, card, inputs]), OWN, inputs, code)
 
 
-def check_place(to: Path, made_from: Stamp) -> bool:
+def check_place(to: Path, made_from: UnitIdentity) -> bool:
     """Whether the export is there already.
 
     Raises:
@@ -96,7 +96,7 @@ def check_place(to: Path, made_from: Stamp) -> bool:
     receipt = read_receipt(to)
     if receipt is None or receipt.own != OWN:
         raise UserError(f"{to} is there, and was not written by make export", ELSEWHERE)
-    if valid(to, made_from):
+    if load_current(to, made_from):
         return True
     there = {p.relative_to(to).as_posix() for p in to.rglob("*") if not p.is_dir()}
     try:
@@ -113,7 +113,7 @@ def export(
     source: Source,
     card: str,
     to: Path,
-    made_from: Stamp,
+    made_from: UnitIdentity,
     precision: Precision = "fp32",
     prepare: Callable[[Path], None] = lambda folder: None,
 ) -> None:
@@ -123,7 +123,7 @@ def export(
         source: What is exported.
         card: Text of its README.md.
         to: The folder, in one that is there; an earlier export may be in its place.
-        made_from: As `stamp` says.
+        made_from: As `identity` says.
         precision: Of the written weights. Rounding to 16 bits comes after merging.
         prepare: Called with the folder that is to be written into, e.g. to give it to a group.
 

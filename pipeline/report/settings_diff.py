@@ -22,7 +22,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
     Returns:
         recipe: its name; values: by section; changed: by dotted name, value and the recipe's.
     """
-    values = {name: getattr(config, name).keyed() for name in SECTIONS}
+    values = {name: getattr(config, name).identity_fields() for name in SECTIONS}
     plain = of_recipe(config)
     changed = {
         f"{section}.{name}": {"value": value, "recipe": plain[section][name]}
@@ -45,4 +45,4 @@ def of_recipe(config: RunConfig, known: bool = True) -> dict[str, dict[str, Any]
         made = {name: build(kind, given.get(name, {}), "recipe") for name, kind in kinds.items()}
     except UserError:
         return of_recipe(config, known=False)
-    return {name: section.keyed() for name, section in made.items()}
+    return {name: section.identity_fields() for name, section in made.items()}

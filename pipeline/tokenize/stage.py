@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline.core.receipt import Receipt, hash_json
-from pipeline.core.settings import Section, free
+from pipeline.core.settings import Section, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.sources.records import LONGEST
 
@@ -34,9 +34,9 @@ class TokenizeConfig(Section):
 
     validation: Literal["auto"] | float = "auto"
     test: Literal["auto"] | float = "auto"
-    tasks: int = free(16, ge=1)
-    max_bad_lines: int = free(1000, ge=0)
-    max_bad_share: float = free(0.1, ge=0, le=1)
+    tasks: int = not_hashed(16, ge=1)
+    max_bad_lines: int = not_hashed(1000, ge=0)
+    max_bad_share: float = not_hashed(0.1, ge=0, le=1)
     max_line_bytes: int = Field(LONGEST, ge=1000, le=500_000_000)  # whose tokens fit into a page
 
     @model_validator(mode="after")

@@ -148,8 +148,8 @@ def newest(ctx: Context) -> Path | None:
 
 def _refuse_others(ctx: Context, unit: Path) -> None:
     """Raise `UserError` if a checkpoint of the same settings was made from other inputs."""
-    made, wanted = load(unit), ctx.stamp.inputs or {}
-    if made is None or made.key != ctx.stamp.key or made.inputs == wanted:
+    made, wanted = load(unit), ctx.identity.inputs or {}
+    if made is None or made.key != ctx.identity.key or made.inputs == wanted:
         return
     changed = sorted(k for k in {*made.inputs, *wanted} if made.inputs.get(k) != wanted.get(k))
     raise UserError(

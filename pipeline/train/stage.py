@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.core.errors import UserError
-from pipeline.core.settings import Section, free, nearest
+from pipeline.core.settings import Section, nearest, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.modeling import attention as attentions
 from pipeline.modeling import loading as load
@@ -85,24 +85,24 @@ class TrainConfig(Section):
     sequence_length: int | None = Field(None, ge=8)
     packing: Literal["best-fit", "pad"] = "best-fit"
     batch_size: int = Field(64, ge=1)
-    micro_batch_size: int = free(8, ge=1)
+    micro_batch_size: int = not_hashed(8, ge=1)
     tokens: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     steps: int | None = Field(None, ge=1)
-    gradient_checkpointing: bool = free(True)
+    gradient_checkpointing: bool = not_hashed(True)
     seed: int = Field(0, ge=0, lt=2**63)
 
-    attention: attentions.Wanted = free("auto")
-    compile: bool = free(False)
+    attention: attentions.Wanted = not_hashed("auto")
+    compile: bool = not_hashed(False)
 
     validate_every: int = Field(100, ge=1)
     early_stopping_patience: int | None = Field(None, ge=1)
     validation_documents: int = Field(200, ge=1)
     validation_tokens: int | None = Field(None, ge=1)
-    sample_tokens: int = free(40, ge=1)
-    checkpoint_every: int = free(50, ge=1)
-    keep_checkpoints: int = free(2, ge=1)
-    tensorboard: bool = free(False)
+    sample_tokens: int = not_hashed(40, ge=1)
+    checkpoint_every: int = not_hashed(50, ge=1)
+    keep_checkpoints: int = not_hashed(2, ge=1)
+    tensorboard: bool = not_hashed(False)
 
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:

@@ -22,10 +22,18 @@ from pipeline.core import receipt as receipts
 from pipeline.core.adoption import adopt
 from pipeline.core.errors import Busy, CorruptInput, Interrupted, UserError
 from pipeline.core.leftovers import sweep
-from pipeline.core.receipt import Draft, Receipt, Stamp, commit, set_aside, valid, whole
+from pipeline.core.receipt import (
+    Draft,
+    Receipt,
+    UnitIdentity,
+    commit,
+    load_current,
+    load_intact,
+    set_aside,
+)
 from tests.conftest import Mount
 
-STAMP = Stamp(key="k" * 64, own="o" * 64, inputs={"corpus": "d" * 64}, code="abc")
+IDENTITY = UnitIdentity(key="k" * 64, own="o" * 64, inputs={"corpus": "d" * 64}, code="abc")
 FORK = multiprocessing.get_context("fork")
 
 
@@ -38,15 +46,17 @@ def fill(draft: Draft, seed: int, big: int = 2_000_000) -> None:
     draft.facts = {"seed": seed}
 
 
-def make(folder: Path, name: str = "unit", seed: int = 0, stamp: Stamp = STAMP) -> Path:
-    with commit(folder, name, stamp) as draft:
+def make(
+    folder: Path, name: str = "unit", seed: int = 0, identity: UnitIdentity = IDENTITY
+) -> Path:
+    with commit(folder, name, identity) as draft:
         fill(draft, seed, big=20_000)
     return folder / name
 
 
 def check(unit: Path) -> Receipt:
     """The receipt of a unit that is whole, byte by byte."""
-    receipt = whole(unit)
+    receipt = load_intact(unit)
     assert receipt is not None, f"{unit} is half a unit"
     for name in receipt.outputs:
         receipts.verify(unit, name, receipt)
@@ -89,16 +99,16 @@ def child(work: Callable[[], None]) -> int:
 
 def test_a_unit_appears_at_the_end_of_the_block_and_tells_what_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "not yet there"
-    with commit(folder, "unit", STAMP) as draft:
+    with commit(folder, "unit", IDENTITY) as draft:
         fill(draft, 1)
         draft.units = {"other": "0" * 64}
         assert visible(folder) == []
     receipt = receipts.load(folder / "unit")
     assert receipt is not None
     assert (receipt.unit, receipt.key, receipt.own, receipt.code) == (
-        "unit", STAMP.key, STAMP.own, "abc",
+        "unit", IDENTITY.key, IDENTITY.own, "abc",
     )  # fmt: skip
-    assert receipt.inputs == STAMP.inputs
+    assert receipt.inputs == IDENTITY.inputs
     assert receipt.facts == {"seed": 1}
     assert set(receipt.outputs) == {"small.txt", "deep/empty", "big.bin"}
     assert receipt.outputs["big.bin"].size == 2_000_000
@@ -109,36 +119,38 @@ def test_a_unit_appears_at_the_end_of_the_block_and_tells_what_it_is(tmp_path: P
 
 
 def test_a_hash_taken_while_writing_is_believed(tmp_path: Path) -> None:
-    with commit(tmp_path, "unit", STAMP) as draft:
+    with commit(tmp_path, "unit", IDENTITY) as draft:
         (draft.path / "file").write_text("x")
         draft.hashes["file"] = "f" * 64
-    receipt = whole(tmp_path / "unit")
+    receipt = load_intact(tmp_path / "unit")
     assert receipt is not None
     assert receipt.outputs["file"].sha256 == "f" * 64
 
 
 def test_the_digest_is_of_the_content_and_of_nothing_else(tmp_path: Path) -> None:
     one = check(make(tmp_path / "here", "unit", 1))
-    renamed = Stamp("another key", "another recipe", {"x": "y"}, "code")
+    renamed = UnitIdentity("another key", "another recipe", {"x": "y"}, "code")
     assert check(make(tmp_path / "there", "other name", 1, renamed)).digest == one.digest
     assert check(make(tmp_path / "there", "other content", 2)).digest != one.digest
 
 
 def test_a_unit_is_valid_for_its_own_recipe_and_inputs_only(tmp_path: Path) -> None:
     unit = make(tmp_path)
-    assert valid(unit, STAMP)
-    assert valid(unit, Stamp(STAMP.key, "", None)), "where the source is gone it stays good"
-    assert not valid(unit, Stamp("other", STAMP.own, STAMP.inputs))
-    assert not valid(unit, Stamp(STAMP.key, STAMP.own, {"corpus": "e" * 64}))
-    assert not valid(unit, Stamp(STAMP.key, STAMP.own, {}))
-    assert not valid(tmp_path / "absent", STAMP)
+    assert load_current(unit, IDENTITY)
+    assert load_current(unit, UnitIdentity(IDENTITY.key, "", None)), (
+        "where the source is gone it stays good"
+    )
+    assert not load_current(unit, UnitIdentity("other", IDENTITY.own, IDENTITY.inputs))
+    assert not load_current(unit, UnitIdentity(IDENTITY.key, IDENTITY.own, {"corpus": "e" * 64}))
+    assert not load_current(unit, UnitIdentity(IDENTITY.key, IDENTITY.own, {}))
+    assert not load_current(tmp_path / "absent", IDENTITY)
 
 
 @pytest.mark.parametrize(
     "error", [ValueError, OSError, KeyboardInterrupt, Interrupted, SystemExit, CorruptInput]
 )
 def test_a_block_that_fails_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), commit(tmp_path, "unit", STAMP) as draft:  # noqa: PT012
+    with pytest.raises(error), commit(tmp_path, "unit", IDENTITY) as draft:  # noqa: PT012
         fill(draft, 1)
         raise error("a test")
     assert list(tmp_path.iterdir()) == []
@@ -149,7 +161,7 @@ def test_a_lost_right_to_commit_leaves_nothing(tmp_path: Path) -> None:
         assert visible(tmp_path) == []
         raise Busy("taken over")
 
-    with pytest.raises(Busy), commit(tmp_path, "unit", STAMP, guard) as draft:
+    with pytest.raises(Busy), commit(tmp_path, "unit", IDENTITY, guard) as draft:
         fill(draft, 1)
     assert list(tmp_path.iterdir()) == []
 
@@ -159,7 +171,7 @@ def test_a_file_that_may_not_grow_leaves_nothing(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         try:
-            with commit(tmp_path, "unit", STAMP) as draft:
+            with commit(tmp_path, "unit", IDENTITY) as draft:
                 fill(draft, 1)
         except UserError as error:
             (tmp_path / "told").write_text(error.what.rpartition("reached")[2])
@@ -176,7 +188,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, mount: Mount) -> None
     for name in ("unit", "another"):
         with (
             pytest.raises(UserError, match=r"is full \(No space left on device, "),
-            commit(small_disk, name, STAMP) as draft,
+            commit(small_disk, name, IDENTITY) as draft,
         ):
             fill(draft, 2)
     assert [path.name for path in small_disk.iterdir()] == ["unit"]
@@ -185,7 +197,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, mount: Mount) -> None
 
 def test_a_folder_that_may_not_be_written_is_an_error_and_not_a_unit(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError), commit(tmp_path / "file" / "below", "unit", STAMP):  # noqa: PT011
+    with pytest.raises(OSError), commit(tmp_path / "file" / "below", "unit", IDENTITY):  # noqa: PT011
         pytest.fail("the block must not be entered")
 
 
@@ -197,7 +209,7 @@ def test_a_kill_at_any_instant_leaves_units_whole_or_absent(tmp_path: Path) -> N
     def work(seed: int) -> Callable[[], None]:
         def forever() -> None:
             for n in range(10_000):
-                with commit(tmp_path, names[(seed + n) % len(names)], STAMP) as draft:
+                with commit(tmp_path, names[(seed + n) % len(names)], IDENTITY) as draft:
                     fill(draft, 10_000 * seed + n)
 
         return forever
@@ -230,7 +242,7 @@ def race(folder: Path, rounds: int, seeds: tuple[int, int]) -> None:
 
     def work(seed: int) -> None:
         for n in range(rounds):
-            with commit(folder, f"unit-{n}", STAMP) as draft:
+            with commit(folder, f"unit-{n}", IDENTITY) as draft:
                 fill(draft, seed, big=5_000)
                 gate.wait(60)
 
@@ -323,8 +335,8 @@ def test_a_damaged_unit_is_none_and_is_replaced(
 ) -> None:
     unit = make(tmp_path)
     damage(unit)
-    assert whole(unit) is None
-    assert valid(unit, STAMP) is None
+    assert load_intact(unit) is None
+    assert load_current(unit, IDENTITY) is None
     make(tmp_path)
     assert check(unit).facts == {"seed": 0}
     assert [path.name for path in tmp_path.iterdir()] == ["unit"]
@@ -336,7 +348,7 @@ def test_a_changed_byte_in_a_receipt_never_lets_other_content_pass(tmp_path: Pat
     path = unit / receipts.NAME
     for place in range(path.stat().st_size):
         flip(path, place)
-        found = whole(unit)
+        found = load_intact(unit)
         if found is not None:
             assert found.outputs.keys() == good.outputs.keys()
             for name in found.outputs:
@@ -352,7 +364,7 @@ def test_a_flipped_byte_is_noticed_by_who_reads_it(tmp_path: Path) -> None:
     receipt = check(unit)
     assert receipts.verify(unit, "big.bin", receipt) == unit / "big.bin"
     flip(unit / "big.bin", 19_999)
-    assert whole(unit) == receipt, "plan and status do not read the files"
+    assert load_intact(unit) == receipt, "plan and status do not read the files"
     with pytest.raises(CorruptInput, match=r"big\.bin is damaged: its sha256 is") as caught:
         receipts.verify(unit, "big.bin", receipt)
     assert caught.value.unit == unit
@@ -362,10 +374,10 @@ def test_a_flipped_byte_is_noticed_by_who_reads_it(tmp_path: Path) -> None:
     assert caught.value.unit == unit
 
 
-def make_list(folder: Path, stamp: Stamp = STAMP, seed: int = 1) -> Path:
+def make_list(folder: Path, identity: UnitIdentity = IDENTITY, seed: int = 1) -> Path:
     """A unit that declares three others complete."""
-    parts = {f"part-{n}": check(make(folder, f"part-{n}", seed + n, stamp)) for n in range(3)}
-    with commit(folder, "complete", stamp) as draft:
+    parts = {f"part-{n}": check(make(folder, f"part-{n}", seed + n, identity)) for n in range(3)}
+    with commit(folder, "complete", identity) as draft:
         draft.units = {name: receipt.digest for name, receipt in parts.items()}
         draft.facts = {"parts": 3}
     return folder / "complete"
@@ -376,14 +388,14 @@ def test_a_list_is_whole_while_what_it_lists_is(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     complete = make_list(tmp_path)
-    before = whole(complete)
+    before = load_intact(complete)
     assert before
     damage(tmp_path / "part-1")
-    assert whole(complete) is None
+    assert load_intact(complete) is None
     make(tmp_path, "part-1", 5)
-    assert whole(complete) is None, "another content is not what it listed"
+    assert load_intact(complete) is None, "another content is not what it listed"
     make(tmp_path, "part-1", 2)
-    assert whole(complete) == before
+    assert load_intact(complete) == before
 
 
 def test_the_digest_of_a_list_is_that_of_what_it_lists(tmp_path: Path) -> None:
@@ -391,17 +403,17 @@ def test_the_digest_of_a_list_is_that_of_what_it_lists(tmp_path: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
-TWIN = Stamp(key="l" * 64, own=STAMP.own, inputs=STAMP.inputs, code="def")
+EQUIVALENT = UnitIdentity(key="l" * 64, own=IDENTITY.own, inputs=IDENTITY.inputs, code="def")
 
 
 def test_equal_work_under_another_key_is_adopted_with_what_it_lists(tmp_path: Path) -> None:
     complete = make_list(tmp_path / "one")
     other = tmp_path / "other"
-    assert adopt(complete, other, TWIN)
+    assert adopt(complete, other, EQUIVALENT)
     assert {p.name for p in other.iterdir()} == {"complete", "part-0", "part-1", "part-2"}
     for unit in visible(other):
         receipt, source = check(unit), check(tmp_path / "one" / unit.name)
-        assert valid(unit, TWIN)
+        assert load_current(unit, EQUIVALENT)
         assert (receipt.digest, receipt.facts, receipt.units) == (
             source.digest, source.facts | {"adopted": True}, source.units,
         )  # fmt: skip
@@ -414,14 +426,14 @@ def test_equal_work_under_another_key_is_adopted_with_what_it_lists(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "stamp",
-    [Stamp(TWIN.key, "other", TWIN.inputs), Stamp(TWIN.key, TWIN.own, {}),
-     Stamp(TWIN.key, TWIN.own, None)],
+    "identity",
+    [UnitIdentity(EQUIVALENT.key, "other", EQUIVALENT.inputs), UnitIdentity(EQUIVALENT.key, EQUIVALENT.own, {}),
+     UnitIdentity(EQUIVALENT.key, EQUIVALENT.own, None)],
     ids=["another recipe", "other inputs", "inputs that cannot be known"],
 )  # fmt: skip
-def test_other_work_is_not_adopted(tmp_path: Path, stamp: Stamp) -> None:
+def test_other_work_is_not_adopted(tmp_path: Path, identity: UnitIdentity) -> None:
     complete = make_list(tmp_path / "one")
-    assert not adopt(complete, tmp_path / "other", stamp)
+    assert not adopt(complete, tmp_path / "other", identity)
     assert not (tmp_path / "other").exists()
 
 
@@ -429,20 +441,20 @@ def test_other_work_is_not_adopted(tmp_path: Path, stamp: Stamp) -> None:
 def test_half_a_unit_is_not_adopted(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     complete = make_list(tmp_path / "one")
     damage(tmp_path / "one" / "part-2")
-    assert not adopt(complete, tmp_path / "other", TWIN)
+    assert not adopt(complete, tmp_path / "other", EQUIVALENT)
 
 
 def test_a_flipped_byte_is_not_adopted(tmp_path: Path) -> None:
     complete = make_list(tmp_path / "one")
     flip(tmp_path / "one" / "part-1" / "big.bin", 77)
-    assert not adopt(complete, tmp_path / "other", TWIN)
+    assert not adopt(complete, tmp_path / "other", EQUIVALENT)
     for unit in visible(tmp_path / "other"):
         check(unit)
     assert not (tmp_path / "other" / "complete").exists()
     make(tmp_path / "one", "part-1", 1)
     shutil.rmtree(tmp_path / "one" / "part-1")
     make(tmp_path / "one", "part-1", 2)
-    assert adopt(complete, tmp_path / "other", TWIN)
+    assert adopt(complete, tmp_path / "other", EQUIVALENT)
 
 
 def test_sweeping_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> None:
@@ -477,7 +489,7 @@ def test_a_unit_set_aside_keeps_its_files_and_counts_no_more(tmp_path: Path) -> 
     assert aside.parent == tmp_path
     assert aside.name.startswith(".damaged-unit-")
     assert (aside / "big.bin").exists()
-    assert whole(unit) is None
-    assert whole(aside) is None
+    assert load_intact(unit) is None
+    assert load_intact(aside) is None
     make(tmp_path)
     assert set_aside(unit, "damaged") != aside

@@ -21,7 +21,7 @@ from pipeline.config import Config, resolve
 from pipeline.core import receipt
 from pipeline.core.errors import Busy, CorruptInput, InputError, Interrupted
 from pipeline.core.lease import Lease
-from pipeline.core.receipt import verify, whole
+from pipeline.core.receipt import load_intact, verify
 from pipeline.core.stage import Context, Inputs, Item, Step, run_item
 from pipeline.core.stop import Stop
 
@@ -447,7 +447,7 @@ def test_a_kill_at_any_instant_costs_one_unit_and_changes_no_byte(
             os.kill(pid, signal.SIGKILL)
             status = os.waitpid(pid, 0)[1]
             for unit in root.glob("data/*/[!.]*"):
-                assert whole(unit), f"{unit} is half a unit"
+                assert load_intact(unit), f"{unit} is half a unit"
             if status == 0:
                 break
             assert status == signal.SIGKILL, "a run after a kill does not fail"

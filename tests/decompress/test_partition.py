@@ -21,7 +21,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jobs.housekeeping.clean import remove, spent
-from pipeline.config import Config, freeze, resolve
+from pipeline.config import Config, resolve, save_config
 from pipeline.core import receipt
 from pipeline.core.errors import CorruptInput, Interrupted, UserError
 from pipeline.core.receipt import load
@@ -386,7 +386,7 @@ def test_chunks_are_dropped_when_they_are_sealed_and_come_back_when_they_are_nee
     (part,) = (receipt for receipt in chunks.done.values() if lost.name in receipt.units)
     assert made == part.units.keys()
     assert find(config, root, "tokenize.seal").complete, "it has sealed the same bytes"
-    freeze(config, root)
+    save_config(config, root)
     assert spent(root, "elsewhere") == []
     assert remove([], spent(root, "parts")) > 0
     assert not list(chunks.work.folder.glob("chunk-*"))
@@ -420,9 +420,9 @@ def test_a_run_that_keeps_its_chunks_keeps_them_for_all(
 ) -> None:
     config = many("decompress.keep_chunks=false")
     advance(many(), tmp_path, "tokenize.seal")
-    freeze(config, tmp_path)
+    save_config(config, tmp_path)
     assert spent(tmp_path, None)
-    freeze(many().model_copy(update={"name": "keeps"}), tmp_path)
+    save_config(many().model_copy(update={"name": "keeps"}), tmp_path)
     assert spent(tmp_path, None) == []
 
 

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from jobs.housekeeping.export import _source, export_run
-from pipeline.config import Config, freeze
+from pipeline.config import Config, save_config
 from pipeline.core import receipt as receipts
 from pipeline.core.errors import CorruptInput, InputError, UserError
 from pipeline.dag import find
@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small: Small) -> Trained:
         if family not in made:
             made[family] = tmp_path_factory.mktemp(f"trained-{family}")
             config = small(family=family)
-            freeze(config, made[family])
+            save_config(config, made[family])
             advance(config, made[family], "train.train")
         return made[family]
 
@@ -210,7 +210,7 @@ def test_all_weights_trained_are_exported_too(small: Small, prepared: Path, tmp_
 
     shutil.copytree(prepared, tmp_path / "root")
     config = small("train.method=full", "train.weights=fp32", "train.model_dropout=0.2")
-    freeze(config, tmp_path / "root")
+    save_config(config, tmp_path / "root")
     advance(config, tmp_path / "root", "train.train")
     base, best = parts(config, tmp_path / "root")
     export_run(config, tmp_path / "root", None, "fp32")
@@ -310,7 +310,7 @@ def test_a_training_that_is_not_finished_is_told_with_what_to_type(
     told += "how far it is; to go on: "
     assert str(caught.value) == f"{told}the make pipeline that began it, with all its words"
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    freeze(small(), tmp_path, "make pipeline DATASET=small")
+    save_config(small(), tmp_path, "make pipeline DATASET=small")
     with pytest.raises(InputError) as caught:
         export_run(small(), tmp_path, None, "fp32")
     assert str(caught.value) == f"{told}make pipeline DATASET=small"
@@ -377,14 +377,14 @@ import os, signal, sys
 from pathlib import Path
 import pipeline.core.receipt as receipt
 from jobs.housekeeping.export import _source, export_run
-from pipeline.config import thaw
+from pipeline.config import load_config
 seal = receipt._seal
 def kill(draft):
     found = seal(draft)
     os.kill(os.getpid(), signal.SIGKILL)
 receipt._seal = kill
 root = Path(sys.argv[1])
-export_run(thaw(root / "runs/small/config.yaml"), root, Path(sys.argv[2]), "fp32")
+export_run(load_config(root / "runs/small/config.yaml"), root, Path(sys.argv[2]), "fp32")
 """
 
 
@@ -404,7 +404,7 @@ def test_a_kill_leaves_nothing_half_and_the_next_one_clears_up(
     assert left.name.startswith(".tmp-out-")
     export_run(small(), trained("llama"), to, "fp32")
     assert list(tmp_path.iterdir()) == [to]
-    assert receipts.whole(to)
+    assert receipts.load_intact(to)
 
 
 def test_a_damaged_adapter_is_not_exported(small: Small, trained: Trained, tmp_path: Path) -> None:
@@ -446,7 +446,7 @@ def test_the_command_says_it_in_a_line(
     prepared: Path, small: Small, trained: Trained, tmp_path: Path
 ) -> None:
     shutil.copytree(prepared, tmp_path / "root")
-    freeze(small(), tmp_path / "root")
+    save_config(small(), tmp_path / "root")
     words = ("export", f"--root={tmp_path / 'root'}", "--name=small")
 
     def jobs(*more: str) -> subprocess.CompletedProcess[str]:

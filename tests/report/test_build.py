@@ -19,7 +19,7 @@ import pytest
 from pipeline.config import Config, resolve
 from pipeline.core import receipt as receipts
 from pipeline.core.errors import CorruptInput
-from pipeline.core.receipt import Stamp
+from pipeline.core.receipt import UnitIdentity
 from pipeline.core.registry import BaseModel, Dataset
 from pipeline.core.stage import Input
 from pipeline.evaluate.memorization import measure
@@ -54,7 +54,9 @@ class Run:
 
     def unit(self, step: str, name: str, facts: dict[str, Any], **files: Any) -> Input:
         folder = self.root / step
-        with receipts.commit(folder, name, Stamp(f"key of {step}", "own", {}, "abc123")) as draft:
+        with receipts.commit(
+            folder, name, UnitIdentity(f"key of {step}", "own", {}, "abc123")
+        ) as draft:
             for file, content in files.items():
                 path = draft.path / file.replace("_", ".")
                 if isinstance(content, pa.Table):
@@ -62,7 +64,7 @@ class Run:
                 else:
                     path.write_text(json.dumps(content))
             draft.facts = facts
-        receipt = receipts.whole(folder / name)
+        receipt = receipts.load_intact(folder / name)
         assert receipt
         return Input(folder, {name: receipt})
 
@@ -435,7 +437,7 @@ def chunked(run: Run, sizes: list[int], slow: dict[int, float]) -> dict[str, Inp
         splits = {split: {"bytes": size // 4} for split in ("train", "validation", "test")}
         facts = {"splits": splits, "seconds": seconds * 10}
         shards |= run.unit("tokenize.shards", name, facts, train_parquet=index).receipts
-    with receipts.commit(folder, "complete", Stamp("key", "own", {})) as draft:
+    with receipts.commit(folder, "complete", UnitIdentity("key", "own", {})) as draft:
         draft.units, draft.facts = digests, {"bytes": sum(sizes)}
     complete = receipts.load(folder / "complete")
     assert complete

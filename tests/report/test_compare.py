@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.config import Config, freeze
+from pipeline.config import Config, save_config
 from pipeline.core.registry import BaseModel
 from pipeline.core.stage import Input
 from pipeline.report.compare import ranking
@@ -292,7 +292,7 @@ def two(
     """A root with two finished runs."""
     root = Path(shutil.copytree(finished, tmp_path_factory.mktemp("two") / "root"))
     other = small("train.lr=1e-4", "train.micro_batch_size=1", name="an 'other' one")
-    freeze(other, root)
+    save_config(other, root)
     advance(other, root, "evaluate.report")
     return root
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jobs.housekeeping.export import export_run
-from pipeline.config import Config, freeze
+from pipeline.config import Config, save_config
 from pipeline.core.errors import Interrupted
 from pipeline.dag import find
 from pipeline.modeling import loading as load
@@ -46,7 +46,7 @@ def test_all_that_saves_memory_goes_together(
         return step(self, number, parts, rate)
 
     monkeypatch.setattr(Learner, "step", noting)
-    freeze(config, root)
+    save_config(config, root)
     advance(config, root, "tokenize.seal")
     whole = result(train(config, Path(shutil.copytree(root, tmp_path / "whole"))))
     with pytest.raises(Interrupted):

@@ -79,7 +79,7 @@ def test_without_the_setting_nothing_of_it_is_needed(tmp_path: Path) -> None:
 def test_it_does_not_change_what_is_trained(small: Small) -> None:
     shown, not_shown = small("train.tensorboard=true"), small()
     assert shown.train.tensorboard
-    assert shown.train.keyed() == not_shown.train.keyed()
+    assert shown.train.identity_fields() == not_shown.train.identity_fields()
 
 
 def test_a_package_that_is_missing_is_told_before_anything_is_done(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import Config, freeze
+from pipeline.config import Config, save_config
 from tests.conftest import SMALL, refused, write_corpus
 from tests.servers import FileServer
 
@@ -149,10 +149,10 @@ def test_a_wrong_sha256_is_told(jobs: Jobs, tmp_path: Path, models: Callable[[st
 def test_a_name_stands_for_one_configuration(
     jobs: Jobs, dataset: Path, models: Callable[[str], Path]
 ) -> None:
-    from pipeline.config import freeze, resolve
+    from pipeline.config import resolve, save_config
 
     root = Path(dataset.parent / "frozen")
-    freeze(resolve(str(dataset), str(models("opt")), name="x"), root)
+    save_config(resolve(str(dataset), str(models("opt")), name="x"), root)
     words = (f"--dataset={dataset}", f"--model={models('opt')}", "--name=x", "train.lr=1e-5")
     line = refused(jobs("submit", *words, root=root), 2)
     assert "train.lr: 0.0002 there, 1e-05 now" in line
@@ -164,7 +164,7 @@ def test_plan_and_status_follow_a_run(
     root = tmp_path / "root"
     shutil.copytree(prepared, root)
     config = small()
-    freeze(config, root)
+    save_config(config, root)
     dataset, model = str(config.dataset.urls[0]), str(config.model.path)
     found = json.loads(jobs("status", "--json").stdout)
     states = {step["step"]: step["state"] for step in found["steps"]}
@@ -192,11 +192,11 @@ def test_a_stage_by_hand_says_what_it_waits_for(jobs: Jobs, dataset: Path) -> No
 def test_status_is_quick_and_light(
     jobs: Jobs, small: Callable[..., Config], prepared: Path, tmp_path: Path
 ) -> None:
-    from pipeline.config import freeze
+    from pipeline.config import save_config
 
     root = tmp_path / "root"
     shutil.copytree(prepared, root)
-    freeze(small(), root)
+    save_config(small(), root)
     code = (
         "import sys; sys.argv = ['jobs', 'status', '--root=' + sys.argv[1]]\n"
         "import jobs.__main__ as m\n"
@@ -230,11 +230,11 @@ def test_status_is_quick_and_light(
 def test_clean_removes_leftovers_and_nothing_that_is_named(
     jobs: Jobs, small: Callable[..., Config], prepared: Path, tmp_path: Path
 ) -> None:
-    from pipeline.config import freeze
+    from pipeline.config import save_config
 
     root = tmp_path / "root"
     shutil.copytree(prepared, root)
-    freeze(small(), root)
+    save_config(small(), root)
     kept = set(root.rglob("receipt.json"))
     chunks = next(root.glob("data/*/chunks-*"))
     host = socket.gethostname()
@@ -267,7 +267,7 @@ def test_where_no_cluster_answers_one_may_still_look(
         monkeypatch.delenv(name, raising=False)
     root = tmp_path / "root"
     shutil.copytree(prepared, root)
-    freeze(small(), root)
+    save_config(small(), root)
     for command, told, code in (
         ("status", "seal", 0),
         ("report", "in progress", 0),

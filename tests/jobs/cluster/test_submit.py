@@ -137,10 +137,10 @@ import json, sys
 from pathlib import Path
 from jobs.cluster.profile import find_profile
 from jobs.cluster.submit import queue_plan
-from pipeline.config import thaw
+from pipeline.config import load_config
 
 root = Path(sys.argv[1])
-config = thaw(root / "runs" / "small" / "config.yaml")
+config = load_config(root / "runs" / "small" / "config.yaml")
 print(json.dumps(queue_plan(config, root, find_profile(sys.argv[2])).jobs))
 """
 

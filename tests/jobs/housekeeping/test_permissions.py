@@ -20,7 +20,7 @@ import yaml
 
 from jobs.housekeeping.permissions import follow, open_run
 from jobs.planning.planner import make_plan
-from pipeline.config import Config, freeze
+from pipeline.config import Config, save_config
 from pipeline.core.errors import UserError
 from tests.conftest import SMALL, write_corpus
 from tests.queued import Queued
@@ -273,7 +273,7 @@ def test_a_task_is_as_private_as_its_run_wherever_it_starts(
     """Whatever umask a node gives it."""
     root = tmp_path / "root"
     open_run(root, "small", None)
-    freeze(small(), root)
+    save_config(small(), root)
     plan = make_plan(small(), root).write()
     jobs("run", "download.corpus", f"--plan={plan}", HOME=str(tmp_path))
     assert list(root.glob("data/small/raw-*/corpus/receipt.json"))

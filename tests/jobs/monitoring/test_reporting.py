@@ -16,7 +16,7 @@ import pytest
 
 from jobs.monitoring import reporting
 from jobs.monitoring.reporting import report_run
-from pipeline.config import Config, freeze
+from pipeline.config import Config, save_config
 from pipeline.core import receipt as receipts
 from pipeline.core.errors import CorruptInput, Interrupted, UserError
 from pipeline.dag import STEPS, find, survey
@@ -118,7 +118,7 @@ def test_a_training_that_was_stopped_shows_how_far_it_is(
 ) -> None:
     config = small()
     root = Path(shutil.copytree(prepared, tmp_path / "root"))
-    freeze(config, root)
+    save_config(config, root)
     journal = find(config, root, "train.train").work.folder / "metrics.jsonl"
     seen = []
     for checks in range(3, 400, 3):
@@ -218,7 +218,7 @@ def test_the_report_of_a_run_whose_data_is_gone_can_still_be_read(
     shutil.rmtree(root / "data")
     folder = report_run(small(), root, lambda: None)
     assert folder == root / "runs/small/report"
-    assert receipts.whole(folder)
+    assert receipts.load_intact(folder)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "download.corpus" in said
