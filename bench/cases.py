@@ -12,11 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import ours, outcome
+from bench import product_cli, verify_output
 from bench.corpora import Corpus
 from bench.measure import Failed, Usage, measure
-from bench.ours import Run
 from bench.peers import Peer
+from bench.product_cli import Run
 
 Runner = Callable[[Corpus], Usage]
 
@@ -75,10 +75,10 @@ class Bench:
 
 def of_ours(bench: Bench, kind: str, corpus: Corpus, tiny: Corpus) -> tuple[list[Case], Run]:
     """Our stages on a corpus, in the order in which they follow each other, and the floors."""
-    runs = {c.name: ours.prepare(c, bench.model, bench.scratch) for c in (tiny, corpus)}
-    ids, _ = outcome.reference(corpus, bench.model)
+    runs = {c.name: product_cli.prepare(c, bench.model, bench.scratch) for c in (tiny, corpus)}
+    ids, _ = verify_output.reference(corpus, bench.model)
     pool = bench.scratch / f"{kind}-pool.npy"
-    outcome.save_pool(ids, pool)
+    verify_output.save_pool(ids, pool)
 
     def decompress(corpus: Corpus) -> Usage:
         runs[corpus.name].forget("chunks", "shards")
@@ -93,7 +93,7 @@ def of_ours(bench: Bench, kind: str, corpus: Corpus, tiny: Corpus) -> tuple[list
 
     def floor(corpus: Corpus, how: str = "write") -> Usage:
         out = bench.scratch / "floor.parquet"
-        words = [sys.executable, "-m", "bench.floor", how, str(out), str(pool)]
+        words = [sys.executable, "-m", "bench.lower_bound", how, str(out), str(pool)]
         return measure([*words, *map(str, runs[corpus.name].chunks())], core=bench.core)
 
     own = functools.partial(floor, how="write-own")
@@ -104,14 +104,14 @@ def of_ours(bench: Bench, kind: str, corpus: Corpus, tiny: Corpus) -> tuple[list
 
 def of_decompress(bench: Bench, kind: str, corpus: Corpus, tiny: Corpus) -> list[Case]:
     """Decompress with all cores, beside a bare decode of the same file."""
-    runs = {c.name: ours.prepare(c, bench.model, bench.scratch) for c in (tiny, corpus)}
+    runs = {c.name: product_cli.prepare(c, bench.model, bench.scratch) for c in (tiny, corpus)}
 
     def decompress(corpus: Corpus) -> Usage:
         runs[corpus.name].forget("chunks")
         return runs[corpus.name].stage("decompress", cpus=bench.cores)
 
     def decode(corpus: Corpus) -> Usage:
-        return measure([sys.executable, "-m", "bench.floor", "decode", str(corpus.packed)])
+        return measure([sys.executable, "-m", "bench.lower_bound", "decode", str(corpus.packed)])
 
     stages = [("decompress, all cores", decompress), ("bare decode", decode)]
     return [Case(name, kind, corpus, tiny, run) for name, run in stages]
@@ -140,33 +140,33 @@ def judge_peer(bench: Bench, case: Case, peer: Peer) -> None:
     if case.why:
         return
     out = bench.scratch / peer.name / case.kind
-    ids, _ = outcome.reference(case.corpus, bench.model)
-    case.facts["bytes_per_token"] = outcome.size(out / "ids") / len(ids)
+    ids, _ = verify_output.reference(case.corpus, bench.model)
+    case.facts["bytes_per_token"] = verify_output.size(out / "ids") / len(ids)
     files = sorted(out.glob(peer.ids)) if peer.ids else []
-    case.facts["ids"] = "" if not files else outcome.same_counts(files, ids)
+    case.facts["ids"] = "" if not files else verify_output.same_counts(files, ids)
 
 
 def judge_ours(bench: Bench, case: Case, run: Run) -> None:
     """Note what our shards hold, how large they are, and how fast they are read."""
     if case.why:
         return
-    ids, starts = outcome.reference(case.corpus, bench.model)
+    ids, starts = verify_output.reference(case.corpus, bench.model)
     shards = run.shards()
-    binary = outcome.binary_bytes(shards, bench.scratch / "binary.parquet")
-    right, wanted = outcome.compare(shards, ids, starts, outcome.blank(case.corpus))
+    binary = verify_output.binary_bytes(shards, bench.scratch / "binary.parquet")
+    right, wanted = verify_output.compare(shards, ids, starts, verify_output.blank(case.corpus))
     case.facts |= {
         "right": right,
         "wanted": wanted,
         "bytes_per_token": sum(path.stat().st_size for path in shards) / len(ids),
-        "column_to_binary": outcome.column_bytes(shards) / binary,
-        "read_tokens_per_second": outcome.read_rate(shards, bench.core),
+        "column_to_binary": verify_output.column_bytes(shards) / binary,
+        "read_tokens_per_second": verify_output.read_rate(shards, bench.core),
     }
 
 
 def exactness(bench: Bench, corpus: Corpus) -> tuple[int, int]:
     """How many documents of a corpus our shards hold exactly, of how many they should."""
-    run = ours.prepare(corpus, bench.model, bench.scratch)
+    run = product_cli.prepare(corpus, bench.model, bench.scratch)
     run.stage("decompress")
     run.stage("tokenize.shards")
-    ids, starts = outcome.reference(corpus, bench.model)
-    return outcome.compare(run.shards(), ids, starts, outcome.blank(corpus))
+    ids, starts = verify_output.reference(corpus, bench.model)
+    return verify_output.compare(run.shards(), ids, starts, verify_output.blank(corpus))

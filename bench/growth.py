@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import corpora, ours, table
+from bench import corpora, product_cli, table
 from bench.cases import Bench
 from bench.measure import Usage
 
@@ -67,7 +67,7 @@ def measure_all(
 
 
 def _point(bench: Bench, corpus: corpora.Corpus, cpus: int, tasks: int) -> Point:
-    run = ours.prepare(corpus, bench.model, bench.scratch)
+    run = product_cli.prepare(corpus, bench.model, bench.scratch)
     core = bench.core if cpus == 1 else None
     first = run.stage("decompress", cpus=cpus, core=core)
     each: list[Usage] = [

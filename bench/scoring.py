@@ -22,10 +22,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bench import corpora, ground, table, text
+from bench import corpora, setup, table, text
 from bench.data import DATA, README, say
+from bench.lockstep import peak
 from bench.measure import measure
-from bench.turns import peak
 
 HALVES = 2
 LONGEST = 20
@@ -153,7 +153,7 @@ def run(options: argparse.Namespace) -> str:
     import numpy as np
 
     core = sorted(os.sched_getaffinity(0))[0]
-    laid = ground.lay(DATA, 2.0, options.quick)
+    laid = setup.lay(DATA, 2.0, options.quick)
     texts, size = documents(laid.model, options.documents)
     prefix = int(np.load(laid.train)["ends"][0])
     halves = [texts[n::HALVES] for n in range(HALVES)]
@@ -166,7 +166,7 @@ def run(options: argparse.Namespace) -> str:
     sliding = {
         who: [ask(who, laid.model, longest, prefix, core, SLIDING)] for who in ("ours", "plain")
     }
-    small = ground.tiny(DATA)
+    small = setup.tiny(DATA)
     growth = {
         count: ask("ours", small, documents(small, count)[0], prefix, core)["peak"]
         for count in (GROWTH if not options.quick else GROWTH[:2])

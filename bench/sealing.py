@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import corpora, model, ours
+from bench import corpora, model, product_cli
 from bench.data import DATA, say
 from pipeline.core.receipt import load
 
@@ -33,7 +33,7 @@ def texts(count: int) -> Iterator[str]:
 def row(count: int, scratch: Path, base: Path) -> str:
     """A line of the table."""
     corpus = corpora.write(f"short-{count}", scratch, lambda: texts(count), float("inf"))
-    run = ours.prepare(corpus, base, scratch, "decompress.chunk_bytes=16000000")
+    run = product_cli.prepare(corpus, base, scratch, "decompress.chunk_bytes=16000000")
     for stage in ("decompress", "tokenize.shards"):
         run.stage(stage)
     used = run.stage("tokenize.seal")

@@ -3,7 +3,7 @@
     make bench-train [ARGS="--quick --peers=none"]
 
 All systems train the same adapters on the same base and documents, on one core; one optimizer step
-of each in turn (`bench/turns.py`), until each has learned from as many real tokens. The first step
+of each in turn (`bench/lockstep.py`), until each has learned from as many real tokens. The first step
 of each is not timed. Then the student project's two logged configurations, scaled down.
 """
 
@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench import ground, judge, lessons, peers, table
+from bench import heldout_eval, peers, setup, table, training_tables
 from bench.data import DATA, README, RESULTS, say
 from bench.job import Job
-from bench.turns import Failed, Worker
+from bench.lockstep import Failed, Worker
 
 ENVIRONMENT = "trl"
 
@@ -66,10 +66,10 @@ def systems(base: Job, chosen: str) -> list[System]:
     folder = peers.PINS
     here, beside = sys.executable, str(peers.interpreter(ENVIRONMENT))
     known = [
-        ("seed", "the seed's loop, padded", here, "seed.py"),
-        ("trainer-padded", "HF Trainer, padded", here, "trainer.py"),
-        ("trainer-packed", "HF Trainer, packed", here, "trainer.py"),
-        ("sft", "TRL SFTTrainer, packed", beside, "sft.py"),
+        ("seed", "the seed's loop, padded", here, "student.py"),
+        ("trainer-padded", "HF Trainer, padded", here, "hf_trainer.py"),
+        ("trainer-packed", "HF Trainer, packed", here, "hf_trainer.py"),
+        ("sft", "TRL SFTTrainer, packed", beside, "sft_trainer.py"),
     ]
     names = {name for name, *_ in known}
     wanted = names if chosen == "all" else set(chosen.split(",")) - {"none"}
@@ -85,7 +85,9 @@ def systems(base: Job, chosen: str) -> list[System]:
 
 def ours(name: str, title: str, job: Job) -> System:
     """Our own training, under a job."""
-    return System(name, title, [sys.executable, "-m", "bench.product"], replace(job, kind=name))
+    return System(
+        name, title, [sys.executable, "-m", "bench.product_training"], replace(job, kind=name)
+    )
 
 
 def configurations(base: Job) -> list[System]:
@@ -93,7 +95,7 @@ def configurations(base: Job) -> list[System]:
 
     An eighth of its batches: 32 and 128 documents are 4 and 16. LoRA in both, as in its recipe.
     """
-    words = [sys.executable, "-P", str(peers.PINS / "seed.py")]
+    words = [sys.executable, "-P", str(peers.PINS / "student.py")]
     first = replace(
         base, kind="seed", weights="fp32", autocast=False, optimizer="sgd", checkpointing=False,
         windows=4, accumulate=1,
@@ -145,7 +147,7 @@ def interleave(running: list[System], folder: Path, core: int, enough: int, leas
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run everything and return what was found, as it is saved."""
     say("laying the ground")
-    laid = ground.lay(DATA, options.mb, options.quick)
+    laid = setup.lay(DATA, options.mb, options.quick)
     base = Job(
         kind="", model=str(laid.model), documents=str(laid.train), out="", root=str(laid.root),
         dataset=str(laid.dataset), base=laid.base,
@@ -163,7 +165,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     asked = (laid.model, laid.test)
     adapters = {s.name: folder / s.name / "adapter" for s in all_systems if not s.why}
     scores = {
-        name: judge.ask(*asked, adapter, options.held_out, folder / f"{name}.score")
+        name: heldout_eval.ask(*asked, adapter, options.held_out, folder / f"{name}.score")
         for name, adapter in {"base": None, **adapters}.items()
     }
     return {
@@ -206,7 +208,7 @@ def main() -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     found = measure(options, scratch)
-    text = lessons.tables(found)
+    text = training_tables.tables(found)
     print(text)
     folder = DATA if options.quick else RESULTS
     folder.mkdir(exist_ok=True)

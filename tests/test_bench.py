@@ -13,10 +13,9 @@ from statistics import mean
 import pytest
 import zstandard
 
-from bench import corpora, job, lessons, storm, strikes, table, text
-from bench import turns as turn
+from bench import corpora, fault_injection, fault_storm, job, lockstep, table, text, training_tables
+from bench.immutability_check import Witness
 from bench.measure import Failed, measure
-from bench.witness import Witness
 
 # A child that is waited for, and one that outlives its parent; each takes half a second and 100 MB.
 WORK = (
@@ -69,7 +68,7 @@ def test_text_that_goes_round_and_round_gives_no_document_twice() -> None:
 def test_frames_are_cut_within_lines(tmp_path: Path) -> None:
     plain = tmp_path / "plain.jsonl"
     plain.write_bytes(b"".join(b"%d\n" % number for number in range(3000)))
-    data, frames = storm.pack(plain, 5, 0).read_bytes(), []
+    data, frames = fault_storm.pack(plain, 5, 0).read_bytes(), []
     while data:
         frame = zstandard.ZstdDecompressor().decompressobj()
         frames.append(frame.decompress(data))
@@ -79,15 +78,21 @@ def test_frames_are_cut_within_lines(tmp_path: Path) -> None:
     assert not [frame for frame in frames[:-1] if frame.endswith(b"\n")]
 
 
-@pytest.mark.parametrize("course", [strikes.TO_SEAL, strikes.TRAINING], ids=["data", "training"])
-def test_a_seed_decides_what_strikes_and_when(course: strikes.Course) -> None:
-    drawn = strikes.draw(course, 20, 3.0, 0)
-    assert drawn == strikes.draw(course, 20, 3.0, 0) != strikes.draw(course, 20, 3.0, 1)
+@pytest.mark.parametrize(
+    "course", [fault_injection.TO_SEAL, fault_injection.TRAINING], ids=["data", "training"]
+)
+def test_a_seed_decides_what_strikes_and_when(course: fault_injection.Course) -> None:
+    drawn = fault_injection.draw(course, 20, 3.0, 0)
+    assert (
+        drawn
+        == fault_injection.draw(course, 20, 3.0, 0)
+        != fault_injection.draw(course, 20, 3.0, 1)
+    )
     assert all(0 <= strike.after <= 6 for strike in drawn)
     order = [list(course.steps).index(strike.step) for strike in drawn]
     assert order == sorted(order)
     assert Counter(strike.kind for strike in drawn) == course.kinds
-    assert len(strikes.draw(course, 47, 3.0, 0)) == 47
+    assert len(fault_injection.draw(course, 47, 3.0, 0)) == 47
 
 
 def test_a_committed_file_that_is_written_again_is_seen(tmp_path: Path) -> None:
@@ -136,7 +141,7 @@ def test_a_table_takes_the_place_of_the_last_one() -> None:
 
 
 LEARNER = """
-from bench.turns import Turns
+from bench.lockstep import Turns
 turns = Turns()
 print("libraries talk")
 turns.begin()
@@ -149,7 +154,7 @@ print("saved", steps)
 
 
 def test_a_system_takes_a_step_when_told_and_waiting_costs_nothing(tmp_path: Path) -> None:
-    worker = turn.Worker([sys.executable, "-c", LEARNER], tmp_path / "log", 0)
+    worker = lockstep.Worker([sys.executable, "-c", LEARNER], tmp_path / "log", 0)
     rows = [worker.turn() for _ in range(3)]
     worker.end()
     assert [row["tokens"] for row in rows] == [100, 200, 300]
@@ -159,12 +164,12 @@ def test_a_system_takes_a_step_when_told_and_waiting_costs_nothing(tmp_path: Pat
 
 
 def test_a_system_that_fails_says_why(tmp_path: Path) -> None:
-    worker = turn.Worker([sys.executable, "-c", LEARNER + "1 / 0"], tmp_path / "log", 0)
+    worker = lockstep.Worker([sys.executable, "-c", LEARNER + "1 / 0"], tmp_path / "log", 0)
     worker.turn()
-    with pytest.raises(turn.Failed, match="ZeroDivisionError"):
+    with pytest.raises(lockstep.Failed, match="ZeroDivisionError"):
         worker.end()
-    with pytest.raises(turn.Failed, match="no way"):
-        turn.Worker([sys.executable, "-c", "raise SystemExit('no way')"], tmp_path / "log", 0)
+    with pytest.raises(lockstep.Failed, match="no way"):
+        lockstep.Worker([sys.executable, "-c", "raise SystemExit('no way')"], tmp_path / "log", 0)
 
 
 def test_what_is_padded_and_cut_is_not_learned_from() -> None:
@@ -180,10 +185,10 @@ def test_speeds_are_compared_by_rounds_and_losses_by_documents() -> None:
         {"turns": [{"round": n, "tokens": 60, "cpu": cpu * (1 + n % 2)} for n in range(9)]}
         for cpu in (1, 2)
     )
-    assert lessons.interval(ours, theirs) == pytest.approx((2, 2, 2))
+    assert training_tables.interval(ours, theirs) == pytest.approx((2, 2, 2))
     tokens = [10, 30, 20]
     scores = [{"nats": [n * rate for n in tokens], "tokens": tokens} for rate in (2.0, 2.5)]
-    assert lessons.difference(*scores) == pytest.approx((-0.5, -0.5, -0.5))
+    assert training_tables.difference(*scores) == pytest.approx((-0.5, -0.5, -0.5))
 
 
 @pytest.mark.parametrize(("seen", "said"), [(400, ("0.0%", "yes")), (396, ("1.0%", "**no**"))])
@@ -191,7 +196,7 @@ def test_what_ours_does_not_learn_from_is_a_goal_missed(seen: int, said: tuple[s
     turn = {"round": 0, "tokens": 60, "cpu": 1.0, "bare": 1.0, "peak": 1e6, "seen": seen}
     ours = {"name": "ours", "title": "ours", "why": "", "turns": [turn, turn]}
     found = {"systems": [ours], "lengths": [100, 300], "slots": [4, 512, 2, 1024]}
-    (goal,) = [row for row in lessons.goals(found) if "truncation" in row[0]]
+    (goal,) = [row for row in training_tables.goals(found) if "truncation" in row[0]]
     assert goal[2:] == said
 
 
@@ -203,7 +208,7 @@ def test_what_ours_does_not_learn_from_is_a_goal_missed(seen: int, said: tuple[s
         ("bench.scoring", ("--quick", "--documents")),
         ("bench.sealing", ("--documents",)),
         ("bench.overlap", ("--tokens", "--held", "--footer")),
-        ("bench.training_storm", ("--model", "--ranks", "--kills", "--seed")),
+        ("bench.training_fault_storm", ("--model", "--ranks", "--kills", "--seed")),
     ],
 )
 def test_the_command_says_what_it_takes(module: str, words: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.training_storm import read
+from bench.training_fault_storm import read
 from pipeline.config import Config
 from pipeline.dag import find
 from tests.cluster.fixture import Cluster

@@ -1,6 +1,6 @@
 """Held-out loss: adapters, whoever trained them, scored by the product in fp32.
 
-python -m bench.judge QUESTION.json ADAPTER OUT.json      (ADAPTER "": the base model)
+python -m bench.heldout_eval QUESTION.json ADAPTER OUT.json      (ADAPTER "": the base model)
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ def ask(model: Path, test: Path, adapter: Path | None, tokens: int, out: Path) -
     """
     question = out.with_suffix(".question")
     question.write_text(json.dumps({"model": str(model), "test": str(test), "tokens": tokens}))
-    words = [sys.executable, "-m", "bench.judge", str(question), str(adapter or ""), str(out)]
+    words = [
+        sys.executable,
+        "-m",
+        "bench.heldout_eval",
+        str(question),
+        str(adapter or ""),
+        str(out),
+    ]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])

@@ -134,7 +134,7 @@ def read_rate(shards: list[Path], core: int) -> float:
     rates = []
     for _ in range(READINGS):
         done = subprocess.run(
-            [sys.executable, "-m", "bench.floor", "read", *map(str, shards)],
+            [sys.executable, "-m", "bench.lower_bound", "read", *map(str, shards)],
             capture_output=True,
             check=True,
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),

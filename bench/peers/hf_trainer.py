@@ -1,6 +1,6 @@
 """Hugging Face's Trainer, padded (and cut to 512) or packed by its own collator.
 
-    trainer.py JOB.json
+    hf_trainer.py JOB.json
 
 Packed means DataCollatorWithFlattening: whole documents end to end in one row, position ids that
 begin again with each, and no mask, which on a CPU is right for models of the Llama family only.
@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
 from bench.job import pad, read
-from bench.turns import Turns
-from bench.watched import settings, watch
+from bench.lockstep import Turns
+from bench.trainer_adapter import settings, watch
 
 
 class Documents(Dataset):

@@ -1,6 +1,6 @@
 """Take pictures of pages: on a desk and on a phone, in light and dark, and on paper (A4).
 
-    python -m bench.shots <folder for the pictures> <page.html> [<page.html> …]
+    python -m bench.screenshots <folder for the pictures> <page.html> [<page.html> …]
 
 It needs playwright (env/requirements-dev.txt) and Debian's chromium.
 """

@@ -1,11 +1,11 @@
 """A training in a queue that leaves it no peace, by one rank and by two, beside one left alone.
 
-    python -m bench.training_storm [--model MODEL] [--ranks 1,2] [--steps 600] [--kills 20]
+    python -m bench.training_fault_storm [--model MODEL] [--ranks 1,2] [--steps 600] [--kills 20]
                                    [--every 12] [--seed 0]
 
 On the test cluster (tests/cluster/up.sh, started and stopped here unless it is up already) the
 default recipe (8-bit weights, LoRA with dropout, checkpointing, accumulation) is trained twice for
-each number of ranks, which are as many nodes: undisturbed, and struck at random (bench/strikes.py)
+each number of ranks, which are as many nodes: undisturbed, and struck at random (bench/fault_injection.py)
 by SIGKILLs to one of its processes, signals that announce a time limit, and preemptions. What has
 failed is submitted again. The model is one of two layers, unless another is named.
 
@@ -29,9 +29,9 @@ from typing import Any
 
 import yaml
 
-from bench import corpora, ground, strikes
-from bench.storm import DATA, NAME, Way, running_cluster, say, table
-from bench.strikes import Storm, Strike
+from bench import corpora, fault_injection, setup
+from bench.fault_injection import Storm, Strike
+from bench.fault_storm import DATA, NAME, Way, running_cluster, say, table
 from pipeline.core.receipt import load
 from pipeline.dag import find
 from pipeline.train.metrics_log import METRICS
@@ -85,7 +85,9 @@ class Training:
         """To its end; gives what was done to it, and seconds."""
         logs = self.way.root / "runs" / NAME / "logs"
         submit = partial(self.way.submit, self.profile)
-        storm = Storm(cluster, strikes.TRAINING, logs, submit, drawn, seed, say, self._steps)
+        storm = Storm(
+            cluster, fault_injection.TRAINING, logs, submit, drawn, seed, say, self._steps
+        )
         try:
             return storm, storm.blow(self.over, TIMEOUT)
         finally:
@@ -125,7 +127,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="", help="an id or a folder; else one of two layers")
     parser.add_argument("--ranks", default="1,2", help="one after another")
     parser.add_argument("--steps", type=int, default=600)
-    strikes.add_options(parser, 12.0)
+    fault_injection.add_options(parser, 12.0)
     return parser.parse_args()
 
 
@@ -140,14 +142,14 @@ def main() -> None:
     url = corpus.packed.resolve().as_uri()
     dataset.write_text(yaml.safe_dump({"urls": [url], "id_field": "meta.id"}))
     words = [*WORDS, f"train.steps={chosen.steps}"]
-    base = chosen.model or ground.tiny(DATA)
+    base = chosen.model or setup.tiny(DATA)
 
     def way(name: str) -> Way:
         return Way(folder / name, dataset, base, words)
 
     say("making the data ready")
     way("ready").calm()
-    rows = [("ranks", "", *strikes.TRAINING.kinds, "restarts", "submits", "steps again", "wall",
+    rows = [("ranks", "", *fault_injection.TRAINING.kinds, "restarts", "submits", "steps again", "wall",
              "last validation", "adapter")]  # fmt: skip
     differ = missing = 0
     with running_cluster() as cluster:
@@ -178,7 +180,7 @@ def compare(
     for name in ("undisturbed", "struck"):
         say(f"{ranks} ranks, {name}")
         kills = chosen.kills if name == "struck" else 0
-        drawn = strikes.draw(strikes.TRAINING, kills, chosen.every, chosen.seed)
+        drawn = fault_injection.draw(fault_injection.TRAINING, kills, chosen.every, chosen.seed)
         training = Training(way("ready"), way(f"{ranks}-{name}"), ranks)
         storm, seconds = training.run(cluster, drawn, chosen.seed)
         outcome = training.outcome()

@@ -1,6 +1,6 @@
 """TRL's SFTTrainer with its packing (best fit; what is longer than a window is split, not cut off).
 
-sft.py JOB.json
+sft_trainer.py JOB.json
 """
 
 import sys
@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from bench.job import read
-from bench.turns import Turns
-from bench.watched import settings, watch
+from bench.lockstep import Turns
+from bench.trainer_adapter import settings, watch
 
 if __name__ == "__main__":
     turns, job = Turns(), read(sys.argv[1])

@@ -1,11 +1,11 @@
 """A corpus on its way to sealed shards through a queue in which nothing is left in peace.
 
-    python -m bench.storm [--mb 3000] [--kind law] [--frames 12] [--elements 8] [--kills 20]
+    python -m bench.fault_storm [--mb 3000] [--kind law] [--frames 12] [--elements 8] [--kills 20]
                           [--every 3] [--seed 0]
 
 On the test cluster (tests/cluster/up.sh, started and stopped here unless it is up already), a
 server on the loopback gives a `.jsonl.zst`, which is downloaded, decompressed, tokenized by an
-array, and sealed, while running elements are struck at random (bench/strikes.py) and what has
+array, and sealed, while running elements are struck at random (bench/fault_injection.py) and what has
 failed is submitted again. The whole plan is queued, as a user would, but for train and evaluate
 being held by the profile, so that the seal is the end. Then the same corpus goes the same way
 undisturbed, without a queue.
@@ -32,10 +32,10 @@ from typing import IO, BinaryIO
 import yaml
 import zstandard
 
-from bench import corpora, model, strikes
+from bench import corpora, fault_injection, model
 from bench.download import Sender
-from bench.strikes import Storm
-from bench.witness import Witness
+from bench.fault_injection import Storm
+from bench.immutability_check import Witness
 from pipeline.config import Config, resolve
 from pipeline.core.receipt import hash_json, load
 from pipeline.dag import survey
@@ -191,10 +191,10 @@ def blow(chosen: argparse.Namespace, way: Way, profile: Path) -> tuple[Storm, Wi
     with running_cluster() as cluster:
         storm = Storm(
             cluster,
-            strikes.TO_SEAL,
+            fault_injection.TO_SEAL,
             way.root / "runs" / NAME / "logs",
             functools.partial(way.submit, profile),
-            strikes.draw(strikes.TO_SEAL, chosen.kills, chosen.every, chosen.seed),
+            fault_injection.draw(fault_injection.TO_SEAL, chosen.kills, chosen.every, chosen.seed),
             chosen.seed,
             say,
         )  # fmt: skip
@@ -218,7 +218,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kind", choices=corpora.LENGTHS, default="law")
     parser.add_argument("--frames", type=int, default=12, help="zstd frames, cut within lines")
     parser.add_argument("--elements", type=int, default=8, help="of each array")
-    strikes.add_options(parser, 3.0)
+    fault_injection.add_options(parser, 3.0)
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """The student project's loop: each document cut off and padded to 512 tokens, autocast, AdamW.
 
-    seed.py JOB.json
+    student.py JOB.json
 
 As it was, but for one fault: it zeroed the gradients before every micro-batch, so accumulation did
 nothing. Here it does what it says, so that what is compared is the speed.
@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import torch
 
 from bench.job import forever, pad, read
-from bench.turns import Turns
+from bench.lockstep import Turns
 
 
 def make_optimizer(job, parameters):

@@ -1,6 +1,6 @@
 """Ours as it is: the stage's own training, which takes a step when it is told.
 
-    python -m bench.product JOB.json
+    python -m bench.product_training JOB.json
 
 Nothing of it is replaced; its loop is only looked at from outside, at the begin of a step and when
 it notes one. After each step the same batches go through bare forward and backward, made ready
@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.ground import SPLITS
 from bench.job import Job, read
-from bench.turns import Turns
+from bench.lockstep import Turns
+from bench.setup import SPLITS
 
 STEPS = 1_000_000
 
