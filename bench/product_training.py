@@ -64,11 +64,12 @@ def bare(learner: Any, batches: list[Any]) -> float:
 
     What it leaves in the gradients is removed.
     """
+    from pipeline.dataset.packing import IGNORE_INDEX
     from pipeline.modeling.loading import autocast, backbone
-    from pipeline.modeling.loss import IGNORE, token_losses
+    from pipeline.modeling.loss import token_losses
 
     ready = [batch.by_mask() for batch in batches]
-    tokens = sum(int((targets != IGNORE).sum()) for _, targets in ready)
+    tokens = sum(int((targets != IGNORE_INDEX).sum()) for _, targets in ready)
     body, head = backbone(learner.model)
     since = time.process_time()
     for arguments, targets in ready:
@@ -87,8 +88,7 @@ def main() -> None:
     from pipeline.config import resolve
     from pipeline.core.stage import Context, run_item
     from pipeline.dag import find
-    from pipeline.dataset.packing import make_batch
-    from pipeline.modeling.loss import IGNORE
+    from pipeline.dataset.packing import IGNORE_INDEX, make_batch
     from pipeline.train import trainer as loop
 
     config = resolve(job.dataset, job.base, "lora", overrides(job), name=job.kind)
@@ -99,7 +99,7 @@ def main() -> None:
         data = hooks.batches.__self__
         # what an epoch gives to learn from, counted off its batches
         parts = (make_batch(data.train, data.packing, [w], 0, 0) for w in range(len(data.packing)))
-        seen = sum(int((part.targets != IGNORE).sum()) for part in parts)
+        seen = sum(int((part.targets != IGNORE_INDEX).sum()) for part in parts)
 
         def batches(step: int, micro_batch: int) -> Any:
             nonlocal begun

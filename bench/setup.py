@@ -92,7 +92,7 @@ def _gather(root: Path, dataset: Path, base: str) -> Ground:
     from pipeline.config import resolve
     from pipeline.core.stage import Context
     from pipeline.dag import find
-    from pipeline.tokenize.seal import open_sealed
+    from pipeline.dataset.sealed import open_sealed
 
     config = resolve(str(dataset), base, "lora", list(SPLITS), name="ground")
     inputs = find(config, root, "train.train").work.inputs

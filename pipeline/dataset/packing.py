@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.dataset.token_cache import Corpus
-from pipeline.modeling.loss import IGNORE
 
 if TYPE_CHECKING:
     import torch
 
 How = Literal["best-fit", "pad"]
+
+IGNORE_INDEX = -100  # the target of a position that is not scored, as in `cross_entropy`
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def make_batch(
 
     shape = (len(windows), packing.length)
     inputs = np.full(shape, end, dtype=np.int64)
-    targets = np.full(shape, IGNORE, dtype=np.int64)
+    targets = np.full(shape, IGNORE_INDEX, dtype=np.int64)
     positions = np.zeros(shape, dtype=np.int64)
     segments = np.full(shape, -1, dtype=np.int64)
     for row, window in enumerate(windows):

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core.errors import UserError
 from pipeline.core.stage import Context, Inputs, Item, RunConfig
+from pipeline.dataset.sealed import open_sealed
 from pipeline.dataset.subset import choose
 from pipeline.dataset.token_cache import Corpus
 from pipeline.evaluate.contamination.copies import longest_copies
@@ -29,7 +30,6 @@ from pipeline.modeling import loading as load
 from pipeline.modeling.generation import write
 from pipeline.modeling.scoring import Kept, Part, Windows, score
 from pipeline.tokenize.encoder import Reference
-from pipeline.tokenize.seal import open_sealed
 
 if TYPE_CHECKING:
     import torch

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.dataset.packing import IGNORE_INDEX
+
 if TYPE_CHECKING:
     import torch
 
-IGNORE = -100
 CHUNK = 512
 
 
@@ -24,7 +25,7 @@ def token_losses(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> torc
     Args:
         hidden: Last hidden states, (tokens, width).
         head: The output head.
-        targets: Token ids, (tokens,); `IGNORE` where nothing is predicted.
+        targets: Token ids, (tokens,); `IGNORE_INDEX` where nothing is predicted.
 
     Returns:
         Nats, fp32, (tokens,); 0 where ignored. Differentiable (once) in `hidden` and the head.
@@ -35,7 +36,7 @@ def token_losses(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> torc
     def chunk(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         logits = head(states).float()
         return torch.nn.functional.cross_entropy(
-            logits, wanted, ignore_index=IGNORE, reduction="none"
+            logits, wanted, ignore_index=IGNORE_INDEX, reduction="none"
         )
 
     learns = torch.is_grad_enabled()

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from pipeline.core.atomic_io import write_text
 from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import release, verify
 from pipeline.core.stage import Context, Input, Inputs, Item, RunConfig
-from pipeline.dataset.token_cache import Corpus, open_corpus
+from pipeline.tokenize.dataset_card import write_card
 from pipeline.tokenize.quarantine import QUARANTINE, refusal
 from pipeline.tokenize.shards import SPLITS, Hashes, read_hashes
 
@@ -186,59 +183,3 @@ def _drop(given: Input, duplicates: dict[str, Places], kept: dict[str, Places]) 
             table = table.take(found[found[:, 0] == index][:, 1])
             sums = [sum(column.to_pylist()) for column in table.columns]
             kept[split][index] -= [len(table), *sums]
-
-
-def open_sealed(inputs: Inputs, split: str, ctx: Context) -> Corpus:
-    """One split of a sealed corpus, for the stages after this one.
-
-    Args:
-        inputs: With `tokenize.shards` and `tokenize.seal`.
-        split: One of `SPLITS`.
-        ctx: Of the step that reads it.
-
-    Raises:
-        CorruptInput: The seal or a shard is damaged.
-    """
-    sealed, receipt = inputs["tokenize.seal"].one()
-    receipt.verify(sealed)
-    content = json.loads((sealed / "seal.json").read_text())
-    folder = inputs["tokenize.shards"].folder
-    write_card(folder, content)
-    return open_corpus(
-        folder,
-        sealed,
-        content,
-        receipt.digest,
-        split,
-        code=ctx.code,
-        workers=ctx.cpus,
-        check=ctx.stop.check,
-        label=ctx.label,
-        gone=ctx.gone,
-    )
-
-
-def write_card(folder: Path, content: dict[str, Any]) -> None:
-    """Write the README with which `datasets.load_dataset` opens what is sealed in the folder."""
-    path, card = folder / "README.md", _card(folder.name, content)
-    if not path.exists() or path.read_text(encoding="utf-8") != card:
-        write_text(path, card)
-
-
-def _card(title: str, content: dict[str, Any]) -> str:
-    # by name: shards of a corpus that was another one may stand beside them
-    files = "\n".join(
-        f"  - split: {split}\n    path:\n"
-        + "\n".join(f"    - {shard}/{split}.parquet" for shard in content["shards"])
-        for split in SPLITS
-    )
-    counts = "\n".join(
-        f"| {split} | {total['documents']:,} | {total['tokens']:,} |"
-        for split, total in content["splits"].items()
-    )
-    return (
-        f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}\n---\n# {title}\n\n"
-        "`datasets.load_dataset(<this folder>)` opens it. Rows hold `input_ids`, nothing added.\n"
-        f"Encoded by {content['encoder']}. Without duplicates:\n\n"
-        f"| split | documents | tokens |\n|---|---|---|\n{counts}\n"
-    )

@@ -14,11 +14,11 @@ from pipeline.core.stage import Context, Inputs, Item, RunConfig
 from pipeline.core.stop import Stop
 from pipeline.dataset.order import Order
 from pipeline.dataset.packing import Packing, pack
+from pipeline.dataset.sealed import open_sealed
 from pipeline.dataset.subset import choose
 from pipeline.modeling import compatibility as family
 from pipeline.modeling import loading as load
 from pipeline.modeling.attention import Attention, pick_attention
-from pipeline.tokenize.seal import open_sealed
 from pipeline.train import checkpoint
 from pipeline.train import optimizer as optimizers
 from pipeline.train import schedule as schedules

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
 from pipeline.dataset.order import lot
-from pipeline.dataset.packing import Batch
+from pipeline.dataset.packing import IGNORE_INDEX, Batch
 from pipeline.modeling.loading import Precision, autocast, backbone
-from pipeline.modeling.loss import IGNORE, token_losses
+from pipeline.modeling.loss import token_losses
 from pipeline.train.checkpoint import State, trainable
 from pipeline.train.distributed import Ranks
 from pipeline.train.stability import Guard
@@ -70,7 +70,9 @@ class Learner:
         torch.manual_seed(lot(self.seed, number, self.ranks.rank))
         self.optimizer.zero_grad(set_to_none=True)
         parts = list(batches)
-        (tokens,) = self.ranks.total(sum(int((part.targets != IGNORE).sum()) for part in parts))
+        (tokens,) = self.ranks.total(
+            sum(int((part.targets != IGNORE_INDEX).sum()) for part in parts)
+        )
         loss = self._accumulate(parts, int(tokens))
         learning = list(trainable(self.model).values())
         self.ranks.reduce(learning)

@@ -14,9 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dataset.packing import Batch, Packing, make_batch, pack
+from pipeline.dataset.packing import IGNORE_INDEX, Batch, Packing, make_batch, pack
 from pipeline.dataset.token_cache import Corpus
-from pipeline.modeling.loss import IGNORE
 from tests.tiny import FAMILIES
 
 PREFIX, END = 0, 1
@@ -145,7 +144,7 @@ def plainly(corpus: Corpus, packing: Packing, windows: list[int]) -> list[list[l
                 pair = tokens[first + place : first + place + 2]
                 for row, value in zip(rows, [*pair, place, number], strict=True):
                     row.append(value)
-        for row, value in zip(rows, [END, IGNORE, 0, -1], strict=True):
+        for row, value in zip(rows, [END, IGNORE_INDEX, 0, -1], strict=True):
             row += [value] * (packing.length - len(row))
         for table, row in zip(found, rows, strict=True):
             table.append(row)
@@ -182,7 +181,7 @@ def test_a_long_document_is_cut_and_no_pair_is_lost_at_the_seam() -> None:
         (a, b)
         for row, wanted in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True)
         for a, b in zip(row, wanted, strict=True)
-        if b != IGNORE
+        if b != IGNORE_INDEX
     ]
     assert sorted(pairs) == sorted(pairwise(tokens))
 

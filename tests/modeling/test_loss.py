@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.modeling.loss import CHUNK, IGNORE, token_losses
+from pipeline.dataset.packing import IGNORE_INDEX
+from pipeline.modeling.loss import CHUNK, token_losses
 
 WIDTH, WORDS = 16, 97
 
@@ -25,7 +26,7 @@ def setting(
         head.bias.normal_(generator=generator)
     head.requires_grad_(not frozen)
     targets = torch.randint(WORDS, (tokens,), generator=generator)
-    targets[torch.rand(tokens, generator=generator) < ignored] = IGNORE
+    targets[torch.rand(tokens, generator=generator) < ignored] = IGNORE_INDEX
     return hidden, head, targets
 
 
@@ -33,7 +34,9 @@ def plainly(hidden: Any, head: Any, targets: Any) -> Any:
     import torch
 
     logits = head(hidden)
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE)
+    return torch.nn.functional.cross_entropy(
+        logits, targets, reduction="none", ignore_index=IGNORE_INDEX
+    )
 
 
 EDGES = [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 3]
@@ -67,7 +70,7 @@ def test_an_ignored_token_costs_nothing_and_teaches_nothing(frozen: bool) -> Non
     hidden, head, targets = setting(CHUNK + 10, 0.5, frozen=frozen)
     losses = token_losses(hidden, head, targets)
     losses.sum().backward()
-    ignored = targets == IGNORE
+    ignored = targets == IGNORE_INDEX
     assert 0 < int(ignored.sum()) < len(targets)
     assert not losses[ignored].any()
     assert losses[~ignored].all()

@@ -16,7 +16,7 @@ from pipeline.core.stage import Context
 from pipeline.dag import Node
 from pipeline.dataset.order import Order
 from pipeline.dataset.packing import pack
-from pipeline.tokenize.seal import open_sealed
+from pipeline.dataset.sealed import open_sealed
 from tests.conftest import SMALL, advance
 from tests.train.test_run import metrics
 

@@ -12,10 +12,9 @@ import pytest
 
 from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
-from pipeline.dataset.packing import Batch, make_batch, pack
+from pipeline.dataset.packing import IGNORE_INDEX, Batch, make_batch, pack
 from pipeline.dataset.token_cache import Corpus
 from pipeline.modeling.loading import add_lora, load_base
-from pipeline.modeling.loss import IGNORE
 from pipeline.train.checkpoint import State, trainable
 from pipeline.train.optimizer import make_optimizer
 from pipeline.train.stability import Guard
@@ -112,7 +111,7 @@ def test_the_loss_is_the_mean_over_real_tokens_and_not_over_micro_batches(models
     model = learner(models).model
     sums, counts = [], []
     for batch in batches((1,) * 8):
-        real = int((batch.targets != IGNORE).sum())
+        real = int((batch.targets != IGNORE_INDEX).sum())
         with torch.no_grad():
             logits = model(input_ids=batch.inputs[:, :real]).logits[0]
         sums.append(

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.stage import Context, Inputs, Item, RunConfig
+from pipeline.dataset.sealed import open_sealed
 from pipeline.dataset.subset import choose
 from pipeline.evaluate.contamination.ngrams import N
 from pipeline.evaluate.contamination.overlap import QUOTED, THRESHOLD, Overlap, find_overlap
 from pipeline.evaluate.contamination.similarity import SHINGLE
-from pipeline.tokenize.seal import open_sealed
 
 SPLITS = ("validation", "test")
 
