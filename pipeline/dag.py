@@ -12,6 +12,7 @@ from pipeline.core.stage import Input, Item, Step, Work
 from pipeline.decompress import stage as decompress
 from pipeline.download import stage as download
 from pipeline.evaluate import stage as evaluate
+from pipeline.report import stage as report
 from pipeline.tokenize import stage as tokenize
 from pipeline.train import stage as train
 
@@ -21,6 +22,7 @@ STEPS: tuple[Step, ...] = (
     *tokenize.STEPS,
     *train.STEPS,
     *evaluate.STEPS,
+    *report.STEPS,
 )
 STAGES = tuple(dict.fromkeys(step.stage for step in STEPS))
 

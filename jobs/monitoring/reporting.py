@@ -22,7 +22,7 @@ from pipeline.core.redaction import redact
 from pipeline.core.stage import Context, Input, Inputs, damage_set_aside
 from pipeline.core.stop import Stop
 from pipeline.dag import Node, survey
-from pipeline.report import SO_FAR
+from pipeline.report import PARTIAL_REPORT
 from pipeline.report.history.progress import Standing, Underway
 
 FEWEST, MOST = 2, 8
@@ -93,9 +93,9 @@ def _so_far(config: Config, root: Path, nodes: list[Node], queue: Queue | None) 
     last = nodes[-1].work
     digests = {step: given.digest for step, given in inputs.items()}
     identity = UnitIdentity(last.key, last.step.own_key(config), digests, provenance.code_version())
-    with commit(last.folder, SO_FAR, identity) as draft:
+    with commit(last.folder, PARTIAL_REPORT, identity) as draft:
         build(config, inputs, draft.path, last.folder / "logs", underway)
-    return last.folder / SO_FAR
+    return last.folder / PARTIAL_REPORT
 
 
 def _known(nodes: list[Node], steps: tuple[Standing, ...] = ()) -> tuple[Inputs, Underway]:

@@ -3,13 +3,11 @@
 Base and adapted model read the same documents under the same precision, and continue the same
 openings. A sample of what was learned is scored beside them, so that learning by heart shows. The
 base model's scores lie with the corpus, for all runs to share; so does what was found of held-out
-documents among those that are learned from. The report at the end puts together what the receipts
-of the whole run say.
+documents among those that are learned from.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -18,7 +16,6 @@ from pydantic import Field, model_validator
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
-from pipeline.report import SECTIONS, SO_FAR
 from pipeline.tokenize.stage import what_is_read
 
 SPLITS = ("train", "validation", "test")
@@ -122,24 +119,6 @@ def overlap(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None
     measure_overlap(config, item, inputs, ctx)
 
 
-def report_items(config: RunConfig, inputs: Inputs) -> list[Item]:
-    """One item: the report. It names the run, so that no other run's report is taken for it."""
-    return [Item("report", {"run": config.name, **{n: i.digest for n, i in inputs.items()}})]
-
-
-def report(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Write `report.json`, `report.md`, `report.html` and the figures, in place of what there was.
-
-    Raises:
-        CorruptInput: A score or a sample is damaged.
-    """
-    from pipeline.report.build import build
-
-    with ctx.commit(item.name) as draft:
-        build(config, inputs, draft.path, ctx.folder / "logs")
-    shutil.rmtree(ctx.folder / SO_FAR, ignore_errors=True)
-
-
 def _base_folder(config: RunConfig, keys: Mapping[str, str]) -> str:
     return f"data/{config.dataset.id}/scores-{config.model.id}-{keys['evaluate.base']}"
 
@@ -187,18 +166,4 @@ _OVERLAP = Step(
     items=overlap_items,
     run=overlap,
 )
-_REPORT = Step(
-    stage="evaluate",
-    name="evaluate.report",
-    version=2,
-    uses=(),
-    reads=("name", "recipe", *SECTIONS),
-    needs=(
-        *("download.corpus", "decompress.chunks", *_NEEDS, "train.train"),
-        *(_BASE.name, _TUNED.name, _OVERLAP.name),
-    ),
-    folder=lambda config, keys: f"runs/{config.name}",
-    items=report_items,
-    run=report,
-)
-STEPS = (_BASE, _TUNED, _OVERLAP, _REPORT)
+STEPS = (_BASE, _TUNED, _OVERLAP)

@@ -1,5 +1,6 @@
-"""What a run came to, for people and for machines."""
+"""The report of a run: pages for people, and `report.json` for programs."""
 
 SECTIONS = ("dataset", "model", "decompress", "tokenize", "train", "evaluate")
-SO_FAR = "report-so-far"
-"""Beside the folder of a run's report: the page of a run that is not finished."""
+"""The sections of a configuration that decide results."""
+PARTIAL_REPORT = "report-so-far"
+"""Folder of the report of a run that is not finished; it lies beside the folder `report`."""

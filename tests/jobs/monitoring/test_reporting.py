@@ -20,7 +20,7 @@ from pipeline.config import Config, save_config
 from pipeline.core import receipt as receipts
 from pipeline.core.errors import CorruptInput, Interrupted, UserError
 from pipeline.dag import STEPS, find, survey
-from pipeline.report import SO_FAR, build
+from pipeline.report import PARTIAL_REPORT, build
 from pipeline.report.history.progress import Standing, Underway, headline, progress
 from pipeline.report.history.training_curve import read_curve
 from tests.conftest import AfterChecks, advance, refused
@@ -70,7 +70,7 @@ def test_every_stretch_of_a_run_has_a_page(root: Path, small: Callable[..., Conf
     for count in reversed(range(len(STEPS) - 1)):
         take_away(root, config, NAMES[count])
         folder, report, html = made(config, root)
-        assert folder == root / "runs/small" / SO_FAR
+        assert folder == root / "runs/small" / PARTIAL_REPORT
         told = report["progress"]["steps"]
         assert [step["step"] for step in told] == NAMES
         assert [step["state"] == "done" for step in told] == [True] * count + [False] * (
@@ -242,7 +242,7 @@ def test_the_command_prints_the_text_and_where_the_page_is(root: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "# small: in progress" in done.stdout
     assert "| evaluate.tuned | to do | 0/4 |" in done.stdout
-    assert done.stdout.endswith(f"report: {root}/runs/small/{SO_FAR}/report.html\n")
+    assert done.stdout.endswith(f"report: {root}/runs/small/{PARTIAL_REPORT}/report.html\n")
     assert "no run 'other'" in refused(jobs("--name=other"), 2)
 
 
