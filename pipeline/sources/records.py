@@ -102,17 +102,30 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Bad:
-    """A line that is no record, and why.
+class MissingField:
+    """A text field that a record does not have.
 
-    `line` and `text` are where it stands and how it begins, if that is not what the line itself
-    says: a row of a table. `instead` is the field that may have been meant.
+    `field`: its name. `names`: the fields that the record has, as a list to show. `suggestion`: the
+    field that most likely holds the text; empty if none does.
+    """
+
+    field: str
+    names: str
+    suggestion: str = ""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A malformed line and the reason.
+
+    `line` and `text` say where the line is and how it begins, for a row of a table, whose JSON line
+    does not say it. `missing` is set where the reason is a missing text field.
     """
 
     reason: str
     line: int | None = None
     text: str | None = None
-    instead: str = ""
+    missing: MissingField | None = None
 
 
 def malformed(reason: str, line: int, text: str = "") -> bytes:
@@ -181,9 +194,9 @@ class Reader:
         row = value.get("malformed") if isinstance(value, dict) else None
         if isinstance(row, dict) and {k: type(v) for k, v in row.items()} == MALFORMED:
             return Bad(**row)
-        field = f"no field {'.'.join(self.text_field)}"
+        field = ".".join(self.text_field)
         if not isinstance(value, dict):
-            return Bad(f"{field}: it is {type(value).__name__}, not an object")
+            return Bad(f"no field {field}: it is {type(value).__name__}, not an object")
         fields = dict(_fields(value))
         names = ", ".join(name[:40] for name in islice(fields, FIELDS))
         names += "…" if len(fields) > FIELDS else ""
@@ -194,8 +207,9 @@ class Reader:
             and re.fullmatch(r"[\w.-]+", name)
             and _at(value, name.split(".")) is inner
         ]
-        instead = max(texts, key=lambda name: len(fields[name]), default="")
-        return Bad(f"{field}; its fields are {names}" if names else field, instead=instead)
+        suggestion = max(texts, key=lambda name: len(fields[name]), default="")
+        reason = f"no field {field}" + (f"; its fields are {names}" if names else "")
+        return Bad(reason, missing=MissingField(field, names, suggestion))
 
 
 def _decode(line: bytes) -> Any:

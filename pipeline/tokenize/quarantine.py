@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import CorruptInput
-from pipeline.sources.records import EXCERPT, Bad
+from pipeline.sources.records import EXCERPT, Bad, MissingField
 
 QUARANTINE = "quarantine.jsonl"
 
@@ -52,7 +53,7 @@ class Quarantine:
             "text": data[:EXCERPT].decode("utf-8", "replace") if bad.text is None else bad.text,
         }
         if self.first is None:
-            self.first = {**entry, "instead": bad.instead}
+            self.first = {**entry, "missing": asdict(bad.missing) if bad.missing else None}
         if self.count > self._limit:
             raise refusal(self.count, self.sound, self.first)
         self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -72,11 +73,12 @@ def refusal(bad: int, sound: int, first: dict[str, Any], where: str = "") -> Cor
         where: The files that hold them all.
     """
     told = f"{first['file']}, line {first['line']}: {first['reason']}"
-    if first["instead"] and not sound:
-        name, _, fields = first["reason"].removeprefix("no field ").partition("; ")
+    missing = MissingField(**first["missing"]) if first["missing"] else None
+    if missing and missing.suggestion and not sound:
         return CorruptInput(
-            f"no record has the field {name!r}; {fields} ({first['file']}, line {first['line']})",
-            f'Say which is the text: ARGS="dataset.text_field={first["instead"]}"',
+            f"no record has the field {missing.field!r}; its fields are {missing.names} "
+            f"({first['file']}, line {first['line']})",
+            f'Say which is the text: ARGS="dataset.text_field={missing.suggestion}"',
         )
     return CorruptInput(
         f"{bad} of {bad + sound} lines are malformed; the first is {told}: {first['text'][:60]!r}",

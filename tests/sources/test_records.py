@@ -26,7 +26,7 @@ from pipeline.core.errors import CorruptInput
 from pipeline.sources import codecs as module
 from pipeline.sources import zstd_frames as zstd
 from pipeline.sources.codecs import Raw
-from pipeline.sources.records import Bad, Lines, Reader, Record
+from pipeline.sources.records import Bad, Lines, MissingField, Reader, Record
 
 TEXT = b"".join(b'{"text": "line %d %s"}\n' % (n, b"x" * (n % 50)) for n in range(400))
 NO_TEXT = struct.pack("<II", 0x184D2A53, 5) + b"hello"
@@ -364,11 +364,13 @@ def test_a_line_that_is_no_record_says_why(line: bytes, reason: str) -> None:
 
 def test_dots_go_into_nested_objects() -> None:
     assert parse(b'{"a": {"b": {"c": "deep"}}}', "a.b.c") == Record("deep", None, None)
-    assert parse(b'{"a": {"b": 1}}', "a.b.c") == Bad("no field a.b.c; its fields are a.b")
+    assert parse(b'{"a": {"b": 1}}', "a.b.c") == Bad(
+        "no field a.b.c; its fields are a.b", missing=MissingField("a.b.c", "a.b")
+    )
 
 
 @pytest.mark.parametrize(
-    ("value", "fields", "instead"),
+    ("value", "fields", "suggestion"),
     [
         ({"id": "7", "body": "long"}, "id, body", "body"),
         ({"id": 7, "meta": {"note": "x", "deep": {"body": "longer"}}}, None, "meta.deep.body"),
@@ -378,15 +380,17 @@ def test_dots_go_into_nested_objects() -> None:
     ],
 )
 def test_where_the_text_is_missing_the_fields_that_are_there_are_named(
-    value: Any, fields: str | None, instead: str
+    value: Any, fields: str | None, suggestion: str
 ) -> None:
     bad = parse(json.dumps(value).encode())
     assert isinstance(bad, Bad)
-    assert bad.instead == instead
+    assert bad.missing
+    assert (bad.missing.field, bad.missing.suggestion) == ("text", suggestion)
     if fields:
+        assert bad.missing.names == fields
         assert bad.reason == f"no field text; its fields are {fields}"
-    if instead:
-        assert isinstance(parse(json.dumps(value).encode(), instead), Record)
+    if suggestion:
+        assert isinstance(parse(json.dumps(value).encode(), suggestion), Record)
 
 
 def test_a_line_longer_than_is_allowed_is_no_record() -> None:
