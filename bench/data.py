@@ -22,7 +22,7 @@ from typing import Any
 
 from bench import adversarial, cases, corpora, growth, model, peers, table
 from bench.cases import Bench, Case
-from jobs.running.task import ENVIRONMENT
+from jobs.core.environment import TASK_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parent
 DATA, RESULTS, README = ROOT / ".data", ROOT / "results", ROOT / "README.md"
@@ -126,7 +126,7 @@ def main() -> None:
     """Do what the command line says."""
     options = arguments()
     chosen = peers.choose(options.peers)
-    os.environ.update(ENVIRONMENT)  # what each of our jobs starts with; the peers get it, too
+    os.environ.update(TASK_ENVIRONMENT)  # what each of our jobs starts with; the peers get it, too
     scratch = DATA / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from jobs.cli.console import complain, settle
+from jobs.core.console import complain, settle
 from pipeline.core.error_translation import explain
 from pipeline.core.errors import Failure, Interrupted
 

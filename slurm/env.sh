@@ -15,7 +15,7 @@ if [ ! -x "$python" ]; then
 fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1
-# see jobs/running/task.py
+# see jobs/core/environment.py
 export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-20000}" KMP_BLOCKTIME="${KMP_BLOCKTIME:-1}"
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-33554432}"
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-1000000000}"

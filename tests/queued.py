@@ -17,9 +17,9 @@ import yaml
 
 from jobs.cluster.allocation import LABEL, pid_of
 from jobs.cluster.profile import find_profile
-from jobs.cluster.submit import queue_plan
 from jobs.monitoring import progress_file as journal
 from jobs.planning.plan import Plan, read_plan
+from jobs.running.submit import queue_plan
 from pipeline.config import Config, save_config
 from pipeline.core.receipt import load
 from pipeline.dag import find

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from jobs.cli.console import complain, settle
 from jobs.cli.run_selection import Selection, selecting
+from jobs.core.console import complain, settle
 from pipeline.core.errors import InputError
 from pipeline.core.redaction import redact_all
 from pipeline.modeling.loading import Precision
@@ -33,7 +33,7 @@ Force = Annotated[bool, typer.Option("--force", help="Begin even if there is too
 @selecting
 def submit(chosen: Selection, force: Force = False) -> None:
     """Do what is still to do of a run; doing it twice is safe."""
-    from jobs.housekeeping.permissions import open_run
+    from jobs.core.permissions import open_run
     from jobs.planning.preflight import check_packages, check_site, probe
     from pipeline.config import save_config
 
@@ -73,10 +73,10 @@ def _run_here(config: Config, place: Path, site: Profile) -> None:
 
 
 def _queue(config: Config, place: Path, site: Profile, words: str) -> None:
-    from jobs.cluster.submit import queue_plan
     from jobs.monitoring.reporting import show_result
     from jobs.planning.planner import make_plan
     from jobs.running.local import run_plan
+    from jobs.running.submit import queue_plan
 
     plan = make_plan(config, place)
     first = tuple(a for a in plan.arrays if site.resources(a.step).where == "login")
@@ -95,7 +95,7 @@ def _queue(config: Config, place: Path, site: Profile, words: str) -> None:
 @selecting
 def fetch(chosen: Selection, force: Force = False) -> None:
     """Only download, corpus and base model, to be carried to where there is no internet."""
-    from jobs.housekeeping.permissions import open_run
+    from jobs.core.permissions import open_run
     from jobs.planning.planner import make_plan
     from jobs.planning.preflight import probe
     from jobs.running.local import run_plan
@@ -151,7 +151,7 @@ def run(
     batch: Annotated[bool, typer.Option("--batch", help="As a step of a SLURM batch job.")] = False,
 ) -> None:
     """Run a stage, or one step of it, in this process: by hand, or as a task of a plan."""
-    from jobs.housekeeping.permissions import follow, open_run
+    from jobs.core.permissions import follow, open_run
     from jobs.planning.plan import read_plan
     from jobs.running.by_hand import run_steps
     from pipeline.config import save_config

@@ -14,9 +14,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from jobs.cli.console import complain
 from jobs.cluster.profile import Profile, find_profile, find_root
-from jobs.cluster.queue import Queue, look
+from jobs.core.console import complain
+from jobs.planning.queue import Queue, look
 from pipeline.config import COMMAND, Config, load_config, resolve
 from pipeline.core.errors import InputError, UserError
 from pipeline.core.registry import find_dataset, ids

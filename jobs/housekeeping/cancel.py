@@ -10,10 +10,10 @@ from pathlib import Path
 
 from jobs.cluster import slurm_cli as slurm
 from jobs.cluster.allocation import pid_of, process_gone
-from jobs.cluster.queue import Queue
 from jobs.cluster.slurm_cli import Job
 from jobs.monitoring import progress_file as journal
 from jobs.monitoring.progress_file import FOREGROUND
+from jobs.planning.queue import Queue
 from pipeline.config import Config
 from pipeline.dag import survey
 

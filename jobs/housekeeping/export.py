@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jobs.cli.console import say
-from jobs.housekeeping.permissions import open_like
+from jobs.core.console import say
+from jobs.core.permissions import open_like
 from pipeline.config import Config, resume_command
 from pipeline.core import provenance
 from pipeline.core.disk import size

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jobs.cli.console import complain
-from jobs.cluster.queue import Queue
-from jobs.housekeeping.permissions import follow, open_like
+from jobs.core.console import complain
+from jobs.core.environment import prepare_environment
+from jobs.core.permissions import follow, open_like
 from jobs.monitoring.status import now, survey_run
-from jobs.running.task import prepare
+from jobs.planning.queue import Queue
 from pipeline.config import Config, load_config
 from pipeline.core import provenance
 from pipeline.core.errors import CorruptInput, UserError
@@ -45,7 +45,7 @@ def report_run(config: Config, root: Path, queue: Callable[[], Queue | None]) ->
         CorruptInput: A score or a sample is damaged; it was set aside.
     """
     run = root / "runs" / config.name
-    prepare("evaluate.report", root)
+    prepare_environment("evaluate.report", root)
     nodes = list(survey(config, root))
     last = nodes[-1].work
     report = run / "report"
@@ -123,7 +123,7 @@ def compare_runs(names: Sequence[str], root: Path) -> Path:
     from pipeline.report.compare.compare import Run, compare
 
     configs = _find(names, root)
-    prepare("evaluate.report", root)
+    prepare_environment("evaluate.report", root)
     runs, digests = [], {}
     for config in configs:
         nodes = list(survey(config, root))

@@ -10,10 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.cluster.allocation import job_of, process_gone
-from jobs.cluster.queue import Queue
 from jobs.cluster.slurm_cli import NEVER, Job, accounting
 from jobs.monitoring import progress_file as journal
 from jobs.monitoring.logs import find_logs
+from jobs.planning.queue import Queue
 from pipeline.config import Config
 from pipeline.dag import Node, survey
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 
 from jobs.cluster.profile import Profile
-from jobs.cluster.queue import Queue
 from jobs.cluster.slurm_cli import NEVER
 from jobs.planning.plan import Array, Plan
+from jobs.planning.queue import Queue
 from pipeline.config import Config
 from pipeline.core.stage import Step, lookup
 from pipeline.dag import STEPS, Node, survey

@@ -11,8 +11,8 @@ import signal
 from pathlib import Path
 
 from jobs.cluster.allocation import Allocation, of_slurm
-from jobs.cluster.stage_job import listen, runs_again
 from jobs.planning import snapshot
+from jobs.running.stage_job import listen, runs_again
 from jobs.running.task import run_task
 from pipeline.config import Config
 from pipeline.core.errors import Interrupted, UserError

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jobs.cluster.allocation import process_gone, process_label
 from jobs.cluster.profile import Profile
+from jobs.core.environment import TASK_ENVIRONMENT, THREAD_VARIABLES
 from jobs.monitoring import history
 from jobs.monitoring import progress_file as journal
 from jobs.monitoring.logs import tail
@@ -30,7 +31,6 @@ from jobs.monitoring.progress_file import FOREGROUND
 from jobs.planning import snapshot
 from jobs.planning.plan import Array, Plan
 from jobs.planning.planner import tasks_of
-from jobs.running.task import ENVIRONMENT, THREADS
 from pipeline.core.errors import Busy, Failure, InputError, Interrupted, UserError
 from pipeline.core.stop import Stop
 from pipeline.dag import find
@@ -188,9 +188,9 @@ class _Task:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env={
-                **ENVIRONMENT,
+                **TASK_ENVIRONMENT,
                 **os.environ,
-                **dict.fromkeys(THREADS, str(cpus)),
+                **dict.fromkeys(THREAD_VARIABLES, str(cpus)),
                 # without it the working folder would come before the copy of the code
                 "PYTHONSAFEPATH": "1",
                 "PYTHONPATH": snapshot.python_path(plan.code),

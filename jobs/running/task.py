@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jobs.cli.console import say
 from jobs.cluster.allocation import Allocation, process_gone, process_label
+from jobs.core.console import say
+from jobs.core.environment import prepare_environment
 from jobs.monitoring.progress_file import Journal, logs_folder, progress_mark
 from pipeline.config import Config
 from pipeline.core import provenance
@@ -21,44 +20,7 @@ from pipeline.core.stage import Context, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import Node, find
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-# What a task's process starts with, unless it is set; measured on CPU. Threads spin so long before
-# they sleep (libgomp; those of Intel and LLVM: milliseconds): by default a step takes fifty times
-# as long where others use the cores, too; without any a third longer where nobody does. And glibc
-# keeps large blocks for the next tensor, which saves a tenth of the time.
-ENVIRONMENT = {
-    "GOMP_SPINCOUNT": "20000",
-    "KMP_BLOCKTIME": "1",
-    "MALLOC_MMAP_THRESHOLD_": "33554432",  # older ones ignore more
-    "MALLOC_TRIM_THRESHOLD_": "1000000000",
-}
 LAG = 90.0  # network file systems may show an old listing for that long
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-# What libraries would keep in the home directory, which has a small quota, or may not be written to
-# on compute nodes. Neither HF_HOME nor XDG_CACHE_HOME: the user's login to the hub is there.
-CACHES = {
-    "HF_HUB_CACHE": "hf_hub_cache",
-    "HF_DATASETS_CACHE": "hf_datasets_cache",
-    "HF_XET_CACHE": "hf_xet_cache",
-    "HF_ASSETS_CACHE": "hf_assets_cache",
-    "HF_MODULES_CACHE": "hf_modules_cache",
-    "TORCH_HOME": "torch",
-    "TORCH_EXTENSIONS_DIR": "torch_extensions",
-    "TORCHINDUCTOR_CACHE_DIR": "inductor",
-    "PYTORCH_KERNEL_CACHE_PATH": "torch_kernels",
-    "TRITON_CACHE_DIR": "triton",
-    "CUDA_CACHE_PATH": "cuda",
-    "MPLCONFIGDIR": "matplotlib",
-}
-
-
-def prepare(step: str, root: Path) -> None:
-    """Set what libraries read at import: offline after download, caches below the root."""
-    if not step.startswith("download."):
-        os.environ.update(dict.fromkeys(OFFLINE, "1"))
-    for name, folder in CACHES.items():
-        os.environ.setdefault(name, str(root / "cache" / folder))
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def run_task(
@@ -83,7 +45,7 @@ def run_task(
         InputError: A step before it is not finished.
         Failure, Interrupted: As the step says.
     """
-    prepare(step, root)
+    prepare_environment(step, root)
     folder = logs_folder(root, config.name)
     folder.mkdir(parents=True, exist_ok=True)
     rank = allocation.rank

@@ -26,9 +26,9 @@ from pipeline.dag import find
 from pipeline.export import export
 from pipeline.modeling import loading as load
 from tests.conftest import advance, refused
-from tests.jobs.housekeeping.test_permissions import group as group
-from tests.jobs.housekeeping.test_permissions import mode
-from tests.jobs.housekeeping.test_permissions import umask as umask
+from tests.jobs.core.test_permissions import group as group
+from tests.jobs.core.test_permissions import mode
+from tests.jobs.core.test_permissions import umask as umask
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("llama", "gpt2", "opt")

@@ -128,7 +128,7 @@ def test_a_warning_that_comes_as_python_ends_does_no_harm() -> None:
     """By then Python has given the signals their defaults back."""
     program = """
 import os, signal
-from jobs.cluster.stage_job import listen
+from jobs.running.stage_job import listen
 
 class Late:
     def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGUSR2):

@@ -12,7 +12,7 @@ import yaml
 
 from jobs.cluster import profile as profiles
 from jobs.cluster.profile import PROFILES, Profile, find_profile, find_root
-from jobs.running.task import ENVIRONMENT
+from jobs.core.environment import TASK_ENVIRONMENT
 from pipeline.core.errors import UserError
 
 Write = Callable[..., str]
@@ -185,9 +185,9 @@ def test_the_root_may_name_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_by_hand_a_task_starts_with_the_same_environment() -> None:
     lines = (ROOT / "slurm" / "env.sh").read_text().splitlines()
-    start = lines.index("# see jobs/running/task.py") + 1
+    start = lines.index("# see jobs/core/environment.py") + 1
     exports = "\n".join(lines[start : start + 3])
     said = subprocess.run(
         ["bash", "-c", f"{exports}\nenv"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    assert {f"{name}={value}" for name, value in ENVIRONMENT.items()} <= set(said)
+    assert {f"{name}={value}" for name, value in TASK_ENVIRONMENT.items()} <= set(said)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from jobs.cluster import slurm_cli as slurm
-from jobs.cluster.queue import Queue, recognise
 from jobs.cluster.slurm_cli import NEVER, Job, parse
 from jobs.planning.plan import Plan, job_name, read_plan
 from jobs.planning.planner import make_plan
+from jobs.planning.queue import Queue, recognise
 from pipeline.config import Config
 from pipeline.core.errors import InputError
 from pipeline.dag import STEPS, find

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.housekeeping.permissions import follow, open_run
+from jobs.core.permissions import follow, open_run
 from jobs.planning.planner import make_plan
 from pipeline.config import Config, save_config
 from pipeline.core.errors import UserError
@@ -84,8 +84,8 @@ def test_nothing_is_written_at_home(models: Callable[[str], Path], tmp_path: Pat
 PLACES = """
 import json, os, sys
 from pathlib import Path
-from jobs.running.task import prepare
-prepare("train.train", Path(sys.argv[1]))
+from jobs.core.environment import prepare_environment
+prepare_environment("train.train", Path(sys.argv[1]))
 import datasets, huggingface_hub.constants as hub, matplotlib, torch.hub
 import transformers.utils.hub
 from torch._inductor.runtime.cache_dir_utils import cache_dir

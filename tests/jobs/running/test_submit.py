@@ -136,7 +136,7 @@ SUBMIT = """
 import json, sys
 from pathlib import Path
 from jobs.cluster.profile import find_profile
-from jobs.cluster.submit import queue_plan
+from jobs.running.submit import queue_plan
 from pipeline.config import load_config
 
 root = Path(sys.argv[1])

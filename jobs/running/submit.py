@@ -21,14 +21,14 @@ from typing import Any
 from jobs.cluster import slurm_cli as slurm
 from jobs.cluster.allocation import process_gone, process_label
 from jobs.cluster.profile import Profile, Resources
-from jobs.cluster.queue import Queue, look
-from jobs.cluster.stage_job import StageJob
+from jobs.core.environment import TASK_ENVIRONMENT, THREAD_VARIABLES
 from jobs.monitoring.history import note_plan
 from jobs.monitoring.progress_file import logs_folder
 from jobs.planning import snapshot
 from jobs.planning.plan import Array, Plan, job_name
 from jobs.planning.planner import make_plan
-from jobs.running.task import ENVIRONMENT, THREADS
+from jobs.planning.queue import Queue, look
+from jobs.running.stage_job import StageJob
 from pipeline.config import Config
 from pipeline.core.errors import Busy, InputError, UserError
 from pipeline.core.lease import Lease
@@ -209,8 +209,8 @@ def _setup(plan: Plan, resources: Resources) -> list[str]:
         f"export PYTHONPATH={shlex.quote(snapshot.python_path(plan.code))}",
         # from SLURM 22.05 on srun does not take it over from sbatch
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
-        *(f"export {name}=$SLURM_CPUS_PER_TASK" for name in THREADS),
-        *(f"export {name}=${{{name}:-{value}}}" for name, value in ENVIRONMENT.items()),
+        *(f"export {name}=$SLURM_CPUS_PER_TASK" for name in THREAD_VARIABLES),
+        *(f"export {name}=${{{name}:-{value}}}" for name, value in TASK_ENVIRONMENT.items()),
     ]
 
 

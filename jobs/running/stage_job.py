@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.cli.console import complain, say, settle
 from jobs.cluster.allocation import Allocation, of_slurm
-from jobs.housekeeping.permissions import follow
+from jobs.core.console import complain, say, settle
+from jobs.core.permissions import follow
 from jobs.planning.plan import read_plan
 from jobs.running.task import run_task
 from pipeline.core.error_translation import explain

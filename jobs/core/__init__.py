@@ -1,0 +1,1 @@
+"""What all packages of jobs use: printed lines, folder permissions, the environment of a task."""
