@@ -60,7 +60,8 @@ def _source(config: Config, trained: Node, run: Path) -> export.Source:
     if not trained.complete:
         raise InputError(
             f"{config.name} is not trained to the end yet",
-            f"make status, with the same NAME and RUNS, says how far it is; to go on: {resume_command(run)}",
+            "make status, with the same NAME and RUNS, says how far it is; to go on: "
+            f"{resume_command(run)}",
         )
     base, base_receipt = trained.work.inputs["download.model"].one()
     ((name, receipt),) = trained.done.items()
