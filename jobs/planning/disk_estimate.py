@@ -18,9 +18,9 @@ from pipeline.config import Config
 from pipeline.core.disk import Room, room, size, standing
 from pipeline.core.errors import InputError, UserError
 from pipeline.dag import Node, survey
-from pipeline.download.fetch import path_of
-from pipeline.download.stage import files_of
-from pipeline.sources.codecs import COMPRESSED
+from pipeline.download.fetch import url_to_path
+from pipeline.download.stage import corpus_files
+from pipeline.sources.codecs import COMPRESSED_SUFFIXES
 from pipeline.train.stage import TrainConfig
 
 # JSON lines in a byte of a compressed corpus: NIH of the Pile is 2.2 GB in 664 MB, v1 2.1 in 631.
@@ -204,7 +204,7 @@ def _published(config: Config, root: Path, probed: int | None) -> Known:
     if scheme == "hf":
         return Known(dataset.size, None, base)
     try:
-        names = files_of(dataset)
+        names = corpus_files(dataset)
         local = [Path(path) for path in map(_path, names.values()) if path]
         found = [os.stat(path) for path in local]
     except (InputError, OSError):
@@ -229,12 +229,14 @@ def _half_done(name: str, nodes: Mapping[str, Node]) -> int:
 
 
 def _path(urls: list[str]) -> str:
-    return str(path_of(urls[0])) if urls[0].startswith("file:") else ""
+    return str(url_to_path(urls[0])) if urls[0].startswith("file:") else ""
 
 
 def _ratio(names: list[str]) -> float:
     """JSON lines in a byte of such files; one without an ending will be compressed."""
-    plain = all(Path(name).suffix and not name.lower().endswith(COMPRESSED) for name in names)
+    plain = all(
+        Path(name).suffix and not name.lower().endswith(COMPRESSED_SUFFIXES) for name in names
+    )
     return 1.0 if plain else TEXT
 
 

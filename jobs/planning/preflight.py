@@ -10,7 +10,7 @@ from pipeline.config import Config
 from pipeline.core.errors import InputError, UserError
 from pipeline.core.registry import Dataset
 from pipeline.dag import find
-from pipeline.download.stage import files_of
+from pipeline.download.stage import corpus_files
 from pipeline.train import tensorboard as board
 
 WHERE = "where there is internet"
@@ -86,10 +86,10 @@ def probe(config: Config, root: Path) -> int | None:
 
 
 def _probe_hub(repo: str, revision: str | None, kind: str) -> None:
-    from pipeline.download.hub import resolve
+    from pipeline.download.hub import resolve_revision
 
     try:
-        resolve(repo, revision, kind)
+        resolve_revision(repo, revision, kind)
     except InputError as error:
         raise InputError(error.what, f"{error.hint}, or make fetch {WHERE}") from None
 
@@ -100,11 +100,11 @@ def _probe_corpus(dataset: Dataset) -> int | None:
     if dataset.urls[0].startswith("hf:"):
         _probe_hub(dataset.urls[0].removeprefix("hf://"), dataset.revision, "dataset")
         return None
-    from pipeline.download.fetch import probe_all
+    from pipeline.download.fetch import probe_mirrors
 
-    first = next(iter(files_of(dataset).values()))  # of many years one stands for all
+    first = next(iter(corpus_files(dataset).values()))  # of many years one stands for all
     try:
-        found = probe_all(first)
+        found = probe_mirrors(first)
     except InputError as error:
         other = f"DATASET={dataset.instead}, or " if dataset.instead else ""
         hint = f"try {other}FILE=/a/local/copy, or make fetch {WHERE}"

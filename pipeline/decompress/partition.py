@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.receipt import Receipt
-from pipeline.sources.codecs import Raw
+from pipeline.sources.codecs import RawFile
 from pipeline.sources.spans import Span
 
 
@@ -56,7 +56,7 @@ def divide(files: Sequence[tuple[str, int, Sequence[Span]]], size: int) -> list[
     return parts
 
 
-class Sliced(Raw):
+class Sliced(RawFile):
     """The lines of a file that begin in a slice of it, in blocks: iterate over it, once.
 
     Every span that is read is verified.
@@ -66,7 +66,7 @@ class Sliced(Raw):
         unit: The unit it belongs to, named in errors.
         spans: Those of the whole file.
         piece: Which of them.
-        pause: Called before each read; it may raise.
+        before_read: Called before each read; it may raise.
 
     Raises:
         CorruptInput: While iterating, where one of the spans is damaged.
@@ -78,12 +78,12 @@ class Sliced(Raw):
         unit: Path,
         spans: Sequence[Span],
         piece: Slice,
-        pause: Callable[[], None] = lambda: None,
+        before_read: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(path, unit, pause)
+        super().__init__(path, unit, before_read)
         self._spans, self._piece = spans, piece
 
-    def check(self, receipt: Receipt) -> None:
+    def verify(self, receipt: Receipt) -> None:
         """Nothing is left to do: each span was compared when it was read."""
 
     def __iter__(self) -> Generator[bytes]:
@@ -110,17 +110,17 @@ class Sliced(Raw):
                     yield block[:cut] if cut else block
                     if cut:
                         break
-            raw.skim()
-            raw.check_span(span)
+            raw.hash_remaining()
+            raw.verify_span(span)
             if cut:
                 return
 
     def _text(self, span: Span) -> Iterator[bytes]:
-        before, raw = self.read, self._raw(span)
+        before, raw = self.bytes_read, self._raw(span)
         for block in raw:
-            self.read = before + raw.read
+            self.bytes_read = before + raw.bytes_read
             yield block
-        raw.check_span(span)
+        raw.verify_span(span)
 
-    def _raw(self, span: Span) -> Raw:
-        return Raw(self.path, self.unit, self._pause, span)
+    def _raw(self, span: Span) -> RawFile:
+        return RawFile(self.path, self.unit, self._before_read, span)

@@ -20,11 +20,11 @@ from pipeline.core.receipt import Receipt, hash_file, hash_json, set_aside
 from pipeline.core.settings import Section, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.decompress.partition import Slice, Sliced, divide
-from pipeline.sources.codecs import CHUNK, Raw
-from pipeline.sources.formats import form_of, json_lines
-from pipeline.sources.records import Lines
+from pipeline.sources.codecs import CHUNK_NAME, RawFile
+from pipeline.sources.formats import format_of, json_lines
+from pipeline.sources.records import LineReader
 from pipeline.sources.spans import Span
-from pipeline.sources.zstd_frames import Press
+from pipeline.sources.zstd_frames import FrameWriter
 
 COPY = "Get a sound copy and give it with FILE="
 
@@ -50,7 +50,7 @@ def items(config: RunConfig, inputs: Inputs) -> list[Item]:
     _, receipt = inputs["download.corpus"].one()
     form = config.dataset.form
     # the name is in the ids of records that bring none
-    forms = {name: form_of(name) if form == "auto" else "" for name in receipt.outputs}
+    forms = {name: format_of(name) if form == "auto" else "" for name in receipt.outputs}
     lines = {name for name, known in forms.items() if (known or form) in ("jsonl", "auto")}
     parts = divide(
         [
@@ -92,23 +92,23 @@ def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
 
     def pause() -> None:
         ctx.stop.check()
-        ctx.progress(sum(raw.read for raw in raws), total, lines=lines.line)
+        ctx.progress(sum(raw.bytes_read for raw in raws), total, lines=lines.lines_read)
 
-    def opened() -> Iterator[Raw]:
+    def opened() -> Iterator[RawFile]:
         for piece, raw in zip(pieces, raws, strict=True):
             if not piece.first:  # all lines before it are handed out
-                begins[piece.name] = lines.line
+                begins[piece.name] = lines.lines_read
             yield raw
-            raw.check(receipt)
+            raw.verify(receipt)
 
     raws, total = [], 0
     for piece in pieces:
         path, spans = unit / piece.name, _spans(receipt, piece.name)
         sliced = Sliced(path, unit, spans, piece, pause) if piece.after else None
-        raws.append(sliced or Raw(path, unit, pause, spans[0] if len(spans) == 1 else None))
+        raws.append(sliced or RawFile(path, unit, pause, spans[0] if len(spans) == 1 else None))
         begin, end = piece.bounds(spans, receipt.outputs[piece.name].size)
         total += end - begin
-    lines = Lines(json_lines(opened(), config.dataset.form))
+    lines = LineReader(json_lines(opened(), config.dataset.form))
     made: list[str] = []
     try:
         _cut(item.name.replace("part", "chunk"), made, lines, config, ctx)
@@ -127,7 +127,7 @@ def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     with ctx.commit(item.name) as draft:
         draft.units = {chunk: r.digest for chunk, r in receipts.items()}
         first = {chunk: r.facts["first_line"] for chunk, r in receipts.items()}
-        size = {"lines": lines.line, "bytes": lines.offset}
+        size = {"lines": lines.lines_read, "bytes": lines.bytes_read}
         draft.facts = {**size, "files": begins, "first_lines": first}
 
 
@@ -139,11 +139,11 @@ def _sound(path: Path, receipt: Receipt, ctx: Context) -> bool:
         return False
 
 
-def _cut(name: str, made: list[str], lines: Lines, config: RunConfig, ctx: Context) -> None:
+def _cut(name: str, made: list[str], lines: LineReader, config: RunConfig, ctx: Context) -> None:
     """Make the chunks of a part, and list them; one is committed while the next is cut."""
     commits: list[Future[None]] = []
     with ThreadPoolExecutor(1) as behind:
-        while lines.more():
+        while lines.has_more():
             chunk = f"{name}-{len(made):05d}"
             if known := ctx.has(chunk):
                 _compare(known, lines, config, ctx)
@@ -156,17 +156,17 @@ def _cut(name: str, made: list[str], lines: Lines, config: RunConfig, ctx: Conte
         commit.result()
 
 
-def _write(chunk: str, lines: Lines, config: RunConfig, ctx: Context) -> Callable[[], None]:
+def _write(chunk: str, lines: LineReader, config: RunConfig, ctx: Context) -> Callable[[], None]:
     """Feed a chunk to its file; what is returned commits it."""
-    first_line, offset, started = lines.line, lines.offset, time.monotonic()
+    first_line, offset, started = lines.lines_read, lines.bytes_read, time.monotonic()
     with ExitStack() as opened:
         draft = opened.enter_context(ctx.commit(chunk))
-        press = Press(draft.path / CHUNK, config.decompress.level, ctx.cpus)
+        press = FrameWriter(draft.path / CHUNK_NAME, config.decompress.level, ctx.cpus)
         opened.enter_context(press)
         _feed(press, lines, config, ctx)
         draft.facts = {
-            "lines": lines.line - first_line,
-            "bytes": lines.offset - offset,
+            "lines": lines.lines_read - first_line,
+            "bytes": lines.bytes_read - offset,
             "first_line": first_line,
             "offset": offset,
             # of several chunks no second counts twice
@@ -177,15 +177,15 @@ def _write(chunk: str, lines: Lines, config: RunConfig, ctx: Context) -> Callabl
     def commit() -> None:
         with rest:
             text = press.finish()
-            draft.hashes[CHUNK] = press.sha256
+            draft.hashes[CHUNK_NAME] = press.sha256
             draft.facts |= {"xxh3": press.xxh3, "text": text}
 
     return commit
 
 
-def _compare(known: Receipt, lines: Lines, config: RunConfig, ctx: Context) -> None:
+def _compare(known: Receipt, lines: LineReader, config: RunConfig, ctx: Context) -> None:
     """Read over a committed chunk, comparing the text with what it was made from."""
-    with Press(None, threads=ctx.cpus) as press:
+    with FrameWriter(None, threads=ctx.cpus) as press:
         _feed(press, lines, config, ctx)
         text = press.finish()
     if text != known.facts["text"]:
@@ -193,7 +193,7 @@ def _compare(known: Receipt, lines: Lines, config: RunConfig, ctx: Context) -> N
         raise CorruptInput(f"{unit} was cut from another text", unit=unit)
 
 
-def _feed(press: Press, lines: Lines, config: RunConfig, ctx: Context) -> None:
+def _feed(press: FrameWriter, lines: LineReader, config: RunConfig, ctx: Context) -> None:
     """Give a chunk's text to the press."""
     for piece in lines.pieces(config.decompress.chunk_bytes):
         ctx.stop.check()

@@ -22,7 +22,7 @@ from pipeline.core.errors import Failure, UserError
 from pipeline.core.registry import BaseModel
 from pipeline.core.stop import Stop
 from pipeline.download import gguf, hub
-from pipeline.download.resume import BLOCK, Progress, check_room, room_is_needed
+from pipeline.download.resume import BLOCK, Progress, require_free_space, room_is_needed
 
 MODEL_FILES = r"pytorch_model|config\.json|generation_config\.json"
 TOKENIZER_FILES = r"tokenizer|vocab|merges|special_tokens|added_tokens|chat_template"
@@ -80,7 +80,7 @@ def _take(
     written = [MODEL_FILES] * weights + [TOKENIZER_FILES] * tokenizer
     taken = [n for n in names if not any(re.match(w, n) for w in written)]
     total, done = sum((folder / n).stat().st_size for n in taken), 0
-    check_room(out, None if link else total)
+    require_free_space(out, None if link else total)
     for name in taken:
         for size in _place(folder / name, out / name, link):
             stop.check()

@@ -20,7 +20,7 @@ from pipeline.core.errors import CorruptInput, InputError
 from pipeline.core.redaction import redact
 from pipeline.core.stop import Stop
 from pipeline.download.response import Answer, Verdict, ask, judge, status_line
-from pipeline.download.resume import BLOCK, Bound, Part, Progress, check_room
+from pipeline.download.resume import BLOCK, Bound, Part, Progress, require_free_space
 from pipeline.download.transport import (
     LOGIN,
     PATIENCE,
@@ -85,7 +85,7 @@ def probe(url: str, patience: Patience = PATIENCE) -> Remote:
     return Remote(url, answer.status, answer.total, answer.etag, answer.modified)
 
 
-def probe_all(urls: Sequence[str], patience: Patience = PATIENCE) -> Remote:
+def probe_mirrors(urls: Sequence[str], patience: Patience = PATIENCE) -> Remote:
     """The first of several mirrors that answers.
 
     Raises:
@@ -179,7 +179,7 @@ class _Job:
 
     def _copy(self, url: str) -> Bound:
         bound, store = _local(url), self.store
-        source = path_of(url).resolve()
+        source = url_to_path(url).resolve()
         if store.have(url) and replace(store.bound or bound, synced=0, sha256="") != bound:
             store.discard()
         if not store.have(url):
@@ -187,7 +187,7 @@ class _Job:
                 store.link(source, self.stop, self.progress)
                 return bound
             except OSError:  # another file system, or not our file to link
-                check_room(store.path.parent, bound.size)
+                require_free_space(store.path.parent, bound.size)
                 store.begin(bound)
         with source.open("rb") as file:
             file.seek(store.size)
@@ -256,10 +256,10 @@ class _Job:
                     store.discard()
                     raise Again(verdict.value)
                 case Verdict.START:
-                    check_room(store.path.parent, answer.total or self.size)
+                    require_free_space(store.path.parent, answer.total or self.size)
                     store.begin(Bound(url, answer.etag, answer.modified, answer.total))
                 case Verdict.APPEND:
-                    check_room(store.path.parent, answer.total and answer.total - have)
+                    require_free_space(store.path.parent, answer.total and answer.total - have)
                     store.bound = bound and replace(bound, size=bound.size or answer.total)
                 case _:
                     raise _refusal(url, answer, verdict)
@@ -293,7 +293,7 @@ def _none_left(errors: list[InputError]) -> InputError:
 
 def _local(url: str) -> Bound:
     """What a file:// URL has, bound like a server's content by its time and size."""
-    path = path_of(url)
+    path = url_to_path(url)
     if not path.is_file():
         raise InputError(f"{url}: there is no such file")
     facts = path.stat()
@@ -302,6 +302,6 @@ def _local(url: str) -> Bound:
     return Bound(url, None, str(facts.st_mtime_ns), facts.st_size)
 
 
-def path_of(url: str) -> Path:
+def url_to_path(url: str) -> Path:
     """The path that a URL names, on this machine for `file://`; any bytes can be in it."""
     return Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)))

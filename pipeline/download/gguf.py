@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.stop import Stop
-from pipeline.download.resume import Progress, check_room
+from pipeline.download.resume import Progress, require_free_space
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def convert(path: Path, out: Path, stop: Stop, progress: Progress) -> None:
 
     reader = GGUFReader(path)
     config = _config(reader, path.name)
-    check_room(out, 2 * sum(int(t.n_elements) for t in reader.tensors))
+    require_free_space(out, 2 * sum(int(t.n_elements) for t in reader.tensors))
     _save_weights(reader, config, out / "model.safetensors", stop, progress)
     config.save_pretrained(out)
     GenerationConfig.from_model_config(config).save_pretrained(out)

@@ -17,7 +17,7 @@ from pipeline.core.errors import CorruptInput, InputError
 from pipeline.core.stop import Stop
 from pipeline.download.fetch import fetch
 from pipeline.download.response import status_line
-from pipeline.download.resume import Progress, check_room
+from pipeline.download.resume import Progress, require_free_space
 from pipeline.download.transport import PATIENCE, Patience, distrust
 
 SIDE_FILES = (
@@ -83,7 +83,7 @@ def fetch_repo(
     total, done = sum(listed[name].size or 0 for name in names), 0
     folder.mkdir(parents=True, exist_ok=True)
     there = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
-    check_room(folder, total - there)
+    require_free_space(folder, total - there)
     token = {k: v for k, v in build_hf_headers().items() if k == "authorization"}
 
     def show(there: int, _: int | None) -> None:
@@ -130,7 +130,7 @@ def choose(repo: str, names: list[str]) -> list[str]:
     return [n for n in SIDE_FILES if n in names] + weights
 
 
-def resolve(repo: str, revision: str | None, kind: str) -> str:
+def resolve_revision(repo: str, revision: str | None, kind: str) -> str:
     """The commit that a revision of a hub repo means now; `kind` is `model` or `dataset`.
 
     Raises:

@@ -19,7 +19,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.registry import Dataset
 from pipeline.core.stop import Stop
 from pipeline.download.fetch import Fetched
-from pipeline.download.hub import resolve, telling
+from pipeline.download.hub import resolve_revision, telling
 from pipeline.download.resume import BLOCK, Progress, read_json, room_is_needed, write_json
 from pipeline.sources.spans import Fingerprint
 
@@ -59,7 +59,7 @@ def fetch_dataset(dataset: Dataset, part: Path, stop: Stop, progress: Progress) 
         Interrupted: A stop was asked for.
     """
     repo = dataset.urls[0].removeprefix("hf://")
-    commit = resolve(repo, dataset.revision, "dataset")
+    commit = resolve_revision(repo, dataset.revision, "dataset")
     part.parent.mkdir(parents=True, exist_ok=True)
     frames, seen = _resume(part, [repo, commit, dataset.subset, dataset.split], stop)
     if not frames.whole:

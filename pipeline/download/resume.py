@@ -165,7 +165,7 @@ def read_json(path: Path, kind: type[T]) -> T | None:
         return None
 
 
-def check_room(folder: Path, needed: int | None) -> None:
+def require_free_space(folder: Path, needed: int | None) -> None:
     """Refuse to start what cannot end.
 
     Args:

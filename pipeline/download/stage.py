@@ -27,7 +27,7 @@ from pipeline.download import fetch as http
 from pipeline.download import hub_dataset as rows
 from pipeline.download.resume import Progress
 from pipeline.download.throttle import Pace
-from pipeline.sources.formats import NAMED, ending, form_of
+from pipeline.sources.formats import NAMED, ending, format_of
 
 LONGEST_NAME = 255  # bytes that a file system takes
 
@@ -44,7 +44,7 @@ class DownloadConfig(Section):
 TAKEN = (receipts.NAME, ".", "..")
 
 
-def files_of(dataset: Dataset) -> dict[str, list[str]]:
+def corpus_files(dataset: Dataset) -> dict[str, list[str]]:
     """The mirrors of each file of the corpus, by the name it gets; a local folder is looked into.
 
     Raises:
@@ -58,7 +58,7 @@ def files_of(dataset: Dataset) -> dict[str, list[str]]:
     found = {
         _escaped(name): [(folder / name).as_uri()]
         for name in sorted(_walk(folder))
-        if dataset.form != "auto" or form_of(name)
+        if dataset.form != "auto" or format_of(name)
     }
     if not found:
         raise InputError(
@@ -89,7 +89,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
 def _name(dataset: Dataset, stem: str, url: str) -> str:
     """What a file is called here: as at its source, or by its year."""
-    name = http.path_of(url).name
+    name = http.url_to_path(url).name
     if dataset.years is None:
         return _escaped(name) or "corpus"
     return stem + (ending(name) if dataset.form == "auto" else "")
@@ -110,7 +110,7 @@ def _escaped(name: str) -> str:
 
 def _local(url: str) -> Path | None:
     """The path that a URL names on this machine, if it does."""
-    return http.path_of(url) if url.startswith("file:") else None
+    return http.url_to_path(url) if url.startswith("file:") else None
 
 
 def corpus_items(config: RunConfig, inputs: Inputs) -> list[Item]:
@@ -119,7 +119,9 @@ def corpus_items(config: RunConfig, inputs: Inputs) -> list[Item]:
     if dataset.sha256 or _local(dataset.urls[0]) is None:
         return [Item("corpus", {})]
     try:
-        stats = {name: os.stat(_local(urls[0]) or "") for name, urls in files_of(dataset).items()}
+        stats = {
+            name: os.stat(_local(urls[0]) or "") for name, urls in corpus_files(dataset).items()
+        }
     except (InputError, OSError):
         return [Item("corpus", None)]
     listing = [[name, found.st_size, found.st_mtime_ns] for name, found in stats.items()]
@@ -175,7 +177,7 @@ def _paced(config: RunConfig, ctx: Context) -> Progress:
 def _fetch_files(dataset: Dataset, ctx: Context, progress: Progress) -> dict[str, http.Fetched]:
     """Fetch every file of the corpus; by the name it gets, in the order in which they are read."""
     found: dict[str, http.Fetched] = {}
-    files, before = files_of(dataset), 0
+    files, before = corpus_files(dataset), 0
     for number, (name, urls) in enumerate(files.items()):
         found[name] = http.fetch(
             urls,

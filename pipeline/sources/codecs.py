@@ -26,10 +26,10 @@ from pipeline.core.cgroup_memory import memory
 from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import Receipt, expect
 from pipeline.sources.spans import Span
-from pipeline.sources.zstd_frames import READ, Walk, blocks
+from pipeline.sources.zstd_frames import READ, FrameScanner, blocks
 
-CHUNK = "chunk.jsonl.zst"
-COMPRESSED = (".zst", ".gz", ".xz", ".bz2", ".zip")
+CHUNK_NAME = "chunk.jsonl.zst"
+COMPRESSED_SUFFIXES = (".zst", ".gz", ".xz", ".bz2", ".zip")
 UNPRINTED = re.compile(rb"[\x00-\x08\x0e-\x19\x1c-\x1f]")
 FEED = 2048  # raw bytes a decoder is given at once: a few KB may hold 200 MB
 LONGEST_WINDOW = 2**31  # bytes, of --long=31
@@ -45,13 +45,13 @@ MAGIC = [magic for magic, _ in CODECS]
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # with a file in it, and without
 
 
-class Raw:
+class RawFile:
     """The decompressed bytes of a file, in blocks: iterate over it, once.
 
     Args:
         path: The file; its codec is known by its first bytes, not by its name.
         unit: The unit it belongs to, named in errors.
-        pause: Called before each read; it may raise.
+        before_read: Called before each read; it may raise.
         span: Read only that of the file.
 
     Attributes:
@@ -65,14 +65,14 @@ class Raw:
         self,
         path: Path,
         unit: Path | None = None,
-        pause: Callable[[], None] = lambda: None,
+        before_read: Callable[[], None] = lambda: None,
         span: Span | None = None,
     ) -> None:
-        self.path, self.unit, self._pause, self.span = path, unit, pause, span
-        self.read = 0
+        self.path, self.unit, self._before_read, self.span = path, unit, before_read, span
+        self.bytes_read = 0
         self._begin = span.start if span else 0
         self._hash: Any = xxhash.xxh3_128() if span else hashlib.sha256()
-        self._walk: Walk | None = None
+        self._walk: FrameScanner | None = None
 
     @property
     def digest(self) -> str:
@@ -80,18 +80,18 @@ class Raw:
         digest: str = self._hash.hexdigest()
         return digest
 
-    def check(self, receipt: Receipt) -> None:
+    def verify(self, receipt: Receipt) -> None:
         """Compare what was read, to its end, with its span or the receipt of its unit.
 
         Raises:
             CorruptInput: It is another one.
         """
         if self.span:
-            self.check_span(self.span)
+            self.verify_span(self.span)
         else:
             expect(self.digest, self.unit or self.path.parent, self.path.name, receipt)
 
-    def check_span(self, span: Span) -> None:
+    def verify_span(self, span: Span) -> None:
         """Compare what was read of a span, to its end, with its hash; raises as `check`."""
         if self.digest != span.xxh3:
             end = span.start + span.size
@@ -113,7 +113,7 @@ class Raw:
     @contextmanager
     def _open(self) -> Iterator[_Watched]:
         with self._plain() as plain:
-            yield _Watched(plain, self.span, self._saw, self._pause)
+            yield _Watched(plain, self.span, self._saw, self._before_read)
 
     def __iter__(self) -> Generator[bytes]:
         with self._open() as file:
@@ -133,7 +133,7 @@ class Raw:
 
     def _look_plain(self, head: bytes) -> None:
         """Text under the name of a compressed file is taken; a damaged first byte makes no text."""
-        if not head or self.path.suffix.lower() not in COMPRESSED:
+        if not head or self.path.suffix.lower() not in COMPRESSED_SUFFIXES:
             return
         if UNPRINTED.search(head) or any(magic.startswith(head) for magic in (*ZSTD, *MAGIC, *ZIP)):
             raise CorruptInput(
@@ -142,23 +142,23 @@ class Raw:
                 unit=self.unit,
             )
 
-    def skim(self) -> None:
+    def hash_remaining(self) -> None:
         """Read what was not read yet only to hash it, for a reader that jumps about in it."""
         with self._open() as file:
-            file.seek(self.read)
+            file.seek(self.bytes_read)
             while file.read(READ):
                 pass
 
     def _saw(self, place: int, data: bytes) -> None:
         """Hash what follows on the bytes hashed so far: a zip is read at its end first."""
-        new = data[self.read - place :] if place <= self.read else b""
+        new = data[self.bytes_read - place :] if place <= self.bytes_read else b""
         self._hash.update(new)
-        self.read += len(new)
+        self.bytes_read += len(new)
         if self._walk:
             self._walk.feed(new)
 
     def _zstd(self, data: bytes, file: _Watched) -> Iterator[bytes]:
-        self._walk = walk = Walk()
+        self._walk = walk = FrameScanner()
         walk.feed(data)
         file.seek(0)
         # compared with what a frame asks for before the memory is taken
@@ -168,7 +168,7 @@ class Raw:
         except zstandard.ZstdError as error:
             if "memory" in str(error):
                 self._blame_memory(walk.starts, window)
-            place = self.read if walk.lost is None else walk.lost
+            place = self.bytes_read if walk.lost is None else walk.lost
             raise self._damaged(place, error) from None
         if not walk.whole:
             raise self._cut_off()
@@ -182,7 +182,7 @@ class Raw:
                     decoder = codec()
                 block = decoder.decompress(fed)
             except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-                raise self._damaged(self.read - len(data) + start, error) from None
+                raise self._damaged(self.bytes_read - len(data) + start, error) from None
             if block:
                 yield block
             start += len(fed) - (len(decoder.unused_data) if decoder.eof else 0)
@@ -196,7 +196,7 @@ class Raw:
         return CorruptInput(why, unit=self.unit)
 
     def _cut_off(self) -> CorruptInput:
-        place = self._begin + self.read
+        place = self._begin + self.bytes_read
         why = f"{self.path} ends in the middle of a compressed frame, at byte {place}"
         return CorruptInput(why, unit=self.unit)
 
@@ -228,10 +228,11 @@ class Raw:
                         yield block
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
             raise CorruptInput(
-                f"{self.path} is cut off or no sound zip (read up to byte {self.read}): {error}",
+                f"{self.path} is cut off or no sound zip "
+                f"(read up to byte {self.bytes_read}): {error}",
                 unit=self.unit,
             ) from None
-        file.seek(self.read)
+        file.seek(self.bytes_read)
         while file.read(READ):
             pass
 
@@ -244,9 +245,9 @@ class _Watched:
         file: IO[bytes],
         span: Span | None,
         saw: Callable[[int, bytes], None],
-        pause: Callable[[], None],
+        before_read: Callable[[], None],
     ) -> None:
-        self._file, self._saw, self._pause = file, saw, pause
+        self._file, self._saw, self._before_read = file, saw, before_read
         self._begin, self._size = (span.start, span.size) if span else (0, sys.maxsize)
         self.seekable = file.seekable
         self.seek(0)
@@ -258,7 +259,7 @@ class _Watched:
         return self._file.tell() - self._begin
 
     def read(self, size: int = -1) -> bytes:
-        self._pause()
+        self._before_read()
         place = self.tell()
         left = max(0, self._size - place)
         if self._size < sys.maxsize:

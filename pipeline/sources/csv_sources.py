@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from pipeline.core.errors import CorruptInput
-from pipeline.sources.codecs import Raw
-from pipeline.sources.records import EXCERPT, Lines, malformed
+from pipeline.sources.codecs import RawFile
+from pipeline.sources.records import EXCERPT_CHARS, LineReader, malformed
 
 Row = Mapping[str, str]
 FIELD = 1 << 27  # bytes in a field; csv takes 128 KB at most unless told otherwise
@@ -51,7 +51,7 @@ class Table:
     record: Callable[[Row], dict[str, Any]]
     dialect: dict[str, Any]
 
-    def lines(self, raw: Raw) -> Iterator[bytes]:
+    def lines(self, raw: RawFile) -> Iterator[bytes]:
         """A line of JSON for every row.
 
         Raises:
@@ -82,7 +82,7 @@ class Table:
                     what = f"{raw.path} ends in the middle of a row, at line {reader.line_num}"
                     raise CorruptInput(what, unit=raw.unit) from None
                 excerpt = ",".join(row) if row else text.last.strip()
-                yield malformed(str(error), begins, _utf8_or_cp1252(excerpt[:EXCERPT]))
+                yield malformed(str(error), begins, _utf8_or_cp1252(excerpt[:EXCERPT_CHARS]))
 
     def _line(self, header: list[str], row: list[str]) -> bytes:
         if len(row) != len(header):
@@ -93,12 +93,12 @@ class Table:
 class _TextLines:
     """The lines of a file as latin-1; `last` is the one that was handed out last."""
 
-    def __init__(self, raw: Raw) -> None:
+    def __init__(self, raw: RawFile) -> None:
         self._raw, self.last = raw, ""
 
     def lines(self) -> Iterator[str]:
-        lines, mark = Lines(self._raw), BOM
-        while lines.more():
+        lines, mark = LineReader(self._raw), BOM
+        while lines.has_more():
             text = b"".join(lines.pieces(BATCH)).removeprefix(mark).decode("latin-1")
             mark = b""
             for line in text.split("\n")[:-1]:  # not splitlines, which knows ten other line ends

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline.core.errors import CorruptInput
-from pipeline.sources.codecs import COMPRESSED, Raw
+from pipeline.sources.codecs import COMPRESSED_SUFFIXES, RawFile
 from pipeline.sources.csv_sources import BOM, COURTLISTENER, CSV, NIH, TSV
-from pipeline.sources.records import EXCERPT, malformed
+from pipeline.sources.records import EXCERPT_CHARS, malformed
 from pipeline.sources.zstd_frames import READ
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ NAMED = {
 }  # fmt: skip
 
 
-def form_of(name: str) -> str | None:
+def format_of(name: str) -> str | None:
     """The form of a file by its name, however compressed; None if the name does not tell."""
     path = PurePath(name.lower())
-    if path.suffix in COMPRESSED:
+    if path.suffix in COMPRESSED_SUFFIXES:
         inner = PurePath(path.stem).suffix
         return NAMED.get(inner) if inner else "jsonl"
     return NAMED.get(path.suffix)
@@ -42,11 +42,11 @@ def form_of(name: str) -> str | None:
 def ending(name: str) -> str:
     """What of a file's name tells its form."""
     path = PurePath(name)
-    compressed = path.suffix.lower() in COMPRESSED
-    return "".join(path.suffixes[-2 if compressed else -1 :]) if form_of(name) else ""
+    compressed = path.suffix.lower() in COMPRESSED_SUFFIXES
+    return "".join(path.suffixes[-2 if compressed else -1 :]) if format_of(name) else ""
 
 
-def json_lines(files: Iterable[Raw], form: str) -> Iterator[bytes]:
+def json_lines(files: Iterable[RawFile], form: str) -> Iterator[bytes]:
     """The records of several files, in order, as blocks of lines of JSON.
 
     Args:
@@ -80,18 +80,18 @@ def _gathered(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(held)
 
 
-def _seen(raw: Raw) -> str:
+def _seen(raw: RawFile) -> str:
     if raw.head(len(PARQUET)) == PARQUET:
         return "parquet"
-    return form_of(raw.path.name) or "jsonl"
+    return format_of(raw.path.name) or "jsonl"
 
 
-def _parquet(raw: Raw) -> Iterator[bytes]:
+def _parquet(raw: RawFile) -> Iterator[bytes]:
     """A line of JSON for every row, with all its columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    raw.skim()
+    raw.hash_remaining()
     row = 1
     try:
         with pq.ParquetFile(raw.path, page_checksum_verification=True) as file:
@@ -119,7 +119,7 @@ def _one_by_one(rows: pa.RecordBatch, first: int) -> Iterator[bytes]:
             yield malformed(str(error), first + index)
 
 
-def _text(raw: Raw) -> Iterator[bytes]:
+def _text(raw: RawFile) -> Iterator[bytes]:
     """The one document that a text file is."""
     data = bytearray()
     for block in raw:
@@ -132,13 +132,13 @@ def _text(raw: Raw) -> Iterator[bytes]:
         text = data.removeprefix(BOM).decode()
     except UnicodeDecodeError as error:
         line = 1 + data.count(b"\n", 0, error.start)
-        yield malformed(str(error), line, data[:EXCERPT].decode("utf-8", "replace"))
+        yield malformed(str(error), line, data[:EXCERPT_CHARS].decode("utf-8", "replace"))
         return
     meta = {"file": raw.path.name}
     yield msgspec.json.encode({"text": text, "meta": meta}) + b"\n"
 
 
-FORMS: dict[str, Callable[[Raw], Iterable[bytes]]] = {
+FORMS: dict[str, Callable[[RawFile], Iterable[bytes]]] = {
     "jsonl": lambda raw: raw,
     "csv": CSV.lines,
     "tsv": TSV.lines,

@@ -13,13 +13,13 @@ import msgspec
 
 NEWLINE = ord("\n")
 SURROGATES = re.compile("[\ud800-\udfff]")
-LONGEST = 16_000_000  # bytes of a line: a tokenizer wants 120 to 220 times that
-EXCERPT = 200  # characters of a line that is put aside
+MAX_LINE_BYTES = 16_000_000  # bytes of a line: a tokenizer wants 120 to 220 times that
+EXCERPT_CHARS = 200  # characters of a line that is put aside
 MALFORMED = {"reason": str, "line": int, "text": str}
 FIELDS = 12  # that are named, where the one that was asked for is not there
 
 
-class Lines:
+class LineReader:
     """A stream of bytes, handed out in pieces that end at line ends.
 
     Args:
@@ -32,12 +32,12 @@ class Lines:
     """
 
     def __init__(self, blocks: Iterable[bytes], counted: bool = True) -> None:
-        self.line = self.offset = 0
+        self.lines_read = self.bytes_read = 0
         self._counted = counted
         self._blocks = iter(blocks)
         self._rest, self._at = b"", 0
 
-    def more(self) -> bool:
+    def has_more(self) -> bool:
         """Whether there is anything left to hand out."""
         while self._at == len(self._rest):
             block = next(self._blocks, None)
@@ -52,7 +52,7 @@ class Lines:
         The cut depends on the text alone. The last line gets the line end it may lack.
         """
         taken = 0
-        while self.more():
+        while self.has_more():
             block, start = self._rest, self._at
             cut = block.find(b"\n", start + max(0, size - taken - 1)) + 1
             self._at = cut or len(block)
@@ -65,16 +65,18 @@ class Lines:
         if taken and last != b"\n":
             yield self._count(b"\n")
 
-    def whole(self, size: int, longest: int) -> Iterator[bytes]:
+    def whole_lines(self, size: int, max_line_bytes: int) -> Iterator[bytes]:
         """Hand out blocks of whole lines, of at least `size` bytes each.
 
-        Of a line of more than `longest` bytes the rest may be missing, though not the first
-        `longest` + 1: a file without line ends does not fill the memory.
+        Of a line of more than `max_line_bytes` bytes the rest may be missing, though not the first
+        `max_line_bytes` + 1: a file without line ends does not fill the memory.
         """
-        while self.more():
+        while self.has_more():
             parts, held, last = [], 0, b""
             for piece in self.pieces(size):
-                if held <= size + longest:  # the last line begins within the first `size` bytes
+                if (
+                    held <= size + max_line_bytes
+                ):  # the last line begins within the first `size` bytes
                     parts.append(piece)
                     held += len(piece)
                     last = piece[-1:]
@@ -87,8 +89,8 @@ class Lines:
             import numpy as np
 
             # five times as fast as bytes.count, and other threads may run
-            self.line += int(np.count_nonzero(np.frombuffer(block, np.uint8) == NEWLINE))
-        self.offset += len(block)
+            self.lines_read += int(np.count_nonzero(np.frombuffer(block, np.uint8) == NEWLINE))
+        self.bytes_read += len(block)
         return block
 
 
@@ -115,7 +117,7 @@ class MissingField:
 
 
 @dataclass(frozen=True)
-class Bad:
+class MalformedRecord:
     """A malformed line and the reason.
 
     `line` and `text` say where the line is and how it begins, for a row of a table, whose JSON line
@@ -130,11 +132,11 @@ class Bad:
 
 def malformed(reason: str, line: int, text: str = "") -> bytes:
     """The line of JSON that stands for a row that is no record."""
-    told = {"reason": reason, "line": line, "text": text[:EXCERPT]}
+    told = {"reason": reason, "line": line, "text": text[:EXCERPT_CHARS]}
     return msgspec.json.encode({"malformed": told}) + b"\n"
 
 
-class Reader:
+class RecordParser:
     """Lines of JSON to records.
 
     Args:
@@ -142,35 +144,43 @@ class Reader:
             by blank lines.
         id_field: Where the id stands; without it, or where it is missing, a record has none.
         split_by: Where the value stands that decides the split; without it, the text does.
-        longest: Bytes of a line; a longer one is no record.
+        max_line_bytes: Bytes of a line; a longer one is no record.
     """
 
     def __init__(
-        self, text_field: str, id_field: str | None, split_by: str | None, longest: int = LONGEST
+        self,
+        text_field: str,
+        id_field: str | None,
+        split_by: str | None,
+        max_line_bytes: int = MAX_LINE_BYTES,
     ) -> None:
         self.text_field = text_field.split(".")
         self.id_field = id_field.split(".") if id_field else None
         self.split_by = split_by.split(".") if split_by else None
-        self.longest = longest
+        self.max_line_bytes = max_line_bytes
 
-    def parse(self, line: bytes) -> Record | Bad | None:
+    def parse(self, line: bytes) -> Record | MalformedRecord | None:
         """A record, the reason why there is none, or None where the line or its text is blank."""
-        if len(line) > self.longest:
-            return Bad(f"longer than {self.longest} bytes, see tokenize.max_line_bytes")
+        if len(line) > self.max_line_bytes:
+            return MalformedRecord(
+                f"longer than {self.max_line_bytes} bytes, see tokenize.max_line_bytes"
+            )
         line = line.strip(b"\xef\xbb\xbf\r\n\t ")
         if not line:
             return None
         try:
             value = _decode(line)
         except ValueError as error:
-            return Bad(f"not JSON: {error}")
+            return MalformedRecord(f"not JSON: {error}")
         text = value if isinstance(value, str) else _at(value, self.text_field)
         if isinstance(text, list) and all(isinstance(part, str) for part in text):
             text = "\n\n".join(text)
         if text is None:
             return self._without_text(value)
         if not isinstance(text, str):
-            return Bad(f"field {'.'.join(self.text_field)} is {type(text).__name__}, not text")
+            return MalformedRecord(
+                f"field {'.'.join(self.text_field)} is {type(text).__name__}, not text"
+            )
         name = _at(value, self.id_field) if self.id_field else None
         group = _at(value, self.split_by) if self.split_by else None
         return self.record(text, name, group)
@@ -185,7 +195,7 @@ class Reader:
             None if group in (None, "") else str(group),
         )
 
-    def _without_text(self, value: Any) -> Bad | None:
+    def _without_text(self, value: Any) -> MalformedRecord | None:
         """None for a text that is null; else what stands there in its place."""
         *path, name = self.text_field
         parent = _at(value, path)
@@ -193,10 +203,10 @@ class Reader:
             return None
         row = value.get("malformed") if isinstance(value, dict) else None
         if isinstance(row, dict) and {k: type(v) for k, v in row.items()} == MALFORMED:
-            return Bad(**row)
+            return MalformedRecord(**row)
         field = ".".join(self.text_field)
         if not isinstance(value, dict):
-            return Bad(f"no field {field}: it is {type(value).__name__}, not an object")
+            return MalformedRecord(f"no field {field}: it is {type(value).__name__}, not an object")
         fields = dict(_fields(value))
         names = ", ".join(name[:40] for name in islice(fields, FIELDS))
         names += "…" if len(fields) > FIELDS else ""
@@ -209,7 +219,7 @@ class Reader:
         ]
         suggestion = max(texts, key=lambda name: len(fields[name]), default="")
         reason = f"no field {field}" + (f"; its fields are {names}" if names else "")
-        return Bad(reason, missing=MissingField(field, names, suggestion))
+        return MalformedRecord(reason, missing=MissingField(field, names, suggestion))
 
 
 def _decode(line: bytes) -> Any:

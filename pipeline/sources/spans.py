@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from pipeline.sources.zstd_frames import Walk
+from pipeline.sources.zstd_frames import FrameScanner
 
 LEAST = 1 << 24  # bytes of a span; of a million small files none has any
 SHARE = 256  # nor less than that part of what lies before: 2,500 spans in 15 GB, not a million
@@ -36,7 +36,7 @@ class Fingerprint:
     def __init__(self) -> None:
         self.size = 0
         self._sha256, self._whole = hashlib.sha256(), xxhash.xxh3_128()
-        self._walk = Walk()
+        self._walk = FrameScanner()
         self._seen = 0  # frames of the walk
         self._spans: list[Span] = []
         self._start = 0

@@ -1,7 +1,7 @@
 """zstd frames: read in constant memory, followed without decompressing, written by several threads.
 
 Libraries that stream zstd take the end of a file for the end of a frame, so a broken download would
-pass for a short corpus: `Walk` follows the block headers (RFC 8878) and knows better.
+pass for a short corpus: `FrameScanner` follows the block headers (RFC 8878) and knows better.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 RLE = 1
 
 
-class Walk:
+class FrameScanner:
     """Where the frames of a stream begin and end; feed it the stream.
 
     Attributes:
@@ -104,7 +104,7 @@ class Walk:
         self._ended = True
 
 
-class Press:
+class FrameWriter:
     """Takes a text in blocks; several threads hash and compress them.
 
     Every `BLOCK` bytes become a frame, so what is written depends on the text alone, however it
@@ -130,7 +130,7 @@ class Press:
         self._hash, self._fast, self._text = hashlib.sha256(), xxhash.xxh3_128(), xxhash.xxh3_128()
         self._fault: BaseException | None = None
 
-    def __enter__(self) -> Press:
+    def __enter__(self) -> FrameWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -1,7 +1,8 @@
 """Blocks of lines to columns: texts, ids and what decides their split, with little work a document.
 
 Most blocks are what they should be and are decoded at one go, only the fields that are wanted; in
-any other each line is judged by itself, and by `Reader.parse` where it is not what it should be.
+any other each line is judged by itself, and by `RecordParser.parse`
+where it is not what it should be.
 So a field that nobody asks for need not be sound, where the rest of its line is.
 """
 
@@ -17,7 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.sources.records import Bad, Reader, Record
+from pipeline.sources.records import MalformedRecord, Record, RecordParser
 
 NEWLINE, OPEN, CLOSE = b"\n{}"
 
@@ -35,7 +36,7 @@ class Batch:
     ids: list[str | None] = field(default_factory=list)
     groups: list[str | None] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
-    bad: list[tuple[int, bytes, Bad]] = field(default_factory=list)
+    bad: list[tuple[int, bytes, MalformedRecord]] = field(default_factory=list)
     blank: int = 0
     count: int = 0
 
@@ -47,7 +48,7 @@ class BatchReader:
         reader: Where the fields stand, and the judge of odd lines.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: RecordParser) -> None:
         self._reader = reader
         self._decoder: Any = None
         self._text: Any = None
@@ -94,7 +95,7 @@ class BatchReader:
         The decoder takes any space between values. Where every line begins with { and ends with },
         none of them can go on in the next; so as many values as lines are one a line.
         """
-        if self._decoder is None or len(block) > self._reader.longest:
+        if self._decoder is None or len(block) > self._reader.max_line_bytes:
             return None
         data = np.frombuffer(block, np.uint8)
         if (
@@ -118,15 +119,15 @@ class BatchReader:
                 batch.ids.append(record.id)
                 batch.groups.append(record.group)
                 batch.lines.append(number)
-            elif isinstance(record, Bad):
+            elif isinstance(record, MalformedRecord):
                 batch.bad.append((number, line, record))
             else:
                 batch.blank += 1
         return batch
 
-    def _judge(self, line: bytes) -> Record | Bad | None:
-        """As `Reader.parse` says, unless the line is what it should be: then as in a block."""
-        if self._decoder and line[:1] == b"{" and len(line) <= self._reader.longest:
+    def _judge(self, line: bytes) -> Record | MalformedRecord | None:
+        """As `RecordParser.parse`; a well-formed line is read as in a block."""
+        if self._decoder and line[:1] == b"{" and len(line) <= self._reader.max_line_bytes:
             try:
                 row = self._decoder.decode(line)
             except (msgspec.MsgspecError, ValueError, RecursionError):

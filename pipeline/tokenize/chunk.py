@@ -18,8 +18,8 @@ import xxhash
 from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Draft, Receipt, load, verify
 from pipeline.core.stage import Context, Inputs, Item, RunConfig
-from pipeline.sources.codecs import CHUNK, Raw
-from pipeline.sources.records import Lines, Reader
+from pipeline.sources.codecs import CHUNK_NAME, RawFile
+from pipeline.sources.records import LineReader, RecordParser
 from pipeline.sources.spans import Span
 from pipeline.tokenize.batch_reader import Batch, BatchReader
 from pipeline.tokenize.encoder import Encoder, Fast, Mismatch, Reference, load_fast
@@ -74,14 +74,16 @@ def _encode_chunk(
     ctx: Context,
 ) -> None:
     dataset, longest = config.dataset, config.tokenize.max_line_bytes
-    reader = BatchReader(Reader(dataset.text_field, dataset.id_field, dataset.split_by, longest))
-    size = receipt.outputs[CHUNK].size
-    raw = Raw(unit / CHUNK, unit, span=Span(0, size, receipt.facts["xxh3"]))
+    reader = BatchReader(
+        RecordParser(dataset.text_field, dataset.id_field, dataset.split_by, longest)
+    )
+    size = receipt.outputs[CHUNK_NAME].size
+    raw = RawFile(unit / CHUNK_NAME, unit, span=Span(0, size, receipt.facts["xxh3"]))
     places, line = Places(item.data["files"]), 0
-    lines = Lines(raw, counted=False)
+    lines = LineReader(raw, counted=False)
     with ctx.commit(item.name) as draft, Shards(draft, encoder, item.data["shares"]) as shards:
         quarantine = Quarantine(draft.path / QUARANTINE, config.tokenize.max_bad_lines)
-        for block in lines.whole(BATCH, longest):
+        for block in lines.whole_lines(BATCH, longest):
             ctx.stop.check()
             batch = reader.read(block)
             quarantine.sound += len(batch.texts)
@@ -90,8 +92,8 @@ def _encode_chunk(
                 quarantine.add(*places.of(line + number), data, bad)
             shards.add(batch, places, line)
             line += batch.count
-            ctx.progress(lines.offset, receipt.facts["bytes"], documents=quarantine.sound)
-        raw.check(receipt)
+            ctx.progress(lines.bytes_read, receipt.facts["bytes"], documents=quarantine.sound)
+        raw.verify(receipt)
         quarantine.close()
         draft.facts = {
             "splits": shards.close(),

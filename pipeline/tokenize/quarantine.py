@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import CorruptInput
-from pipeline.sources.records import EXCERPT, Bad, MissingField
+from pipeline.sources.records import EXCERPT_CHARS, MalformedRecord, MissingField
 
 QUARANTINE = "quarantine.jsonl"
 
@@ -33,7 +33,7 @@ class Quarantine:
         self.count = self.empty = self.sound = 0
         self.first: dict[str, Any] | None = None
 
-    def add(self, file: str, line: int, data: bytes, bad: Bad) -> None:
+    def add(self, file: str, line: int, data: bytes, bad: MalformedRecord) -> None:
         """Put a line aside.
 
         Args:
@@ -50,7 +50,9 @@ class Quarantine:
             "file": file,
             "line": line if bad.line is None else bad.line,
             "reason": bad.reason,
-            "text": data[:EXCERPT].decode("utf-8", "replace") if bad.text is None else bad.text,
+            "text": data[:EXCERPT_CHARS].decode("utf-8", "replace")
+            if bad.text is None
+            else bad.text,
         }
         if self.first is None:
             self.first = {**entry, "missing": asdict(bad.missing) if bad.missing else None}

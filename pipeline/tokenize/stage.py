@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from pipeline.core.receipt import Receipt, hash_json
 from pipeline.core.settings import Section, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
-from pipeline.sources.records import LONGEST
+from pipeline.sources.records import MAX_LINE_BYTES
 
 SMALL = 5_000_000_000
 
@@ -37,7 +37,7 @@ class TokenizeConfig(Section):
     tasks: int = not_hashed(16, ge=1)
     max_bad_lines: int = not_hashed(1000, ge=0)
     max_bad_share: float = not_hashed(0.1, ge=0, le=1)
-    max_line_bytes: int = Field(LONGEST, ge=1000, le=500_000_000)  # whose tokens fit into a page
+    max_line_bytes: int = Field(MAX_LINE_BYTES, ge=1000, le=500_000_000)  # the tokens fit a page
 
     @model_validator(mode="after")
     def _leave_something(self) -> TokenizeConfig:

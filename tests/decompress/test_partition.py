@@ -33,7 +33,7 @@ from pipeline.decompress.partition import Slice, Sliced, divide
 from pipeline.sources import spans as spans_module
 from pipeline.sources import zstd_frames as frames_module
 from pipeline.sources.formats import json_lines
-from pipeline.sources.records import Lines
+from pipeline.sources.records import LineReader
 from pipeline.sources.spans import Fingerprint, Span
 from tests.conftest import AfterChecks, advance, write_corpus
 from tests.sources.test_zstd_frames import frames
@@ -461,7 +461,7 @@ def test_lines_of_a_part_are_cut_as_those_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "x.zst"
     path.write_bytes(zstandard.compress(b"a\nb") + zstandard.compress(b"c\nd"))
     spans = spans_of(path.read_bytes())
-    lines = Lines(Sliced(path, tmp_path, spans, Slice("x.zst", 0, 1)))
+    lines = LineReader(Sliced(path, tmp_path, spans, Slice("x.zst", 0, 1)))
     assert b"".join(lines.pieces(100)) == b"a\nbc\n"
-    lines = Lines(Sliced(path, tmp_path, spans, Slice("x.zst", 1, 2)))
+    lines = LineReader(Sliced(path, tmp_path, spans, Slice("x.zst", 1, 2)))
     assert b"".join(lines.pieces(100)) == b"d\n"

@@ -21,7 +21,7 @@ from pipeline.core.errors import CorruptInput, InputError, Interrupted, UserErro
 from pipeline.core.stop import Stop
 from pipeline.download import fetch as http
 from pipeline.download import resume as partial
-from pipeline.download.fetch import fetch, probe, probe_all
+from pipeline.download.fetch import fetch, probe, probe_mirrors
 from pipeline.download.response import Answer, Verdict, judge
 from pipeline.download.resume import Bound, room_is_needed
 from pipeline.download.transport import Again, Patience, waiting
@@ -370,7 +370,7 @@ def test_a_signature_is_not_kept_and_a_renewed_one_goes_on(server: FileServer, p
 def test_no_room(server: FileServer, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partial, "room", lambda folder: Room(100_000_000, None))
     with pytest.raises(UserError, match=r"has 100 MB free, 5 GB are needed"):
-        http.check_room(part, 5_000_000_000)
+        http.require_free_space(part, 5_000_000_000)
     assert get(part, server.url + "/file").size == len(DATA)
     monkeypatch.setattr(partial, "room", lambda folder: Room(1000, None))
     part.unlink()
@@ -465,9 +465,9 @@ def test_probe_says_why(server: FileServer, path: str, says: str) -> None:
 
 def test_probe_all(server: FileServer) -> None:
     urls = [server.url + "/gone", server.url + "/file"]
-    assert probe_all(urls, QUICK).url == urls[1]
+    assert probe_mirrors(urls, QUICK).url == urls[1]
     with pytest.raises(InputError, match=r"none of 2 sources delivers: .*/gone: status 404 .*; "):
-        probe_all([urls[0], "http://127.0.0.1:9/x"], QUICK)
+        probe_mirrors([urls[0], "http://127.0.0.1:9/x"], QUICK)
 
 
 BOUND = Bound("u", '"a"', None, 100, 40, "x")

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.core.errors import InputError, UserError
 from pipeline.core.stop import Stop
-from pipeline.download.fetch import fetch, probe, probe_all
+from pipeline.download.fetch import fetch, probe, probe_mirrors
 from pipeline.download.transport import Patience
 from tests.servers import FileServer, Request, certify
 
@@ -116,7 +116,7 @@ def test_a_login_that_is_missing_is_told(server: FileServer, tmp_path: Path, wro
             path.write_text("machine 127.0.0.1 login me passwort s3cret\n")
     url = server.url + "/file"
     with pytest.raises(InputError) as caught:
-        probe_all([url, url], QUICK)
+        probe_mirrors([url, url], QUICK)
     assert (
         str(caught.value).count(
             "/file: status 401 Unauthorized, not available "

@@ -26,7 +26,7 @@ from pipeline.core.errors import CorruptInput, InputError, Interrupted
 from pipeline.core.receipt import Receipt, load
 from pipeline.core.stop import Stop
 from pipeline.sources import csv_sources as tables
-from pipeline.sources.codecs import Raw
+from pipeline.sources.codecs import RawFile
 from pipeline.sources.csv_sources import OPINION
 from pipeline.sources.formats import json_lines
 from tests.conftest import SMALL, AfterChecks, advance
@@ -45,7 +45,7 @@ def zipped(data: bytes, name: str = "RePORTER_PRJABS_C_FY2020.csv") -> bytes:
 def read(folder: Path, data: bytes, form: str) -> list[Any]:
     path = folder / "2020"
     path.write_bytes(data)
-    text = b"".join(json_lines([Raw(path, folder)], form))
+    text = b"".join(json_lines([RawFile(path, folder)], form))
     assert not text or text.endswith(b"\n")
     return [json.loads(line) for line in text.split(b"\n")[:-1]]
 
@@ -320,11 +320,11 @@ def test_a_bzip2_that_is_cut_off_is_told(tmp_path: Path) -> None:
 HUNGRY = """
 import resource, sys
 from pathlib import Path
-from pipeline.sources.codecs import Raw
+from pipeline.sources.codecs import RawFile
 from pipeline.sources.formats import json_lines
-list(json_lines([Raw(Path(sys.argv[2]))], sys.argv[1]))
+list(json_lines([RawFile(Path(sys.argv[2]))], sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-size = sum(map(len, json_lines([Raw(Path(sys.argv[3]))], sys.argv[1])))
+size = sum(map(len, json_lines([RawFile(Path(sys.argv[3]))], sys.argv[1])))
 print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -364,7 +364,7 @@ def test_a_file_that_does_not_end_its_line_does_not_run_on_in_the_next(tmp_path:
     for number, data in enumerate(files):
         path = tmp_path / str(number)
         path.write_bytes(data if number % 2 else zstandard.compress(data))
-        raws.append(Raw(path))
+        raws.append(RawFile(path))
     text = b"".join(json_lines(raws, "jsonl"))
     assert text == b'{"a": 1}\n{"b": 2}\n{"c": 3}\n{"d": 4}\n'
 

@@ -29,11 +29,11 @@ from pipeline.core.errors import CorruptInput, InputError, Interrupted
 from pipeline.core.receipt import hash_file
 from pipeline.core.registry import Dataset
 from pipeline.dag import find
-from pipeline.download.stage import files_of
+from pipeline.download.stage import corpus_files
 from pipeline.sources import codecs as raw_module
 from pipeline.sources import formats as forms
-from pipeline.sources.codecs import Raw
-from pipeline.sources.formats import FORMS, form_of, json_lines
+from pipeline.sources.codecs import RawFile
+from pipeline.sources.formats import FORMS, format_of, json_lines
 from tests.conftest import AfterChecks, advance
 
 ROWS = [
@@ -79,7 +79,7 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def read(path: Path, form: str = "auto") -> list[Any]:
-    raw = Raw(path, path.parent)
+    raw = RawFile(path, path.parent)
     lines = b"".join(json_lines([raw], form))
     assert raw.digest == hash_file(path)
     return [json.loads(line) for line in lines.splitlines()]
@@ -221,7 +221,7 @@ def test_what_python_writes_as_csv_comes_back(
     ],
 )
 def test_the_name_tells_the_form(name: str, form: str | None) -> None:
-    assert form_of(name) == form
+    assert format_of(name) == form
 
 
 def folder(path: Path) -> Path:
@@ -249,7 +249,7 @@ def test_a_folder_is_a_corpus(tmp_path: Path, small: Callable[..., Config]) -> N
     seal = advance(config, root, "tokenize.seal").done["seal"]
     assert sum(split["documents"] for split in seal.facts["splits"].values()) == 40
     assert seal.facts["quarantined"] == 0
-    assert list(files_of(config.dataset))[-1] == "deep%2Fer%2F100%25.csv"
+    assert list(corpus_files(config.dataset))[-1] == "deep%2Fer%2F100%25.csv"
     assert find(config, root, "download.corpus").complete
     (corpus / "30.txt").unlink()
     (corpus / "30.txt").write_text("changed")
@@ -287,8 +287,8 @@ def test_another_name_is_another_form_and_place(
 def test_the_files_of_years_keep_what_tells_their_form(tmp_path: Path) -> None:
     urls = ["https://x/{year}/Abstracts.CSV.gz?raw"]
     years = Dataset(id="x", urls=urls, years="2020-2021")
-    assert list(files_of(years)) == ["2020.CSV.gz", "2021.CSV.gz"]
-    assert next(iter(files_of(resolve("nih-exporter").dataset))) == "1985"
+    assert list(corpus_files(years)) == ["2020.CSV.gz", "2021.CSV.gz"]
+    assert next(iter(corpus_files(resolve("nih-exporter").dataset))) == "1985"
 
 
 def test_what_a_folder_may_hold(tmp_path: Path) -> None:
@@ -302,11 +302,11 @@ def test_what_a_folder_may_hold(tmp_path: Path) -> None:
     (corpus / "round").symlink_to(corpus)
     (corpus / "numbers.dat").touch()
     names = ["%72eceipt.json", "broken.txt", "linked%2Ffar.txt"]
-    assert sorted(files_of(local(corpus))) == names
+    assert sorted(corpus_files(local(corpus))) == names
     told = local(corpus, "dataset.form=csv")
-    assert sorted(files_of(told)) == sorted([*names, "numbers.dat"])
+    assert sorted(corpus_files(told)) == sorted([*names, "numbers.dat"])
     with pytest.raises(InputError, match="is a folder; sha256 and size name one file"):
-        files_of(local(corpus, f"dataset.sha256={'a' * 64}"))
+        corpus_files(local(corpus, f"dataset.sha256={'a' * 64}"))
 
 
 def test_names_that_are_too_long_or_no_utf8_are_taken(
@@ -329,7 +329,7 @@ def test_names_that_are_too_long_or_no_utf8_are_taken(
     chunks = sorted(node.work.folder.glob("chunk-*/*.zst"))
     lines = b"".join(zstandard.decompress(p.read_bytes(), 1 << 20) for p in chunks).splitlines()
     assert {json.loads(line)["text"] for line in lines} == set(texts.values())
-    names = list(files_of(config.dataset))
+    names = list(corpus_files(config.dataset))
     assert "caf%E9%2Fcaf%E9.txt" in names
     ends = {name.rpartition("~")[2].partition(".")[2] for name in names if "~" in name}
     assert ends == {"txt", "jsonl.gz"}, "they tell their form as before"
@@ -366,7 +366,7 @@ def test_a_page_of_parquet_that_does_not_fit_its_checksum_is_told(tmp_path: Path
     ["a/..", "a/%2E%2E", "a/.", "%2E%2E%2F", "%2E%2E%2F%2E%2E%2Fb.txt", "..%5Cb", "%2Fb", "a%00b"],
 )
 def test_no_url_names_a_place_outside_of_the_unit(path: str) -> None:
-    (name,) = files_of(Dataset(id="x", urls=[f"https://x/{path}"]))
+    (name,) = corpus_files(Dataset(id="x", urls=[f"https://x/{path}"]))
     assert name not in ("", ".", "..")
     assert "/" not in name
     assert "\0" not in name
@@ -395,7 +395,7 @@ def test_nothing_is_written_outside_of_the_root(tmp_path: Path) -> None:
     config = resolve("nih", "opt-125m", file=str(corpus), overrides=["dataset.text_field=text"])
     folder = advance(config, root, "decompress.chunks", but="download.model").work.folder
     assert outside() == before
-    chunks = b"".join(b"".join(Raw(path)) for path in sorted(folder.glob("*/*.zst")))
+    chunks = b"".join(b"".join(RawFile(path)) for path in sorted(folder.glob("*/*.zst")))
     assert chunks == line * 5
     held = (path.read_bytes() for path in root.rglob("*") if path.is_file())
     assert not any(b"not of the corpus" in content for content in held)
@@ -406,4 +406,4 @@ def test_a_folder_without_a_corpus_is_told(tmp_path: Path) -> None:
     dataset = resolve("nih", "opt-125m", file=str(tmp_path)).dataset
     assert dataset.sha256 is None
     with pytest.raises(InputError, match=r"has no corpus in it.*\.jsonl"):
-        files_of(dataset)
+        corpus_files(dataset)

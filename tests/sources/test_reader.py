@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 from pipeline.core.errors import CorruptInput, Failure
 from pipeline.sources import codecs as module
 from pipeline.sources import zstd_frames as frames
-from pipeline.sources.codecs import Raw
+from pipeline.sources.codecs import RawFile
 from pipeline.sources.formats import json_lines
-from pipeline.sources.records import SURROGATES, Lines, Reader
+from pipeline.sources.records import SURROGATES, LineReader, RecordParser
 from pipeline.tokenize.batch_reader import BatchReader
 
 BOM = "\ufeff".encode()
@@ -170,17 +170,17 @@ def read(path: Path, size: int, block: int) -> tuple[list[str], list[int]]:
     frames.READ, frames.BLOCK = block, 3 * block
     module.READ, module.FEED = block + 64, block  # a file is judged by its first `READ` bytes
     try:
-        lines = Lines(json_lines([Raw(path)], "auto"))
+        lines = LineReader(json_lines([RawFile(path)], "auto"))
         chunks = []
-        while lines.more():
+        while lines.has_more():
             chunks.append(b"".join(lines.pieces(size)))
         if not chunks:
             raise CorruptInput("holds no text")
     finally:
         module.READ, module.FEED, frames.READ, frames.BLOCK = before
-    reader = BatchReader(Reader("text", "id", None))
+    reader = BatchReader(RecordParser("text", "id", None))
     for chunk in chunks:
-        for lines_of_it in Lines([chunk]).whole(size // 2 + 1, 1_000_000):
+        for lines_of_it in LineReader([chunk]).whole_lines(size // 2 + 1, 1_000_000):
             batch = reader.read(lines_of_it)
             found += batch.texts
             bad += [why.line or number + index + 1 for index, _, why in batch.bad]

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from pipeline.core.errors import CorruptInput
 from pipeline.sources import codecs as module
 from pipeline.sources import zstd_frames as zstd
-from pipeline.sources.codecs import Raw
-from pipeline.sources.records import Bad, Lines, MissingField, Reader, Record
+from pipeline.sources.codecs import RawFile
+from pipeline.sources.records import LineReader, MalformedRecord, MissingField, Record, RecordParser
 
 TEXT = b"".join(b'{"text": "line %d %s"}\n' % (n, b"x" * (n % 50)) for n in range(400))
 NO_TEXT = struct.pack("<II", 0x184D2A53, 5) + b"hello"
@@ -92,9 +92,9 @@ def reading(size: int) -> Iterator[None]:
 
 
 def cut(path: Path, size: int) -> list[bytes]:
-    lines = Lines(Raw(path))
+    lines = LineReader(RawFile(path))
     found = []
-    while lines.more():
+    while lines.has_more():
         found.append(b"".join(lines.pieces(size)))
     return found
 
@@ -113,15 +113,15 @@ def test_every_form_gives_the_text_and_the_hash_of_the_file(
     tmp_path: Path, form: str, block: int
 ) -> None:
     data = FORMS[form](TEXT)
-    file = Raw(write(tmp_path, data))
-    lines = Lines(file)
+    file = RawFile(write(tmp_path, data))
+    lines = LineReader(file)
     with reading(block):
         found = []
-        while lines.more():
+        while lines.has_more():
             found.append(b"".join(lines.pieces(3000)))
     assert b"".join(found) == TEXT
     assert file.digest == hashlib.sha256(data).hexdigest()
-    assert (file.read, lines.offset, lines.line) == (len(data), len(TEXT), 400)
+    assert (file.bytes_read, lines.bytes_read, lines.lines_read) == (len(data), len(TEXT), 400)
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "plain"])
@@ -174,7 +174,7 @@ def test_a_zip_holds_one_file(tmp_path: Path, names: list[str], told: str) -> No
         for name in names:
             archive.writestr(name, b"")
     with pytest.raises(CorruptInput, match=f"it holds {told}, not one"):
-        list(Raw(write(tmp_path, out.getvalue())))
+        list(RawFile(write(tmp_path, out.getvalue())))
 
 
 def test_what_follows_a_frame_and_is_none_is_told_with_the_byte(tmp_path: Path) -> None:
@@ -189,25 +189,25 @@ def test_a_damaged_first_byte_is_not_taken_for_text(tmp_path: Path, name: str) -
     raw, path = FORMS[name](TEXT), tmp_path / f"x.jsonl.{name}"
     path.write_bytes(bytes([raw[0] ^ 1]) + raw[1:])
     with pytest.raises(CorruptInput, match="not compressed as its name says, nor text: at byte 0"):
-        list(Raw(path))
+        list(RawFile(path))
     path.write_bytes(raw[:2])
     with pytest.raises(CorruptInput, match="at byte"):
-        list(Raw(path))
+        list(RawFile(path))
     path.write_bytes(TEXT)
-    assert b"".join(Raw(path)) == TEXT, "text under such a name is text"
+    assert b"".join(RawFile(path)) == TEXT, "text under such a name is text"
 
 
 def test_damage_names_the_unit(tmp_path: Path) -> None:
     path = write(tmp_path, zstandard.compress(TEXT)[:-5])
     with pytest.raises(CorruptInput) as caught:
-        list(Lines(Raw(path, unit=tmp_path)).pieces(10**9))
+        list(LineReader(RawFile(path, unit=tmp_path)).pieces(10**9))
     assert caught.value.unit == tmp_path
 
 
 def test_nothing_comes_out_of_an_empty_file(tmp_path: Path) -> None:
     for empty in (b"", zstandard.compress(b""), gzip.compress(b""), NO_TEXT):
-        lines = Lines(Raw(write(tmp_path, empty)))
-        assert not lines.more()
+        lines = LineReader(RawFile(write(tmp_path, empty)))
+        assert not lines.has_more()
         assert list(lines.pieces(10)) == []
 
 
@@ -256,14 +256,14 @@ def test_a_line_longer_than_any_block_is_not_cut(tmp_path: Path) -> None:
 HUNGRY = """
 import resource, sys
 from pathlib import Path
-from pipeline.sources.codecs import Raw
-from pipeline.sources.records import Lines
+from pipeline.sources.codecs import RawFile
+from pipeline.sources.records import LineReader
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-lines = Lines(Raw(Path(sys.argv[1])))
-while lines.more():
+lines = LineReader(RawFile(Path(sys.argv[1])))
+while lines.has_more():
     for piece in lines.pieces(256_000_000):
         pass
-print(lines.offset, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(lines.bytes_read, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
@@ -293,7 +293,7 @@ def test_memory_stays_small_whatever_the_ratio(tmp_path: Path, form: str) -> Non
 
 
 def parse(line: bytes, text: str = "text", name: str | None = None, by: str | None = None):
-    return Reader(text, name, by).parse(line)
+    return RecordParser(text, name, by).parse(line)
 
 
 def test_a_record_has_text_id_and_the_value_that_decides_its_split() -> None:
@@ -358,13 +358,13 @@ def test_blank_lines_and_blank_texts_are_passed_over(line: bytes) -> None:
 )
 def test_a_line_that_is_no_record_says_why(line: bytes, reason: str) -> None:
     bad = parse(line)
-    assert isinstance(bad, Bad)
+    assert isinstance(bad, MalformedRecord)
     assert reason in bad.reason
 
 
 def test_dots_go_into_nested_objects() -> None:
     assert parse(b'{"a": {"b": {"c": "deep"}}}', "a.b.c") == Record("deep", None, None)
-    assert parse(b'{"a": {"b": 1}}', "a.b.c") == Bad(
+    assert parse(b'{"a": {"b": 1}}', "a.b.c") == MalformedRecord(
         "no field a.b.c; its fields are a.b", missing=MissingField("a.b.c", "a.b")
     )
 
@@ -383,7 +383,7 @@ def test_where_the_text_is_missing_the_fields_that_are_there_are_named(
     value: Any, fields: str | None, suggestion: str
 ) -> None:
     bad = parse(json.dumps(value).encode())
-    assert isinstance(bad, Bad)
+    assert isinstance(bad, MalformedRecord)
     assert bad.missing
     assert (bad.missing.field, bad.missing.suggestion) == ("text", suggestion)
     if fields:
@@ -395,9 +395,9 @@ def test_where_the_text_is_missing_the_fields_that_are_there_are_named(
 
 def test_a_line_longer_than_is_allowed_is_no_record() -> None:
     line = b'{"text": "x"}'
-    assert isinstance(Reader("text", None, None, len(line)).parse(line), Record)
+    assert isinstance(RecordParser("text", None, None, len(line)).parse(line), Record)
     told = f"longer than {len(line) - 1} bytes, see tokenize.max_line_bytes"
-    assert Reader("text", None, None, len(line) - 1).parse(line) == Bad(told)
+    assert RecordParser("text", None, None, len(line) - 1).parse(line) == MalformedRecord(told)
 
 
 @pytest.mark.parametrize("longest", [10, 11, 4000])
@@ -408,7 +408,7 @@ def test_of_a_line_that_is_too_long_no_more_is_held_than_tells_so(
     lines = [b"a", b"y" * 10, b"", b"z" * 11, b"x" * 300_000, b"b", b"w" * 4001, b"end"]
     path = write(tmp_path, b"\n".join(lines))
     with reading(block):
-        blocks = list(Lines(Raw(path)).whole(5, longest))
+        blocks = list(LineReader(RawFile(path)).whole_lines(5, longest))
     assert all(data.endswith(b"\n") for data in blocks)
     found = b"".join(blocks).split(b"\n")[:-1]
     assert len(found) == len(lines)
@@ -424,4 +424,4 @@ def test_of_a_line_that_is_too_long_no_more_is_held_than_tells_so(
 @given(st.binary(max_size=60) | st.text(max_size=40).map(lambda t: t.encode("utf-8", "replace")))
 def test_no_line_is_too_strange_to_be_judged(line: bytes) -> None:
     found = parse(line.replace(b"\n", b""), "text", "id", "by")
-    assert found is None or isinstance(found, Record | Bad)
+    assert found is None or isinstance(found, Record | MalformedRecord)

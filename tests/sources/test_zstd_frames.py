@@ -13,7 +13,7 @@ import pytest
 import xxhash
 import zstandard
 
-from pipeline.sources.zstd_frames import BLOCK, Press, Walk, blocks
+from pipeline.sources.zstd_frames import BLOCK, FrameScanner, FrameWriter, blocks
 
 LEVELS = (-3, 1, 3, 19)
 
@@ -48,20 +48,20 @@ def test_the_ends_of_frames_are_known_without_decompressing(seed: int) -> None:
             starts.append(ends[-1])
         ends.append(ends[-1] + len(frame))
     step = chance.choice([7, 1000, 1 << 18]) if len(data) < 20_000 else 1 << 16
-    walk = Walk()
+    walk = FrameScanner()
     for at in range(0, len(data), step):
         walk.feed(data[at : at + step])
     assert walk.whole
     assert walk.starts == starts
     for place in {*chance.sample(range(len(data)), min(50, len(data))), *ends}:
-        walk = Walk()
+        walk = FrameScanner()
         walk.feed(data[:place])
         assert walk.whole == (place in ends)
 
 
 def test_what_is_no_frame_is_told_with_its_place() -> None:
     frame = zstandard.compress(b"text")
-    walk = Walk()
+    walk = FrameScanner()
     walk.feed(frame + b"garbage")
     assert walk.lost == len(frame)
     assert not walk.whole
@@ -74,7 +74,7 @@ def text_blocks(seed: int = 0) -> Iterator[bytes]:
 
 
 def press(path: Path | None, threads: int) -> tuple[str, str]:
-    with Press(path, 1, threads) as made:
+    with FrameWriter(path, 1, threads) as made:
         for block in text_blocks():
             made.add(block)
         text = made.finish()
@@ -96,7 +96,7 @@ def test_what_is_written_depends_on_the_text_and_not_on_how_it_comes(
     tmp_path: Path, size: int
 ) -> None:
     text = b"".join(text_blocks())[: 200_000 if size < 1000 else None]
-    with Press(tmp_path / "parts") as parts, Press(tmp_path / "whole") as whole:
+    with FrameWriter(tmp_path / "parts") as parts, FrameWriter(tmp_path / "whole") as whole:
         for at in range(0, len(text), size):
             parts.add(text[at : at + size])
         whole.add(text)

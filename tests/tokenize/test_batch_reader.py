@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sources.records import Bad, Reader, Record
+from pipeline.sources.records import MalformedRecord, Record, RecordParser
 from pipeline.tokenize.batch_reader import BatchReader
 
 PATHS = [
@@ -46,7 +46,7 @@ lines = st.lists(st.one_of(good, good, objects.map(json.dumps), odd), min_size=1
 def test_a_block_is_read_as_its_lines_are(
     lines: list[str], paths: tuple[str, str | None, str | None]
 ) -> None:
-    reader = Reader(*paths)
+    reader = RecordParser(*paths)
     data = [line.encode() for line in lines]
     batch = BatchReader(reader).read(b"\n".join(data) + b"\n")
     found = [reader.parse(line) for line in data]
@@ -55,21 +55,21 @@ def test_a_block_is_read_as_its_lines_are(
     assert batch.lines == [n for n, _ in records]
     columns = zip(batch.texts, batch.ids, batch.groups, strict=True)
     assert [Record(*row) for row in columns] == [record for _, record in records]
-    bad = [(n, data[n], r) for n, r in enumerate(found) if isinstance(r, Bad)]
+    bad = [(n, data[n], r) for n, r in enumerate(found) if isinstance(r, MalformedRecord)]
     assert batch.bad == bad
     assert batch.blank == len(lines) - len(records) - len(bad)
 
 
 def test_a_value_over_two_lines_is_no_record_though_the_number_is_right() -> None:
     block = b'{"text":\n"a"}\n{"text": "b"} {"text": "c"}\n'
-    batch = BatchReader(Reader("text", None, None)).read(block)
+    batch = BatchReader(RecordParser("text", None, None)).read(block)
     assert batch.texts == []
     assert [number for number, _, _ in batch.bad] == [0, 1, 2]
 
 
 def test_a_line_that_is_too_long_is_no_record_in_a_block_either() -> None:
     long = b'{"text": "' + b"x" * 100 + b'"}'
-    reader = BatchReader(Reader("text", None, None, longest=100))
+    reader = BatchReader(RecordParser("text", None, None, max_line_bytes=100))
     batch = reader.read(b'{"text": "a"}\n' + long + b"\n")
     assert batch.texts == ["a"]
     assert "longer than 100 bytes" in batch.bad[0][2].reason
@@ -78,5 +78,5 @@ def test_a_line_that_is_too_long_is_no_record_in_a_block_either() -> None:
 @pytest.mark.parametrize("number", [1, 2])
 def test_what_is_not_asked_for_need_not_be_sound(number: int) -> None:
     lines = [b'{"text": "a", "x": "\xff"}'] * number
-    batch = BatchReader(Reader("text", None, None)).read(b"\n".join(lines) + b"\n")
+    batch = BatchReader(RecordParser("text", None, None)).read(b"\n".join(lines) + b"\n")
     assert batch.texts == ["a"] * number

@@ -17,7 +17,7 @@ from pipeline.config import Config, resolve
 from pipeline.core.disk import size
 from pipeline.core.errors import UserError
 from pipeline.dag import STEPS, find
-from pipeline.download.resume import check_room
+from pipeline.download.resume import require_free_space
 from tests.conftest import Mount
 
 HERE = Path(__file__).parents[3]
@@ -122,7 +122,7 @@ def test_a_file_system_that_does_not_tell_is_believed_to_have_room(
     found = room.check(resolve("law", "opt-6.7b"), place)
     assert (found.free.bytes, found.free.files) == (None, None)
     assert found.told().endswith(f"; {place} does not tell what is free")
-    check_room(place, 10**15)
+    require_free_space(place, 10**15)
 
 
 def test_a_corpus_of_unknown_size_is_only_warned_of(tmp_path: Path) -> None:
