@@ -32,7 +32,7 @@ from pipeline.config import (
 from pipeline.core import registry
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, merge, parse_overrides
-from tests.tiny import POSITIONS
+from tests.helpers.tiny import POSITIONS
 
 SECTIONS = [name for name, field in Config.model_fields.items() if name not in ("name", "recipe")]
 

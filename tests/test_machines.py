@@ -28,7 +28,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.lease import Lease
 from pipeline.core.leftovers import sweep
 from pipeline.dag import STEPS, find, survey
-from tests.conftest import SMALL, Mount, refused
+from tests.helpers.runs import SMALL, Mount, refused
 
 HERE = Path(__file__).parent.parent
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -19,8 +19,8 @@ import yaml
 from rich.console import Console
 
 from jobs.running import local
-from tests.conftest import SMALL, write_corpus
-from tests.servers import FileServer
+from tests.helpers.runs import SMALL, write_corpus
+from tests.helpers.servers import FileServer
 
 HERE = Path(__file__).parent.parent
 STEPS = [

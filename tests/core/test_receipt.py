@@ -31,7 +31,7 @@ from pipeline.core.receipt import (
     load_intact,
     set_aside,
 )
-from tests.conftest import Mount
+from tests.helpers.runs import Mount
 
 IDENTITY = UnitIdentity(key="k" * 64, own="o" * 64, inputs={"corpus": "d" * 64}, code="abc")
 FORK = multiprocessing.get_context("fork")

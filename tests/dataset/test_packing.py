@@ -9,35 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.dataset.packing import IGNORE_INDEX, Batch, Packing, make_batch, pack
 from pipeline.dataset.token_cache import Corpus
-from tests.tiny import FAMILIES
+from tests.dataset.helpers import END, PREFIX, corpus_of, offsets_of, sequence
+from tests.helpers.tiny import FAMILIES
 
-PREFIX, END = 0, 1
 LENGTHS = st.lists(st.integers(0, 60), max_size=60)
-
-
-def offsets_of(lengths: list[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
-def corpus_of(lengths: list[int], words: int = 512) -> Corpus:
-    """Documents of those lengths; no token is special."""
-    ids = np.random.default_rng(0).integers(3, words, sum(lengths)).astype(np.uint16)
-    count = len(lengths)
-    return Corpus(
-        ids, offsets_of(lengths), np.zeros(count, np.int64), np.zeros(count, "V16"), "digest"
-    )
-
-
-def sequence(corpus: Corpus, document: int) -> list[int]:
-    """A document as the model is to see it."""
-    return [PREFIX, *corpus.document(document).tolist(), END]
 
 
 def pieces(packing: Packing) -> list[tuple[int, int, int]]:

@@ -35,8 +35,8 @@ from pipeline.sources import zstd_frames as frames_module
 from pipeline.sources.formats import json_lines
 from pipeline.sources.records import LineReader
 from pipeline.sources.spans import Fingerprint, Span
-from tests.conftest import AfterChecks, advance, write_corpus
-from tests.sources.test_zstd_frames import frames
+from tests.helpers.runs import AfterChecks, advance, write_corpus
+from tests.sources.helpers import frames
 
 Make = Callable[..., Config]
 

@@ -21,7 +21,7 @@ from pipeline.core.registry import BaseModel, find_model
 from pipeline.core.stop import Stop
 from pipeline.download.base_model import materialise
 from pipeline.download.gguf import rename, unpermute
-from tests.tiny import make_old_form
+from tests.helpers.tiny import make_old_form
 
 Models = Callable[[str], Path]
 TEXT = "The court of appeals affirmed, in 1024 words.\n Return  the number! ü"

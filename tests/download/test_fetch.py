@@ -26,7 +26,7 @@ from pipeline.download.response import Answer, Verdict, judge
 from pipeline.download.resume import Bound, room_is_needed
 from pipeline.download.transport import Again, Patience, waiting
 from pipeline.sources.spans import Span
-from tests.servers import FileServer
+from tests.helpers.servers import FileServer
 
 DATA = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(300_000)

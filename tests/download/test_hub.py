@@ -22,8 +22,8 @@ import zstandard
 
 from pipeline.core.errors import InputError
 from pipeline.download.hub import choose
-from tests.servers import HubServer, certify
-from tests.tiny import make_old_form
+from tests.helpers.servers import HubServer, certify
+from tests.helpers.tiny import make_old_form
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = random.Random(3).randbytes(400_000)

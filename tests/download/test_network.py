@@ -16,7 +16,7 @@ from pipeline.download.fetch import Fetched, fetch, probe
 from pipeline.download.resume import Progress
 from pipeline.download.throttle import Pace
 from pipeline.download.transport import Patience
-from tests.servers import FileServer, Proxy, Socks
+from tests.helpers.servers import FileServer, Proxy, Socks
 
 DATA = random.Random(1).randbytes(300_000)
 SHA = hashlib.sha256(DATA).hexdigest()

@@ -13,7 +13,7 @@ from pipeline.core.errors import InputError, UserError
 from pipeline.core.stop import Stop
 from pipeline.download.fetch import fetch, probe, probe_mirrors
 from pipeline.download.transport import Patience
-from tests.servers import FileServer, Request, certify
+from tests.helpers.servers import FileServer, Request, certify
 
 DATA = b"a line of text\n" * 1000
 QUICK = Patience(attempts=3, base=0.001, connect=2, read=2)

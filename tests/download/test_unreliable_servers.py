@@ -16,7 +16,7 @@ from pipeline.core.errors import Failure, Interrupted
 from pipeline.core.stop import Stop
 from pipeline.download.fetch import fetch
 from pipeline.download.transport import Patience
-from tests.servers import FileServer, Mood
+from tests.helpers.servers import FileServer, Mood
 
 SIZE = 200_000
 VERSIONS = [random.Random(seed).randbytes(SIZE) for seed in range(3)]

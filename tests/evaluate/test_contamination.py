@@ -28,7 +28,7 @@ from pipeline.evaluate.contamination.copies import longest_copies
 from pipeline.evaluate.contamination.ngrams import N, Needles, rolling
 from pipeline.evaluate.contamination.overlap import QUOTED, THRESHOLD, find_overlap
 from pipeline.evaluate.contamination.similarity import SHINGLE, compare
-from tests.conftest import AfterChecks
+from tests.helpers.runs import AfterChecks
 
 Document = Sequence[int]
 

@@ -24,7 +24,7 @@ from pipeline.evaluate.metrics import bits_per_byte, perplexity
 from pipeline.evaluate.stage import EvaluateConfig
 from pipeline.modeling import loading as load
 from pipeline.tokenize.encoder import Reference
-from tests.conftest import advance
+from tests.helpers.runs import advance
 
 WORDS = ("evaluate.context=32", "evaluate.stride=16", "evaluate.batch_tokens=128")
 

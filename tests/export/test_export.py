@@ -25,10 +25,9 @@ from pipeline.core.errors import CorruptInput, InputError, UserError
 from pipeline.dag import find
 from pipeline.export import export
 from pipeline.modeling import loading as load
-from tests.conftest import advance, refused
-from tests.jobs.core.test_permissions import group as group
-from tests.jobs.core.test_permissions import mode
-from tests.jobs.core.test_permissions import umask as umask
+from tests.export.helpers import apart, in_fp32, logits, parts
+from tests.helpers.files import mode
+from tests.helpers.runs import advance, refused
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("llama", "gpt2", "opt")
@@ -51,30 +50,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small: Small) -> Trained:
         return made[family]
 
     return root
-
-
-def parts(config: Config, root: Path) -> tuple[Path, Path]:
-    """The folders of the base model and of the adapter."""
-    node = find(config, root, "train.train")
-    return node.work.inputs["download.model"].one()[0], node.work.folder / "best"
-
-
-def logits(model: Any) -> Any:
-    import torch
-
-    with torch.no_grad():
-        return model(torch.arange(3, 63)[None]).logits.float()
-
-
-def apart(one: Any, other: Any) -> float:
-    """The largest difference, of the largest value."""
-    return float((one - other).abs().max() / other.abs().max())
-
-
-def in_fp32(base: Path) -> Any:
-    import torch
-
-    return load.load_base(base, "fp32", torch.device("cpu"))
 
 
 def lines_of_readme(base: Path, best: Path) -> str:

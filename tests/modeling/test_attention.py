@@ -14,8 +14,8 @@ import pytest
 from pipeline.core.errors import UserError
 from pipeline.dataset.packing import make_batch, pack
 from pipeline.modeling.attention import pick_attention
-from tests.dataset.test_packing import END, PREFIX, corpus_of, sequence
-from tests.train.test_trainer import batches, learner
+from tests.dataset.helpers import END, PREFIX, corpus_of, sequence
+from tests.train.helpers import batches, learner
 
 Models = Callable[[str], Path]
 FLASH = "flash_attention_2"

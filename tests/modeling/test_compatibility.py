@@ -14,9 +14,9 @@ from pipeline.core.stage import Context, run_item
 from pipeline.dag import find
 from pipeline.modeling import compatibility as family
 from pipeline.modeling.loading import load_base
-from tests import tiny
-from tests.conftest import SMALL, advance
-from tests.train.test_run import train
+from tests.helpers import tiny
+from tests.helpers.runs import SMALL, advance
+from tests.train.helpers import train
 
 SIZE: dict[str, Any] = {
     "vocab_size": tiny.WORDS, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,

@@ -13,7 +13,7 @@ from pipeline.dataset.packing import make_batch, pack
 from pipeline.dataset.token_cache import Corpus
 from pipeline.modeling import cpu_attention as documents
 from pipeline.modeling import loading as load
-from tests.tiny import make_model
+from tests.helpers.tiny import make_model
 
 LENGTHS = [5, 31, 1, 0, 17, 12, 40, 9, 64, 2]
 WINDOW = 48

@@ -15,7 +15,7 @@ from pipeline.core.stop import Stop
 from pipeline.evaluate.metrics import bits_per_byte, change, gap, interval, perplexity
 from pipeline.modeling import scoring as score_module
 from pipeline.modeling.scoring import Kept, Windows, score
-from tests.tiny import WORDS, make_model
+from tests.helpers.tiny import WORDS, make_model
 
 CONTEXT = 48
 PREFIX = 0
@@ -257,7 +257,7 @@ def test_two_hundred_abstracts_score_as_in_a_plain_loop(tmp_path: Path) -> None:
     from bench import corpora, text
     from pipeline.modeling.loading import load_base
     from pipeline.tokenize.encoder import Reference
-    from tests.tiny import make_config, make_tokenizer
+    from tests.helpers.tiny import make_config, make_tokenizer
 
     texts = list(text.nih())[:200]
     if not texts:  # then of whatever the machine has, in the lengths of NIH's

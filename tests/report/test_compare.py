@@ -9,9 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,78 +18,14 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import Config, save_config
-from pipeline.core.registry import BaseModel
-from pipeline.core.stage import Input
 from pipeline.report.compare import ranking
 from pipeline.report.compare.compare import Run, against, compare
 from pipeline.report.figures import overlay
-from pipeline.report.history.progress import Underway
 from pipeline.report.history.training_curve import read_curve
-from pipeline.train.stage import TrainConfig
-from tests.conftest import advance, refused
-from tests.report.test_build import Run as Left
+from tests.helpers.runs import advance, refused
+from tests.report.helpers import HOSTILE, Made
 
 HERE = Path(__file__).parents[2]
-HOSTILE = "<b>a'b\"c $x$ & %é|d"
-
-
-@dataclass
-class Made(Left):
-    """A run as the stages leave it; `noise` is of its own, `finer` cuts more tokens of a text."""
-
-    name: str = "nih"
-    lr: float = 2e-4
-    model: str = "tiny"
-    noise: float = 0.02
-    finer: float = 1.0
-    first: int = 0
-
-    @property
-    def config(self) -> Config:
-        update = {
-            "name": self.name,
-            "train": TrainConfig(lr=self.lr),
-            "model": BaseModel(id=self.model, repo=f"a/{self.model}"),
-        }
-        return super().config.model_copy(update=update)
-
-    def scores(self, who: str, split: str) -> Input:
-        common = np.random.default_rng(len(split))
-        words = common.integers(50, 900, self.documents)
-        nll = common.normal(3.2, 0.4, self.documents) * words
-        tokens, size = (words * self.finer).astype(int), words * 4
-        if who == "tuned":
-            own = np.random.default_rng([len(split), *self.name.encode()])
-            nll = nll + own.normal(self.change, self.noise, self.documents) * words
-        facts = self.scored(nll, tokens, size, words)
-        columns = {
-            "document": range(self.documents),
-            "hash": [f"{i:032x}" for i in range(self.first, self.first + self.documents)],
-            "nll": nll,
-            "tokens": tokens,
-            "bytes": size,
-        }
-        return self.unit(f"evaluate.{who}", split, facts, scores_parquet=pa.table(columns))
-
-    def metrics(self) -> None:
-        """Faster and noisier with a higher rate, and over 2,000 tokens a step."""
-        swift, chance = math.sqrt(self.lr / 2e-4), np.random.default_rng(len(self.name))
-        rows: list[dict[str, Any]] = [{"kind": "start", "step": 0, "total": 60, "attempt": 1}]
-        for step in range(61):
-            fallen = -2.2 * self.change * (1 - math.exp(-step * swift / 15))
-            loss = 3.3 - fallen + 0.03 * swift * chance.normal()
-            row = {"kind": "step", "step": step, "loss": loss, "seconds": 2.0, "tokens": 2000}
-            rows += [row] if step else []
-            if step % 10 == 0:
-                rows.append({"kind": "validation", "step": step, "loss": 3.25 - fallen})
-        folder = self.root / "train.train" / "best"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def placed(self, *without: str) -> Run:
-        inputs = self.inputs(*without)
-        journal = self.root / "train.train" / "best"
-        return Run(self.config, inputs, Underway((), journal, time.time()))
 
 
 def side_by_side(folder: Path, *runs: Run) -> tuple[dict[str, Any], str, str]:

@@ -18,8 +18,8 @@ import zstandard
 
 from pipeline.config import Config, resolve
 from pipeline.report.verdict import number
-from tests.conftest import advance
-from tests.tiny import PARAGRAPH
+from tests.helpers.runs import advance
+from tests.helpers.tiny import PARAGRAPH
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def report(
         (tmp_path / "texts.jsonl.zst").write_bytes(zstandard.compress(lines))
         path = tmp_path / "texts.yaml"
         path.write_text(yaml.safe_dump({"urls": [(tmp_path / "texts.jsonl.zst").as_uri()]}))
-        from tests.conftest import SMALL
+        from tests.helpers.runs import SMALL
 
         config = resolve(str(path), str(models("llama")), "lora", [*SMALL, *words], "heart")
         node = advance(config, tmp_path / "root", "evaluate.report")

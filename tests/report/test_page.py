@@ -23,9 +23,8 @@ from pipeline.report.build import build
 from pipeline.report.compare.compare import compare
 from pipeline.report.history.progress import Standing, Underway
 from pipeline.report.page import TEMPLATES
-from tests.report.test_build import FIGURES as REPORTED
-from tests.report.test_build import Run, chunked, with_logs
-from tests.report.test_compare import HOSTILE, Made
+from tests.report.helpers import FIGURES as REPORTED
+from tests.report.helpers import HOSTILE, Made, Run, chunked, with_logs
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

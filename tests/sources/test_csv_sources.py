@@ -29,8 +29,8 @@ from pipeline.sources import csv_sources as tables
 from pipeline.sources.codecs import RawFile
 from pipeline.sources.csv_sources import OPINION
 from pipeline.sources.formats import json_lines
-from tests.conftest import SMALL, AfterChecks, advance
-from tests.servers import FileServer
+from tests.helpers.runs import SMALL, AfterChecks, advance
+from tests.helpers.servers import FileServer
 
 NIH_HEADER = b"APPLICATION_ID,ABSTRACT_TEXT\r\n"
 

@@ -34,7 +34,7 @@ from pipeline.sources import codecs as raw_module
 from pipeline.sources import formats as forms
 from pipeline.sources.codecs import RawFile
 from pipeline.sources.formats import FORMS, format_of, json_lines
-from tests.conftest import AfterChecks, advance
+from tests.helpers.runs import AfterChecks, advance
 
 ROWS = [
     {"text": "plain", "id": "1"},

@@ -26,8 +26,8 @@ from pipeline.core.errors import CorruptInput
 from pipeline.core.registry import find_dataset, ids
 from pipeline.sources.csv_sources import OPINION
 from pipeline.tokenize.shards import SPLITS
-from tests.conftest import SMALL, advance
-from tests.servers import FileServer, HubServer
+from tests.helpers.runs import SMALL, advance
+from tests.helpers.servers import FileServer, HubServer
 
 ROOT = Path(__file__).parents[2]
 COUNT = 150
@@ -180,7 +180,7 @@ THROUGH = """
 import sys
 from pathlib import Path
 sys.path.insert(0, ".")
-from tests.conftest import SMALL, advance
+from tests.helpers.runs import SMALL, advance
 from pipeline.config import resolve
 name, model, root = sys.argv[1:]
 advance(resolve(name, model, "lora-8bit", SMALL), Path(root), "tokenize.seal")

@@ -27,8 +27,8 @@ from tokenizers import models as shapes
 from pipeline.config import Config
 from pipeline.tokenize import encoder as module
 from pipeline.tokenize.encoder import Fast, Mismatch, Reference, load_fast
-from tests import tiny
-from tests.conftest import advance
+from tests.helpers import tiny
+from tests.helpers.runs import advance
 
 END = "<|endoftext|>"
 LLAMA3 = (

@@ -20,7 +20,7 @@ from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import load
 from pipeline.dag import find
 from pipeline.tokenize.quarantine import QUARANTINE
-from tests.conftest import SMALL, advance
+from tests.helpers.runs import SMALL, advance
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [f"Document {n}. The record shows that the claim was filed in time." for n in range(60)]
@@ -226,7 +226,7 @@ HUNGRY = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, ".")
-from tests.conftest import advance
+from tests.helpers.runs import advance
 from pipeline.config import resolve
 
 def peak():

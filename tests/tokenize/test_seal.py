@@ -20,7 +20,7 @@ from pipeline.config import Config, resolve
 from pipeline.dataset.token_cache import open_corpus
 from pipeline.tokenize.seal import find_duplicates
 from pipeline.tokenize.shards import HASH
-from tests.conftest import advance, write_corpus
+from tests.helpers.runs import advance, write_corpus
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

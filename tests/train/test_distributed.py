@@ -22,8 +22,7 @@ from pipeline.core.stage import Context, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import Node, find
 from pipeline.train.distributed import Ranks
-from tests.train.test_run import metrics, result, train
-from tests.train.test_stability import inject, no_memory
+from tests.train.helpers import inject, metrics, no_memory, result, train
 
 pytestmark = pytest.mark.slow
 

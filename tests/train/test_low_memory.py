@@ -16,9 +16,9 @@ from pipeline.core.errors import Interrupted
 from pipeline.dag import find
 from pipeline.modeling import loading as load
 from pipeline.train.trainer import Learner
-from tests.conftest import advance
-from tests.export.test_export import apart, in_fp32, logits, parts
-from tests.train.test_run import StopAfter, metrics, result, train
+from tests.export.helpers import apart, in_fp32, logits, parts
+from tests.helpers.runs import advance
+from tests.train.helpers import StopAfter, metrics, result, train
 
 WORDS = (
     "train.method=lora", "train.weights=int8", "train.gradient_checkpointing=true",

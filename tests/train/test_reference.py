@@ -17,8 +17,8 @@ from pipeline.dag import Node
 from pipeline.dataset.order import Order
 from pipeline.dataset.packing import pack
 from pipeline.dataset.sealed import open_sealed
-from tests.conftest import SMALL, advance
-from tests.train.test_run import metrics
+from tests.helpers.runs import SMALL, advance
+from tests.train.helpers import metrics
 
 pytestmark = pytest.mark.slow
 

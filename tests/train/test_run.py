@@ -19,12 +19,13 @@ from pipeline.core.errors import CorruptInput, Interrupted, UserError
 from pipeline.core.receipt import hash_file
 from pipeline.core.stage import Context, Item, run_item
 from pipeline.core.stop import Stop
-from pipeline.dag import Node, find
+from pipeline.dag import find
 from pipeline.modeling import cpu_attention as documents
 from pipeline.modeling import loading as load
 from pipeline.train.checkpoint import State
 from pipeline.train.metrics_log import METRICS, SAMPLES, Journal
-from tests.conftest import advance
+from tests.helpers.runs import advance
+from tests.train.helpers import Killed, StopAfter, metrics, result, train
 
 Small = Callable[..., Config]
 
@@ -47,53 +48,6 @@ class StopAt(Stop):
         """None until the look that counts."""
         self.looks -= 1
         return "a test" if self.looks < 0 else None
-
-
-class StopAfter(Stop):
-    """Asks for a stop, or raises an error of its own, once the metrics hold a step."""
-
-    def __init__(self, folder: Path, step: int, error: type[BaseException] | None = None) -> None:
-        super().__init__()
-        self.path, self.sign, self.error = folder / "metrics.jsonl", f'"step": {step},', error
-
-    def check(self) -> None:
-        """Raise when the time has come."""
-        if self.path.exists() and self.sign in self.path.read_text():
-            raise self.error or Interrupted("a test")
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL within one process: nothing is saved on the way out."""
-
-
-def result(node: Node) -> tuple[str, float, frozenset[tuple[str, ...]]]:
-    """Digest of what was learned, the best loss, and what came of each step and validation.
-
-    A step that was repeated is there once, unless it went another way.
-    """
-    ((unit, receipt),) = node.done.items()
-    rows = [json.loads(line) for line in (node.work.folder / unit / METRICS).open()]
-    seen = ("kind", "step", "loss", "grad_norm", "lr", "tokens", "skipped")
-    # as text, in which NaN is equal to itself and every bit of a float stands
-    went = {tuple(f"{n} {row[n]!r}" for n in seen if n in row) for row in rows if "loss" in row}
-    assert {row["step"] for row in rows if row["kind"] == "step"} == {
-        step + 1 for step in range(receipt.facts["steps"])
-    }
-    return receipt.digest, receipt.facts["best_loss"], frozenset(went)
-
-
-def train(config: Config, root: Path, stop: Stop | None = None) -> Node:
-    """Run the train step in this process."""
-    node = find(config, root, "train.train")
-    assert node.items is not None
-    run_item(node.work, node.items[0], Context(stop=stop or Stop(), log=print))
-    return find(config, root, "train.train")
-
-
-def metrics(node: Node) -> list[dict[str, object]]:
-    """The rows of the run's metrics."""
-    text = (node.work.folder / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.mark.slow

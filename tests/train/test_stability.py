@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +17,26 @@ from pipeline.config import Config, resolve
 from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
 from pipeline.dag import find
-from pipeline.dataset.packing import Batch
 from pipeline.train.callbacks import Clerk
 from pipeline.train.checkpoint import trainable
 from pipeline.train.stability import ENOUGH, REMEMBERED, Guard
 from pipeline.train.trainer import Learner
-from tests.conftest import SMALL, advance
-from tests.train.test_run import Killed, StopAfter, metrics, result, train
-from tests.train.test_trainer import batches, changed, learner, weights
+from tests.helpers.runs import SMALL, advance
+from tests.train.helpers import (
+    Killed,
+    StopAfter,
+    batches,
+    changed,
+    inject,
+    learner,
+    metrics,
+    no_memory,
+    result,
+    train,
+    weights,
+)
 
 Small = Callable[..., Config]
-Fault = Callable[[int, float, int], float]
-"""`fault(step, rate, windows)`: what a micro-batch's loss is multiplied by; it may raise."""
-
-
-def inject(
-    monkeypatch: pytest.MonkeyPatch,
-    fault: Fault,
-    slope: Callable[[int], float] = lambda step: 1.0,
-) -> None:
-    """Let every micro-batch of every training have that fault; `slope`: of its gradient alone."""
-    step, compute = Learner.step, Learner._sum
-    now: list[Any] = [0, 0.0]
-
-    def noting(self: Learner, number: int, parts: Iterable[Batch], rate: float) -> dict[str, Any]:
-        now[:] = number, rate
-        return step(self, number, parts, rate)
-
-    def failing(self: Learner, batch: Batch) -> Any:
-        loss = compute(self, batch) * fault(*now, len(batch.inputs))
-        loss.register_hook(lambda gradient: gradient * slope(now[0]))
-        return loss
-
-    monkeypatch.setattr(Learner, "step", noting)
-    monkeypatch.setattr(Learner, "_sum", failing)
-
-
-def no_memory() -> float:
-    """As a GPU that is full."""
-    import torch
-
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
 @pytest.fixture

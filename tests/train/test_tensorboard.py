@@ -18,8 +18,8 @@ from pipeline.report.history.training_curve import read_curve
 from pipeline.train.checkpoint import State
 from pipeline.train.metrics_log import Journal
 from pipeline.train.tensorboard import Board
-from tests.conftest import refused
-from tests.train.test_run import Killed, StopAfter, metrics, train
+from tests.helpers.runs import refused
+from tests.train.helpers import Killed, StopAfter, metrics, train
 
 Small = Callable[..., Config]
 Points = dict[str, dict[str, list[tuple[int, float]]]]  # by curve, by name

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,54 +10,10 @@ import pytest
 
 from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
-from pipeline.dataset.packing import IGNORE_INDEX, Batch, make_batch, pack
-from pipeline.dataset.token_cache import Corpus
-from pipeline.modeling.loading import add_lora, load_base
+from pipeline.dataset.packing import IGNORE_INDEX, Batch
 from pipeline.train.checkpoint import State, trainable
-from pipeline.train.optimizer import make_optimizer
-from pipeline.train.stability import Guard
 from pipeline.train.trainer import Hooks, Learner, Plan, fit
-
-Models = Callable[[str], Path]
-# one document a window: 64, 3, 41, 2, 64, 9, 1 and 30 real tokens
-LENGTHS = (70, 2, 40, 1, 63, 8, 0, 29)
-LENGTH = 64
-
-
-def batches(cuts: tuple[int, ...], order: tuple[int, ...] = tuple(range(8))) -> list[Batch]:
-    """All windows in `order`, as micro-batches of those sizes."""
-    ids = np.random.default_rng(5).integers(3, 512, sum(LENGTHS)).astype(np.uint16)
-    offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int64)
-    empty = np.zeros(len(LENGTHS), np.int64), np.zeros(len(LENGTHS), "V16")
-    corpus = Corpus(ids, offsets, *empty, digest="")
-    packing = pack(offsets, LENGTH, "pad")
-    ends = np.cumsum((0, *cuts))
-    assert ends[-1] == len(LENGTHS)
-    return [make_batch(corpus, packing, order[a:b], prefix=0, end=1) for a, b in pairwise(ends)]
-
-
-def learner(models: Models, method: str = "full", patience: int = 2, clip: float = 1.0) -> Learner:
-    import torch
-
-    device = torch.device("cpu")
-    torch.manual_seed(0)
-    model = load_base(models("llama"), "fp32", device)
-    if method == "lora":
-        model = add_lora(model, 4, 8, 0.0, "all-linear", seed=0)
-        with torch.no_grad():  # as after some steps: at first, half of all gradients are zero
-            for name, parameter in trainable(model).items():
-                if "lora_B" in name:
-                    parameter.normal_(std=0.05)
-    else:
-        model.requires_grad_(True)
-    model.train()
-    optimizer = make_optimizer(model, "adamw", (0.9, 0.95), 1e-4, 0.01)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Learner(model, optimizer, scaler, device, "fp32", clip, Guard(patience))
-
-
-def weights(learner: Learner) -> dict[str, Any]:
-    return {name: p.detach().clone() for name, p in trainable(learner.model).items()}
+from tests.train.helpers import LENGTH, LENGTHS, Models, batches, changed, learner, weights
 
 
 def same(one: dict[str, Any], other: dict[str, Any], **tolerance: float) -> None:
@@ -70,10 +24,6 @@ def same(one: dict[str, Any], other: dict[str, Any], **tolerance: float) -> None
         torch.testing.assert_close(
             value, other[name], **tolerance, msg=lambda m, n=name: f"{n}: {m}"
         )
-
-
-def changed(one: dict[str, Any], other: dict[str, Any]) -> int:
-    return sum(bool((value != other[name]).any()) for name, value in one.items())
 
 
 CUTS = [(1,) * 8, (2, 2, 2, 2), (3, 1, 4), (7, 1)]

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from pipeline.config import Config, save_config
-from tests.conftest import SMALL, refused, write_corpus
-from tests.servers import FileServer
+from tests.helpers.runs import SMALL, refused, write_corpus
+from tests.helpers.servers import FileServer
 
 HERE = Path(__file__).parents[3]
 Jobs = Callable[..., subprocess.CompletedProcess[str]]

@@ -7,7 +7,6 @@ import grp
 import json
 import os
 import secrets
-import stat
 import subprocess
 import sys
 import threading
@@ -22,10 +21,11 @@ from jobs.core.permissions import follow, open_run
 from jobs.planning.planner import make_plan
 from pipeline.config import Config, save_config
 from pipeline.core.errors import UserError
-from tests.conftest import SMALL, write_corpus
-from tests.queued import Queued
-from tests.servers import FileServer, HubServer, Request
-from tests.tiny import make_old_form
+from tests.helpers.files import mode
+from tests.helpers.queued import Queued
+from tests.helpers.runs import SMALL, write_corpus
+from tests.helpers.servers import FileServer, HubServer, Request
+from tests.helpers.tiny import make_old_form
 
 HERE = Path(__file__).parents[3]
 
@@ -205,29 +205,6 @@ def test_no_secret_is_kept_or_shown(models: Callable[[str], Path], tmp_path: Pat
     assert not readable(root, 0o077), "and the door is closed"
     journal = json.loads((root / "runs/small/logs/download.corpus-0.json").read_text())
     assert "c.jsonl.zst?…: status 404" in journal["message"]
-
-
-@pytest.fixture
-def umask() -> Iterator[None]:
-    """The umask of this process is careless, and restored at the end."""
-    before = os.umask(0)
-    yield
-    os.umask(before)
-
-
-@pytest.fixture
-def group() -> str:
-    """A group that we may give files to, and that they would not have by themselves."""
-    if os.geteuid() == 0:
-        return next(g.gr_name for g in grp.getgrall() if g.gr_gid != os.getegid())
-    for gid in os.getgroups():
-        if gid != os.getegid():
-            return grp.getgrgid(gid).gr_name
-    pytest.skip("this user is in one group only")
-
-
-def mode(path: Path) -> str:
-    return oct(stat.S_IMODE(path.stat().st_mode))
 
 
 @pytest.mark.slow

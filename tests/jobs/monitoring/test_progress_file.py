@@ -23,7 +23,7 @@ from pipeline.core.lease import Lease
 from pipeline.core.stage import Context, lease_path, run_item
 from pipeline.dag import find
 from pipeline.report.history.timeline import timeline
-from tests.conftest import Mount, advance, refused
+from tests.helpers.runs import Mount, advance, refused
 
 HERE = Path(__file__).parents[3]
 

@@ -23,7 +23,7 @@ from pipeline.dag import STEPS, find, survey
 from pipeline.report import PARTIAL_REPORT, build
 from pipeline.report.history.progress import Standing, Underway, headline, progress
 from pipeline.report.history.training_curve import read_curve
-from tests.conftest import AfterChecks, advance, refused
+from tests.helpers.runs import AfterChecks, advance, refused
 
 HERE = Path(__file__).parents[3]
 NAMES = [step.name for step in STEPS]

@@ -18,7 +18,7 @@ from pipeline.core.disk import size
 from pipeline.core.errors import UserError
 from pipeline.dag import STEPS, find
 from pipeline.download.resume import require_free_space
-from tests.conftest import Mount
+from tests.helpers.runs import Mount
 
 HERE = Path(__file__).parents[3]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +14,10 @@ from pipeline.config import Config
 from pipeline.core.errors import UserError
 from pipeline.dag import STAGES, find
 from tests.cluster.fixture import Cluster
-from tests.conftest import SMALL
-from tests.queued import HERE, Queued, adapter, repeated
+from tests.helpers.queued import HERE, Queued, adapter, output, repeated, sbatch
+from tests.helpers.runs import SMALL
 
 SCRIPTS = [HERE / "slurm" / f"{stage}.sbatch" for stage in STAGES]
-SMALLER = ("--mem=2000M", "--cpus-per-task=1", "--gpus-per-node=0")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -43,32 +41,6 @@ def test_several_tasks_share_a_training_and_nothing_else(
 def test_sbatch_takes_a_script_as_it_is(cluster: Cluster, script: Path) -> None:
     # the test cluster has no such memory
     cluster.run("sbatch", "--test-only", "--mem=2000M", script)
-
-
-def sbatch(
-    run: Queued,
-    stage: str,
-    *options: str,
-    words: list[str],
-    cwd: Path = HERE,
-    script: Path | None = None,
-) -> str:
-    """Submit a stage of the run by hand; gives the job id."""
-    data, model, *_ = (word.partition("=")[2] for word in run.words())
-    given = {"MODEL": model, "NAME": run.config.name, "RUNS": str(run.root)}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (given | {"PYTHON": sys.executable}).items():
-            patch.setenv(name, value)
-        more = (*SMALLER, "--output=%j.out", f"--chdir={run.root.parent}")
-        script = script or HERE / "slurm" / f"{stage}.sbatch"
-        told = run.cluster.run(
-            "sbatch", "--parsable", *more, *options, script, data, *words, cwd=cwd
-        )
-    return told
-
-
-def output(run: Queued, job: str) -> str:
-    return (run.root.parent / f"{job}.out").read_text()
 
 
 @pytest.mark.slurm

@@ -14,8 +14,8 @@ import pytest
 from pipeline.config import Config
 from pipeline.dag import find
 from tests.cluster.fixture import Cluster
-from tests.conftest import advance
-from tests.queued import Queued, adapter, repeated
+from tests.helpers.queued import Queued, adapter, repeated
+from tests.helpers.runs import advance
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

@@ -20,9 +20,9 @@ from pipeline.config import Config, resolve
 from pipeline.core.receipt import load
 from pipeline.dag import find
 from tests.cluster.fixture import Cluster
-from tests.conftest import SMALL, write_corpus
-from tests.queued import HERE, Queued
-from tests.servers import FileServer
+from tests.helpers.queued import HERE, Queued
+from tests.helpers.runs import SMALL, write_corpus
+from tests.helpers.servers import FileServer
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

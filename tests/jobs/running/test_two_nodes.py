@@ -14,9 +14,8 @@ from bench.training_fault_storm import read
 from pipeline.config import Config
 from pipeline.dag import find
 from tests.cluster.fixture import Cluster
-from tests.conftest import SMALL
-from tests.jobs.running.test_by_hand import output, sbatch
-from tests.queued import Queued, adapter, repeated, steps
+from tests.helpers.queued import Queued, adapter, output, repeated, sbatch, steps
+from tests.helpers.runs import SMALL
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
 
 from jobs.cluster.allocation import LABEL, pid_of
@@ -24,9 +25,9 @@ from pipeline.config import Config, save_config
 from pipeline.core.receipt import load
 from pipeline.dag import find
 from tests.cluster.fixture import Cluster
-from tests.conftest import SMALL
+from tests.helpers.runs import SMALL
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[2]
 PATIENCE = 180.0
 
 
@@ -179,3 +180,32 @@ def adapter(config: Config, root: Path) -> str:
     receipt = load(find(config, root, "train.train").work.folder / "best")
     assert receipt is not None
     return receipt.digest
+
+
+SMALLER = ("--mem=2000M", "--cpus-per-task=1", "--gpus-per-node=0")
+
+
+def sbatch(
+    run: Queued,
+    stage: str,
+    *options: str,
+    words: list[str],
+    cwd: Path = HERE,
+    script: Path | None = None,
+) -> str:
+    """Submit a stage of the run by hand; gives the job id."""
+    data, model, *_ = (word.partition("=")[2] for word in run.words())
+    given = {"MODEL": model, "NAME": run.config.name, "RUNS": str(run.root)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (given | {"PYTHON": sys.executable}).items():
+            patch.setenv(name, value)
+        more = (*SMALLER, "--output=%j.out", f"--chdir={run.root.parent}")
+        script = script or HERE / "slurm" / f"{stage}.sbatch"
+        told = run.cluster.run(
+            "sbatch", "--parsable", *more, *options, script, data, *words, cwd=cwd
+        )
+    return told
+
+
+def output(run: Queued, job: str) -> str:
+    return (run.root.parent / f"{job}.out").read_text()

@@ -1,0 +1,156 @@
+"""A training in one process: stopped, killed or disturbed, and what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config import Config
+from pipeline.core.errors import Interrupted
+from pipeline.core.stage import Context, run_item
+from pipeline.core.stop import Stop
+from pipeline.dag import Node, find
+from pipeline.dataset.packing import Batch, make_batch, pack
+from pipeline.dataset.token_cache import Corpus
+from pipeline.modeling.loading import add_lora, load_base
+from pipeline.train.checkpoint import trainable
+from pipeline.train.metrics_log import METRICS
+from pipeline.train.optimizer import make_optimizer
+from pipeline.train.stability import Guard
+from pipeline.train.trainer import Learner
+
+
+class StopAfter(Stop):
+    """Asks for a stop, or raises an error of its own, once the metrics hold a step."""
+
+    def __init__(self, folder: Path, step: int, error: type[BaseException] | None = None) -> None:
+        super().__init__()
+        self.path, self.sign, self.error = folder / "metrics.jsonl", f'"step": {step},', error
+
+    def check(self) -> None:
+        """Raise when the time has come."""
+        if self.path.exists() and self.sign in self.path.read_text():
+            raise self.error or Interrupted("a test")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL within one process: nothing is saved on the way out."""
+
+
+def result(node: Node) -> tuple[str, float, frozenset[tuple[str, ...]]]:
+    """Digest of what was learned, the best loss, and what came of each step and validation.
+
+    A step that was repeated is there once, unless it went another way.
+    """
+    ((unit, receipt),) = node.done.items()
+    rows = [json.loads(line) for line in (node.work.folder / unit / METRICS).open()]
+    seen = ("kind", "step", "loss", "grad_norm", "lr", "tokens", "skipped")
+    # as text, in which NaN is equal to itself and every bit of a float stands
+    went = {tuple(f"{n} {row[n]!r}" for n in seen if n in row) for row in rows if "loss" in row}
+    assert {row["step"] for row in rows if row["kind"] == "step"} == {
+        step + 1 for step in range(receipt.facts["steps"])
+    }
+    return receipt.digest, receipt.facts["best_loss"], frozenset(went)
+
+
+def train(config: Config, root: Path, stop: Stop | None = None) -> Node:
+    """Run the train step in this process."""
+    node = find(config, root, "train.train")
+    assert node.items is not None
+    run_item(node.work, node.items[0], Context(stop=stop or Stop(), log=print))
+    return find(config, root, "train.train")
+
+
+def metrics(node: Node) -> list[dict[str, object]]:
+    """The rows of the run's metrics."""
+    text = (node.work.folder / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+Fault = Callable[[int, float, int], float]
+"""`fault(step, rate, windows)`: what a micro-batch's loss is multiplied by; it may raise."""
+
+
+def inject(
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    slope: Callable[[int], float] = lambda step: 1.0,
+) -> None:
+    """Let every micro-batch of every training have that fault; `slope`: of its gradient alone."""
+    step, compute = Learner.step, Learner._sum
+    now: list[Any] = [0, 0.0]
+
+    def noting(self: Learner, number: int, parts: Iterable[Batch], rate: float) -> dict[str, Any]:
+        now[:] = number, rate
+        return step(self, number, parts, rate)
+
+    def failing(self: Learner, batch: Batch) -> Any:
+        loss = compute(self, batch) * fault(*now, len(batch.inputs))
+        loss.register_hook(lambda gradient: gradient * slope(now[0]))
+        return loss
+
+    monkeypatch.setattr(Learner, "step", noting)
+    monkeypatch.setattr(Learner, "_sum", failing)
+
+
+def no_memory() -> float:
+    """As a GPU that is full."""
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+Models = Callable[[str], Path]
+
+
+# one document a window: 64, 3, 41, 2, 64, 9, 1 and 30 real tokens
+LENGTHS = (70, 2, 40, 1, 63, 8, 0, 29)
+
+
+LENGTH = 64
+
+
+def batches(cuts: tuple[int, ...], order: tuple[int, ...] = tuple(range(8))) -> list[Batch]:
+    """All windows in `order`, as micro-batches of those sizes."""
+    ids = np.random.default_rng(5).integers(3, 512, sum(LENGTHS)).astype(np.uint16)
+    offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int64)
+    empty = np.zeros(len(LENGTHS), np.int64), np.zeros(len(LENGTHS), "V16")
+    corpus = Corpus(ids, offsets, *empty, digest="")
+    packing = pack(offsets, LENGTH, "pad")
+    ends = np.cumsum((0, *cuts))
+    assert ends[-1] == len(LENGTHS)
+    return [make_batch(corpus, packing, order[a:b], prefix=0, end=1) for a, b in pairwise(ends)]
+
+
+def learner(models: Models, method: str = "full", patience: int = 2, clip: float = 1.0) -> Learner:
+    import torch
+
+    device = torch.device("cpu")
+    torch.manual_seed(0)
+    model = load_base(models("llama"), "fp32", device)
+    if method == "lora":
+        model = add_lora(model, 4, 8, 0.0, "all-linear", seed=0)
+        with torch.no_grad():  # as after some steps: at first, half of all gradients are zero
+            for name, parameter in trainable(model).items():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.05)
+    else:
+        model.requires_grad_(True)
+    model.train()
+    optimizer = make_optimizer(model, "adamw", (0.9, 0.95), 1e-4, 0.01)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return Learner(model, optimizer, scaler, device, "fp32", clip, Guard(patience))
+
+
+def weights(learner: Learner) -> dict[str, Any]:
+    return {name: p.detach().clone() for name, p in trainable(learner.model).items()}
+
+
+def changed(one: dict[str, Any], other: dict[str, Any]) -> int:
+    return sum(bool((value != other[name]).any()) for name, value in one.items())
