@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.cluster.allocation import LABEL
-from jobs.monitoring import progress_file as journal
+from pipeline.core.task_log import read_status
 from tests.cluster.fixture import Cluster
 
 
@@ -289,7 +289,7 @@ class Storm:
         """Nodes and processes of an element whose tasks have said that they run."""
         found = []
         for path in [*self.logs.glob("*-*.json"), *self.logs.glob("*-*.rank*")]:
-            content = journal.read(path)
+            content = read_status(path)
             if content.get("job") == job and content.get("state") == "running":
                 label = LABEL.fullmatch(content["label"])
                 found += [label.groupdict()] if label else []

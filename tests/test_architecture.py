@@ -33,7 +33,7 @@ MAX_MODULES = 16  # in one package, `__init__` not counted
 FLOORS = [
     r"pipeline|pipeline\.core",
     r"pipeline\.core\.redaction",
-    r"pipeline\.core\.(disk|errors|atomic_io|leftovers|cgroup_memory)",
+    r"pipeline\.core\.(disk|errors|atomic_io|leftovers|cgroup_memory|task_log)",
     r"pipeline\.core\.error_translation",
     r"pipeline\.core\.(settings|stop|receipt|lease|provenance)",
     r"pipeline\.core\.(adoption|registry)",

@@ -20,13 +20,14 @@ import pytest
 import yaml
 
 from jobs.housekeeping.clean import removable
-from jobs.monitoring.progress_file import Journal, read
+from jobs.monitoring.progress_file import Journal
 from jobs.planning.planner import make_plan
 from pipeline.config import Config, resolve, save_config
 from pipeline.core.error_translation import explain
 from pipeline.core.errors import UserError
 from pipeline.core.lease import Lease
 from pipeline.core.leftovers import sweep
+from pipeline.core.task_log import read_status
 from pipeline.dag import STEPS, find, survey
 from tests.helpers.runs import SMALL, Mount, refused
 
@@ -251,9 +252,9 @@ def test_a_journal_says_how_a_task_ended_on_a_full_disk(tmp_path: Path, mount: M
     journal.write(state="running", item="a much longer name than will be needed")
     fill(disk)
     journal.write(state="failed", message="the first error", exit_code=2)
-    assert read(disk / "task.json")["message"] == "the first error"
+    assert read_status(disk / "task.json")["message"] == "the first error"
     Journal(disk / "none").write(state="failed")
-    assert read(disk / "none") == {}, "no error hides the first one"
+    assert read_status(disk / "none") == {}, "no error hides the first one"
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from jobs.monitoring import progress_file as journal
 from jobs.monitoring.progress_file import FOREGROUND
 from jobs.planning.queue import Queue
 from pipeline.config import Config
+from pipeline.core.task_log import read_status
 from pipeline.dag import survey
 
 
@@ -65,6 +66,6 @@ def _stop_here(config: Config, root: Path) -> list[str]:
 
 def _alive(paths: Iterable[Path]) -> list[int]:
     """Process ids behind journals of tasks that run on this machine, outside of SLURM."""
-    contents = [journal.read(path) for path in paths]
+    contents = [read_status(path) for path in paths]
     running = [c["label"] for c in contents if c.get("state") == "running" and not c.get("job")]
     return [pid_of(label) for label in running if process_gone(label) is False]

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.cluster.allocation import process_gone
-from jobs.monitoring import progress_file as journal
 from pipeline.config import Config, load_config
 from pipeline.core.errors import UserError
 from pipeline.core.leftovers import ended, silent
 from pipeline.core.receipt import load, release
+from pipeline.core.task_log import read_status
 from pipeline.dag import survey
 
 LEFTOVERS = (".damaged-*", ".stale-*", ".retired-*")
@@ -54,7 +54,7 @@ def _leftovers(folder: Path, busy: bool) -> list[Path]:
 
 def _busy(root: Path) -> bool:
     """Whether a task says that it runs, and is not known to have ended."""
-    states = (journal.read(path) for path in root.glob("runs/*/logs/*.json"))
+    states = (read_status(path) for path in root.glob("runs/*/logs/*.json"))
     labels = [state.get("label", "") for state in states if state.get("state") == "running"]
     return any(not process_gone(label) for label in labels)
 

@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from jobs.cluster.allocation import Allocation, host, process_label
 from jobs.monitoring import history
 from pipeline.core.atomic_io import write_text
 from pipeline.core.disk import size
 from pipeline.core.errors import UserError
+from pipeline.core.task_log import RUNNING, TaskStatus, read_status
 
 FOREGROUND = "foreground.json"
 EVERY = 0.5
@@ -61,7 +62,7 @@ class Journal:
             of: Of how many.
             plan: The plan that it belongs to; empty where it was started by hand.
         """
-        before = read(self.path)
+        before = read_status(self.path)
         history.keep(self.path, before)
         again = allocation.attempt and before.get("job") == allocation.job
         self.every = EVERY_IN_JOBS if allocation.job else EVERY
@@ -79,7 +80,7 @@ class Journal:
             cpus=allocation.cpus * allocation.world,
             gpus=allocation.gpus * allocation.nodes,
             host=host(),
-            state="running",
+            state=RUNNING,
         )
 
     def count_idle(self, mark: str) -> None:
@@ -121,7 +122,7 @@ class Journal:
         self._told = time.monotonic()
         self.write(item=item, number=number, items=items, since=time.time(), done=0, total=None)
 
-    def write(self, **more: Any) -> None:
+    def write(self, **more: Unpack[TaskStatus]) -> None:
         """Write the file now."""
         self.content |= {**more, "time": time.time()}
         with contextlib.suppress(OSError):  # it is only news: no work ends for want of it
@@ -183,14 +184,6 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The content of a journal; empty where there is none."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
 
 
 def progress_mark(folder: Path) -> str:

@@ -15,6 +15,7 @@ from jobs.monitoring import progress_file as journal
 from jobs.monitoring.logs import find_logs
 from jobs.planning.queue import Queue
 from pipeline.config import Config
+from pipeline.core.task_log import read_status
 from pipeline.dag import Node, survey
 
 HELD = "it is held: see why, then scontrol release"
@@ -42,7 +43,7 @@ def survey_run(
     steps = []
     for node in survey(config, root):
         paths = sorted(folder.glob(f"{node.work.step.name}-*.json"))
-        tasks = [_task(journal.read(path), numbers) for path in paths]
+        tasks = [_task(read_status(path), numbers) for path in paths]
         jobs = [live.job for live in queue.at(node)] if queue else []
         steps.append(_step(node, tasks, jobs))
     return {"name": config.name, "root": str(root), "steps": steps}

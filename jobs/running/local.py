@@ -33,6 +33,7 @@ from jobs.planning.plan import Array, Plan
 from jobs.planning.planner import tasks_of
 from pipeline.core.errors import Busy, Failure, InputError, Interrupted, UserError
 from pipeline.core.stop import Stop
+from pipeline.core.task_log import read_status
 from pipeline.dag import find
 
 POLL = 0.2
@@ -117,7 +118,7 @@ def _noted(path: Path) -> Iterator[None]:
 def _check_alone(folder: Path) -> None:
     """Refuse to start beside another foreground run of the same plan."""
     for path in folder.glob("*.json"):
-        state = journal.read(path)
+        state = read_status(path)
         if state.get("state") == "running" and process_gone(state.get("label", "")) is False:
             raise Busy(f"this run is going on already: {state['label']}", "make logs")
 
@@ -177,7 +178,7 @@ class _Task:
         self.step = step
         self.log = folder / f"{step}-{element}.log"
         self._state = folder / f"{step}-{element}.json"
-        history.keep(self._state, journal.read(self._state))
+        history.keep(self._state, read_status(self._state))
         self._state.unlink(missing_ok=True)
         self.asked = False
         self._file: IO[bytes] = self.log.open("ab")
@@ -216,7 +217,7 @@ class _Task:
         self._file.close()
 
     def state(self) -> dict[str, Any]:
-        return journal.read(self._state)
+        return read_status(self._state)
 
     def _last_words(self) -> str:
         lines = tail(self.log, 50).splitlines()

@@ -18,6 +18,7 @@ from pipeline.core.errors import Busy, Failure, InputError, Interrupted
 from pipeline.core.redaction import redact
 from pipeline.core.stage import Context, run_item
 from pipeline.core.stop import Stop
+from pipeline.core.task_log import DONE, FAILED, INTERRUPTED, status_file
 from pipeline.dag import Node, find
 
 LAG = 90.0  # network file systems may show an old listing for that long
@@ -50,7 +51,7 @@ def run_task(
     folder.mkdir(parents=True, exist_ok=True)
     rank = allocation.rank
     # what others read is of rank 0
-    journal = Journal(folder / f"{step}-{element}.{f'rank{rank}' if rank else 'json'}")
+    journal = Journal(status_file(folder, step, element, rank))
     journal.start(allocation, element, of, plan)
     outcomes = {"done": 0, "adopted": 0, "skipped": 0}
     with _noting(journal, step, root):
@@ -85,7 +86,13 @@ def run_task(
             outcome = run_item(node.work, item, ctx)
             outcomes[outcome] += 1
             ctx.log(f"{step} {item.name}: {outcome}")
-        journal.write(state="done", number=len(mine), **outcomes)
+        journal.write(
+            state=DONE,
+            number=len(mine),
+            done=outcomes["done"],
+            adopted=outcomes["adopted"],
+            skipped=outcomes["skipped"],
+        )
     return outcomes
 
 
@@ -110,16 +117,16 @@ def _noting(journal: Journal, step: str, root: Path) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        journal.write(state="interrupted", message=str(error))
+        journal.write(state=INTERRUPTED, message=str(error))
         raise
     except Failure as error:
         busy = isinstance(error, Busy)
-        journal.write(state="failed", message=str(error), exit_code=error.exit_code, busy=busy)
+        journal.write(state=FAILED, message=str(error), exit_code=error.exit_code, busy=busy)
         raise
     except BaseException as error:
         fault = explain(error, root) if isinstance(error, Exception) else None
         message = redact(str(fault or f"{step}: {type(error).__name__}: {error}"))
-        journal.write(state="failed", message=message, exit_code=fault.exit_code if fault else 1)
+        journal.write(state=FAILED, message=message, exit_code=fault.exit_code if fault else 1)
         if fault:
             raise fault from error
         raise

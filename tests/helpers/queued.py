@@ -23,6 +23,7 @@ from jobs.planning.plan import Plan, read_plan
 from jobs.running.submit import queue_plan
 from pipeline.config import Config, save_config
 from pipeline.core.receipt import load
+from pipeline.core.task_log import read_status
 from pipeline.dag import find
 from tests.cluster.fixture import Cluster
 from tests.helpers.runs import SMALL
@@ -152,7 +153,7 @@ class Queued:
 
     def _journal(self, step: str, element: int = 0, rank: int = 0) -> dict[str, Any]:
         folder = journal.logs_folder(self.root, self.config.name)
-        return journal.read(folder / f"{step}-{element}.{f'rank{rank}' if rank else 'json'}")
+        return read_status(folder / f"{step}-{element}.{f'rank{rank}' if rank else 'json'}")
 
     def process(self, step: str, rank: int = 0) -> int:
         """The process id of a task that runs, of its element 0."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.core.receipt import Receipt, load
 from pipeline.core.stage import Input, Inputs
-from pipeline.report.history.attempts import OWN, Attempt, read_attempts
+from pipeline.report.history.attempts import REPORT_STEP, Attempt, read_attempts
 from pipeline.report.history.training_curve import Curve
 
 DEFINITIONS = {
@@ -50,7 +50,7 @@ def cost(inputs: Inputs, curve: Curve | None, logs: Path | None = None) -> dict[
         logs: Where its tasks have written down when they ran.
     """
     attempts = read_attempts(logs) if logs else {}
-    attempts.pop(OWN, None)
+    attempts.pop(REPORT_STEP, None)
     cpu, gpu, known = 0.0, 0.0, True
     for step in {**inputs, **attempts}:
         for hours, cpus, gpus in _granted(attempts.get(step, ()), inputs.get(step)):

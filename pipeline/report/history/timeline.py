@@ -9,7 +9,8 @@ from typing import Any
 
 from pipeline.core.receipt import load
 from pipeline.core.stage import Input, Inputs
-from pipeline.report.history.attempts import OWN, Asked, Attempt, read_attempts, read_plans
+from pipeline.core.task_log import DONE, FAILED, INTERRUPTED, RUNNING, PlanStart
+from pipeline.report.history.attempts import REPORT_STEP, Attempt, read_attempts, read_plans
 from pipeline.report.history.training_curve import Curve
 
 TRAIN = "train.train"
@@ -50,7 +51,7 @@ def timeline(
         from and to, in seconds since the begin. None if nothing was written down at all.
     """
     attempts = read_attempts(logs) if logs else {}
-    attempts.pop(OWN, None)
+    attempts.pop(REPORT_STEP, None)
     if logs is None or not attempts:
         return None
     given, plans = inputs or {}, read_plans(logs)
@@ -63,7 +64,7 @@ def timeline(
     waited = union(span for step in found for span in step.waited)
     begin = min(start for start, _ in (*running, *waited))
     shared: dict[str, Any] = {
-        step: {"shared": True} for step in given if step not in attempts and step != OWN
+        step: {"shared": True} for step in given if step not in attempts and step != REPORT_STEP
     }
     return {
         "begin": round(begin, 3),
@@ -109,14 +110,14 @@ class _Step:
 
     def _state(self) -> str:
         states = {a.state for a in self.attempts if not a.over}
-        worst = (state for state in ("running", "failed", "interrupted") if state in states)
-        return "done" if self.finished else next(worst, "done")
+        worst = (state for state in (RUNNING, FAILED, INTERRUPTED) if state in states)
+        return DONE if self.finished else next(worst, DONE)
 
 
 def _step(
     name: str,
     every: Mapping[str, list[Attempt]],
-    plans: list[Asked],
+    plans: list[PlanStart],
     given: Input | None,
     curve: Curve | None,
 ) -> _Step:
@@ -139,7 +140,7 @@ def _step(
 
 
 def _due(
-    name: str, every: Mapping[str, list[Attempt]], plans: list[Asked]
+    name: str, every: Mapping[str, list[Attempt]], plans: list[PlanStart]
 ) -> Iterator[float | None]:
     """Since when each attempt at a step was due: asked for, and able to begin; None if unknown."""
     before: dict[int, Attempt] = {}
@@ -166,7 +167,7 @@ def _lost(
 ) -> tuple[list[Span], float | None]:
     """When work was done that was done again, and how long; None if that is not known."""
     finished = given is not None
-    badly = [a for a in attempts if a.state != "done" and (a.over or finished)]
+    badly = [a for a in attempts if a.state != DONE and (a.over or finished)]
     if curve:
         return union(_computed_twice(attempts, curve)), curve.lost_seconds
     if not badly:

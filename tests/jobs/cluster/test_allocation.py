@@ -22,9 +22,10 @@ from jobs.cluster.allocation import (
     process_gone,
     process_label,
 )
-from jobs.monitoring.progress_file import IDLE_RESTARTS, Journal, progress_mark, read
+from jobs.monitoring.progress_file import IDLE_RESTARTS, Journal, progress_mark
 from jobs.planning.snapshot import record, source, take
 from pipeline.core.errors import UserError
+from pipeline.core.task_log import read_status
 
 HERE = Path(__file__).parents[3]
 JOB = {
@@ -120,7 +121,7 @@ def test_a_warning_near_the_end_is_that_of_the_time_limit() -> None:
 
 def as_if_long(path: Path) -> None:
     """Let the start be an hour ago."""
-    content = read(path)
+    content = read_status(path)
     path.write_text(json.dumps(content | {"started": content["started"] - 3600}))
 
 
@@ -150,7 +151,7 @@ def test_a_start_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
         journal = Journal(path)
         journal.start(Allocation(job="1", attempt=attempt), 0, 1)
         journal.count_idle("same")
-    assert read(path)["idle"] == 0
+    assert read_status(path)["idle"] == 0
 
 
 def test_starts_that_bring_nothing_are_counted(tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_starts_that_bring_nothing_are_counted(tmp_path: Path) -> None:
         journal = Journal(path)
         journal.start(Allocation(job="1", attempt=attempt), 0, 1)
         journal.count_idle("same")
-        assert (read(path)["restarts"], read(path)["idle"]) == (attempt, attempt)
+        assert (read_status(path)["restarts"], read_status(path)["idle"]) == (attempt, attempt)
         as_if_long(path)
     journal = Journal(path)
     journal.start(Allocation(job="1", attempt=attempt + 1), 0, 1)
@@ -169,7 +170,7 @@ def test_starts_that_bring_nothing_are_counted(tmp_path: Path) -> None:
         journal = Journal(path)
         journal.start(Allocation(job=job, attempt=attempt), 0, 1)
         journal.count_idle(mark)
-        assert read(path)["idle"] == 0
+        assert read_status(path)["idle"] == 0
 
 
 def test_progress_is_each_commit_and_each_byte(tmp_path: Path) -> None:

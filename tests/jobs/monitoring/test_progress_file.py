@@ -21,6 +21,7 @@ from jobs.planning.planner import make_plan
 from pipeline.config import Config
 from pipeline.core.lease import Lease
 from pipeline.core.stage import Context, lease_path, run_item
+from pipeline.core.task_log import PLANS_FILE, read_status
 from pipeline.dag import find
 from pipeline.report.history.timeline import timeline
 from tests.helpers.runs import Mount, advance, refused
@@ -139,7 +140,7 @@ def test_what_is_not_known_is_not_said() -> None:
 def test_what_is_granted_is_noted_for_all_ranks_together(tmp_path: Path) -> None:
     note = Journal(tmp_path / "train.train-0.json", every=0.0)
     note.start(Allocation(cpus=4, gpus=2, world=4, nodes=2), 0, 1)
-    found = journal.read(note.path)
+    found = read_status(note.path)
     assert (found["cpus"], found["gpus"]) == (16, 4)
 
 
@@ -186,7 +187,7 @@ def test_what_a_restart_overwrites_is_kept(tmp_path: Path, monkeypatch: pytest.M
     assert killed["host"]
     assert (interrupted["state"], interrupted["restarts"]) == ("interrupted", 1)
     assert interrupted["message"].startswith("it was told to end it")
-    now = journal.read(path)
+    now = read_status(path)
     assert (now["state"], now["restarts"], now["started"]) == ("running", 2, 1e9 + 370)
     assert (now["cpus"], now["gpus"], now["host"]) == (4, 1, killed["host"])
 
@@ -230,7 +231,7 @@ def test_one_who_waits_for_another_makes_no_attempts(
     (only,) = folder.glob("train*")
     assert only.name == "train.train-0.json"
     assert timeline(folder) is None
-    content = journal.read(only)
+    content = read_status(only)
     assert (content["state"], content["plan"], content["busy"]) == ("failed", plan.stem, True)
 
 
@@ -253,7 +254,7 @@ def test_a_full_disk_costs_a_line_and_no_work(tmp_path: Path, mount: Mount) -> N
     with pytest.raises(OSError, match="No space"):
         (place / "all").write_bytes(bytes(1 << 20))
     start(path, 1, state="interrupted")
-    assert journal.read(path)["restarts"] == 1, "it is written over"
+    assert read_status(path)["restarts"] == 1, "it is written over"
     (place / "all").unlink()
     start(path, 2)
     assert [row["restarts"] for row in lines(path.with_suffix(".history.jsonl"))] == [1]
@@ -266,7 +267,7 @@ def test_a_plan_is_noted_with_what_its_steps_wait_for(
     before = time.time()
     for _ in range(2):
         history.note_plan(plan, tmp_path / "logs")
-    first, second = lines(tmp_path / "logs" / history.PLANS)
+    first, second = lines(tmp_path / "logs" / PLANS_FILE)
     assert first["plan"] == second["plan"] == plan.id
     assert before - 0.01 <= first["time"] <= second["time"] <= time.time() + 0.01
     assert list(first["steps"]) == [array.step for array in plan.arrays]
