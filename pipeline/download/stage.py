@@ -27,7 +27,7 @@ from pipeline.download import fetch as http
 from pipeline.download import hub_dataset as rows
 from pipeline.download.resume import Progress
 from pipeline.download.throttle import Pace
-from pipeline.sources.formats import NAMED, ending, format_of
+from pipeline.sources.formats import FORMAT_BY_SUFFIX, format_of, format_suffix
 
 LONGEST_NAME = 255  # bytes that a file system takes
 
@@ -63,7 +63,7 @@ def corpus_files(dataset: Dataset) -> dict[str, list[str]]:
     if not found:
         raise InputError(
             f"{folder} has no corpus in it",
-            f"Files are taken that end in {', '.join(NAMED)}, or are compressed",
+            f"Files are taken that end in {', '.join(FORMAT_BY_SUFFIX)}, or are compressed",
         )
     return found
 
@@ -92,7 +92,7 @@ def _name(dataset: Dataset, stem: str, url: str) -> str:
     name = http.url_to_path(url).name
     if dataset.years is None:
         return _escaped(name) or "corpus"
-    return stem + (ending(name) if dataset.form == "auto" else "")
+    return stem + (format_suffix(name) if dataset.form == "auto" else "")
 
 
 def _escaped(name: str) -> str:
@@ -103,7 +103,7 @@ def _escaped(name: str) -> str:
     name = re.sub(r"[%/\0\udc80-\udcff]", lambda found: f"%{os.fsencode(found[0])[0]:02X}", name)
     raw = name.encode()
     if len(raw) > LONGEST_NAME:
-        tail = f"~{hash_json(name)[:16]}{ending(name)}"
+        tail = f"~{hash_json(name)[:16]}{format_suffix(name)}"
         return raw[: LONGEST_NAME - len(tail)].decode(errors="ignore") + tail
     return f"%{ord(name[0]):X}{name[1:]}" if name in TAKEN else name
 

@@ -1,7 +1,7 @@
-"""Raw files to bytes: zstd, gzip, xz, bzip2, zip or plain, streamed in constant memory.
+"""Decompress raw files (zstd, gzip, xz, bzip2, zip, or plain) in constant memory.
 
 The raw bytes are hashed in the same pass. A stream that ends inside a frame is an error: libraries
-that hide this let a broken download pass for a short corpus.
+that ignore this let a truncated download pass as a short corpus.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ from pipeline.core.cgroup_memory import memory
 from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import Receipt, expect
 from pipeline.sources.spans import Span
-from pipeline.sources.zstd_frames import READ, FrameScanner, blocks
+from pipeline.sources.zstd_frames import READ_BYTES, FrameScanner, decompressed_blocks
 
 CHUNK_NAME = "chunk.jsonl.zst"
 COMPRESSED_SUFFIXES = (".zst", ".gz", ".xz", ".bz2", ".zip")
-UNPRINTED = re.compile(rb"[\x00-\x08\x0e-\x19\x1c-\x1f]")
-FEED = 2048  # raw bytes a decoder is given at once: a few KB may hold 200 MB
-LONGEST_WINDOW = 2**31  # bytes, of --long=31
-BESIDE = 2**28  # bytes of memory for everything but the window
+CONTROL_BYTES = re.compile(rb"[\x00-\x08\x0e-\x19\x1c-\x1f]")  # never in text
+DECODER_INPUT_BYTES = 2048  # per call of a decoder: a few KB can expand to 200 MB
+MAX_WINDOW_BYTES = 2**31  # zstd --long=31
+RESERVED_BYTES = 2**28  # memory for everything except the zstd window
 
-ZSTD = (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + n]) + b"\x2a\x4d\x18" for n in range(16)))
+ZSTD_MAGICS = (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + n]) + b"\x2a\x4d\x18" for n in range(16)))
 CODECS: list[tuple[bytes, Callable[[], Any]]] = [
     (b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),
     (b"\xfd7zXZ\x00", lzma.LZMADecompressor),
     (b"BZh", bz2.BZ2Decompressor),
 ]
-MAGIC = [magic for magic, _ in CODECS]
-ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # with a file in it, and without
+ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")  # with and without files in it
+MAGICS = (*ZSTD_MAGICS, *(magic for magic, _ in CODECS), *ZIP_MAGICS)
 
 
 class RawFile:
-    """The decompressed bytes of a file, in blocks: iterate over it, once.
+    """The decompressed bytes of a file: iterate once to get them in blocks.
 
     Args:
-        path: The file; its codec is known by its first bytes, not by its name.
-        unit: The unit it belongs to, named in errors.
-        before_read: Called before each read; it may raise.
-        span: Read only that of the file.
+        path: The file. Its codec is detected from its first bytes, not from its name.
+        unit: The unit that the file belongs to, named in errors.
+        before_read: Called before each read; may raise.
+        span: Read only this span of the file.
 
     Attributes:
-        read: Raw bytes read so far.
+        bytes_read: Raw bytes read so far.
 
     Raises:
-        CorruptInput: While iterating, where the file is damaged or cut off.
+        CorruptInput: While iterating, if the file is damaged or truncated.
     """
 
     def __init__(
@@ -70,21 +70,21 @@ class RawFile:
     ) -> None:
         self.path, self.unit, self._before_read, self.span = path, unit, before_read, span
         self.bytes_read = 0
-        self._begin = span.start if span else 0
+        self._start = span.start if span else 0
         self._hash: Any = xxhash.xxh3_128() if span else hashlib.sha256()
-        self._walk: FrameScanner | None = None
+        self._scanner: FrameScanner | None = None
 
     @property
     def digest(self) -> str:
-        """Hash (hex) of the raw bytes read so far: sha256, or of a span xxh3-128."""
+        """Hash (hex) of the raw bytes read so far: sha256, or xxh3-128 for a span."""
         digest: str = self._hash.hexdigest()
         return digest
 
     def verify(self, receipt: Receipt) -> None:
-        """Compare what was read, to its end, with its span or the receipt of its unit.
+        """Compare the digest, after everything was read, with the span or the unit's receipt.
 
         Raises:
-            CorruptInput: It is another one.
+            CorruptInput: They differ.
         """
         if self.span:
             self.verify_span(self.span)
@@ -92,178 +92,190 @@ class RawFile:
             expect(self.digest, self.unit or self.path.parent, self.path.name, receipt)
 
     def verify_span(self, span: Span) -> None:
-        """Compare what was read of a span, to its end, with its hash; raises as `check`."""
+        """Compare the digest with the hash of a span; raises as `verify`."""
         if self.digest != span.xxh3:
             end = span.start + span.size
-            why = f"{self.path} is damaged between its bytes {span.start} and {end}"
-            raise CorruptInput(why, unit=self.unit)
+            what = f"{self.path} is damaged between bytes {span.start} and {end}"
+            raise CorruptInput(what, unit=self.unit)
 
     def head(self, size: int) -> bytes:
-        """The first bytes of the file; they do not count as read."""
-        with self._plain() as file:
+        """The first `size` bytes of the file; they do not count as read."""
+        with self._open_file() as file:
             return file.read(size)
 
-    def _plain(self) -> IO[bytes]:
-        try:
-            return self.path.open("rb")
-        except FileNotFoundError:
-            again = "Another task may have found it damaged: run the same command again"
-            raise CorruptInput(f"{self.path} is gone", again) from None
-
-    @contextmanager
-    def _open(self) -> Iterator[_Watched]:
-        with self._plain() as plain:
-            yield _Watched(plain, self.span, self._saw, self._before_read)
+    def hash_remaining(self) -> None:
+        """Read and hash the bytes not read yet, for readers that seek in the file."""
+        with self._open() as file:
+            file.seek(self.bytes_read)
+            while file.read(READ_BYTES):
+                pass
 
     def __iter__(self) -> Generator[bytes]:
         with self._open() as file:
-            data = file.read(READ)
+            data = file.read(READ_BYTES)
             codec = next((make for magic, make in CODECS if data.startswith(magic)), None)
-            if data.startswith(ZSTD):
-                yield from self._zstd(data, file)
+            if data.startswith(ZSTD_MAGICS):
+                yield from self._read_zstd(data, file)
             elif codec:
-                yield from self._decode(codec, data, file)
-            elif data.startswith(ZIP):
-                yield from self._unzip(file)
+                yield from self._read_frames(codec, data, file)
+            elif data.startswith(ZIP_MAGICS):
+                yield from self._read_zip(file)
             else:
-                self._look_plain(data)
+                self._check_plain(data)
                 while data:
                     yield data
-                    data = file.read(READ)
+                    data = file.read(READ_BYTES)
 
-    def _look_plain(self, head: bytes) -> None:
-        """Text under the name of a compressed file is taken; a damaged first byte makes no text."""
+    def _open_file(self) -> IO[bytes]:
+        try:
+            return self.path.open("rb")
+        except FileNotFoundError:
+            hint = "Another task may have found it damaged: run the same command again"
+            raise CorruptInput(f"{self.path} is gone", hint) from None
+
+    @contextmanager
+    def _open(self) -> Iterator[_ObservedFile]:
+        with self._open_file() as file:
+            yield _ObservedFile(file, self.span, self._before_read, self._hash_read)
+
+    def _hash_read(self, offset: int, data: bytes) -> None:
+        """Hash what follows the bytes hashed so far; a zip file is not read in order."""
+        new = data[self.bytes_read - offset :] if offset <= self.bytes_read else b""
+        self._hash.update(new)
+        self.bytes_read += len(new)
+        if self._scanner:
+            self._scanner.feed(new)
+
+    def _check_plain(self, head: bytes) -> None:
+        """Accept text in a file named as compressed, but not one with a damaged first byte.
+
+        Raises:
+            CorruptInput: The file is neither compressed nor text.
+        """
         if not head or self.path.suffix.lower() not in COMPRESSED_SUFFIXES:
             return
-        if UNPRINTED.search(head) or any(magic.startswith(head) for magic in (*ZSTD, *MAGIC, *ZIP)):
+        if CONTROL_BYTES.search(head) or any(magic.startswith(head) for magic in MAGICS):
             raise CorruptInput(
-                f"{self.path} is not compressed as its name says, nor text: at byte "
-                f"{self._begin} it has {head[:6].hex(' ')}",
+                f"{self.path} is neither compressed, as its name says, nor text: at byte "
+                f"{self._start} it has {head[:6].hex(' ')}",
                 unit=self.unit,
             )
 
-    def hash_remaining(self) -> None:
-        """Read what was not read yet only to hash it, for a reader that jumps about in it."""
-        with self._open() as file:
-            file.seek(self.bytes_read)
-            while file.read(READ):
-                pass
-
-    def _saw(self, place: int, data: bytes) -> None:
-        """Hash what follows on the bytes hashed so far: a zip is read at its end first."""
-        new = data[self.bytes_read - place :] if place <= self.bytes_read else b""
-        self._hash.update(new)
-        self.bytes_read += len(new)
-        if self._walk:
-            self._walk.feed(new)
-
-    def _zstd(self, data: bytes, file: _Watched) -> Iterator[bytes]:
-        self._walk = walk = FrameScanner()
-        walk.feed(data)
+    def _read_zstd(self, data: bytes, file: _ObservedFile) -> Iterator[bytes]:
+        self._scanner = scanner = FrameScanner()
+        scanner.feed(data)
         file.seek(0)
-        # compared with what a frame asks for before the memory is taken
-        window = min(LONGEST_WINDOW, max(memory() - BESIDE, 2**23))
+        # zstd refuses a larger window before it allocates it
+        max_window = min(MAX_WINDOW_BYTES, max(memory() - RESERVED_BYTES, 2**23))
         try:
-            yield from blocks(file, window)
+            yield from decompressed_blocks(file, max_window)
         except zstandard.ZstdError as error:
             if "memory" in str(error):
-                self._blame_memory(walk.starts, window)
-            place = self.bytes_read if walk.lost is None else walk.lost
-            raise self._damaged(place, error) from None
-        if not walk.whole:
-            raise self._cut_off()
+                self._check_windows(scanner.starts, max_window)
+            offset = self.bytes_read if scanner.invalid_at is None else scanner.invalid_at
+            raise self._damaged(offset, error) from None
+        if not scanner.complete:
+            raise self._truncated()
 
-    def _decode(self, codec: Callable[[], Any], data: bytes, file: _Watched) -> Iterator[bytes]:
-        decoder, start = codec(), 0
+    def _read_frames(
+        self, codec: Callable[[], Any], data: bytes, file: _ObservedFile
+    ) -> Iterator[bytes]:
+        """Decompress one or more concatenated gzip, xz or bzip2 streams."""
+        decoder, at = codec(), 0
         while data:
-            fed = data[start : start + FEED]
+            piece = data[at : at + DECODER_INPUT_BYTES]
             try:
                 if decoder.eof:
                     decoder = codec()
-                block = decoder.decompress(fed)
+                block = decoder.decompress(piece)
             except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-                raise self._damaged(self.bytes_read - len(data) + start, error) from None
+                raise self._damaged(self.bytes_read - len(data) + at, error) from None
             if block:
                 yield block
-            start += len(fed) - (len(decoder.unused_data) if decoder.eof else 0)
-            if start == len(data):
-                data, start = file.read(READ), 0
+            at += len(piece) - (len(decoder.unused_data) if decoder.eof else 0)
+            if at == len(data):
+                data, at = file.read(READ_BYTES), 0
         if not decoder.eof:
-            raise self._cut_off()
+            raise self._truncated()
 
-    def _damaged(self, place: int, error: Exception) -> CorruptInput:
-        why = f"{self.path} cannot be decompressed near byte {self._begin + place}: {error}"
-        return CorruptInput(why, unit=self.unit)
-
-    def _cut_off(self) -> CorruptInput:
-        place = self._begin + self.bytes_read
-        why = f"{self.path} ends in the middle of a compressed frame, at byte {place}"
-        return CorruptInput(why, unit=self.unit)
-
-    def _blame_memory(self, starts: list[int], limit: int) -> None:
-        """Tell which window of the frames at `starts` was too long, if zstd makes such a one."""
-        with self.path.open("rb") as file:
-            for begins in starts:  # known ahead of what is decoded
-                file.seek(self._begin + begins)
-                window = zstandard.get_frame_parameters(file.read(18)).window_size
-                if window > limit:
-                    break
-            else:
-                return
-        if window <= LONGEST_WINDOW:
-            raise UserError(
-                f"{self.path} was compressed with a window of {window >> 20} MB (zstd --long), and "
-                f"{memory() >> 20} MB of memory are given",
-                "Give decompress more (`mem` in the profile), or compress it again with --long=27",
-            )
-
-    def _unzip(self, file: _Watched) -> Iterator[bytes]:
+    def _read_zip(self, file: _ObservedFile) -> Iterator[bytes]:
         try:
             with zipfile.ZipFile(file) as archive:
                 members = [member for member in archive.infolist() if not member.is_dir()]
                 if len(members) != 1:
                     raise zipfile.BadZipFile(f"it holds {len(members)} files, not one")
                 with archive.open(members[0]) as stream:
-                    while block := stream.read(READ):
+                    while block := stream.read(READ_BYTES):
                         yield block
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
             raise CorruptInput(
-                f"{self.path} is cut off or no sound zip "
+                f"{self.path} is truncated or not a valid zip "
                 f"(read up to byte {self.bytes_read}): {error}",
                 unit=self.unit,
             ) from None
         file.seek(self.bytes_read)
-        while file.read(READ):
+        while file.read(READ_BYTES):
             pass
 
+    def _damaged(self, offset: int, error: Exception) -> CorruptInput:
+        what = f"{self.path} cannot be decompressed near byte {self._start + offset}: {error}"
+        return CorruptInput(what, unit=self.unit)
 
-class _Watched:
-    """A file, or a span of one, that says what is read of it, and where."""
+    def _truncated(self) -> CorruptInput:
+        end = self._start + self.bytes_read
+        what = f"{self.path} ends in the middle of a compressed frame, at byte {end}"
+        return CorruptInput(what, unit=self.unit)
+
+    def _check_windows(self, starts: list[int], max_window: int) -> None:
+        """Raise `UserError` if a frame at one of `starts` needs a larger window than `max_window`.
+
+        A window that zstd itself never writes is damage, for which nothing is raised here.
+        """
+        with self.path.open("rb") as file:
+            for start in starts:  # the scanner is ahead of the decoder
+                file.seek(self._start + start)
+                window = zstandard.get_frame_parameters(file.read(18)).window_size
+                if window > max_window:
+                    break
+            else:
+                return
+        if window <= MAX_WINDOW_BYTES:
+            raise UserError(
+                f"{self.path} was compressed with a window of {window >> 20} MB (zstd --long), and "
+                f"{memory() >> 20} MB of memory are available",
+                "Give decompress more memory (`mem` in the profile), or compress the file again "
+                "with --long=27",
+            )
+
+
+class _ObservedFile:
+    """A file, or a span of one, that reports each read and its offset."""
 
     def __init__(
         self,
         file: IO[bytes],
         span: Span | None,
-        saw: Callable[[int, bytes], None],
         before_read: Callable[[], None],
+        after_read: Callable[[int, bytes], None],
     ) -> None:
-        self._file, self._saw, self._before_read = file, saw, before_read
-        self._begin, self._size = (span.start, span.size) if span else (0, sys.maxsize)
+        self._file, self._before_read, self._after_read = file, before_read, after_read
+        self._start, self._size = (span.start, span.size) if span else (0, sys.maxsize)
         self.seekable = file.seekable
         self.seek(0)
 
-    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(place + self._begin * (whence == os.SEEK_SET), whence) - self._begin
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = self._start if whence == os.SEEK_SET else 0
+        return self._file.seek(offset + start, whence) - self._start
 
     def tell(self) -> int:
-        return self._file.tell() - self._begin
+        return self._file.tell() - self._start
 
     def read(self, size: int = -1) -> bytes:
         self._before_read()
-        place = self.tell()
-        left = max(0, self._size - place)
+        offset = self.tell()
+        left = max(0, self._size - offset)
         if self._size < sys.maxsize:
             size = left if size < 0 else min(size, left)
         data = self._file.read(size)
-        self._saw(place, data)
+        self._after_read(offset, data)
         return data

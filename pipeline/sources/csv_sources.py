@@ -1,8 +1,8 @@
-"""Tables to lines of JSON: CSV as anybody writes it, and as two sources of the Pile do.
+"""CSV to JSON lines: any CSV or TSV with a header, and the formats of two sources of the Pile.
 
-CSV is parsed as latin-1, in which every byte is a character and back: quotes, commas and line ends
-are the same bytes in UTF-8 and in cp1252, so the encoding may differ from row to row. A row that
-cannot be understood becomes a line that says why; one without text a line with an empty one.
+CSV is parsed as latin-1, which maps every byte to one character and back. Quotes, commas and line
+ends are the same bytes in UTF-8 and cp1252, so the encoding may differ from row to row. A malformed
+row becomes a JSON line with the reason; a row without text becomes a record with an empty text.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,13 @@ import msgspec
 
 from pipeline.core.errors import CorruptInput
 from pipeline.sources.codecs import RawFile
-from pipeline.sources.records import EXCERPT_CHARS, LineReader, malformed
+from pipeline.sources.records import EXCERPT_CHARS, LineReader, malformed_line
 
 Row = Mapping[str, str]
-FIELD = 1 << 27  # bytes in a field; csv takes 128 KB at most unless told otherwise
-BATCH = 1 << 20
-BOM = b"\xef\xbb\xbf"
-HEADINGS = re.compile(
+MAX_FIELD_BYTES = 1 << 27  # the default of the csv module is 128 KB
+LINE_BATCH_BYTES = 1 << 20
+UTF8_BOM = b"\xef\xbb\xbf"
+ABSTRACT_HEADINGS = re.compile(
     r"(?:(?:\? "
     r"|description:? ?\((?:provided by|adapted from) (?:the )?(?:applicant|investigator)"
     r"(?:'s abstract)?\):?"
@@ -31,126 +32,132 @@ HEADINGS = re.compile(
     r"|project summary \(see instructions\):) *)+",
     re.IGNORECASE,
 )
-OPINION = (
+OPINION_COLUMNS = (
     "plain_text", "html", "html_lawbox", "html_columbia", "html_anon_2020", "html_with_citations",
     "xml_harvard",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Table:
-    """A kind of CSV with a header.
+class CsvFormat:
+    """A CSV format with a header.
 
     Args:
-        columns: Those that `record` looks at; there may be others.
-        record: A row (its bytes as latin-1) as it goes into JSON; `ValueError` says what is wrong.
-        dialect: As `csv.reader` takes it.
+        required_columns: Columns that `to_record` reads; there may be others.
+        to_record: Converts a row (decoded as latin-1) to a JSON object; raises `ValueError` with
+            the reason if the row is malformed.
+        dialect: Arguments of `csv.reader`.
     """
 
-    columns: tuple[str, ...]
-    record: Callable[[Row], dict[str, Any]]
+    required_columns: tuple[str, ...]
+    to_record: Callable[[Row], dict[str, Any]]
     dialect: dict[str, Any]
 
     def lines(self, raw: RawFile) -> Iterator[bytes]:
-        """A line of JSON for every row.
+        """One JSON line for each row.
 
         Raises:
-            CorruptInput: A column is not there, or the file ends within a row.
+            CorruptInput: A required column is missing, or the file ends inside a row.
         """
-        text = _TextLines(raw)
+        text = _Latin1Lines(raw)
         reader = csv.reader(text.lines(), strict=True, **self.dialect)
-        header: list[str] | None = []
+        with _field_size_limit(MAX_FIELD_BYTES):
+            header = self._read_header(reader, raw)
+            while True:
+                line, row = reader.line_num + 1, None
+                try:
+                    row = next(reader, None)
+                    if row is None:
+                        return
+                    if row:  # skip empty lines
+                        yield self._encode(header, row)
+                except (csv.Error, ValueError) as error:
+                    if isinstance(error, csv.Error) and "unexpected end" in str(error):
+                        what = f"{raw.path} ends in the middle of a row, at line {reader.line_num}"
+                        raise CorruptInput(what, unit=raw.unit) from None
+                    excerpt = ",".join(row) if row else text.last_line.strip()
+                    excerpt = _decode_utf8_or_cp1252(excerpt[:EXCERPT_CHARS])
+                    yield malformed_line(str(error), line, excerpt)
+
+    def _read_header(self, reader: Iterator[list[str]], raw: RawFile) -> list[str]:
+        header: list[str] = []
         try:
-            while header == []:  # empty lines before it
-                header = _next(reader)
+            header = next((row for row in reader if row), [])  # skip empty lines before it
         except csv.Error as error:
             raise CorruptInput(f"{raw.path} has no header: {error}", unit=raw.unit) from None
-        header = header or []
-        missing = [name for name in self.columns if name not in header]
+        missing = [name for name in self.required_columns if name not in header]
         if missing:
             raise CorruptInput(f"{raw.path} has no column {', '.join(missing)}", unit=raw.unit)
-        while True:
-            begins, row = reader.line_num + 1, None
-            try:
-                row = _next(reader)
-                if row is None:
-                    return
-                if row:  # else an empty line between two
-                    yield self._line(header, row)
-            except (csv.Error, ValueError) as error:
-                if isinstance(error, csv.Error) and "unexpected end" in str(error):
-                    what = f"{raw.path} ends in the middle of a row, at line {reader.line_num}"
-                    raise CorruptInput(what, unit=raw.unit) from None
-                excerpt = ",".join(row) if row else text.last.strip()
-                yield malformed(str(error), begins, _utf8_or_cp1252(excerpt[:EXCERPT_CHARS]))
+        return header
 
-    def _line(self, header: list[str], row: list[str]) -> bytes:
+    def _encode(self, header: list[str], row: list[str]) -> bytes:
         if len(row) != len(header):
             raise ValueError(f"{len(row)} columns, {len(header)} expected")
-        return msgspec.json.encode(self.record(dict(zip(header, row, strict=True)))) + b"\n"
+        return msgspec.json.encode(self.to_record(dict(zip(header, row, strict=True)))) + b"\n"
 
 
-class _TextLines:
-    """The lines of a file as latin-1; `last` is the one that was handed out last."""
+class _Latin1Lines:
+    """The lines of a file, decoded as latin-1; `last_line` is the last one that was read."""
 
     def __init__(self, raw: RawFile) -> None:
-        self._raw, self.last = raw, ""
+        self._raw, self.last_line = raw, ""
 
     def lines(self) -> Iterator[str]:
-        lines, mark = LineReader(self._raw), BOM
-        while lines.has_more():
-            text = b"".join(lines.pieces(BATCH)).removeprefix(mark).decode("latin-1")
-            mark = b""
-            for line in text.split("\n")[:-1]:  # not splitlines, which knows ten other line ends
-                self.last = line
+        reader, bom = LineReader(self._raw), UTF8_BOM
+        while reader.has_more():
+            data = b"".join(reader.pieces(LINE_BATCH_BYTES)).removeprefix(bom)
+            bom = b""
+            for line in data.decode("latin-1").split("\n")[:-1]:  # splitlines knows ten more ends
+                self.last_line = line
                 yield line + "\n"
 
 
-def _next(reader: Any) -> list[str] | None:
-    """The next row; None at the end. The limit is the whole process's, so it is put back."""
-    before = csv.field_size_limit(FIELD)
+@contextmanager
+def _field_size_limit(size: int) -> Iterator[None]:
+    """Set the csv module's limit, which is global, while one file is read."""
+    before = csv.field_size_limit(size)
     try:
-        row: list[str] | None = next(reader, None)
+        yield
     finally:
         csv.field_size_limit(before)
-    return row
 
 
 def _abstract(row: Row) -> dict[str, Any]:
-    """A row of ExPORTER, cleaned by the rules of the Pile.
+    """A row of NIH ExPORTER, cleaned as in the Pile.
 
-    https://github.com/thoppe/The-Pile-NIH-ExPORTER; where that drops bytes that are not UTF-8, the
-    text is taken for cp1252 here.
+    Rules: https://github.com/thoppe/The-Pile-NIH-ExPORTER. That code drops bytes that are not
+    UTF-8; here such a text is decoded as cp1252.
     """
     number = row["APPLICATION_ID"].strip()
     if not re.fullmatch(r"[0-9]{1,18}", number):
         raise ValueError(f"APPLICATION_ID is {number[:40]!r}, not a number")
-    text = _utf8_or_cp1252(row["ABSTRACT_TEXT"])
+    text = _decode_utf8_or_cp1252(row["ABSTRACT_TEXT"])
     text = " ".join(text.replace("[unreadable]", "").split())
-    heading = HEADINGS.match(text)
+    heading = ABSTRACT_HEADINGS.match(text)
     text = text[heading.end() if heading else 0 :]
     return {"text": text, "meta": {"APPLICATION_ID": int(number)}}
 
 
 def _opinion(row: Row) -> dict[str, Any]:
-    """A row of CourtListener's opinions; the text is the Pile's choice, the last that is there.
+    """A row of CourtListener's opinions; the text is the last column that is not blank.
 
-    https://github.com/thoppe/The-Pile-FreeLaw
+    The Pile chooses the same: https://github.com/thoppe/The-Pile-FreeLaw
     """
-    column = next((name for name in reversed(OPINION) if row[name].strip()), OPINION[0])
-    text = _utf8(row[column])
+    columns = reversed(OPINION_COLUMNS)
+    column = next((name for name in columns if row[name].strip()), OPINION_COLUMNS[0])
+    text = _decode_utf8(row[column])
     if column != "plain_text":
-        text = _without_markup(text)
-    meta = {name: _utf8(row[name]) for name in ("id", "cluster_id", "date_created")}
+        text = _strip_markup(text)
+    meta = {name: _decode_utf8(row[name]) for name in ("id", "cluster_id", "date_created")}
     return {"text": text, "meta": meta}
 
 
-def _plain(row: Row) -> dict[str, Any]:
-    """A row of anybody's CSV, column by column."""
-    return {_utf8_or_cp1252(name): _utf8_or_cp1252(value) for name, value in row.items()}
+def _all_columns(row: Row) -> dict[str, Any]:
+    """A row of any other CSV, with all its columns."""
+    return {_decode_utf8_or_cp1252(k): _decode_utf8_or_cp1252(v) for k, v in row.items()}
 
 
-def _utf8_or_cp1252(field: str) -> str:
+def _decode_utf8_or_cp1252(field: str) -> str:
     raw = field.encode("latin-1")
     try:
         return raw.decode()
@@ -158,21 +165,21 @@ def _utf8_or_cp1252(field: str) -> str:
         return raw.decode("cp1252", "replace")
 
 
-def _utf8(field: str) -> str:
+def _decode_utf8(field: str) -> str:
     return field.encode("latin-1").decode()
 
 
-def _without_markup(markup: str) -> str:
+def _strip_markup(markup: str) -> str:
     from lxml import etree
 
-    # no tree is built: one is cut off where elements are nested deeper than 2048
-    parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, target=_Text())
+    # no tree is built: lxml cuts off elements nested deeper than 2048
+    parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, target=_TextCollector())
     text: str = etree.fromstring(markup.encode(), parser)
     return text
 
 
-class _Text:
-    """Collects the text of a document, as a target of lxml's parser."""
+class _TextCollector:
+    """A target of lxml's parser that collects the text of a document."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
@@ -192,11 +199,11 @@ class _Text:
         return "".join(self._parts)
 
 
-CSV = Table((), _plain, {})
-TSV = Table((), _plain, {"delimiter": "\t"})
-NIH = Table(("APPLICATION_ID", "ABSTRACT_TEXT"), _abstract, {})
-COURTLISTENER = Table(
-    ("id", "cluster_id", "date_created", *OPINION),
+CSV = CsvFormat((), _all_columns, {})
+TSV = CsvFormat((), _all_columns, {"delimiter": "\t"})
+NIH = CsvFormat(("APPLICATION_ID", "ABSTRACT_TEXT"), _abstract, {})
+COURTLISTENER = CsvFormat(
+    ("id", "cluster_id", "date_created", *OPINION_COLUMNS),
     _opinion,
-    {"doublequote": False, "escapechar": "\\"},  # as PostgreSQL's COPY writes it here
+    {"doublequote": False, "escapechar": "\\"},  # as written by PostgreSQL's COPY
 )

@@ -1,4 +1,4 @@
-"""Bytes to lines, lines to records."""
+"""Split bytes into lines, parse lines into records."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ import msgspec
 
 NEWLINE = ord("\n")
 SURROGATES = re.compile("[\ud800-\udfff]")
-MAX_LINE_BYTES = 16_000_000  # bytes of a line: a tokenizer wants 120 to 220 times that
-EXCERPT_CHARS = 200  # characters of a line that is put aside
-MALFORMED = {"reason": str, "line": int, "text": str}
-FIELDS = 12  # that are named, where the one that was asked for is not there
+MAX_LINE_BYTES = 16_000_000  # default; a tokenizer needs 120 to 220 times as much memory
+EXCERPT_CHARS = 200  # of a malformed line
+MALFORMED_TYPES = {"reason": str, "line": int, "text": str}
+MAX_LISTED_FIELDS = 12  # of a record without the text field
 
 
 class LineReader:
-    """A stream of bytes, handed out in pieces that end at line ends.
+    """Splits a stream of bytes at line ends.
 
     Args:
-        blocks: The bytes, cut anywhere.
-        counted: Whether lines are counted.
+        blocks: The bytes; lines may cross blocks.
+        counted: Whether to count lines.
 
     Attributes:
-        line: Lines handed out so far.
-        offset: Bytes handed out so far.
+        lines_read: Lines returned so far.
+        bytes_read: Bytes returned so far.
     """
 
     def __init__(self, blocks: Iterable[bytes], counted: bool = True) -> None:
         self.lines_read = self.bytes_read = 0
         self._counted = counted
         self._blocks = iter(blocks)
-        self._rest, self._at = b"", 0
+        self._block, self._at = b"", 0
 
     def has_more(self) -> bool:
-        """Whether there is anything left to hand out."""
-        while self._at == len(self._rest):
+        """Whether there are more bytes."""
+        while self._at == len(self._block):
             block = next(self._blocks, None)
             if block is None:
                 return False
-            self._rest, self._at = block, 0
+            self._block, self._at = block, 0
         return True
 
     def pieces(self, size: int) -> Iterator[bytes]:
-        """Hand out at least `size` bytes, up to the end of the line that reaches them.
+        """Yield the next `size` bytes and the rest of the line that they end in.
 
-        The cut depends on the text alone. The last line gets the line end it may lack.
+        The total depends only on the text, not on its blocks. A missing line end after the last
+        line is added.
         """
         taken = 0
         while self.has_more():
-            block, start = self._rest, self._at
+            block, start = self._block, self._at
             cut = block.find(b"\n", start + max(0, size - taken - 1)) + 1
             self._at = cut or len(block)
             piece = block[start : self._at] if start or cut else block
@@ -66,10 +67,10 @@ class LineReader:
             yield self._count(b"\n")
 
     def whole_lines(self, size: int, max_line_bytes: int) -> Iterator[bytes]:
-        """Hand out blocks of whole lines, of at least `size` bytes each.
+        """Yield blocks of complete lines, each of at least `size` bytes.
 
-        Of a line of more than `max_line_bytes` bytes the rest may be missing, though not the first
-        `max_line_bytes` + 1: a file without line ends does not fill the memory.
+        A longer line than `max_line_bytes` may be truncated, but not to `max_line_bytes` or less.
+        So a file without line ends does not fill the memory.
         """
         while self.has_more():
             parts, held, last = [], 0, b""
@@ -88,7 +89,7 @@ class LineReader:
         if self._counted:
             import numpy as np
 
-            # five times as fast as bytes.count, and other threads may run
+            # five times as fast as bytes.count, and releases the GIL
             self.lines_read += int(np.count_nonzero(np.frombuffer(block, np.uint8) == NEWLINE))
         self.bytes_read += len(block)
         return block
@@ -96,7 +97,10 @@ class LineReader:
 
 @dataclass(frozen=True)
 class Record:
-    """A document: its text, its id if it has one, and what decides its split, if not the text."""
+    """A document.
+
+    `id`: None if it has none. `group`: decides the split; None if the text does.
+    """
 
     text: str
     id: str | None
@@ -130,21 +134,21 @@ class MalformedRecord:
     missing: MissingField | None = None
 
 
-def malformed(reason: str, line: int, text: str = "") -> bytes:
-    """The line of JSON that stands for a row that is no record."""
-    told = {"reason": reason, "line": line, "text": text[:EXCERPT_CHARS]}
-    return msgspec.json.encode({"malformed": told}) + b"\n"
+def malformed_line(reason: str, line: int, text: str = "") -> bytes:
+    """The JSON line for a malformed row; `RecordParser` reads it as a `MalformedRecord`."""
+    row = {"reason": reason, "line": line, "text": text[:EXCERPT_CHARS]}
+    return msgspec.json.encode({"malformed": row}) + b"\n"
 
 
 class RecordParser:
-    """Lines of JSON to records.
+    """Parses JSON lines into records.
 
     Args:
-        text_field: Where the text stands; dots go into nested objects. A list of strings is joined
-            by blank lines.
-        id_field: Where the id stands; without it, or where it is missing, a record has none.
-        split_by: Where the value stands that decides the split; without it, the text does.
-        max_line_bytes: Bytes of a line; a longer one is no record.
+        text_field: The field with the text; dots separate nested fields. A list of strings is
+            joined with blank lines.
+        id_field: The field with the id, if any.
+        split_by: The field whose value decides the split; None if the text does.
+        max_line_bytes: Longer lines are malformed.
     """
 
     def __init__(
@@ -160,7 +164,7 @@ class RecordParser:
         self.max_line_bytes = max_line_bytes
 
     def parse(self, line: bytes) -> Record | MalformedRecord | None:
-        """A record, the reason why there is none, or None where the line or its text is blank."""
+        """Parse a line; returns None if the line or its text is blank."""
         if len(line) > self.max_line_bytes:
             return MalformedRecord(
                 f"longer than {self.max_line_bytes} bytes, see tokenize.max_line_bytes"
@@ -172,21 +176,21 @@ class RecordParser:
             value = _decode(line)
         except ValueError as error:
             return MalformedRecord(f"not JSON: {error}")
-        text = value if isinstance(value, str) else _at(value, self.text_field)
+        text = value if isinstance(value, str) else _get(value, self.text_field)
         if isinstance(text, list) and all(isinstance(part, str) for part in text):
             text = "\n\n".join(text)
         if text is None:
-            return self._without_text(value)
+            return self._explain_missing_text(value)
         if not isinstance(text, str):
             return MalformedRecord(
                 f"field {'.'.join(self.text_field)} is {type(text).__name__}, not text"
             )
-        name = _at(value, self.id_field) if self.id_field else None
-        group = _at(value, self.split_by) if self.split_by else None
-        return self.record(text, name, group)
+        name = _get(value, self.id_field) if self.id_field else None
+        group = _get(value, self.split_by) if self.split_by else None
+        return self.make_record(text, name, group)
 
-    def record(self, text: str, name: Any, group: Any) -> Record | None:
-        """The record of these values; None where the text is blank."""
+    def make_record(self, text: str, name: Any, group: Any) -> Record | None:
+        """A record of these values; None if the text is blank."""
         if not text or text.isspace():
             return None
         return Record(
@@ -195,27 +199,27 @@ class RecordParser:
             None if group in (None, "") else str(group),
         )
 
-    def _without_text(self, value: Any) -> MalformedRecord | None:
-        """None for a text that is null; else what stands there in its place."""
+    def _explain_missing_text(self, value: Any) -> MalformedRecord | None:
+        """The error for a record without the text field; None if the text is null."""
         *path, name = self.text_field
-        parent = _at(value, path)
+        parent = _get(value, path)
         if isinstance(parent, dict) and name in parent:
             return None
         row = value.get("malformed") if isinstance(value, dict) else None
-        if isinstance(row, dict) and {k: type(v) for k, v in row.items()} == MALFORMED:
+        if isinstance(row, dict) and {k: type(v) for k, v in row.items()} == MALFORMED_TYPES:
             return MalformedRecord(**row)
         field = ".".join(self.text_field)
         if not isinstance(value, dict):
             return MalformedRecord(f"no field {field}: it is {type(value).__name__}, not an object")
-        fields = dict(_fields(value))
-        names = ", ".join(name[:40] for name in islice(fields, FIELDS))
-        names += "…" if len(fields) > FIELDS else ""
+        fields = dict(_flatten(value))
+        names = ", ".join(name[:40] for name in islice(fields, MAX_LISTED_FIELDS))
+        names += "…" if len(fields) > MAX_LISTED_FIELDS else ""
         texts = [
             name
             for name, inner in fields.items()
             if isinstance(inner, str)
             and re.fullmatch(r"[\w.-]+", name)
-            and _at(value, name.split(".")) is inner
+            and _get(value, name.split(".")) is inner
         ]
         suggestion = max(texts, key=lambda name: len(fields[name]), default="")
         reason = f"no field {field}" + (f"; its fields are {names}" if names else "")
@@ -223,39 +227,39 @@ class RecordParser:
 
 
 def _decode(line: bytes) -> Any:
-    """JSON to Python. A lone surrogate escape, which UTF-8 cannot hold, becomes U+FFFD."""
+    """Decode JSON. Escaped lone surrogates, which UTF-8 cannot encode, become U+FFFD."""
     try:
         return msgspec.json.decode(line)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        pass  # the standard library also takes lone surrogates, and NaN as pandas writes it
+        pass  # the json module also accepts lone surrogates, and NaN as pandas writes it
     try:
-        return _repair(json.loads(line))
-    except json.JSONDecodeError as error:  # whose own words speak of a line 1
+        return _replace_surrogates(json.loads(line))
+    except json.JSONDecodeError as error:  # its own message adds a line number, always 1
         raise ValueError(f"{error.msg} at character {error.pos + 1}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _repair(value: Any) -> Any:
+def _replace_surrogates(value: Any) -> Any:
     if isinstance(value, str):
         return SURROGATES.sub("\ufffd", value)
     if isinstance(value, dict):
-        return {_repair(k): _repair(v) for k, v in value.items()}
-    return [_repair(v) for v in value] if isinstance(value, list) else value
+        return {_replace_surrogates(k): _replace_surrogates(v) for k, v in value.items()}
+    return [_replace_surrogates(v) for v in value] if isinstance(value, list) else value
 
 
-def _fields(value: dict[str, Any], before: str = "", depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """The fields of an object by their names as `text_field` takes them."""
+def _flatten(value: dict[str, Any], prefix: str = "", depth: int = 3) -> Iterator[tuple[str, Any]]:
+    """The nested fields of an object, named as in `text_field`."""
     for name, inner in value.items():
         if isinstance(inner, dict) and inner and depth:
-            yield from _fields(inner, f"{before}{name}.", depth - 1)
+            yield from _flatten(inner, f"{prefix}{name}.", depth - 1)
         else:
-            yield before + name, inner
+            yield prefix + name, inner
 
 
-def _at(value: Any, path: list[str]) -> Any:
+def _get(value: Any, path: list[str]) -> Any:
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
     return value

@@ -1,7 +1,7 @@
-"""Where a zstd stream can be taken up in the middle: found and hashed while it goes by.
+"""Spans: parts of a file that can be read on their own, found and hashed while it streams by.
 
-A span is some whole frames, or a whole file of anything else. Its hash lets those who read it alone
-verify it, at a tenth of what a sha256 costs.
+A span is a run of complete zstd frames, or a whole file of any other kind. Its xxh3-128 lets a
+reader verify the span alone, at a tenth of the cost of a sha256.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import xxhash
 
 from pipeline.sources.zstd_frames import FrameScanner
 
-LEAST = 1 << 24  # bytes of a span; of a million small files none has any
-SHARE = 256  # nor less than that part of what lies before: 2,500 spans in 15 GB, not a million
+MIN_SPAN_BYTES = 1 << 24  # many small files have one span each
+MIN_SPAN_DIVISOR = 256  # and at least 1/256 of the bytes before it: 2,500 spans in 15 GB
 
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes of a file from `start` on, and their xxh3-128 (hex)."""
+    """`size` bytes of a file from offset `start`, and their xxh3-128 (hex)."""
 
     start: int
     size: int
@@ -27,7 +27,7 @@ class Span:
 
 
 class Fingerprint:
-    """sha256 of a stream, and its spans: give it to `update` as a hash is given.
+    """The sha256 and the spans of a stream; used like a `hashlib` hash.
 
     Attributes:
         size: Bytes so far.
@@ -35,46 +35,48 @@ class Fingerprint:
 
     def __init__(self) -> None:
         self.size = 0
-        self._sha256, self._whole = hashlib.sha256(), xxhash.xxh3_128()
-        self._walk = FrameScanner()
-        self._seen = 0  # frames of the walk
+        self._sha256, self._xxh3 = hashlib.sha256(), xxhash.xxh3_128()
+        self._scanner = FrameScanner()
+        self._frames_seen = 0
         self._spans: list[Span] = []
-        self._start = 0
-        self._hash = xxhash.xxh3_128()
-        self._tail = b""  # the magic number of a frame may have begun
+        self._span_start = 0
+        self._span_hash = xxhash.xxh3_128()
+        self._tail = b""  # not hashed yet: the magic number of the next span may have begun
 
     def update(self, data: bytes) -> None:
-        """Go on over the next bytes."""
+        """Add the next bytes of the stream."""
         self._sha256.update(data)
-        self._whole.update(data)
+        self._xxh3.update(data)
         self.size += len(data)
-        if self._walk.lost is None:
-            self._walk.feed(data)
-            self._cut(self._tail + data)
+        if self._scanner.invalid_at is None:
+            self._scanner.feed(data)
+            self._update_spans(self._tail + data)
 
     def hexdigest(self) -> str:
-        """sha256 of all so far."""
+        """sha256 (hex) of the stream so far."""
         return self._sha256.hexdigest()
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """The spans of the whole stream: one, unless there are several frames and nothing else."""
-        if not self._spans or not self._walk.whole:
-            return (Span(0, self.size, self._whole.hexdigest()),)
-        last = self._hash.copy()
+        """The spans of the stream so far; a single one unless it consists of zstd frames."""
+        if not self._spans or not self._scanner.complete:
+            return (Span(0, self.size, self._xxh3.hexdigest()),)
+        last = self._span_hash.copy()
         last.update(self._tail)
-        return (*self._spans, Span(self._start, self.size - self._start, last.hexdigest()))
+        size = self.size - self._span_start
+        return (*self._spans, Span(self._span_start, size, last.hexdigest()))
 
-    def _cut(self, data: bytes) -> None:
-        """Hash what is known to belong to the span at hand, or to those that begin in `data`."""
-        view, place = memoryview(data), self.size - len(data)
-        for start in self._walk.starts[self._seen :]:
-            if start - self._start >= max(LEAST, start // SHARE):
-                self._hash.update(view[: start - place])
-                view, place = view[start - place :], start
-                self._spans.append(Span(self._start, start - self._start, self._hash.hexdigest()))
-                self._start, self._hash = start, xxhash.xxh3_128()
-        self._seen = len(self._walk.starts)
-        kept = max(0, len(view) - 3)
-        self._hash.update(view[:kept])
-        self._tail = bytes(view[kept:])
+    def _update_spans(self, data: bytes) -> None:
+        """Hash `data`, the end of the stream, into the current span and those that begin in it."""
+        view, offset = memoryview(data), self.size - len(data)
+        for start in self._scanner.starts[self._frames_seen :]:
+            size = start - self._span_start
+            if size >= max(MIN_SPAN_BYTES, start // MIN_SPAN_DIVISOR):
+                self._span_hash.update(view[: start - offset])
+                view, offset = view[start - offset :], start
+                self._spans.append(Span(self._span_start, size, self._span_hash.hexdigest()))
+                self._span_start, self._span_hash = start, xxhash.xxh3_128()
+        self._frames_seen = len(self._scanner.starts)
+        hashed = max(0, len(view) - 3)
+        self._span_hash.update(view[:hashed])
+        self._tail = bytes(view[hashed:])

@@ -1,7 +1,7 @@
-"""zstd frames: read in constant memory, followed without decompressing, written by several threads.
+"""zstd frames: decompress in constant memory, find frame boundaries, compress with several threads.
 
-Libraries that stream zstd take the end of a file for the end of a frame, so a broken download would
-pass for a short corpus: `FrameScanner` follows the block headers (RFC 8878) and knows better.
+Streaming zstd libraries accept the end of a file inside a frame, so a truncated download would pass
+as a short corpus. `FrameScanner` follows the block headers (RFC 8878) and detects this.
 """
 
 from __future__ import annotations
@@ -18,222 +18,234 @@ from typing import Any
 import xxhash
 import zstandard
 
-BLOCK = 4 << 20
-READ = 256 * 1024
-AHEAD = 32  # blocks under way, however many threads there are
-SYNC = 32 << 20  # written bytes that are brought to disk meanwhile: little is left to wait for
-MAGIC = 0xFD2FB528
-SKIPPABLE = range(0x184D2A50, 0x184D2A60)
-RLE = 1
+FRAME_TEXT_BYTES = 4 << 20  # text in each frame that is written, and in each block that is read
+READ_BYTES = 256 * 1024
+MAX_PENDING_FRAMES = 32  # whatever the number of threads
+SYNC_BYTES = 32 << 20  # sync to disk every so often, so that the last sync is short
+FRAME_MAGIC = 0xFD2FB528
+SKIPPABLE_MAGICS = range(0x184D2A50, 0x184D2A60)
+RLE_BLOCK = 1
 
 
 class FrameScanner:
-    """Where the frames of a stream begin and end; feed it the stream.
+    """Finds where the frames of a stream begin and end, without decompressing it.
 
     Attributes:
-        starts: Byte offsets of the frames so far, skippable ones left out.
-        lost: The byte where something follows that is no frame, if it does.
+        starts: Byte offsets of the frames so far, without skippable frames.
+        invalid_at: Offset of the first bytes that are not a frame; None if there are none.
     """
 
     def __init__(self) -> None:
         self.starts: list[int] = []
-        self.lost: int | None = None
-        self._ended = True
-        self._place = self._tail = 0
-        self._skip = 0
-        self._head = b""
-        self._need = 4
-        self._then: Callable[[bytes], None] = self._magic
+        self.invalid_at: int | None = None
+        self._between_frames = True
+        self._offset = 0
+        self._checksum_bytes = 0
+        self._skip_bytes = 0
+        self._header = b""
+        self._header_bytes = 4
+        self._parse: Callable[[bytes], None] = self._parse_magic
 
     @property
-    def whole(self) -> bool:
-        """Whether the last frame has just ended, or none has begun."""
-        return self._ended and not self._skip and not self._head and self.lost is None
+    def complete(self) -> bool:
+        """Whether the stream so far ends at the end of a frame, or is empty."""
+        return (
+            self._between_frames
+            and not self._skip_bytes
+            and not self._header
+            and self.invalid_at is None
+        )
 
     def feed(self, data: bytes) -> None:
-        """Go on over the next bytes of the stream."""
+        """Scan the next bytes of the stream."""
         at = 0
-        while at < len(data) and self.lost is None:
-            if self._skip:
-                step = min(self._skip, len(data) - at)
-                self._skip -= step
+        while at < len(data) and self.invalid_at is None:
+            if self._skip_bytes:
+                step = min(self._skip_bytes, len(data) - at)
+                self._skip_bytes -= step
             else:
-                step = min(self._need - len(self._head), len(data) - at)
-                self._head += data[at : at + step]
-                self._ended = False
+                step = min(self._header_bytes - len(self._header), len(data) - at)
+                self._header += data[at : at + step]
+                self._between_frames = False
             at += step
-            self._place += step
-            if not self._skip and len(self._head) == self._need:
-                head, self._head = self._head, b""
-                self._then(head)
+            self._offset += step
+            if not self._skip_bytes and len(self._header) == self._header_bytes:
+                header, self._header = self._header, b""
+                self._parse(header)
 
-    def _expect(self, need: int, then: Callable[[bytes], None]) -> None:
-        self._need, self._then = need, then
+    def _expect(self, size: int, parse: Callable[[bytes], None]) -> None:
+        self._header_bytes, self._parse = size, parse
 
-    def _magic(self, head: bytes) -> None:
-        magic = int.from_bytes(head, "little")
-        if magic in SKIPPABLE:
-            self._expect(4, self._skippable)
-        elif magic == MAGIC:
-            self.starts.append(self._place - 4)
-            self._expect(1, self._descriptor)
+    def _parse_magic(self, header: bytes) -> None:
+        magic = int.from_bytes(header, "little")
+        if magic in SKIPPABLE_MAGICS:
+            self._expect(4, self._parse_skippable_size)
+        elif magic == FRAME_MAGIC:
+            self.starts.append(self._offset - 4)
+            self._expect(1, self._parse_descriptor)
         else:
-            self.lost = self._place - 4
+            self.invalid_at = self._offset - 4
 
-    def _skippable(self, head: bytes) -> None:
-        self._skip = int.from_bytes(head, "little")
-        self._end()
+    def _parse_skippable_size(self, header: bytes) -> None:
+        self._skip_bytes = int.from_bytes(header, "little")
+        self._end_frame()
 
-    def _descriptor(self, head: bytes) -> None:
-        byte = head[0]
-        single, self._tail = byte >> 5 & 1, 4 * (byte >> 2 & 1)
+    def _parse_descriptor(self, header: bytes) -> None:
+        byte = header[0]
+        single, self._checksum_bytes = byte >> 5 & 1, 4 * (byte >> 2 & 1)
         # window, dictionary and content size
         rest = 1 - single + (0, 1, 2, 4)[byte & 3] + (single, 2, 4, 8)[byte >> 6]
-        self._expect(rest, lambda _: self._expect(3, self._block))
+        self._expect(rest, lambda _: self._expect(3, self._parse_block))
 
-    def _block(self, head: bytes) -> None:
-        value = int.from_bytes(head, "little")
-        last, kind, size = value & 1, value >> 1 & 3, value >> 3
-        self._skip = 1 if kind == RLE else size
+    def _parse_block(self, header: bytes) -> None:
+        value = int.from_bytes(header, "little")
+        last, block_type, size = value & 1, value >> 1 & 3, value >> 3
+        self._skip_bytes = 1 if block_type == RLE_BLOCK else size
         if last:
-            self._skip += self._tail
-            self._end()
+            self._skip_bytes += self._checksum_bytes
+            self._end_frame()
 
-    def _end(self) -> None:
-        self._expect(4, self._magic)
-        self._ended = True
+    def _end_frame(self) -> None:
+        self._expect(4, self._parse_magic)
+        self._between_frames = True
 
 
 class FrameWriter:
-    """Takes a text in blocks; several threads hash and compress them.
+    """Compresses a text into zstd frames; several threads hash and compress.
 
-    Every `BLOCK` bytes become a frame, so what is written depends on the text alone, however it
-    comes. To compare a text with one that was pressed before, leave out the path.
+    Each frame holds `FRAME_TEXT_BYTES` of text, so the output depends only on the text, not on how
+    it is split into calls of `add`.
 
     Args:
-        path: The file to write, or None.
+        path: The file to write; None to compute only the digest of the text.
         level: zstd level.
-        threads: That work at the same time.
+        threads: Threads that compress.
     """
 
     def __init__(self, path: Path | None, level: int = 1, threads: int = 1) -> None:
         self._file = path.open("wb") if path else None
         self._level, self._local = level, threading.local()
-        self._pool = ThreadPoolExecutor(threads)
-        self._last = ThreadPoolExecutor(1)  # puts things in order
-        self._sync = ThreadPoolExecutor(1)
-        self._unsynced = 0
+        self._compress_pool = ThreadPoolExecutor(threads)
+        self._write_pool = ThreadPoolExecutor(1)  # one thread, so frames stay in order
+        self._sync_pool = ThreadPoolExecutor(1)
+        self._unsynced_bytes = 0
         self._syncs: list[Future[None]] = []
-        self._room = BoundedSemaphore(min(2 * threads + 2, AHEAD))
-        self._held: list[memoryview] = []
-        self._size = 0
-        self._hash, self._fast, self._text = hashlib.sha256(), xxhash.xxh3_128(), xxhash.xxh3_128()
-        self._fault: BaseException | None = None
+        self._slots = BoundedSemaphore(min(2 * threads + 2, MAX_PENDING_FRAMES))
+        self._buffer: list[memoryview] = []
+        self._buffer_bytes = 0
+        self._sha256, self._xxh3 = hashlib.sha256(), xxhash.xxh3_128()
+        self._text_digest = xxhash.xxh3_128()
+        self._error: BaseException | None = None
 
     def __enter__(self) -> FrameWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        self._last.shutdown(cancel_futures=True)
-        self._sync.shutdown(cancel_futures=True)
+        self._compress_pool.shutdown(cancel_futures=True)
+        self._write_pool.shutdown(cancel_futures=True)
+        self._sync_pool.shutdown(cancel_futures=True)
         if self._file:
             self._file.close()
 
     def add(self, block: bytes) -> None:
-        """Take the next block; waits while too many are under way.
+        """Add the next bytes of the text; blocks while too many frames are pending.
 
         Raises:
-            OSError: A block before it could not be written.
+            OSError: An earlier frame could not be written.
         """
         view = memoryview(block)
-        while self._size + len(view) >= BLOCK:
-            cut = BLOCK - self._size
-            self._held.append(view[:cut])
+        while self._buffer_bytes + len(view) >= FRAME_TEXT_BYTES:
+            cut = FRAME_TEXT_BYTES - self._buffer_bytes
+            self._buffer.append(view[:cut])
             self._flush()
             view = view[cut:]
         if view:
-            self._held.append(view)
-            self._size += len(view)
+            self._buffer.append(view)
+            self._buffer_bytes += len(view)
 
     def finish(self) -> str:
-        """Wait for all; a digest of the text, in hex. Raises as `add`."""
-        if self._held:
+        """Wait until everything is written; returns a hex digest of the text.
+
+        Raises:
+            OSError: A frame could not be written or synced.
+        """
+        if self._buffer:
             self._flush()
-        self._last.submit(lambda: None).result()
-        if self._fault:
-            raise self._fault
+        self._write_pool.submit(lambda: None).result()
+        if self._error:
+            raise self._error
         for sync in self._syncs:
-            sync.result()  # whoever opens the file again is not told that writing back has failed
-        return self._text.hexdigest()
+            sync.result()  # a failed write-back is not reported to a later open of the file
+        return self._text_digest.hexdigest()
 
     @property
     def sha256(self) -> str:
-        """sha256 (hex) of the file, once it is finished."""
-        return self._hash.hexdigest()
+        """sha256 (hex) of the file, after `finish`."""
+        return self._sha256.hexdigest()
 
     @property
     def xxh3(self) -> str:
-        """xxh3-128 (hex) of the file, once it is finished."""
-        return self._fast.hexdigest()
+        """xxh3-128 (hex) of the file, after `finish`."""
+        return self._xxh3.hexdigest()
 
     def _flush(self) -> None:
-        block = self._held[0] if len(self._held) == 1 else b"".join(self._held)
-        self._held, self._size = [], 0
-        self._room.acquire()
-        if self._fault:
-            raise self._fault
-        self._last.submit(self._take, self._pool.submit(self._work, block))
+        text = self._buffer[0] if len(self._buffer) == 1 else b"".join(self._buffer)
+        self._buffer, self._buffer_bytes = [], 0
+        self._slots.acquire()
+        if self._error:
+            raise self._error
+        self._write_pool.submit(self._write, self._compress_pool.submit(self._compress, text))
 
-    def _work(self, block: bytes | memoryview) -> tuple[bytes, bytes]:
-        digest = xxhash.xxh3_128_digest(block)
+    def _compress(self, text: bytes | memoryview) -> tuple[bytes, bytes]:
+        digest = xxhash.xxh3_128_digest(text)
         if self._file is None:
             return b"", digest
-        if not hasattr(self._local, "compressor"):  # one cannot serve two threads
+        if not hasattr(self._local, "compressor"):  # a compressor is not thread-safe
             self._local.compressor = _compressor(self._level)
-        return self._local.compressor.compress(block), digest
+        return self._local.compressor.compress(text), digest
 
-    def _take(self, made: Future[tuple[bytes, bytes]]) -> None:
+    def _write(self, compressed: Future[tuple[bytes, bytes]]) -> None:
         try:
-            frame, digest = made.result()
-            self._text.update(digest)
+            frame, digest = compressed.result()
+            self._text_digest.update(digest)
             if self._file:
                 self._file.write(frame)
-                self._hash.update(frame)
-                self._fast.update(frame)
-                self._unsynced += len(frame)
-                if self._unsynced >= SYNC:
+                self._sha256.update(frame)
+                self._xxh3.update(frame)
+                self._unsynced_bytes += len(frame)
+                if self._unsynced_bytes >= SYNC_BYTES:
                     self._file.flush()
-                    self._syncs.append(self._sync.submit(os.fdatasync, self._file.fileno()))
-                    self._unsynced = 0
+                    self._syncs.append(self._sync_pool.submit(os.fdatasync, self._file.fileno()))
+                    self._unsynced_bytes = 0
         except BaseException as error:
-            self._fault = self._fault or error
+            self._error = self._error or error
         finally:
-            self._room.release()
+            self._slots.release()
 
 
 def _compressor(level: int) -> zstandard.ZstdCompressor:
-    """Without checksums, for whoever reads the file compares its hash.
+    """A compressor without frame checksums: readers compare the hash of the file.
 
-    At level 1 with a table that fits into a core's nearest cache, which takes 7 % less time and
-    gives 4 % more bytes.
+    At level 1, its hash table fits into the L1 cache of a core: 7 % faster, 4 % more bytes.
     """
     table = {"hash_log": 13} if level == 1 else {}
-    how = zstandard.ZstdCompressionParameters.from_level(level, write_content_size=1, **table)
-    return zstandard.ZstdCompressor(compression_params=how)
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level, write_content_size=1, **table
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters)
 
 
-def blocks(file: Any, window: int) -> Iterator[bytes]:
-    """The text of all frames of a file, in blocks of `BLOCK` bytes.
+def decompressed_blocks(file: Any, max_window_bytes: int) -> Iterator[bytes]:
+    """Decompress all frames of a file, in blocks of `FRAME_TEXT_BYTES`.
 
     Args:
-        file: Has `read`.
-        window: Bytes of memory that a frame may ask for.
+        file: An object with `read`.
+        max_window_bytes: The largest window that a frame may ask for.
 
     Raises:
-        zstandard.ZstdError: It holds something else.
+        zstandard.ZstdError: The file is not valid zstd.
     """
-    decoder = zstandard.ZstdDecompressor(max_window_size=window)
-    with decoder.stream_reader(file, read_size=READ, read_across_frames=True) as reader:
-        while block := reader.read(BLOCK):
+    decoder = zstandard.ZstdDecompressor(max_window_size=max_window_bytes)
+    with decoder.stream_reader(file, read_size=READ_BYTES, read_across_frames=True) as reader:
+        while block := reader.read(FRAME_TEXT_BYTES):
             yield block

@@ -132,7 +132,7 @@ class BatchReader:
                 row = self._decoder.decode(line)
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 return self._reader.parse(line)
-            return self._reader.record(
+            return self._reader.make_record(
                 *self._text([row]),
                 *(self._id([row]) if self._id else [None]),
                 *(self._group([row]) if self._group else [None]),

@@ -63,8 +63,8 @@ def test_what_stands_far_back_in_a_long_window_is_found(tmp_path: Path) -> None:
     [
         (27, 1500, None),
         (31, 3000, None),
-        (31, 1500, "a window of 2048 MB (zstd --long), and 1500 MB of memory are given. Give"),
-        (27, 350, "a window of 128 MB (zstd --long), and 350 MB of memory are given. Give"),
+        (31, 1500, "a window of 2048 MB (zstd --long), and 1500 MB of memory are available. Give"),
+        (27, 350, "a window of 128 MB (zstd --long), and 350 MB of memory are available. Give"),
     ],
 )
 def test_a_window_beyond_the_memory_that_is_given_is_told(

@@ -44,7 +44,7 @@ Make = Callable[..., Config]
 @pytest.fixture(autouse=True)
 def short_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few kilobytes have several."""
-    monkeypatch.setattr(spans_module, "LEAST", 1)
+    monkeypatch.setattr(spans_module, "MIN_SPAN_BYTES", 1)
 
 
 def spans_of(data: bytes, step: int = 1 << 20) -> tuple[Span, ...]:
@@ -292,8 +292,8 @@ def test_what_cannot_be_written_back_is_told_once_and_heard(
             told.append(file)
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(frames_module, "SYNC", 1000)
-    monkeypatch.setattr(frames_module, "BLOCK", 2000)
+    monkeypatch.setattr(frames_module, "SYNC_BYTES", 1000)
+    monkeypatch.setattr(frames_module, "FRAME_TEXT_BYTES", 2000)
     monkeypatch.setattr(frames_module.os, "fdatasync", lost)
     with pytest.raises(OSError, match="Input/output error"):
         run_item(node.work, node.items[0], Context(log=lambda text: None))

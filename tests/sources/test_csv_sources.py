@@ -25,9 +25,9 @@ from pipeline.config import Config, resolve
 from pipeline.core.errors import CorruptInput, InputError, Interrupted
 from pipeline.core.receipt import Receipt, load
 from pipeline.core.stop import Stop
-from pipeline.sources import csv_sources as tables
+from pipeline.sources import csv_sources
 from pipeline.sources.codecs import RawFile
-from pipeline.sources.csv_sources import OPINION
+from pipeline.sources.csv_sources import OPINION_COLUMNS
 from pipeline.sources.formats import json_lines
 from tests.helpers.runs import SMALL, AfterChecks, advance
 from tests.helpers.servers import FileServer
@@ -152,7 +152,7 @@ def test_a_field_may_be_long_and_no_longer_than_memory_allows(
 ) -> None:
     before = csv.field_size_limit()
     assert len(abstract(tmp_path, b"x" * 3_000_000)) == 3_000_000
-    monkeypatch.setattr(tables, "FIELD", 1000)
+    monkeypatch.setattr(csv_sources, "MAX_FIELD_BYTES", 1000)
     bad, *rest = nih(tmp_path, b'1,"' + b"x" * 2000 + b'"\r\n2,after\r\n')
     assert "field larger than field limit (1000)" in bad["malformed"]["reason"]
     assert [line["text"] for line in rest] == ["after"]
@@ -178,7 +178,7 @@ def test_a_table_that_is_none_is_told(tmp_path: Path, data: bytes, told: str) ->
 def test_a_zip_that_is_cut_off_is_told_wherever_it_is(tmp_path: Path) -> None:
     data = zipped(NIH_HEADER + b"".join(b'%d,"text %d"\r\n' % (n, n * n) for n in range(2000)))
     for size in [*range(4, len(data), 97), len(data) - 1]:
-        with pytest.raises(CorruptInput, match="cut off or no sound zip"):
+        with pytest.raises(CorruptInput, match="truncated or not a valid zip"):
             read(tmp_path, data[:size], "nih-exporter")
 
 
@@ -203,7 +203,7 @@ def test_what_a_writer_of_csv_wrote_is_what_is_read(
 
 def copied(rows: list[dict[str, str | None]], columns: tuple[str, ...] | None = None) -> bytes:
     """Rows as PostgreSQL's COPY writes them: quoted, quotes and backslashes escaped, NULL empty."""
-    names = columns or ("id", "date_created", "type", *OPINION, "cluster_id")
+    names = columns or ("id", "date_created", "type", *OPINION_COLUMNS, "cluster_id")
 
     def field(value: str | None) -> str:
         if value is None:
@@ -251,11 +251,11 @@ def test_what_postgresql_wrote_is_what_is_read(
     assert found == text
 
 
-@pytest.mark.parametrize("last", range(len(OPINION)))
+@pytest.mark.parametrize("last", range(len(OPINION_COLUMNS)))
 def test_the_last_column_that_is_not_empty_is_the_text(tmp_path: Path, last: int) -> None:
-    given: dict[str, str | None] = {name: name for name in OPINION[: last + 1]}
-    given |= dict.fromkeys(OPINION[last + 1 :], ["", None, " \n"][last % 3])
-    assert opinion(tmp_path, **given) == OPINION[last]
+    given: dict[str, str | None] = {name: name for name in OPINION_COLUMNS[: last + 1]}
+    given |= dict.fromkeys(OPINION_COLUMNS[last + 1 :], ["", None, " \n"][last % 3])
+    assert opinion(tmp_path, **given) == OPINION_COLUMNS[last]
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_memory_stays_small_however_long_the_table(tmp_path: Path, form: str) ->
         (tmp_path / name).write_bytes(data)
     done = subprocess.run(
         [sys.executable, "-c", HUNGRY, form, tmp_path / "short", tmp_path / "long"],
-        cwd=Path(tables.__file__).parents[2],
+        cwd=Path(csv_sources.__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=120,
@@ -511,7 +511,7 @@ def test_a_damaged_year_is_found_out_and_fetched_again(
 def test_a_year_that_came_broken_is_told_so(exporter: Any, tmp_path: Path) -> None:
     server, config = exporter
     server.files = {**YEARS, "/abstracts/2020": YEARS["/abstracts/2020"][:-30]}
-    with pytest.raises(CorruptInput, match=r"2020 is cut off.* it was so when it came.* FILE="):
+    with pytest.raises(CorruptInput, match=r"2020 is truncated.* it was so when it came.* FILE="):
         advance(config(), tmp_path, "decompress.chunks")
 
 

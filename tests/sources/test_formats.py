@@ -30,10 +30,9 @@ from pipeline.core.receipt import hash_file
 from pipeline.core.registry import Dataset
 from pipeline.dag import find
 from pipeline.download.stage import corpus_files
-from pipeline.sources import codecs as raw_module
-from pipeline.sources import formats as forms
+from pipeline.sources import codecs, formats
 from pipeline.sources.codecs import RawFile
-from pipeline.sources.formats import FORMS, format_of, json_lines
+from pipeline.sources.formats import READERS, format_of, json_lines
 from tests.helpers.runs import AfterChecks, advance
 
 ROWS = [
@@ -87,7 +86,7 @@ def read(path: Path, form: str = "auto") -> list[Any]:
 
 def test_every_form_that_the_registry_knows_can_be_read() -> None:
     field = Dataset.model_fields["form"]
-    assert set(typing.get_args(field.annotation)) == {"auto", *FORMS}
+    assert set(typing.get_args(field.annotation)) == {"auto", *READERS}
 
 
 @pytest.mark.parametrize("compressed", COMPRESSORS)
@@ -139,7 +138,7 @@ def test_a_text_file_beyond_measure_is_put_aside(
 ) -> None:
     path = tmp_path / "all.txt"
     path.write_bytes(b"x" * 2_000_000)
-    monkeypatch.setattr(forms, "MEASURE", 1 << 20)
+    monkeypatch.setattr(formats, "MAX_TEXT_FILE_BYTES", 1 << 20)
     (line,) = read(path)
     told = "longer than 1048576 bytes, and a text file is one document"
     assert line["malformed"]["reason"] == told
@@ -344,7 +343,7 @@ def test_a_stop_is_heard_while_a_parquet_file_is_hashed(
     path.write_bytes(parquet([{"text": random.Random(1).randbytes(3 << 20).hex()}]))
     config = small().model_copy(update={"dataset": local(path, *UNHASHED)})
     advance(config, tmp_path / "root", "download.model")
-    monkeypatch.setattr(raw_module, "READ", 1 << 16)
+    monkeypatch.setattr(codecs, "READ_BYTES", 1 << 16)
     with pytest.raises(Interrupted):
         advance(config, tmp_path / "root", "decompress.chunks", AfterChecks(30))
     assert not list((tmp_path / "root").glob("data/*/chunks-*/chunk-*")), "no row was read"

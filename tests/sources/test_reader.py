@@ -24,8 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import CorruptInput, Failure
-from pipeline.sources import codecs as module
-from pipeline.sources import zstd_frames as frames
+from pipeline.sources import codecs, zstd_frames
 from pipeline.sources.codecs import RawFile
 from pipeline.sources.formats import json_lines
 from pipeline.sources.records import SURROGATES, LineReader, RecordParser
@@ -148,10 +147,10 @@ def compress(draw: Any, written: Written, codec: str) -> None:
 
 
 @st.composite
-def files(draw: Any, forms: list[str], codecs: list[str]) -> tuple[str, Written]:
+def files(draw: Any, formats: list[str], suffixes: list[str]) -> tuple[str, Written]:
     """The ending of a file's name, and the file."""
-    form = draw(st.sampled_from(forms))
-    codec = draw(st.sampled_from(codecs)) if form != ".parquet" else ""
+    form = draw(st.sampled_from(formats))
+    codec = draw(st.sampled_from(suffixes)) if form != ".parquet" else ""
     written: Written = AS[form](draw, draw(documents))
     if form != ".parquet" and draw(st.booleans()):
         written.data = written.data.removesuffix(b"\n").removesuffix(b"\r")
@@ -166,18 +165,17 @@ def read(path: Path, size: int, block: int) -> tuple[list[str], list[int]]:
         CorruptInput: As these two do.
     """
     found, bad, number = [], [], 0
-    before = module.READ, module.FEED, frames.READ, frames.BLOCK
-    frames.READ, frames.BLOCK = block, 3 * block
-    module.READ, module.FEED = block + 64, block  # a file is judged by its first `READ` bytes
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zstd_frames, "READ_BYTES", block)
+        patch.setattr(zstd_frames, "FRAME_TEXT_BYTES", 3 * block)
+        patch.setattr(codecs, "READ_BYTES", block + 64)  # enough to detect the codec
+        patch.setattr(codecs, "DECODER_INPUT_BYTES", block)
         lines = LineReader(json_lines([RawFile(path)], "auto"))
         chunks = []
         while lines.has_more():
             chunks.append(b"".join(lines.pieces(size)))
         if not chunks:
             raise CorruptInput("holds no text")
-    finally:
-        module.READ, module.FEED, frames.READ, frames.BLOCK = before
     reader = BatchReader(RecordParser("text", "id", None))
     for chunk in chunks:
         for lines_of_it in LineReader([chunk]).whole_lines(size // 2 + 1, 1_000_000):

@@ -24,7 +24,7 @@ import zstandard
 from pipeline.config import resolve
 from pipeline.core.errors import CorruptInput
 from pipeline.core.registry import find_dataset, ids
-from pipeline.sources.csv_sources import OPINION
+from pipeline.sources.csv_sources import OPINION_COLUMNS
 from pipeline.tokenize.shards import SPLITS
 from tests.helpers.runs import SMALL, advance
 from tests.helpers.servers import FileServer, HubServer
@@ -141,7 +141,7 @@ def year(number: int) -> tuple[bytes, list[dict[str, Any]]]:
 
 def snapshot() -> tuple[bytes, list[dict[str, Any]]]:
     """A quarterly snapshot of CourtListener: what PostgreSQL's COPY wrote, in bzip2."""
-    names = ["id", "date_created", "date_modified", "type", "sha1", *OPINION, "cluster_id"]
+    names = ["id", "date_created", "date_modified", "type", "sha1", *OPINION_COLUMNS, "cluster_id"]
     lines, records = [",".join(names)], []
     for number in range(COUNT):
         text = f'{number}. He said "no", and the court \\ affirmed.\nSo ordered.'

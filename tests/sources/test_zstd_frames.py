@@ -13,7 +13,12 @@ import pytest
 import xxhash
 import zstandard
 
-from pipeline.sources.zstd_frames import BLOCK, FrameScanner, FrameWriter, blocks
+from pipeline.sources.zstd_frames import (
+    FRAME_TEXT_BYTES,
+    FrameScanner,
+    FrameWriter,
+    decompressed_blocks,
+)
 from tests.sources.helpers import frames
 
 
@@ -27,28 +32,28 @@ def test_the_ends_of_frames_are_known_without_decompressing(seed: int) -> None:
             starts.append(ends[-1])
         ends.append(ends[-1] + len(frame))
     step = chance.choice([7, 1000, 1 << 18]) if len(data) < 20_000 else 1 << 16
-    walk = FrameScanner()
+    scanner = FrameScanner()
     for at in range(0, len(data), step):
-        walk.feed(data[at : at + step])
-    assert walk.whole
-    assert walk.starts == starts
+        scanner.feed(data[at : at + step])
+    assert scanner.complete
+    assert scanner.starts == starts
     for place in {*chance.sample(range(len(data)), min(50, len(data))), *ends}:
-        walk = FrameScanner()
-        walk.feed(data[:place])
-        assert walk.whole == (place in ends)
+        scanner = FrameScanner()
+        scanner.feed(data[:place])
+        assert scanner.complete == (place in ends)
 
 
 def test_what_is_no_frame_is_told_with_its_place() -> None:
     frame = zstandard.compress(b"text")
-    walk = FrameScanner()
-    walk.feed(frame + b"garbage")
-    assert walk.lost == len(frame)
-    assert not walk.whole
+    scanner = FrameScanner()
+    scanner.feed(frame + b"garbage")
+    assert scanner.invalid_at == len(frame)
+    assert not scanner.complete
 
 
 def text_blocks(seed: int = 0) -> Iterator[bytes]:
     chance = random.Random(seed)
-    for size in (5, BLOCK, 1000, 3 * BLOCK, BLOCK - 1, 7):
+    for size in (5, FRAME_TEXT_BYTES, 1000, 3 * FRAME_TEXT_BYTES, FRAME_TEXT_BYTES - 1, 7):
         yield chance.randbytes(size // 4) * 4
 
 
@@ -67,10 +72,13 @@ def test_threads_change_no_byte(tmp_path: Path) -> None:
     assert press(one, 2)[1] == hashlib.sha256(one.read_bytes()).hexdigest()
     assert press(None, 2)[0] == press(one, 2)[0], "read over, it is the same text"
     with one.open("rb") as file:
-        assert b"".join(blocks(file, 1 << 27)) == b"".join(text_blocks())
+        assert b"".join(decompressed_blocks(file, 1 << 27)) == b"".join(text_blocks())
 
 
-@pytest.mark.parametrize("size", [1, 100, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
+@pytest.mark.parametrize(
+    "size",
+    [1, 100, FRAME_TEXT_BYTES - 1, FRAME_TEXT_BYTES, FRAME_TEXT_BYTES + 1, 3 * FRAME_TEXT_BYTES],
+)
 def test_what_is_written_depends_on_the_text_and_not_on_how_it_comes(
     tmp_path: Path, size: int
 ) -> None:
@@ -94,8 +102,13 @@ def test_a_block_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_blocks_are_of_one_size_whatever_the_frames() -> None:
-    texts = [b"a" * 10, b"b" * BLOCK, b"", b"c" * (2 * BLOCK + 5)]
+    texts = [b"a" * 10, b"b" * FRAME_TEXT_BYTES, b"", b"c" * (2 * FRAME_TEXT_BYTES + 5)]
     file = io.BytesIO(b"".join(map(zstandard.compress, texts)))
-    found = list(blocks(file, 1 << 27))
-    assert [len(block) for block in found] == [BLOCK, BLOCK, BLOCK, 15]
+    found = list(decompressed_blocks(file, 1 << 27))
+    assert [len(block) for block in found] == [
+        FRAME_TEXT_BYTES,
+        FRAME_TEXT_BYTES,
+        FRAME_TEXT_BYTES,
+        15,
+    ]
     assert xxhash.xxh3_128(b"".join(found)).digest() == xxhash.xxh3_128(b"".join(texts)).digest()
