@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Config
-from pipeline.core.receipt import Receipt, hash_json
+from pipeline.core.receipt import Receipt
 from pipeline.core.stage import Input, Item, Step, Work
 from pipeline.decompress import stage as decompress
 from pipeline.download import stage as download
@@ -50,7 +50,7 @@ def keys(config: Config) -> dict[str, str]:
     """The recipe key of every step: its own settings and, through its needs, those before it."""
     found: dict[str, str] = {}
     for step in STEPS:
-        found[step.name] = hash_json([step.own_key(config), {n: found[n] for n in step.needs}])
+        found[step.name] = step.key(config, {need: found[need] for need in step.needs})
     return found
 
 

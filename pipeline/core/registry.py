@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.core.errors import UserError
 from pipeline.core.redaction import has_login
-from pipeline.core.settings import Section, build, nearest, not_hashed, read_yaml
+from pipeline.core.settings import NEUTRAL, Section, build, hashed, nearest, not_hashed, read_yaml
 
 CONF = Path(__file__).parents[1] / "conf"
 HEADER = 100_000_000  # bytes that safetensors allow it to have
@@ -30,26 +30,26 @@ class Dataset(Section):
     `hf://owner/name` a hub data set, `docstrings://a,b` the docstrings of installed packages, of
     which `max_bytes` are taken at most. A `file://` may name a folder, of which all is taken. With
     `years` (`2020` or `1985-2024`) there is one file a year, and `{year}` stands for it in the
-    URLs. `form` is how the files hold records, see `pipeline.sources.formats`. `language` is its code in
-    ISO 639. `instead` is the id to try when it cannot be had; `model` and `recipe` are its own
-    defaults.
+    URLs. `form`: how the files hold records, see `pipeline.sources.formats`. `language`: its ISO 639
+    code. `instead`: the id to try when the corpus cannot be fetched. `model`, `recipe`: the
+    defaults for this data set.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     urls: list[str] = Field(min_length=1)
-    years: str | None = Field(None, pattern=YEARS)
+    years: str | None = hashed(None, neutral=None, pattern=YEARS)
     form: Literal[
         "auto", "jsonl", "csv", "tsv", "parquet", "text", "nih-exporter", "courtlistener"
-    ] = "auto"
-    sha256: str | None = Field(None, pattern=SHA256)
+    ] = hashed("auto", neutral="auto")
+    sha256: str | None = hashed(None, neutral=None, pattern=SHA256)
     size: int | None = not_hashed(None, ge=0)
-    revision: str | None = None
-    subset: str | None = None
-    split: str = "train"
-    max_bytes: int | None = Field(None, ge=1000)
-    text_field: str = "text"
-    id_field: str | None = None
-    split_by: str | None = None
+    revision: str | None = hashed(None, neutral=None)
+    subset: str | None = hashed(None, neutral=None)
+    split: str = hashed("train", neutral="train")
+    max_bytes: int | None = hashed(None, neutral=None, ge=1000)
+    text_field: str = hashed("text", neutral="text")
+    id_field: str | None = hashed(None, neutral=None)
+    split_by: str | None = hashed(None, neutral=None)
     licence: str = not_hashed("")
     language: str | None = not_hashed(None)
     about: str = not_hashed("")
@@ -105,26 +105,16 @@ class Dataset(Section):
         return {f"{year}": [url.replace("{year}", f"{year}") for url in self.urls] for year in span}
 
     def identity_fields(self) -> dict[str, Any]:
-        """As for any section, with the content in place of the ways to it."""
-        ways = ("urls", "years", "sha256", "revision", "subset", "split", "max_bytes")
-        return {k: v for k, v in super().identity_fields().items() if k not in ways} | {
-            "content": self.content
-        }
+        """As for any section, with the content in place of where it comes from."""
+        fields = super().identity_fields().items()
+        return {k: v for k, v in fields if k not in _SOURCE} | {"content": self.content}
 
     @property
     def content(self) -> dict[str, Any]:
         """What names the corpus: its hash where known, else where it comes from."""
         if self.sha256:
             return {"sha256": self.sha256}
-        if self.urls[0].startswith("docstrings:"):
-            return {"urls": self.urls, "max_bytes": self.max_bytes}
-        return {
-            "urls": self.urls,
-            "years": self.years,
-            "revision": self.revision,
-            "subset": self.subset,
-            "split": self.split,
-        }
+        return _not_neutral(self, _SOURCE)
 
 
 class BaseModel(Section):
@@ -136,13 +126,13 @@ class BaseModel(Section):
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    repo: str | None = None
-    revision: str | None = None
-    path: str | None = None
-    package: str | None = None
-    gguf: str | None = None
-    prefix_token: str | None = None
-    end_token: str | None = None
+    repo: str | None = hashed(None, neutral=None)
+    revision: str | None = hashed(None, neutral=None)
+    path: str | None = hashed(None, neutral=None)
+    package: str | None = hashed(None, neutral=None)
+    gguf: str | None = hashed(None, neutral=None)
+    prefix_token: str | None = hashed(None, neutral=None)
+    end_token: str | None = hashed(None, neutral=None)
     parameters: int | None = not_hashed(None)
     context: int | None = not_hashed(None, ge=1)
     modules: tuple[str, ...] = not_hashed(())
@@ -159,13 +149,15 @@ class BaseModel(Section):
     @property
     def content(self) -> dict[str, Any]:
         """What names the weights and the tokenizer."""
-        return {
-            "repo": self.repo,
-            "revision": self.revision,
-            "path": self.path,
-            "package": self.package,
-            "gguf": self.gguf,
-        }
+        return _not_neutral(self, ("repo", "revision", "path", "package", "gguf"))
+
+
+_SOURCE = ("urls", "years", "sha256", "revision", "subset", "split", "max_bytes")
+
+
+def _not_neutral(section: Section, names: tuple[str, ...]) -> dict[str, Any]:
+    found = {name: section.identity(name) for name in names}
+    return {name: value for name, value in found.items() if value is not NEUTRAL}
 
 
 Kind = Literal["datasets", "models", "recipes"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 import yaml
@@ -21,24 +22,68 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """A group of settings: frozen, strict about names and types."""
+    """A group of settings: frozen, strict about names and types.
+
+    Every field says whether it is part of a recipe key: `hashed(...)` with its neutral value, or
+    `not_hashed(...)`. A field without a default is always part of it.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
 
     def identity_fields(self) -> dict[str, Any]:
-        """The fields that decide the bytes of a result, as plain data for hashing."""
-        extras = {name: f.json_schema_extra for name, f in type(self).model_fields.items()}
-        free = {
-            name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("free")
-        }
-        return self.model_dump(mode="json", exclude=free)
+        """The fields that decide the bytes of a result, as plain data."""
+        left_out = {name for name, facts in _declared(type(self)) if facts.get("hashed") is False}
+        return self.model_dump(mode="json", exclude=left_out)
+
+    def identity(self, name: str) -> Any:
+        """What a field adds to a recipe key: its value, or `NEUTRAL` if it adds nothing."""
+        return _identity(type(self), name, self.model_dump(mode="json", include={name})[name])
+
+
+NEUTRAL = object()
+"""Stands for a field whose value does not enter a recipe key."""
+
+
+def hashed(default: Any, *, neutral: Any, table: int = 1, **kwargs: Any) -> Any:
+    """A pydantic field that decides results, so it is part of the recipe keys of its steps.
+
+    Args:
+        default: The value where nothing is said. A release may change it.
+        neutral: The value that leaves keys as they were before the field existed, and reproduces
+            what was computed then. It is chosen when the field is introduced and never changed.
+        table: Version of the table that turns the value `auto` into a number. Raise it with the
+            table.
+        kwargs: Passed on to `pydantic.Field`.
+    """
+    facts = {"hashed": True, "neutral": neutral, "table": table}
+    return Field(default, json_schema_extra=facts, **kwargs)
 
 
 def not_hashed(default: Any, **kwargs: Any) -> Any:
-    """A pydantic field that cannot change the result, so it is not part of the recipe key."""
-    return Field(default, json_schema_extra={"free": True}, **kwargs)
+    """A pydantic field that cannot change a result, so it is not part of a recipe key."""
+    return Field(default, json_schema_extra={"hashed": False}, **kwargs)
+
+
+def neutral_values(section: type[Section]) -> dict[str, Any]:
+    """The neutral value of each field of a section that has one, as plain data."""
+    return {n: facts["neutral"] for n, facts in _declared(section) if "neutral" in facts}
+
+
+def _declared(section: type[Section]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, field in section.model_fields.items():
+        extra = field.json_schema_extra
+        yield name, extra if isinstance(extra, dict) else {}
+
+
+def _identity(section: type[Section], name: str, value: Any) -> Any:
+    facts = dict(_declared(section))[name]
+    if "neutral" not in facts:
+        return value
+    if value == "auto" and facts["table"] > 1:
+        return f"auto@{facts['table']}"
+    return NEUTRAL if value == facts["neutral"] else value
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MethodType
 from typing import Any, Protocol, cast
 
 from pipeline.core import receipt as receipts
@@ -21,7 +22,7 @@ from pipeline.core.lease import Gone, Lease
 from pipeline.core.leftovers import sweep
 from pipeline.core.receipt import Draft, Receipt, UnitIdentity, hash_json
 from pipeline.core.registry import BaseModel, Dataset
-from pipeline.core.settings import Section
+from pipeline.core.settings import NEUTRAL, Section
 from pipeline.core.stop import Stop
 
 
@@ -113,8 +114,11 @@ class Step:
         stage: The stage it belongs to.
         name: Unique name, `stage.what`.
         version: Raised only when the bytes it makes change.
-        uses: Settings that decide those bytes (dotted; a section stands for its keyed fields).
-        reads: Settings it may look at that do not decide them.
+        uses: Settings that decide those bytes, as `section.field`.
+        resolved: Settings that decide them only through the `inputs` of items. They are part of the
+            key, so that two runs never share a folder; but where their effect is equal, units made
+            under other values are adopted.
+        reads: Settings it may read that do not decide them; a section stands for all its fields.
         needs: Names of the steps whose output it reads.
         folder: Where its units go below the root, as `…/kind-….`, given the config and the first
             8 digits of all keys so far.
@@ -135,6 +139,7 @@ class Step:
     folder: Callable[[RunConfig, Mapping[str, str]], str]
     items: Callable[[RunConfig, Inputs], list[Item]]
     run: Callable[[RunConfig, Item, Inputs, Context], None]
+    resolved: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     tasks: str = ""
     exclusive: bool = False
@@ -143,8 +148,16 @@ class Step:
 
     def own_key(self, config: RunConfig) -> str:
         """Hash of what the step itself brings: name, version and the settings it uses."""
-        settings = {path: plain(lookup(config, path)) for path in self.uses}
-        return hash_json([self.name, self.version, settings])
+        return hash_json([self.name, self.version, _identities(config, self.uses)])
+
+    def key(self, config: RunConfig, needs: Mapping[str, str]) -> str:
+        """The recipe key.
+
+        Args:
+            config: The run.
+            needs: The recipe keys of the steps it needs, by name.
+        """
+        return hash_json([self.own_key(config), _identities(config, self.resolved), needs])
 
     def view(self, config: RunConfig) -> RunConfig:
         """The config, restricted to what the step declares; anything else is an error of ours."""
@@ -158,9 +171,15 @@ def lookup(config: Any, path: str) -> Any:
     return config
 
 
-def plain(value: Any) -> Any:
-    """A setting as plain data for hashing."""
-    return value.identity_fields() if isinstance(value, Section) else value
+def _identities(config: RunConfig, paths: tuple[str, ...]) -> dict[str, Any]:
+    """What settings add to a recipe key; those with their neutral value add nothing."""
+    found = {}
+    for path in paths:
+        section_name, _, name = path.partition(".")
+        section: Section = getattr(config, section_name)
+        is_field = name in type(section).model_fields
+        found[path] = section.identity(name) if is_field else getattr(section, name)
+    return {path: value for path, value in found.items() if value is not NEUTRAL}
 
 
 class _View:
@@ -169,8 +188,10 @@ class _View:
 
     def __getattr__(self, name: str) -> Any:
         path = f"{self._path}.{name}".lstrip(".")
-        declared = (*self._step.uses, *self._step.reads)
+        declared = (*self._step.uses, *self._step.resolved, *self._step.reads)
         value = getattr(self._node, name)
+        if isinstance(value, MethodType):
+            return MethodType(value.__func__, self)  # it reads what is declared, no more
         if any(path == d or path.startswith(d + ".") for d in declared):
             return value
         if any(d.startswith(path + ".") for d in declared):

@@ -13,11 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from pydantic import Field
-
 from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Receipt, hash_file, hash_json, set_aside
-from pipeline.core.settings import Section, not_hashed
+from pipeline.core.settings import Section, hashed, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.decompress.partition import Slice, Sliced, divide
 from pipeline.sources.codecs import CHUNK_NAME, RawFile
@@ -38,9 +36,9 @@ class DecompressConfig(Section):
     their shards are sealed; where they are needed again, they are made again.
     """
 
-    chunk_bytes: int = Field(256_000_000, ge=1000)
-    level: int = Field(1, ge=1, le=19)
-    part_bytes: int = Field(256_000_000, ge=1000)
+    chunk_bytes: int = hashed(256_000_000, neutral=256_000_000, ge=1000)
+    level: int = hashed(1, neutral=1, ge=1, le=19)
+    part_bytes: int = hashed(256_000_000, neutral=256_000_000, ge=1000)
     tasks: int = not_hashed(4, ge=1)
     keep_chunks: bool = not_hashed(True)
 
@@ -216,7 +214,12 @@ STEPS = (
         stage="decompress",
         name="decompress.chunks",
         version=3,
-        uses=("decompress", "dataset.form"),
+        uses=(
+            "decompress.chunk_bytes",
+            "decompress.level",
+            "decompress.part_bytes",
+            "dataset.form",
+        ),
         needs=("download.corpus",),
         folder=_folder,
         items=items,

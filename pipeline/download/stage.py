@@ -117,7 +117,8 @@ def corpus_items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """One item: the corpus. A local file without a known hash changes with its size and time."""
     dataset = config.dataset
     if dataset.sha256 or _local(dataset.urls[0]) is None:
-        return [Item("corpus", {})]
+        # the form decides what the files of several years are called
+        return [Item("corpus", {"form": dataset.form} if dataset.years else {})]
     try:
         stats = {
             name: os.stat(_local(urls[0]) or "") for name, urls in corpus_files(dataset).items()
@@ -239,6 +240,7 @@ STEPS = (
         name="download.corpus",
         version=1,
         uses=("dataset.content",),
+        resolved=("dataset.form",),
         reads=("dataset", "download"),
         needs=(),
         folder=_corpus_folder,

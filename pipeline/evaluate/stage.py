@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pipeline.core.errors import UserError
-from pipeline.core.settings import Section
+from pipeline.core.settings import Section, hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.tokenize.stage import what_is_read
 
@@ -35,15 +35,15 @@ class EvaluateConfig(Section):
     batch, a part in a thousand.
     """
 
-    max_documents: int = Field(2000, ge=1)
-    max_tokens: int | None = Field(None, ge=1)
-    context: int | None = Field(None, ge=2)
-    stride: int | None = Field(None, ge=1)
-    prompts: int = Field(16, ge=0)
-    prompt_tokens: int = Field(32, ge=1)
-    new_tokens: int = Field(64, ge=1)
-    resamples: int = Field(2000, ge=100)
-    batch_tokens: int = Field(4096, ge=1)
+    max_documents: int = hashed(2000, neutral=2000, ge=1)
+    max_tokens: int | None = hashed(None, neutral=None, ge=1)
+    context: int | None = hashed(None, neutral=None, ge=2)
+    stride: int | None = hashed(None, neutral=None, ge=1)
+    prompts: int = hashed(16, neutral=16, ge=0)
+    prompt_tokens: int = hashed(32, neutral=32, ge=1)
+    new_tokens: int = hashed(64, neutral=64, ge=1)
+    resamples: int = hashed(2000, neutral=2000, ge=100)
+    batch_tokens: int = hashed(4096, neutral=4096, ge=1)
 
     @model_validator(mode="after")
     def _moves_on(self) -> EvaluateConfig:
@@ -73,9 +73,15 @@ class EvaluateConfig(Section):
         return width, stride
 
 
+def samples_item(config: RunConfig) -> str:
+    """The name of the item of generated texts; runs with other prompts share a folder."""
+    settings = config.evaluate
+    return f"{SAMPLES}-{settings.prompts}x{settings.prompt_tokens}+{settings.new_tokens}"
+
+
 def base_items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """A score for each split, and the samples."""
-    return [Item(name, what_is_read(inputs)) for name in (*SPLITS, SAMPLES)]
+    return [Item(name, what_is_read(inputs)) for name in (*SPLITS, samples_item(config))]
 
 
 def tuned_items(config: RunConfig, inputs: Inputs) -> list[Item]:
@@ -98,7 +104,7 @@ def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """
     from pipeline.evaluate import run as evaluation
 
-    compute = evaluation.write_samples if item.name == SAMPLES else evaluation.score_split
+    compute = evaluation.write_samples if item.name not in SPLITS else evaluation.score_split
     compute(config, item, inputs, ctx)
 
 
@@ -137,11 +143,22 @@ _BASE = Step(
     name="evaluate.base",
     version=3,
     uses=(
-        "evaluate",
+        "evaluate.max_documents",
+        "evaluate.max_tokens",
+        "evaluate.context",
+        "evaluate.stride",
+        "evaluate.batch_tokens",
         "train.weights",
         "train.precision",
         "train.int8_threshold",
         "train.unquantized_modules",
+    ),
+    # only the samples depend on these, and their item is named by them
+    reads=(
+        "evaluate.prompts",
+        "evaluate.prompt_tokens",
+        "evaluate.new_tokens",
+        "evaluate.resamples",
     ),
     needs=_NEEDS,
     folder=_base_folder,

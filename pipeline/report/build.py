@@ -19,6 +19,7 @@ from pipeline.evaluate import memorization as samples
 from pipeline.evaluate import metrics as measure
 from pipeline.evaluate.contamination import overlap
 from pipeline.evaluate.contamination.ngrams import N
+from pipeline.evaluate.stage import samples_item
 from pipeline.report import advice, page
 from pipeline.report import settings_diff as recipe
 from pipeline.report.history import cost, progress, stragglers, timeline
@@ -78,7 +79,7 @@ def build(
     found = gather(config, inputs, logs, underway)
     text = json.dumps(found.report, indent=1, ensure_ascii=False)
     (folder / "report.json").write_text(text, encoding="utf-8")
-    page.render(found.report, found.curve, found.results, _samples(inputs), folder)
+    page.render(found.report, found.curve, found.results, _samples(config, inputs), folder)
     return found.report
 
 
@@ -181,21 +182,21 @@ def _written(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
     untold = dict.fromkeys(n for n in least if config.evaluate.new_tokens < least[n])
     found = {}
     for who in WHO:
-        receipt = _receipt(inputs, f"evaluate.{who}", "samples")
+        receipt = _receipt(inputs, f"evaluate.{who}", samples_item(config))
         if receipt:
             kinds = receipt.facts["written"]
             found[who] = {kind: {**figures, **untold} for kind, figures in kinds.items()}
     return found or None
 
 
-def _samples(inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
+def _samples(config: RunConfig, inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
     """By kind of opening: prompt and reference, with what base and adapted model wrote."""
     written = {}
     for who in WHO:
-        receipt = _receipt(inputs, f"evaluate.{who}", "samples")
+        receipt = _receipt(inputs, f"evaluate.{who}", samples_item(config))
         if receipt is None:
             return {"held_out": [], "learned": []}
-        unit = inputs[f"evaluate.{who}"].folder / "samples"
+        unit = inputs[f"evaluate.{who}"].folder / samples_item(config)
         path = verify(unit, "samples.json", receipt)
         written[who] = json.loads(path.read_text(encoding="utf-8"))
     return {

@@ -12,10 +12,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pipeline.core.receipt import Receipt, hash_json
-from pipeline.core.settings import Section, not_hashed
+from pipeline.core.settings import Section, hashed, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.sources.records import MAX_LINE_BYTES
 
@@ -32,12 +32,14 @@ class TokenizeConfig(Section):
     byte.
     """
 
-    validation: Literal["auto"] | float = "auto"
-    test: Literal["auto"] | float = "auto"
+    validation: Literal["auto"] | float = hashed("auto", neutral="auto")
+    test: Literal["auto"] | float = hashed("auto", neutral="auto")
     tasks: int = not_hashed(16, ge=1)
     max_bad_lines: int = not_hashed(1000, ge=0)
     max_bad_share: float = not_hashed(0.1, ge=0, le=1)
-    max_line_bytes: int = Field(MAX_LINE_BYTES, ge=1000, le=500_000_000)  # the tokens fit a page
+    max_line_bytes: int = hashed(  # so that the tokens of a line fit into a Parquet page
+        MAX_LINE_BYTES, neutral=16_000_000, ge=1000, le=500_000_000
+    )
 
     @model_validator(mode="after")
     def _leave_something(self) -> TokenizeConfig:
@@ -140,7 +142,14 @@ STEPS = (
         stage="tokenize",
         name="tokenize.shards",
         version=4,
-        uses=("tokenize", "dataset.text_field", "dataset.id_field", "dataset.split_by"),
+        uses=(
+            "tokenize.max_line_bytes",
+            "dataset.text_field",
+            "dataset.id_field",
+            "dataset.split_by",
+        ),
+        resolved=("tokenize.validation", "tokenize.test"),
+        reads=("tokenize",),
         needs=("decompress.chunks", "download.model"),
         folder=_folder,
         items=items,

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.core.errors import UserError
-from pipeline.core.settings import Section, nearest, not_hashed
+from pipeline.core.settings import Section, hashed, nearest, neutral_values, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.modeling import attention as attentions
 from pipeline.modeling import loading as load
@@ -56,49 +56,51 @@ class TrainConfig(Section):
     `tensorboard`: whether that package, which is optional, is to show what metrics.jsonl holds.
     """
 
-    method: Literal["lora", "full"] = "lora"
-    weights: load.Weights = "int8"
-    int8_threshold: float = Field(6.0, ge=0)
-    unquantized_modules: tuple[str, ...] = ()
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    lora_rank: int = Field(16, ge=1)
-    lora_alpha: float = Field(32, gt=0)
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    lora_targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    model_dropout: float = Field(0.0, ge=0, lt=1)
+    method: Literal["lora", "full"] = hashed("lora", neutral="lora")
+    weights: load.Weights = hashed("int8", neutral="int8")
+    int8_threshold: float = hashed(6.0, neutral=6.0, ge=0)
+    unquantized_modules: tuple[str, ...] = hashed((), neutral=[])
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = hashed("auto", neutral="auto")
+    lora_rank: int = hashed(16, neutral=16, ge=1)
+    lora_alpha: float = hashed(32, neutral=32, gt=0)
+    lora_dropout: float = hashed(0.0, neutral=0.0, ge=0, lt=1)
+    lora_targets: tuple[str, ...] | Literal["all-linear"] = hashed(
+        "all-linear", neutral="all-linear"
+    )
+    model_dropout: float = hashed(0.0, neutral=0.0, ge=0, lt=1)
 
-    optimizer: optimizers.Kind = "adamw"
-    lr: float = Field(2e-4, gt=0)
-    min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    schedule: schedules.Kind = "cosine"
-    cycles: int = Field(4, ge=1)
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    spike_factor: float | None = Field(10.0, gt=1)
-    max_skipped_in_a_row: int = Field(5, ge=0)
-    rollbacks: int = Field(2, ge=0)
-    rollback_rate: float = Field(0.5, gt=0, lt=1)
+    optimizer: optimizers.Kind = hashed("adamw", neutral="adamw")
+    lr: float = hashed(2e-4, neutral=2e-4, gt=0)
+    min_lr_ratio: float = hashed(0.1, neutral=0.1, ge=0, le=1)
+    warmup_ratio: float = hashed(0.03, neutral=0.03, ge=0, lt=1)
+    schedule: schedules.Kind = hashed("cosine", neutral="cosine")
+    cycles: int = hashed(4, neutral=4, ge=1)
+    betas: tuple[Beta, Beta] = hashed((0.9, 0.95), neutral=[0.9, 0.95])
+    eps: float = hashed(1e-8, neutral=1e-8, gt=0)
+    weight_decay: float = hashed(0.01, neutral=0.01, ge=0)
+    max_grad_norm: float = hashed(1.0, neutral=1.0, gt=0)
+    spike_factor: float | None = hashed(10.0, neutral=10.0, gt=1)
+    max_skipped_in_a_row: int = hashed(5, neutral=5, ge=0)
+    rollbacks: int = hashed(2, neutral=2, ge=0)
+    rollback_rate: float = hashed(0.5, neutral=0.5, gt=0, lt=1)
 
-    sequence_length: int | None = Field(None, ge=8)
-    packing: Literal["best-fit", "pad"] = "best-fit"
-    batch_size: int = Field(64, ge=1)
+    sequence_length: int | None = hashed(None, neutral=None, ge=8)
+    packing: Literal["best-fit", "pad"] = hashed("best-fit", neutral="best-fit")
+    batch_size: int = hashed(64, neutral=64, ge=1)
     micro_batch_size: int = not_hashed(8, ge=1)
-    tokens: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    steps: int | None = Field(None, ge=1)
+    tokens: int | None = hashed(None, neutral=None, ge=1)
+    epochs: float | None = hashed(None, neutral=None, gt=0)
+    steps: int | None = hashed(None, neutral=None, ge=1)
     gradient_checkpointing: bool = not_hashed(True)
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = hashed(0, neutral=0, ge=0, lt=2**63)
 
     attention: attentions.Wanted = not_hashed("auto")
     compile: bool = not_hashed(False)
 
-    validate_every: int = Field(100, ge=1)
-    early_stopping_patience: int | None = Field(None, ge=1)
-    validation_documents: int = Field(200, ge=1)
-    validation_tokens: int | None = Field(None, ge=1)
+    validate_every: int = hashed(100, neutral=100, ge=1)
+    early_stopping_patience: int | None = hashed(None, neutral=None, ge=1)
+    validation_documents: int = hashed(200, neutral=200, ge=1)
+    validation_tokens: int | None = hashed(None, neutral=None, ge=1)
     sample_tokens: int = not_hashed(40, ge=1)
     checkpoint_every: int = not_hashed(50, ge=1)
     keep_checkpoints: int = not_hashed(2, ge=1)
@@ -135,8 +137,8 @@ class TrainConfig(Section):
             raise ValueError("set at most one of train.tokens, train.epochs, train.steps")
         if self.micro_batch_size > self.batch_size:
             raise ValueError(
-                f"train.micro_batch_size={self.micro_batch_size} is more than train.batch_size={self.batch_size}, the "
-                "windows of a whole optimizer step"
+                f"train.micro_batch_size={self.micro_batch_size} is more than "
+                f"train.batch_size={self.batch_size}, the windows of a whole optimizer step"
             )
         return self
 
@@ -148,7 +150,8 @@ class TrainConfig(Section):
         """
         if self.sequence_length and context and self.sequence_length > context:
             raise UserError(
-                f"train.sequence_length={self.sequence_length} is longer than the model's context of {context}",
+                f"train.sequence_length={self.sequence_length} is longer than the model's context of "
+                f"{context}",
                 f'use ARGS="train.sequence_length={context}"',
             )
         return self.sequence_length or min(LONGEST, context or LONGEST)
@@ -196,8 +199,8 @@ STEPS = (
         stage="train",
         name="train.train",
         version=2,
-        uses=("train",),
-        reads=("name", "model", "evaluate"),
+        uses=tuple(f"train.{name}" for name in neutral_values(TrainConfig)),
+        reads=("name", "model", "train", "evaluate"),
         needs=("tokenize.shards", "tokenize.seal", "download.model"),
         folder=lambda config, keys: f"runs/{config.name}/train-{keys['train.train']}",
         items=items,

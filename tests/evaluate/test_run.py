@@ -21,7 +21,7 @@ from pipeline.dag import find
 from pipeline.dataset.subset import by_hash, choose
 from pipeline.dataset.token_cache import Corpus, open_corpus
 from pipeline.evaluate.metrics import bits_per_byte, perplexity
-from pipeline.evaluate.stage import EvaluateConfig
+from pipeline.evaluate.stage import EvaluateConfig, samples_item
 from pipeline.modeling import loading as load
 from pipeline.tokenize.encoder import Reference
 from tests.helpers.runs import advance
@@ -126,7 +126,7 @@ def test_both_write_on_the_same_openings(finished: Config, root: Path) -> None:
         assert [s["greedy"] for s in base[kind]] != [s["greedy"] for s in tuned[kind]]
     assert set(first) == {"prompt", "reference", "greedy", "sampled"}
     assert set(base["learned"][0]) == {"prompt", "reference", "greedy"}
-    written = facts(finished, root, "evaluate.tuned", "samples")["written"]
+    written = facts(finished, root, "evaluate.tuned", samples_item(small()))["written"]
     assert set(written) == {"reference", "greedy", "sampled", "learned"}
     assert (written["greedy"]["texts"], written["greedy"]["tokens"]) == (2, 8)
 

@@ -20,6 +20,7 @@ from pipeline.core.registry import BaseModel, Dataset
 from pipeline.core.stage import Input
 from pipeline.evaluate.memorization import measure
 from pipeline.evaluate.metrics import bits_per_byte, interval, perplexity, word_perplexity
+from pipeline.evaluate.stage import samples_item
 from pipeline.report.build import build
 from pipeline.report.compare.compare import Run as Compared
 from pipeline.report.history.progress import Underway
@@ -109,7 +110,7 @@ class Run:
             "sampled": SCRIPT,
         }
         texts = {"held_out": [sample] * 6, "learned": [sample]}
-        return self.unit(f"evaluate.{who}", "samples", facts, samples_json=texts)
+        return self.unit(f"evaluate.{who}", samples_item(self.config), facts, samples_json=texts)
 
     def overlap(self) -> Input:
         found = {"documents": self.documents, "near_duplicates": 30, "any_overlap": 90}

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pipeline.evaluate.stage import samples_item
 from pipeline.report.build import build
 from pipeline.report.compare.compare import compare
 from pipeline.report.history.progress import Standing, Underway
@@ -56,7 +57,7 @@ def finished(folder: Path) -> None:
 def in_progress(folder: Path) -> None:
     run = Run(folder / "run", restarts=1)
     inputs = run.inputs("train.train", "evaluate.tuned")
-    inputs["evaluate.base"].receipts.pop("samples")
+    inputs["evaluate.base"].receipts.pop(samples_item(run.config))
     steps = (
         Standing("download.corpus", "done", 1, 1),
         Standing("decompress.chunks", "running", 7, 40, "part-00007: 41 %, 34,518 documents"),

@@ -20,6 +20,7 @@ from pipeline.config import Config, save_config
 from pipeline.core import receipt as receipts
 from pipeline.core.errors import CorruptInput, Interrupted, UserError
 from pipeline.dag import STEPS, find, survey
+from pipeline.evaluate.stage import samples_item
 from pipeline.report import PARTIAL_REPORT, build
 from pipeline.report.history.progress import Standing, Underway, headline, progress
 from pipeline.report.history.training_curve import read_curve
@@ -101,7 +102,7 @@ def test_a_half_scored_split_is_shown_for_what_it_is(
     root: Path, small: Callable[..., Config]
 ) -> None:
     config = small()
-    take_away(root, config, "evaluate.tuned", "validation", "samples")
+    take_away(root, config, "evaluate.tuned", "validation", samples_item(config))
     shutil.rmtree(root / "runs/small/report")
     _, report, html = made(config, root)
     assert "paired" in report["evaluation"]["test"]
