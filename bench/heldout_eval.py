@@ -51,18 +51,18 @@ def main() -> None:
     """Answer the question on the command line."""
     import torch
 
-    from pipeline.modeling import loading as load
-    from pipeline.modeling.scoring import Windows, score
+    from pipeline.modeling.loading import load_adapter, load_base
+    from pipeline.modeling.scoring import SlidingWindows, score
 
     question, adapter, out = sys.argv[1:]
     asked = json.loads(Path(question).read_text())
     device = torch.device("cpu")
-    model = load.load_base(Path(asked["model"]), "fp32", device)
+    model = load_base(Path(asked["model"]), "fp32", device)
     if adapter:
-        model = load.load_adapter(model, Path(adapter))
+        model = load_adapter(model, Path(adapter))
     documents, prefix = held_out(Path(asked["test"]), asked["tokens"])
     context = 1 + max(map(len, documents))
-    nats, tokens = score(model, documents, Windows(context, context, prefix), device, "fp32")
+    nats, tokens = score(model, documents, SlidingWindows(context, context, prefix), device, "fp32")
     Path(out).write_text(json.dumps({"nats": nats.tolist(), "tokens": tokens.tolist()}))
 
 

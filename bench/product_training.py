@@ -65,7 +65,8 @@ def bare(learner: Any, batches: list[Any]) -> float:
     What it leaves in the gradients is removed.
     """
     from pipeline.dataset.packing import IGNORE_INDEX
-    from pipeline.modeling.loading import autocast, backbone
+    from pipeline.modeling.device import autocast
+    from pipeline.modeling.loading import backbone
     from pipeline.modeling.loss import token_losses
 
     ready = [batch.by_mask() for batch in batches]

@@ -86,13 +86,13 @@ def ours(
     """Nats of each document, and CPU seconds, by the product."""
     import torch
 
-    from pipeline.modeling import loading as load
-    from pipeline.modeling.scoring import Windows, score
+    from pipeline.modeling.loading import load_base
+    from pipeline.modeling.scoring import SlidingWindows, score
 
     device = torch.device("cpu")
-    model = load.load_base(folder, "fp32", device)
+    model = load_base(folder, "fp32", device)
     began = time.process_time()
-    nats, _ = score(model, texts, Windows(context, stride, prefix), device, "fp32")
+    nats, _ = score(model, texts, SlidingWindows(context, stride, prefix), device, "fp32")
     return nats.tolist(), time.process_time() - began
 
 

@@ -101,7 +101,7 @@ def resolve(
     if config.model.context:
         config.train.window(config.model.context)
         config.evaluate.window(config.model.context)
-    config.train.aim(config.model.modules)
+    config.train.check_targets(config.model.modules)
     if name is not None:
         return config
     differs = [config.model.id] if model_name != (data.model or MODEL) else []

@@ -599,29 +599,30 @@ class Gpu:
 def test_a_build_of_torch_without_cuda_is_told_where_a_gpu_was_granted() -> None:
     import torch
 
-    from pipeline.modeling.loading import pick_device
+    from pipeline.modeling.device import pick_device
 
     assert pick_device(0).type == "cpu"
     if torch.version.cuda:
         pytest.skip("this build is with CUDA")
-    with pytest.raises(UserError, match=r"was granted, .* without CUDA.* make plan TORCH=cu126"):
+    with pytest.raises(UserError, match=r"was allocated, .* has no CUDA.* make plan TORCH=cu126"):
         pick_device(1)
 
 
 def test_gpus_that_torch_cannot_use_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from pipeline.modeling.loading import load_base, pick_device
+    from pipeline.modeling.device import pick_device
+    from pipeline.modeling.loading import load_base
 
     Gpu(monkeypatch, (7, 5), 1)
     assert pick_device(1).type == "cuda"
     with pytest.raises(UserError, match="it sees 1"):
         pick_device(2, 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES='' hides all of them. unset it"):
+    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES='' hides all GPUs. unset it"):
         pick_device(1)
     Gpu(monkeypatch, (7, 0), 1)
-    with pytest.raises(UserError, match=r"Old GPU is of compute capability 7.0, .* is for 7.5"):
+    with pytest.raises(UserError, match=r"Old GPU has compute capability 7.0, .* needs 7.5"):
         pick_device(1)
     with pytest.raises(UserError, match=r"weights=int8 needs .* 7.5 or more, and Old GPU has 7.0"):
         load_base(Path("none"), "int8", torch.device("cuda", 0))
@@ -650,4 +651,4 @@ def test_a_granted_gpu_that_torch_cannot_use_ends_training_in_one_line(
     profile = tmp_path / "gpu.yaml"
     profile.write_text("scheduler: local\ncpus: 1\ngpus: 1\n")
     line = refused(run("submit", root, f"--profile={profile}"), 2)
-    assert "a GPU was granted, but torch" in line
+    assert "a GPU was allocated, but torch" in line

@@ -16,7 +16,7 @@ from jobs.cli.run_selection import Selection, selecting
 from jobs.core.console import complain, settle
 from pipeline.core.errors import InputError
 from pipeline.core.redaction import redact_all
-from pipeline.modeling.loading import Precision
+from pipeline.modeling.device import Precision
 
 if TYPE_CHECKING:
     from jobs.cluster.profile import Profile

@@ -16,7 +16,7 @@ from pipeline.core.stage import damage_set_aside
 from pipeline.dag import Node, survey
 from pipeline.export import export
 from pipeline.export.model_card import write_card
-from pipeline.modeling.loading import Precision
+from pipeline.modeling.device import Precision
 
 
 def export_run(config: Config, root: Path, to: Path | None, precision: Precision) -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+
+from pipeline.modeling.scoring import Floats, Ints
 
 LARGEST = 700.0
 """Nats of which exp is still a number."""
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 DEFINITIONS = {
     "perplexity": (

@@ -25,10 +25,12 @@ from pipeline.dataset.token_cache import Corpus
 from pipeline.evaluate.contamination.copies import longest_copies
 from pipeline.evaluate.memorization import compose, openings
 from pipeline.evaluate.metrics import bits_per_byte, interval, perplexity, word_perplexity
-from pipeline.modeling import compatibility as family
-from pipeline.modeling import loading as load
-from pipeline.modeling.generation import write
-from pipeline.modeling.scoring import Kept, Part, Windows, score
+from pipeline.modeling.compatibility import check_head
+from pipeline.modeling.device import Precision, pick_device, pick_precision
+from pipeline.modeling.generation import generate
+from pipeline.modeling.loading import load_adapter, load_base
+from pipeline.modeling.scoring import ScoredBatch, SlidingWindows, score
+from pipeline.modeling.scoring_log import ScoringLog
 from pipeline.tokenize.encoder import Reference
 
 if TYPE_CHECKING:
@@ -85,7 +87,7 @@ class _Bench:
 
     model: Any
     device: torch.device
-    precision: load.Precision
+    precision: Precision
     corpus: Corpus
     base: Path
     context: int
@@ -97,8 +99,8 @@ def _prepare(config: RunConfig, split: str, item: Item, inputs: Inputs, ctx: Con
     import torch
 
     torch.set_num_threads(ctx.cpus)
-    device = load.pick_device(ctx.gpus, ctx.local_rank)
-    precision = load.pick_precision(item.data.get("precision", config.train.precision), device)
+    device = pick_device(ctx.gpus, ctx.local_rank)
+    precision = pick_precision(item.data.get("precision", config.train.precision), device)
     if (there := item.data.get("device", device.type)) != device.type:
         raise UserError(
             f"the base model was scored on {there}, and arithmetic differs on {device.type}",
@@ -108,7 +110,7 @@ def _prepare(config: RunConfig, split: str, item: Item, inputs: Inputs, ctx: Con
     base, receipt = inputs["download.model"].one()
     if "model" not in ctx.memo:
         model = _load(config, inputs, device)
-        family.check_head(model, device, precision)
+        check_head(model, device, precision)
         ctx.memo["model"] = model
     ends = receipt.facts["prefix_id"], receipt.facts["end_id"]
     context = receipt.facts["context"]
@@ -134,10 +136,10 @@ def _load(config: RunConfig, inputs: Inputs, device: torch.device) -> Any:
         trained.verify(best)
         adapter = best if trained.facts["method"] == "lora" else None
         folder = folder if adapter else best
-    model = load.load_base(
+    model = load_base(
         folder, settings.weights, device, settings.int8_threshold, settings.unquantized_modules
     )
-    return load.load_adapter(model, adapter) if adapter else model
+    return load_adapter(model, adapter) if adapter else model
 
 
 def _score(
@@ -146,17 +148,19 @@ def _score(
     """A row a document, what they add up to, and the seconds that earlier attempts put into it."""
     corpus = bench.corpus
     chosen = choose(corpus, settings.max_documents, settings.max_tokens)
-    windows = Windows(*settings.window(bench.context), bench.prefix)
+    windows = SlidingWindows(*settings.window(bench.context), bench.prefix)
     total = int(np.diff(corpus.offsets)[chosen].sum())
-    new: list[Part] = []
-    with Kept(ctx.partial, {"precision": bench.precision, "device": bench.device.type}) as kept:
-        through = sum(int(part[2].sum()) for part in kept.parts)
+    new: list[ScoredBatch] = []
+    with ScoringLog(
+        ctx.partial, {"precision": bench.precision, "device": bench.device.type}
+    ) as log:
+        through = sum(int(batch.tokens.sum()) for batch in log.batches)
 
-        def keep(*part: Any) -> None:
+        def keep(batch: ScoredBatch) -> None:
             nonlocal through
-            kept.add(*part)
-            new.append(part)
-            through += int(part[2].sum())
+            log.add(batch)
+            new.append(batch)
+            through += int(batch.tokens.sum())
             ctx.progress(through, total, "tokens")
 
         nll, tokens = score(
@@ -167,8 +171,8 @@ def _score(
             bench.precision,
             batch_tokens=settings.batch_tokens,
             check=ctx.stop.check,
-            done=keep,
-            parts=kept.parts,
+            on_batch=keep,
+            scored=log.batches,
         )
     if odd := int((~np.isfinite(nll)).sum()):
         raise UserError(
@@ -190,12 +194,12 @@ def _score(
         "tokens": int(tokens.sum()),
         "bytes": int(size.sum()),
         "words": int(words.sum()),
-        "places": np.sum([part[3] for part in (*kept.parts, *new)], axis=0).tolist(),
+        "places": np.sum([batch.by_position for batch in (*log.batches, *new)], axis=0).tolist(),
         "context": windows.context,
         "stride": windows.stride,
         "batch_tokens": settings.batch_tokens,
     }
-    return pa.table(columns | {"words": words}), facts, kept.seconds
+    return pa.table(columns | {"words": words}), facts, log.seconds
 
 
 def _samples(
@@ -209,7 +213,7 @@ def _samples(
     rounds = iter(range(1, 4))
 
     def go_on(prompts: list[list[int]], sampled: bool) -> list[list[int]]:
-        found = write(bench.model, prompts, length, *how, sampled=sampled, stop=ctx.stop)
+        found = generate(bench.model, prompts, length, *how, sampled=sampled, stop=ctx.stop)
         ctx.progress(next(rounds), 3, "rounds of samples")
         return found
 

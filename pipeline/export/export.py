@@ -28,8 +28,8 @@ from pipeline.core.leftovers import ended
 from pipeline.core.receipt import NAME, Receipt, UnitIdentity, commit, hash_json, load_current
 from pipeline.core.receipt import load as read_receipt
 from pipeline.download.base_model import TOKENIZER_FILES
-from pipeline.modeling import loading as load
-from pipeline.modeling.loading import Precision
+from pipeline.modeling.device import Precision
+from pipeline.modeling.loading import backbone, load_adapter, silence_libraries
 
 VERSION = 2
 OWN = "export"
@@ -170,7 +170,7 @@ def _model(source: Source) -> Any:
     import torch
     import transformers
 
-    load.hush()
+    silence_libraries()
     config = transformers.AutoConfig.from_pretrained(
         source.base, local_files_only=True, trust_remote_code=False
     )
@@ -182,7 +182,7 @@ def _model(source: Source) -> Any:
         trust_remote_code=False,
     )
     if source.merged:
-        adapted = load.load_adapter(model, source.best)
+        adapted = load_adapter(model, source.best)
         _check_ties(adapted)
         model = adapted.merge_and_unload(safe_merge=True)
     model.generation_config = transformers.GenerationConfig.from_model_config(model.config)
@@ -191,7 +191,7 @@ def _model(source: Source) -> Any:
 
 def _check_ties(adapted: Any) -> None:
     """Raise `UserError` if an adapter lies on weights that two modules share."""
-    _, head = load.backbone(adapted)
+    _, head = backbone(adapted)
     embeddings = adapted.get_base_model().get_input_embeddings()
     if head.weight is embeddings.weight and any(hasattr(m, "lora_A") for m in (head, embeddings)):
         raise UserError(

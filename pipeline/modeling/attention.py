@@ -1,8 +1,9 @@
-"""Which attention computes a training: torch's own with a mask, or FlashAttention by lengths.
+"""Choose the attention implementation that a training uses.
 
-Both keep documents of a window apart, one by the block-diagonal mask of a `Batch`, the other by the
-places where its pieces begin (`Batch.by_length`), which needs no mask and no padding. They agree to
-rounding, so the choice is free, as that of the GPU is.
+All of them keep the documents of a window apart. `cpu_by_document` and torch's SDPA use the
+block-diagonal mask of a `Batch`. FlashAttention uses sequence lengths (`Batch.by_length`) and needs
+neither mask nor padding. They agree up to rounding, so a run may change between them, as it may
+change the GPU.
 """
 
 from __future__ import annotations
@@ -15,33 +16,47 @@ from pipeline.core.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.modeling.loading import Precision
+    from pipeline.modeling.device import Precision
 
-Wanted = Literal["auto", "sdpa", "flash"]
-Attention = Literal["sdpa", "flash_attention_2"]
-AMPERE = 8
+AttentionSetting = Literal["auto", "sdpa", "flash"]
+AttentionImplementation = Literal["cpu_by_document", "sdpa", "flash_attention_2"]
+"""Names under which transformers finds them; the first is registered by `cpu_attention`."""
+
+MIN_FLASH_MAJOR = 8  # compute capability, Ampere
 
 
-def pick_attention(wanted: Wanted, device: torch.device, precision: Precision) -> Attention:
-    """Resolve `auto`: flash where device, precision and installation allow it, else sdpa.
+def default_attention(device: torch.device) -> AttentionImplementation:
+    """What a device uses without FlashAttention."""
+    return "cpu_by_document" if device.type == "cpu" else "sdpa"
+
+
+def pick_attention(
+    setting: AttentionSetting, device: torch.device, precision: Precision
+) -> AttentionImplementation:
+    """Resolve `auto`: FlashAttention where it can run, else the default of the device.
 
     Raises:
-        UserError: flash was asked for, and cannot be.
+        UserError: FlashAttention was requested and cannot run.
     """
-    why = "" if wanted == "sdpa" else _why_no_flash(device, precision)
-    if wanted == "flash" and why:
-        raise UserError(f"train.attention=flash {why}", "use train.attention=auto")
-    return "sdpa" if wanted == "sdpa" or why else "flash_attention_2"
+    if setting == "sdpa":
+        return "sdpa"
+    problem = _flash_problem(device, precision)
+    if not problem:
+        return "flash_attention_2"
+    if setting == "flash":
+        raise UserError(f"train.attention=flash {problem}", "use train.attention=auto")
+    return default_attention(device)
 
 
-def _why_no_flash(device: torch.device, precision: Precision) -> str:
+def _flash_problem(device: torch.device, precision: Precision) -> str:
+    """Why FlashAttention cannot run; empty if it can."""
     import torch
 
     if device.type != "cuda":
         return "needs a GPU"
     if precision == "fp32":
         return "computes in bf16 or fp16 only, and the precision is fp32"
-    if torch.cuda.get_device_capability(device)[0] < AMPERE:
+    if torch.cuda.get_device_capability(device)[0] < MIN_FLASH_MAJOR:
         name = torch.cuda.get_device_name(device)
         return f"needs a GPU of compute capability 8.0 or more, and {name} has less"
     if find_spec("flash_attn") is None:

@@ -1,10 +1,10 @@
-"""Families of models that mean more than is computed here are refused: nothing else would complain.
+"""Refuse models whose forward pass we do not reproduce; nothing else would report them.
 
-Training and scoring take the hidden states of a model's body, and its output head after them. Some
-families scale or cap what comes out of the head; computed without that, perplexities are those of
-another model. In training a mask alone keeps documents of a window apart: a model that carries a
-state from token to token does not look at it, and a layer that looks back only so far would look
-back farther under it.
+Training and scoring compute the hidden states of a model's body, then apply its output head. Some
+model types scale or cap the logits after the head; without that step, perplexities would be those
+of another model. In training only a mask keeps the documents of a window apart. A model that
+carries a state from token to token ignores the mask, and a layer with a limited attention span
+would look back farther than it should.
 """
 
 from __future__ import annotations
@@ -14,94 +14,104 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import UserError
 from pipeline.core.registry import UNFIT
 from pipeline.dataset.packing import Batch
+from pipeline.modeling.eval_mode import eval_mode
 from pipeline.modeling.loading import backbone
-from pipeline.modeling.scoring import judging
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.modeling.loading import Precision
+    from pipeline.modeling.device import Precision
 
-PROBE = 16
-NEAR = 1e-3
-APART = 0.1  # of its size; int8 and bf16 round what stands beside other text by some hundredths
-REACHES = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+PROBE_TOKENS = 16
+MAX_LOGIT_ERROR = 1e-3  # relative to the largest logit
+MAX_ISOLATION_ERROR = 0.1  # relative norm; int8 and bf16 rounding alone makes a few hundredths
+SPAN_FIELDS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+"""Layer type in a model's configuration → the field that limits how far it looks back."""
 
 
 def check_head(model: Any, device: torch.device, precision: Precision) -> None:
-    """Raise `UserError` if a model's logits are not those of its head on its body's states."""
+    """Raise `UserError` if a model's logits are not its output head applied to its states."""
     import torch
 
     body, head = backbone(model)
-    ids = torch.arange(PROBE, device=device)[None]
-    with judging(model, device, precision):
-        meant = model(input_ids=ids, use_cache=False).logits.float()
-        found = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
-    if (found - meant).abs().max() > NEAR * meant.abs().max():
+    ids = torch.arange(PROBE_TOKENS, device=device)[None]
+    with eval_mode(model, device, precision):
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+        computed = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
+    if (computed - expected).abs().max() > MAX_LOGIT_ERROR * expected.abs().max():
         raise UserError(
-            f"models of the family {_family(model)} change their logits after the output head, "
-            "which is not computed here",
-            "take another MODEL",
+            f"models of type {_model_type(model)} change their logits after the output head, "
+            "which is not supported",
+            "use another MODEL",
         )
 
 
-def matrices(model: Any) -> list[str]:
-    """Names of the modules that hold a matrix which adapters can go beside."""
-    found = [(name, getattr(m, "weight", None)) for name, m in model.named_modules()]
-    matrix = [name for name, weight in found if weight is not None and weight.ndim == 2]
-    return [name for name in matrix if name.rpartition(".")[2] not in UNFIT]
+def adaptable_modules(model: Any) -> list[str]:
+    """Names of the modules with a weight matrix, which LoRA can adapt."""
+    weights = [(name, getattr(m, "weight", None)) for name, m in model.named_modules()]
+    matrices = [name for name, weight in weights if weight is not None and weight.ndim == 2]
+    return [name for name in matrices if name.rpartition(".")[2] not in UNFIT]
 
 
-def check_windows(model: Any, device: torch.device, precision: Precision, length: int) -> None:
-    """Raise `UserError` if documents that share windows would not be read as they are alone.
+def check_document_isolation(
+    model: Any, device: torch.device, precision: Precision, window_tokens: int
+) -> None:
+    """Raise `UserError` if documents that share a window would see each other.
 
     Args:
-        model: The base, with adapters or without.
-        device: Where it is.
-        precision: Of its arithmetic.
-        length: Slots of a window.
+        model: The base model, with or without adapters.
+        device: Where the model is.
+        precision: Floating-point format of the computation.
+        window_tokens: Length of a training window.
     """
-    told = f"models of the family {_family(model)}"
+    model_type = _model_type(model)
     if getattr(backbone(model)[0], "_is_stateful", False):
         raise UserError(
-            f"{told} carry a state from token to token, by which documents of a window would see "
-            "each other",
-            "take another MODEL",
+            f"models of type {model_type} carry a state from token to token, through which the "
+            "documents of a window would see each other",
+            "use another MODEL",
         )
+    flash = model.config.get_text_config()._attn_implementation == "flash_attention_2"
+    span = _attention_span(model)
+    if span and window_tokens > span and not flash:
+        raise UserError(
+            f"windows of {window_tokens} tokens are longer than the attention span of {span} "
+            "tokens of some layers of this model, and the training mask does not limit it",
+            f"use train.sequence_length={span}",
+        )
+    if _isolation_error(model, device, precision, flash) > MAX_ISOLATION_ERROR:
+        raise UserError(
+            f"models of type {model_type} let documents in the same window see each other",
+            "use another MODEL",
+        )
+
+
+def _attention_span(model: Any) -> int | None:
+    """How many tokens the most limited layer looks back; None: all."""
     config = model.config.get_text_config()
-    flash = config._attn_implementation == "flash_attention_2"
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
-    reaches = (getattr(config, REACHES[kind], None) for kind in kinds if kind in REACHES)
-    reach = min((reach for reach in reaches if reach), default=length)
-    if length > reach and not flash:
-        raise UserError(
-            f"windows of {length} slots are longer than the {reach} tokens that layers of this "
-            "model look back, which the mask of a training does not know of",
-            f"use train.sequence_length={reach}",
-        )
-    if _beside(model, device, precision, flash) > APART:
-        raise UserError(
-            f"{told} read one document into the next where they share a window",
-            "take another MODEL",
-        )
+    layer_types = getattr(config, "layer_types", None) or ["sliding_attention"]
+    spans = [getattr(config, SPAN_FIELDS[t], None) for t in layer_types if t in SPAN_FIELDS]
+    return min((span for span in spans if span), default=None)
 
 
-def _beside(model: Any, device: torch.device, precision: Precision, flash: bool) -> float:
-    """By how much a document's states differ where another one is before it in the window."""
+def _isolation_error(model: Any, device: torch.device, precision: Precision, flash: bool) -> float:
+    """Relative change of a document's hidden states when another one precedes it in the window."""
     import torch
 
     body, head = backbone(model)
-    words = head.weight.shape[0]
-    drawn = torch.randint(words, (1, 2 * PROBE), generator=torch.Generator().manual_seed(0))
-    place = torch.arange(PROBE).repeat(1, 2)
-    piece = torch.arange(2).repeat_interleave(PROBE)[None]
-    batch = Batch(drawn, drawn, place, piece).to(device)
+    vocabulary = head.weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocabulary, (1, 2 * PROBE_TOKENS), generator=generator)
+    positions = torch.arange(PROBE_TOKENS).repeat(1, 2)
+    segments = torch.arange(2).repeat_interleave(PROBE_TOKENS)[None]
+    batch = Batch(tokens, tokens, positions, segments).to(device)
     arguments, _ = batch.by_length() if flash else batch.by_mask()
-    with judging(model, device, precision):
-        second = body(**arguments, use_cache=False).last_hidden_state[:, PROBE:].float()
-        alone = body(input_ids=batch.inputs[:, PROBE:], use_cache=False).last_hidden_state.float()
-    return float((second - alone).norm() / alone.norm())
+    with eval_mode(model, device, precision):
+        packed = body(**arguments, use_cache=False).last_hidden_state[:, PROBE_TOKENS:].float()
+        second = batch.inputs[:, PROBE_TOKENS:]
+        alone = body(input_ids=second, use_cache=False).last_hidden_state.float()
+    return float((packed - alone).norm() / alone.norm())
 
 
-def _family(model: Any) -> str:
+def _model_type(model: Any) -> str:
     return str(model.config.model_type)

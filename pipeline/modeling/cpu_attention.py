@@ -1,15 +1,16 @@
-"""Attention of packed windows on a CPU: document by document, in place of one mask for all.
+"""Attention on a CPU: document by document, instead of one mask for the whole window.
 
-Under a mask the kernel computes every pair of slots and throws away most of them: those of two
-documents, and those of a token and a later one. Document by document only the lower triangle is
-computed. On a GPU a call is dear and a block cheap, so there it stays with the mask.
+Under a mask, the kernel computes every pair of positions of a window and discards most of them:
+those across documents, and those with a later token. Document by document, only the lower triangle
+is computed. On a GPU, many small calls cost more than one large block, so GPUs use the mask.
 
-In one thread the triangle is computed by rows of blocks, with plain products of matrices: torch's
-own kernel for CPUs takes twice as long in bf16 (425 tokens, forward twice and backward, as under
-checkpointing: 27 ms and 13 ms), and no less in fp32. The price is that the weights of a layer
-exist, for the blocks on and below the diagonal: under checkpointing of one layer at a time. With
-more threads it is torch's kernel, which has them meet once: where others use the cores, too, they
-wait for each other at every product (seen: four times as long).
+With one thread, the triangle is computed in blocks of rows, with plain matrix products. torch's own
+CPU kernel takes twice as long in bf16 (425 tokens, forward twice and backward once, as under
+gradient checkpointing: 27 ms against 13 ms), and as long in fp32. The cost is memory: the attention
+weights of a layer exist, for the blocks on and below the diagonal; under checkpointing for one
+layer at a time. With several threads torch's kernel is used, because it synchronizes them only
+once. With the plain products they wait for each other at every product, which took four times as
+long when other processes used the cores too.
 """
 
 from __future__ import annotations
@@ -22,23 +23,22 @@ from pipeline.core.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-NAME = "documents"
-BLOCK = 128
-"""Rows that are computed at once."""
-BEYOND = {"softcap": "scores that are capped", "s_aux": "sinks"}
+IMPLEMENTATION = "cpu_by_document"
+BLOCK_ROWS = 128
+UNSUPPORTED = {"softcap": "caps its attention scores", "s_aux": "uses attention sinks"}
+"""Arguments of transformers' attention functions that are not computed here."""
 
 
-def register() -> str:
-    """Make it known to transformers; returns its name there."""
+def register() -> None:
+    """Register this implementation with transformers."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    return NAME
+    AttentionInterface.register(IMPLEMENTATION, attention_forward)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
-def attend(
+def attention_forward(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -46,69 +46,69 @@ def attend(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **words: Any,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls in each layer; the form is that of its attention functions.
+    """The attention function that transformers calls in each layer.
 
     Args:
-        module: The layer's attention.
-        query: (windows, heads, slots, width); `key` and `value` may have fewer heads.
+        module: The layer's attention module.
+        query: (windows, heads, tokens, head width); `key` and `value` may have fewer heads.
         key: See `query`.
         value: See `query`.
-        attention_mask: In training that of `Batch.mask`; none is causal; whatever else comes goes
-            to torch's own.
-        dropout: Of the weights.
-        scaling: Of the scores.
-        words: For torch's own.
+        attention_mask: In training the mask of `Batch.mask`; None means causal. Any other mask is
+            passed to torch's SDPA.
+        dropout: Dropout probability of the attention weights.
+        scaling: Factor of the scores; by default 1 / sqrt(head width).
+        kwargs: Passed to torch's SDPA.
 
     Returns:
-        (windows, slots, heads, width), and no weights.
+        (windows, tokens, heads, head width), and None for the attention weights.
 
     Raises:
-        UserError: The model's attention does more than that.
+        UserError: The model's attention computes more than this.
     """
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    for word, what in BEYOND.items():
-        if words.get(word) is not None:
+    for argument, feature in UNSUPPORTED.items():
+        if kwargs.get(argument) is not None:
             raise UserError(
-                f"the attention of this model has {what}, which is not computed on a CPU",
-                "take another MODEL",
+                f"this model {feature}, which is not supported on a CPU", "use another MODEL"
             )
-    mask, slots = attention_mask, query.shape[2]
-    causal = mask is None and slots == key.shape[2] > 1
+    mask, tokens = attention_mask, query.shape[2]
+    causal = mask is None and tokens == key.shape[2] > 1
     packed = mask is not None and module.training and mask.is_floating_point()
     if not (causal or packed):
         return sdpa_attention_forward(
-            module, query, key, value, mask, dropout=dropout, scaling=scaling, **words
+            module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    heads = query.shape[1] // key.shape[1]
-    key, value = (t.repeat_interleave(heads, dim=1) if heads > 1 else t for t in (key, value))
+    groups = query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (key, value))
     scale = scaling or query.shape[-1] ** -0.5
     if mask is None:
-        return triangle(query, key, value, scale, dropout).transpose(1, 2).contiguous(), None
+        output = causal_attention(query, key, value, scale, dropout)
+        return output.transpose(1, 2).contiguous(), None
     rows = []
-    for row, ends in enumerate(spans(mask)):
-        parts = []
-        for begin, end in pairwise([0, *ends]):
-            q, k, v = (t[row : row + 1, :, begin:end] for t in (query, key, value))
-            parts.append(triangle(q, k, v, scale, dropout))
-        rows.append(torch.cat(parts, dim=2))
+    for row, ends in enumerate(document_ends(mask)):
+        documents = []
+        for start, end in pairwise([0, *ends]):
+            q, k, v = (t[row : row + 1, :, start:end] for t in (query, key, value))
+            documents.append(causal_attention(q, k, v, scale, dropout))
+        rows.append(torch.cat(documents, dim=2))
     return torch.cat(rows).transpose(1, 2).contiguous(), None
 
 
-def triangle(
+def causal_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, dropout: float
 ) -> torch.Tensor:
-    """Causal attention, as `softmax(query · key · scale) · value` over this token and those before.
+    """`softmax(query · keyᵀ · scale) · value`, over each token and those before it.
 
     Args:
-        query: (windows, heads, slots, width), as are the others.
+        query: (windows, heads, tokens, head width), like `key` and `value`.
         key: See `query`.
         value: See `query`.
-        scale: Of the scores.
-        dropout: Of the weights.
+        scale: Factor of the scores.
+        dropout: Dropout probability of the attention weights.
     """
     import torch
 
@@ -116,27 +116,28 @@ def triangle(
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, scale=scale, is_causal=True
         )
-    windows, heads, slots, width = query.shape
-    query, key, value = (t.reshape(windows * heads, slots, width) for t in (query, key, value))
+    windows, heads, tokens, width = query.shape
+    query, key, value = (t.reshape(windows * heads, tokens, width) for t in (query, key, value))
     key = (key * scale).transpose(1, 2)
-    later = torch.ones(min(BLOCK, slots), min(BLOCK, slots), dtype=torch.bool).triu(1)
-    rows = []
-    for begin in range(0, slots, BLOCK):
-        end = min(begin + BLOCK, slots)
-        scores = torch.bmm(query[:, begin:end], key[:, :, :end])
-        scores[:, :, begin:].masked_fill_(later[: end - begin, : end - begin], float("-inf"))
+    size = min(BLOCK_ROWS, tokens)
+    later = torch.ones(size, size, dtype=torch.bool).triu(1)
+    blocks = []
+    for start in range(0, tokens, BLOCK_ROWS):
+        end = min(start + BLOCK_ROWS, tokens)
+        scores = torch.bmm(query[:, start:end], key[:, :, :end])
+        scores[:, :, start:].masked_fill_(later[: end - start, : end - start], float("-inf"))
         weights = torch.dropout(scores.softmax(-1), dropout, train=dropout > 0)
-        rows.append(torch.bmm(weights, value[:, :end]))
-    return torch.cat(rows, dim=1).view(windows, heads, slots, width)
+        blocks.append(torch.bmm(weights, value[:, :end]))
+    return torch.cat(blocks, dim=1).view(windows, heads, tokens, width)
 
 
-def spans(mask: torch.Tensor) -> list[list[int]]:
-    """Where the documents of each window end, read off a block-diagonal causal mask.
+def document_ends(mask: torch.Tensor) -> list[list[int]]:
+    """Where the documents of each window end, read from a block-diagonal causal mask.
 
     Args:
-        mask: Additive, (windows, 1, slots, slots): a slot that does not see the one before it
-            begins a document.
+        mask: Additive, (windows, 1, tokens, tokens). A token that does not see the one before it
+            starts a document.
     """
-    slots = mask.shape[-1]
-    blind = mask[:, 0].diagonal(-1, dim1=1, dim2=2) < 0
-    return [[*(row.nonzero().flatten() + 1).tolist(), slots] for row in blind]
+    tokens = mask.shape[-1]
+    starts = mask[:, 0].diagonal(-1, dim1=1, dim2=2) < 0
+    return [[*(row.nonzero().flatten() + 1).tolist(), tokens] for row in starts]

@@ -1,4 +1,4 @@
-"""What a model writes after the opening of a document."""
+"""Generate the continuation of a text."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.stop import Stop
-from pipeline.modeling.scoring import judging
+from pipeline.modeling.eval_mode import eval_mode
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.modeling.loading import Precision
+    from pipeline.modeling.device import Precision
 
 TOP_K, TOP_P = 50, 0.95
 
 
-def write(
+def generate(
     model: Any,
-    openings: Sequence[Sequence[int]],
-    length: int,
-    prefix: int,
-    end: int,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    prefix_id: int,
+    end_id: int,
     device: torch.device,
     precision: Precision,
     *,
@@ -29,49 +29,50 @@ def write(
     seed: int = 0,
     stop: Stop | None = None,
 ) -> list[list[int]]:
-    """Go on from openings of equal length, the most likely token each time or drawn by lot.
+    """Continue prompts of equal length, greedily or by sampling.
 
     Args:
         model: A causal language model, with or without adapters.
-        openings: Text tokens, (texts, tokens).
-        length: Tokens to write at most.
-        prefix: The token before each opening.
-        end: The token that ends a text.
+        prompts: Text tokens, (texts, tokens).
+        max_new_tokens: Tokens to generate at most.
+        prefix_id: The token before each prompt.
+        end_id: The token that ends a text.
         device: Where the model is.
-        precision: Of its arithmetic.
-        sampled: Draw from the 50 likeliest tokens and the likeliest 95 % (temperature 1).
-        seed: Of the lot.
-        stop: Looked at before each token.
+        precision: Floating-point format of the computation.
+        sampled: Sample with temperature 1, top-k 50 and top-p 0.95; otherwise take the most likely
+            token.
+        seed: Seed of the sampling.
+        stop: Checked before each token.
 
     Returns:
-        The tokens written after each opening, without the end token.
+        The tokens generated after each prompt, without the end token.
 
     Raises:
-        Interrupted: A stop was asked for.
+        Interrupted: A stop was requested.
     """
     import torch
 
-    ids = torch.tensor([[prefix, *opening] for opening in openings], device=device)
+    ids = torch.tensor([[prefix_id, *prompt] for prompt in prompts], device=device)
 
-    def look(*_: Any) -> torch.Tensor:
+    def check_stop(*_: Any) -> torch.Tensor:
         if stop:
             stop.check()
         return torch.zeros(len(ids), dtype=torch.bool, device=device)
 
-    how = {"temperature": 1.0, "top_k": TOP_K, "top_p": TOP_P} if sampled else {}
+    sampling = {"temperature": 1.0, "top_k": TOP_K, "top_p": TOP_P} if sampled else {}
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), judging(model, device, precision):
+    with torch.random.fork_rng(devices), eval_mode(model, device, precision):
         torch.manual_seed(seed)
-        written = model.generate(
+        generated = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=length,
+            max_new_tokens=max_new_tokens,
             do_sample=sampled,
             use_cache=True,
-            eos_token_id=end,
-            pad_token_id=end,
-            stopping_criteria=[look],
-            **how,
+            eos_token_id=end_id,
+            pad_token_id=end_id,
+            stopping_criteria=[check_stop],
+            **sampling,
         )
-    rows = written[:, ids.shape[1] :].tolist()
-    return [row[: row.index(end)] if end in row else row for row in rows]
+    texts = generated[:, ids.shape[1] :].tolist()
+    return [text[: text.index(end_id)] if end_id in text else text for text in texts]

@@ -1,26 +1,25 @@
-"""Base models and adapters in memory: device, precision, quantization, LoRA.
+"""Load base models and adapters: quantization, LoRA.
 
-The libraries under it fail silently in places; what is done against that stands here, with the
-reason. Everything is chosen by the device that torch reports, so the same code runs on a CPU.
+The libraries below fail silently in places. The code that prevents it is here, with the reason.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.core.errors import UserError
-from pipeline.modeling import cpu_attention as documents
+from pipeline.modeling import cpu_attention
+from pipeline.modeling.attention import AttentionImplementation, default_attention
+from pipeline.modeling.device import check_int8
 
 if TYPE_CHECKING:
     import torch
 
-DROPOUTS = (
+DROPOUT_FIELDS = (
     "dropout",
     "attention_dropout",
     "activation_dropout",
@@ -29,174 +28,59 @@ DROPOUTS = (
     "embd_pdrop",
     "attn_pdrop",
 )
-INT8 = (7, 5)  # Turing
+"""Fields of model configurations that hold a dropout probability."""
+HEADS = ("lm_head", "embed_out")
 
-Weights = Literal["fp32", "bf16", "int8", "nf4"]
-Precision = Literal["bf16", "fp16", "fp32"]
-
-
-def pick_device(gpus: int, local_rank: int = 0) -> torch.device:
-    """The device to compute on: the granted GPU, else the CPU.
-
-    Raises:
-        UserError: A GPU was granted but torch cannot use it.
-    """
-    import torch
-
-    if not gpus:
-        return torch.device("cpu")
-    _check_gpu(local_rank)
-    return torch.device("cuda", local_rank)
-
-
-def _check_gpu(number: int) -> None:
-    """Raise `UserError` with the reason why torch cannot use the granted GPU of that number."""
-    import torch
-
-    what = f"a GPU was granted, but torch {torch.__version__} cannot use it:"
-    if torch.version.cuda is None:
-        raise UserError(
-            f"{what} this build of it is without CUDA",
-            "Install one that fits the driver shown by nvidia-smi, e.g. make plan TORCH=cu126; "
-            "see README, 'On a GPU'",
-        )
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1"):
-        raise UserError(
-            f"{what} CUDA_VISIBLE_DEVICES={visible!r} hides all of them",
-            "unset it (in your shell, or in setup: of the profile)",
-        )
-    # torch only warns where the driver does not fit, and then sees no device
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if number >= seen:
-        why = str(said[0].message).partition("\n")[0].strip() if said else f"it sees {seen}"
-        raise UserError(
-            f"{what} {why.rstrip('.')} (built for CUDA {torch.version.cuda})",
-            "Compare with the driver shown by nvidia-smi, and install the build that fits, e.g. "
-            "make plan TORCH=cu126; see README, 'On a GPU'",
-        )
-    major, minor = torch.cuda.get_device_capability(number)
-    # the code of a build runs on what it was made for, and on later ones of the same generation
-    made = [int(arch[3:].rstrip("af")) for arch in torch.cuda.get_arch_list() if arch[:3] == "sm_"]
-    if made and 10 * major + minor < min(made):
-        raise UserError(
-            f"{what} {torch.cuda.get_device_name(number)} is of compute capability "
-            f"{major}.{minor}, and this build is for {min(made) / 10} and later",
-            "Ask for a newer GPU (constraint: or gres: of the profile), or install a build for "
-            "older ones, e.g. make plan TORCH=cu126",
-        )
-
-
-def _check_int8(device: torch.device) -> None:
-    """Raise `UserError` if a GPU has no int8 tensor cores, on which LLM.int8 computes."""
-    import torch
-
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < INT8:
-        found = "{}.{}".format(*torch.cuda.get_device_capability(device))
-        raise UserError(
-            f"train.weights=int8 needs a GPU of compute capability 7.5 or more, and "
-            f"{torch.cuda.get_device_name(device)} has {found}",
-            "use RECIPE=lora (weights that are not quantized), or ask for a newer GPU",
-        )
-
-
-def pick_precision(wanted: str, device: torch.device) -> Precision:
-    """Resolve `auto`: bf16 where the hardware has it, else fp16 on a GPU, else fp32.
-
-    Raises:
-        UserError: fp16 was asked for on a CPU, where it is slower than fp32 and overflows.
-    """
-    import torch
-
-    if wanted == "fp16" and device.type == "cpu":
-        raise UserError("train.precision=fp16 needs a GPU", "use train.precision=auto")
-    if wanted != "auto":
-        return wanted  # type: ignore[return-value]
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """The autocast context of a precision."""
-    import torch
-
-    if precision == "fp32":
-        return nullcontext()
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-    return torch.autocast(device.type, dtype=dtype)
+WeightFormat = Literal["fp32", "bf16", "int8", "nf4"]
 
 
 def load_base(
     folder: Path,
-    weights: Weights,
+    weights: WeightFormat,
     device: torch.device,
-    threshold: float = 6.0,
-    keep: Sequence[str] = (),
+    int8_threshold: float = 6.0,
+    unquantized_modules: Sequence[str] = (),
     dropout: float = 0.0,
-    attention: str = "sdpa",
+    attention: AttentionImplementation | None = None,
 ) -> Any:
-    """The causal language model of a folder in HF form, frozen, in evaluation mode.
+    """Load a causal language model from a folder; it is frozen and in evaluation mode.
 
     Args:
-        folder: Holds config and safetensors.
-        weights: How the linear layers are kept; what is not quantized is fp32 under int8 and nf4.
-        device: Where to.
-        threshold: Outlier threshold of LLM.int8 (arXiv 2208.07339).
-        keep: Modules that stay unquantized, besides the output head.
-        dropout: Of the model itself, whatever its configuration says: OPT and GPT-2 bring 0.1.
-        attention: How it is computed, by the name that transformers has for it.
+        folder: Contains config and safetensors, as transformers writes them.
+        weights: Format of the linear layers; under int8 and nf4 everything else is fp32.
+        device: Where to put the model.
+        int8_threshold: Outlier threshold of LLM.int8 (arXiv 2208.07339).
+        unquantized_modules: Modules that are not quantized, besides the output head.
+        dropout: Dropout of the model itself. It replaces the one in the model's configuration,
+            which is 0.1 for OPT and GPT-2.
+        attention: Attention implementation; None: the default of the device.
 
     Raises:
-        UserError: The folder does not hold a causal language model that transformers knows, or the
-            weights cannot learn on that device.
+        UserError: The folder does not contain a causal language model that transformers supports,
+            or such weights cannot be trained on that device.
     """
     import torch
     import transformers
 
     if weights == "nf4" and device.type == "cpu":
         raise UserError(
-            "train.weights=nf4 does not learn on a CPU: validation repacks the weights and every "
-            "gradient is zero from then on",
+            "train.weights=nf4 cannot be trained on a CPU: validation repacks the weights, and all "
+            "gradients are zero from then on",
             "use train.weights=int8",
         )
-    hush()
-    on_cpu = (device.type, attention) == ("cpu", "sdpa")
     if weights == "int8":
-        _check_int8(device)
-    quantization = None
-    dtype = torch.float32 if weights == "fp32" else torch.bfloat16
-    # any name takes the place of those that transformers would leave as they are
-    skip = [*keep, "lm_head", "embed_out"] if keep else None
-    if weights == "int8":
-        quantization = transformers.BitsAndBytesConfig(
-            load_in_8bit=True, llm_int8_threshold=threshold, llm_int8_skip_modules=skip
-        )
-    elif weights == "nf4":
-        quantization = transformers.BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            bnb_4bit_use_double_quant=True,
-            llm_int8_skip_modules=skip,
-        )
+        check_int8(device)
+    silence_libraries()
+    cpu_attention.register()
+    quantization = _quantization(weights, int8_threshold, unquantized_modules)
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        for name in DROPOUTS:
-            if hasattr(config, name):
-                setattr(config, name, 0.0 if name == "layerdrop" else dropout)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
-            config=config,
-            dtype=dtype,
+            config=_model_config(folder, dropout),
+            dtype=torch.float32 if weights == "fp32" else torch.bfloat16,
             quantization_config=quantization,
             device_map={"": str(device)} if quantization else None,
-            attn_implementation=documents.register() if on_cpu else attention,
+            attn_implementation=attention or default_attention(device),
             local_files_only=True,
             trust_remote_code=False,
         )
@@ -204,8 +88,8 @@ def load_base(
         raise UserError(f"cannot load a causal language model from {folder}: {error}") from None
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-        # norms and embeddings lose too much in half precision; quantized ones are not floating
-        # point (int8) or are packed (nf4: uint8)
+        # Norms and embeddings lose too much in half precision. Quantized weights are not affected:
+        # they are not floating point.
         if quantization and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.to(torch.float32)
     model.config.use_cache = False
@@ -214,23 +98,61 @@ def load_base(
     return model.eval()
 
 
-def hush() -> None:
-    """Silence what the libraries say that is of no use to anybody."""
+def _quantization(
+    weights: WeightFormat, int8_threshold: float, unquantized_modules: Sequence[str]
+) -> Any:
+    """The quantization that transformers applies while it loads; None: no quantization."""
+    import torch
     import transformers
 
-    # a warning per linear layer and forward pass, about a cast that is meant
+    # a list replaces the one that transformers would use, which contains the output head
+    skipped = [*unquantized_modules, *HEADS] if unquantized_modules else None
+    if weights == "int8":
+        return transformers.BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_threshold=int8_threshold, llm_int8_skip_modules=skipped
+        )
+    if weights == "nf4":
+        return transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_use_double_quant=True,
+            llm_int8_skip_modules=skipped,
+        )
+    return None
+
+
+def _model_config(folder: Path, dropout: float) -> Any:
+    """The configuration of a model, with our dropout."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    for name in DROPOUT_FIELDS:
+        if hasattr(config, name):
+            setattr(config, name, 0.0 if name == "layerdrop" else dropout)
+    return config
+
+
+def silence_libraries() -> None:
+    """Silence warnings and progress bars that do not help the user."""
+    import transformers
+
+    # one warning per linear layer and forward pass, about an intended cast
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    # that a faster 4-bit kernel could be installed; 8 bits do not use it
+    # suggests a faster 4-bit kernel, which int8 does not use
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    # peft looks at all attributes of a model, those with a new name among them
+    # peft reads all attributes of a model, including renamed ones
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     transformers.utils.logging.disable_progress_bar()
 
 
 def backbone(model: Any) -> tuple[Any, Any]:
-    """The module that returns hidden states (`.last_hidden_state`), and the output head after it.
+    """The module that returns hidden states (`.last_hidden_state`), and the output head.
 
-    Works on a plain causal model and on one with adapters, whose layers are replaced in place.
+    Works on a plain causal language model and on one with adapters, whose layers are replaced in
+    place.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     return causal.base_model, causal.get_output_embeddings()
@@ -239,10 +161,12 @@ def backbone(model: Any) -> tuple[Any, Any]:
 def add_lora(
     model: Any, rank: int, alpha: float, dropout: float, targets: Sequence[str] | str, seed: int
 ) -> Any:
-    """LoRA adapters (arXiv 2106.09685) on the target modules; fp32, the only trainable weights.
+    """Add LoRA adapters (arXiv 2106.09685) to the target modules.
+
+    They are in fp32, and the only trainable weights.
 
     Raises:
-        UserError: Adapters do not go into one of them.
+        UserError: One of the modules cannot have an adapter.
     """
     import peft
     import torch
@@ -254,44 +178,27 @@ def add_lora(
         lora_dropout=dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
-        # as the plain base wants it, on which the adapter may be laid; 8-bit layers do not look
+        # as GPT-2's layers need it when the adapter is loaded onto the plain base model; 8-bit
+        # layers ignore it
         fan_in_fan_out=model.config.model_type == "gpt2",
     )
     try:
         return peft.get_peft_model(model, config)
     except ValueError as error:
-        named = targets if isinstance(targets, str) else f"[{','.join(targets)}]"
-        why = f"train.lora_targets={named} cannot have adapters: {error}".rstrip(".")
-        raise UserError(why, "use train.lora_targets=all-linear") from None
+        names = targets if isinstance(targets, str) else f"[{','.join(targets)}]"
+        problem = f"train.lora_targets={names} cannot have adapters: {error}".rstrip(".")
+        raise UserError(problem, "use train.lora_targets=all-linear") from None
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
-    """A base model with a trained adapter laid on it, in evaluation mode."""
+    """Load a trained adapter onto a base model; the result is in evaluation mode."""
     import peft
 
     return peft.PeftModel.from_pretrained(model, folder).eval()
 
 
-def keep_arithmetic(model: Any, device: torch.device) -> None:
-    """Let 8-bit layers on a CPU compute in evaluation as they do in training.
-
-    bitsandbytes quantizes activations too in evaluation there: another arithmetic than the one that
-    was trained, at two thirds of the speed and twice the memory. On a GPU both are the same.
-    """
-    for layer in _int8_layers(model) if device.type == "cpu" else ():
-        layer.training = True
-
-
-def _int8_layers(model: Any) -> list[Any]:
-    if not is_quantized(model):
-        return []
-    import bitsandbytes as bnb
-
-    return [module for module in model.modules() if isinstance(module, bnb.nn.Linear8bitLt)]
-
-
 def is_quantized(model: Any) -> bool:
-    """Whether the linear layers are kept in 8 or 4 bits."""
+    """Whether the linear layers are in 8 or 4 bits."""
     return bool(
         getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False)
     )

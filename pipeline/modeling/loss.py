@@ -1,14 +1,16 @@
-"""Cross-entropy in chunks and in fp32: the logits of a whole batch never exist at once.
+"""Cross-entropy in chunks and in fp32, so that the logits of a whole batch never exist at once.
 
-Under a frozen head the gradient of the hidden states is made with the loss, chunk by chunk, and
-kept in place of the logits: (tokens, width) and not (tokens, vocabulary). So nothing is computed
-twice, as it would be if the backward pass made the logits again; that is left for a head that
-learns. torch's own `linear_cross_entropy` rounds the loss to bf16 when its inputs are bf16 (5 % in
-perplexity), so it cannot be used for what is reported.
+With a frozen output head, the gradient of the hidden states is computed together with the loss,
+chunk by chunk, and kept instead of the logits: (tokens, width) instead of (tokens, vocabulary). No
+chunk is computed twice. With a trainable head, each chunk is checkpointed: the backward pass
+computes its logits again. torch's own `linear_cross_entropy` rounds the loss to bf16 if its inputs
+are bf16 (5 % in perplexity), so reported losses cannot come from it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dataset.packing import IGNORE_INDEX
@@ -16,7 +18,7 @@ from pipeline.dataset.packing import IGNORE_INDEX
 if TYPE_CHECKING:
     import torch
 
-CHUNK = 512
+CHUNK_TOKENS = 512
 
 
 def token_losses(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> torch.Tensor:
@@ -24,45 +26,69 @@ def token_losses(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> torc
 
     Args:
         hidden: Last hidden states, (tokens, width).
-        head: The output head.
+        head: The output head, a module.
         targets: Token ids, (tokens,); `IGNORE_INDEX` where nothing is predicted.
 
     Returns:
-        Nats, fp32, (tokens,); 0 where ignored. Differentiable (once) in `hidden` and the head.
+        Nats, fp32, (tokens,); 0 where ignored. Differentiable with respect to `hidden` and the
+        parameters of the head; only once if the head is frozen.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    def chunk(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def chunk_losses(states: torch.Tensor, chunk_targets: torch.Tensor) -> torch.Tensor:
         logits = head(states).float()
         return torch.nn.functional.cross_entropy(
-            logits, wanted, ignore_index=IGNORE_INDEX, reduction="none"
+            logits, chunk_targets, ignore_index=IGNORE_INDEX, reduction="none"
         )
 
-    learns = torch.is_grad_enabled()
     frozen = not any(parameter.requires_grad for parameter in head.parameters())
-    parts = []
-    for start in range(0, len(targets), CHUNK):
-        states, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK]
-        if not learns:
-            parts.append(chunk(states, wanted))
+    losses = []
+    for start in range(0, len(targets), CHUNK_TOKENS):
+        chunk = hidden[start : start + CHUNK_TOKENS], targets[start : start + CHUNK_TOKENS]
+        if not torch.is_grad_enabled():
+            losses.append(chunk_losses(*chunk))
         elif frozen:
-            parts.append(_differentiated(chunk, states, wanted))
+            losses.append(_frozen_head_loss().apply(*chunk, chunk_losses))
         else:
-            parts.append(checkpoint(chunk, states, wanted, use_reentrant=False))
-    return torch.cat(parts)
+            losses.append(checkpoint(chunk_losses, *chunk, use_reentrant=False))
+    return torch.cat(losses)
 
 
-def _differentiated(chunk: Any, states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """A chunk's losses, with the gradient of each in its own states made at once.
-
-    A loss depends on its own token's states only, so the gradient of their sum holds all of them,
-    and what comes back in the backward pass is but a factor for each token.
-    """
+@cache
+def _frozen_head_loss() -> Any:
+    """The autograd function below; a function returns it because torch is imported late."""
     import torch
+    from torch.autograd.function import once_differentiable
 
-    own = states.detach().requires_grad_()
-    losses = chunk(own, wanted)
-    (slopes,) = torch.autograd.grad(losses.sum(), own)
-    # nothing is added but a gradient; in fp32, for the factor would be rounded with the states
-    return losses.detach() + ((states - own.detach()).float() * slopes.float()).sum(dim=1)
+    class FrozenHeadLoss(torch.autograd.Function):
+        """Losses of a chunk, with the gradient of each with respect to its own hidden state.
+
+        A loss depends on the hidden state of its own token only. So the gradient of the sum of the
+        losses contains the gradient of each, and the backward pass multiplies it by a factor per
+        token.
+        """
+
+        @staticmethod
+        def forward(
+            ctx: Any,
+            states: torch.Tensor,
+            targets: torch.Tensor,
+            chunk_losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        ) -> torch.Tensor:
+            states = states.detach().requires_grad_()
+            with torch.enable_grad():
+                losses = chunk_losses(states, targets)
+                (gradient,) = torch.autograd.grad(losses.sum(), states)
+            ctx.save_for_backward(gradient)
+            return losses.detach()
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, loss_gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+            (gradient,) = ctx.saved_tensors
+            # multiplied in fp32: in half precision the factor would be rounded
+            product = loss_gradient[:, None] * gradient.float()
+            return product.to(gradient.dtype), None, None
+
+    return FrozenHeadLoss

@@ -1,53 +1,66 @@
-"""Held-out scoring: the negative log-likelihood of documents.
+"""Score held-out documents: the negative log-likelihood of their tokens.
 
-A document is read as `prefix, t0, t1, …`; every text token is scored once, the first given the
-prefix, the end token not at all. What is longer than the context is scored by sliding windows, each
-token with the longest context there is. Windows of like length go through the model together; a
-padded position stands to the right of all real ones, where a causal model cannot see it, so neither
-mask nor position ids are given (under OPT a mask would decide the positions).
+A document is read as `prefix, t0, t1, …`. Every text token is scored once, the first given the
+prefix; the end token is not scored. A document that is longer than the context is scored by sliding
+windows. Windows of similar length form a batch. Padding is to the right of all real tokens, where a
+causal model cannot see it, so neither mask nor position ids are given (OPT would derive its
+positions from a mask).
 
-The batches follow from documents, windows and `batch_tokens` alone, so a call that was interrupted
-goes on at the batch where it stood and ends with the same digits.
+The batches depend on the documents, the windows and `batch_tokens` only. So an interrupted call
+resumes at the batch where it stopped, and returns the same values to the last digit.
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluate.metrics import Floats, Ints
+from pipeline.modeling.eval_mode import eval_mode
+from pipeline.modeling.loading import backbone
+from pipeline.modeling.loss import token_losses
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.modeling.loading import Precision
+    from pipeline.modeling.device import Precision
 
-PLACES = 24
-Part = tuple[Ints, Floats, Ints, Floats]
-"""What a batch brings: document indices (n,), their nats (n,) and tokens (n,) in this batch; and
-nats and tokens by place in the document, (PLACES, 2), float64: place p has the tokens that 2^p − 1
-and more stand before, and less than 2^(p + 1) − 1, but the last, which has all that follow."""
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+POSITION_BUCKETS = 24
+MAX_PADDING_RATIO = 1 / 32  # of a batch's width, for each row
+NO_PADDING_DEVICES = ("cpu",)
+"""Devices on which a token costs as much in a small batch as in a large one: padding only costs."""
+
+
+class ScoredBatch(NamedTuple):
+    """What a batch adds to the scores.
+
+    `documents`: indices of the documents in it, (n,). `nll`, `tokens`: nats and tokens of each in
+    this batch, (n,). `by_position`: nats and tokens by position in the document,
+    (POSITION_BUCKETS, 2), float64. Bucket p holds the positions from 2^p − 1 to 2^(p + 1) − 2, the
+    last one all that follow, too.
+    """
+
+    documents: Ints
+    nll: Floats
+    tokens: Ints
+    by_position: Floats
 
 
 @dataclass(frozen=True)
-class Windows:
-    """How documents are cut for scoring.
+class SlidingWindows:
+    """How documents are split for scoring.
 
     Args:
         context: Tokens that the model sees at once, the prefix included; at least 1.
-        stride: How far a window moves, 1 to `context`. A token is scored with at least
-            `context - stride` tokens before it, as far as the document has them; the price is that
-            a long document goes through the model `context / stride` times.
+        stride: How far a window moves, 1 to `context`. Each token is scored with at least
+            `context - stride` tokens before it, unless the document has fewer. A long document
+            goes through the model `context / stride` times.
         prefix_id: The token before each document.
     """
 
@@ -58,15 +71,15 @@ class Windows:
     def __post_init__(self) -> None:
         if not 1 <= self.stride <= self.context:
             raise ValueError(
-                f"stride {self.stride} must lie between 1 and the context, {self.context}"
+                f"stride {self.stride} must be between 1 and the context, {self.context}"
             )
 
-    def cut(self, tokens: int) -> Iterator[tuple[int, int, int]]:
-        """The windows of a document of that many tokens, as (start, first, end).
+    def split(self, tokens: int) -> Iterator[tuple[int, int, int]]:
+        """The windows of a document with that many tokens, as (start, first, end).
 
-        A window sees prefix and text from position `start` and predicts the tokens up to `end`
-        (exclusive), of which those from `first` on count: they tile the document. The last window
-        ends where the document does and is as full as can be.
+        A window sees prefix and text from position `start`, and predicts the tokens up to `end`
+        (exclusive). Those from `first` on are scored; they tile the document. Every window is as
+        long as the context and the document allow.
         """
         first = end = 0
         while end < tokens:
@@ -78,104 +91,82 @@ class Windows:
 def score(
     model: Any,
     documents: Sequence[npt.NDArray[Any]],
-    windows: Windows,
+    windows: SlidingWindows,
     device: torch.device,
     precision: Precision,
     *,
     batch_tokens: int = 4096,
     check: Callable[[], None] = lambda: None,
     share: tuple[int, int] = (0, 1),
-    done: Callable[[Ints, Floats, Ints, Floats], None] | None = None,
-    parts: Sequence[Part] = (),
+    on_batch: Callable[[ScoredBatch], None] | None = None,
+    scored: Sequence[ScoredBatch] = (),
 ) -> tuple[Floats, Ints]:
     """Negative log-likelihood of each document.
 
     Args:
-        model: A causal language model, with or without adapters. It is put into evaluation mode and
-            back.
-        documents: Text tokens of each, nothing added; a memory-mapped sequence will do.
-        windows: How they are cut.
+        model: A causal language model, with or without adapters. It is put into evaluation mode
+            and restored.
+        documents: Text tokens of each, without prefix and end; may be memory-mapped.
+        windows: How documents are split.
         device: Where the model is.
-        precision: Of its arithmetic; the losses themselves are fp32 and summed in float64.
-        batch_tokens: Tokens in a batch, padding included; a longer window makes a batch of its own.
-        check: Called before each batch, and as often for any share of them; may raise.
-        share: Rank and number of those who share the batches; what others do stays 0.
-        done: Called with what each batch brings, in order, to keep it: `done(*part)`.
-        parts: What `done` was given in an earlier call with the same arguments that was
-            interrupted; those batches are not computed again.
+        precision: Floating-point format of the computation. Losses are fp32, their sums float64.
+        batch_tokens: Tokens of a batch, padding included; a longer window is a batch by itself.
+        check: Called before each batch, equally often for every rank; may raise.
+        share: This rank and the number of ranks that share the batches. The scores of other ranks'
+            batches remain 0.
+        on_batch: Called with each batch, in order.
+        scored: What `on_batch` received in an earlier, interrupted call with the same arguments;
+            these batches are not computed again.
 
     Returns:
         Nats, float64, and number of scored tokens, int64, both (documents,).
 
     Raises:
-        Interrupted: By `check`; what `done` got is whole.
+        Interrupted: Raised by `check`; what `on_batch` received is complete.
     """
-    from pipeline.modeling.loading import backbone
-
     body, head = backbone(model)
     nll = np.zeros(len(documents))
     tokens = np.zeros(len(documents), dtype=np.int64)
-    for indices, nats, counts, _ in parts:
-        nll[indices] += nats
-        tokens[indices] += counts
-    padding = 0.0 if device.type in UNPADDED else PADDING
-    every = _batches([len(document) for document in documents], windows, batch_tokens, padding)
-    with judging(model, device, precision):
-        rank, world = share
-        for start in range(len(parts), len(every), world):
+
+    def add(batch: ScoredBatch) -> None:
+        nll[batch.documents] += batch.nll
+        tokens[batch.documents] += batch.tokens
+
+    for batch in scored:
+        add(batch)
+    padding = 0.0 if device.type in NO_PADDING_DEVICES else MAX_PADDING_RATIO
+    batches = _make_batches([len(d) for d in documents], windows, batch_tokens, padding)
+    rank, world = share
+    with eval_mode(model, device, precision):
+        for start in range(len(scored), len(batches), world):
             check()
-            for batch in every[start : start + world][rank : rank + 1]:
-                part = _score_batch(body, head, batch, documents, windows, device)
-                indices, nats, counts, _ = part
-                nll[indices] += nats
-                tokens[indices] += counts
-                if done:
-                    done(*part)
+            for rows in batches[start : start + world][rank : rank + 1]:
+                result = _score_batch(body, head, rows, documents, windows, device)
+                add(result)
+                if on_batch:
+                    on_batch(result)
     return nll, tokens
 
 
-@contextmanager
-def judging(model: Any, device: torch.device, precision: Precision) -> Iterator[None]:
-    """The model in evaluation mode, under a precision, without gradients; afterwards as before."""
-    import torch
-
-    from pipeline.modeling.loading import autocast, keep_arithmetic
-
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    keep_arithmetic(model, device)
-    try:
-        # not inference_mode: its tensors stay behind in int8 layers and break a later backward
-        with torch.no_grad(), autocast(device, precision):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+_Row = tuple[int, int, int, int]
+"""A row of a batch: document, and its window (start, first, end)."""
 
 
-PADDING = 1 / 32
-"""Of a batch's width, by which a row is padded at most."""
-UNPADDED = ("cpu",)
-"""Devices on which a slot costs the same in a large batch and in a small one: padding is lost."""
-_Window = tuple[int, int, int, int]
-"""Document, start, first, end."""
-
-
-def _batches(
-    lengths: Sequence[int], windows: Windows, batch_tokens: int, padding: float
-) -> list[list[_Window]]:
-    """All windows in batches, longest first: what does not fit in memory fails at once."""
-    every = [(d, *window) for d, length in enumerate(lengths) for window in windows.cut(length)]
-    every.sort(key=lambda w: (w[1] - w[3], w[0], w[1]))
-    batches: list[list[_Window]] = []
+def _make_batches(
+    lengths: Sequence[int], windows: SlidingWindows, batch_tokens: int, padding: float
+) -> list[list[_Row]]:
+    """All windows in batches, longest first: what does not fit into memory fails at once."""
+    rows = [(d, *window) for d, length in enumerate(lengths) for window in windows.split(length)]
+    rows.sort(key=lambda row: (row[1] - row[3], row[0], row[1]))
+    batches: list[list[_Row]] = []
     width = 0
-    for window in every:
-        length = window[3] - window[1]
+    for row in rows:
+        length = row[3] - row[1]
         fits = batches and (len(batches[-1]) + 1) * width <= batch_tokens
         if fits and width - length <= width * padding:
-            batches[-1].append(window)
+            batches[-1].append(row)
         else:
-            batches.append([window])
+            batches.append([row])
             width = length
     return batches
 
@@ -183,111 +174,37 @@ def _batches(
 def _score_batch(
     body: Any,
     head: Any,
-    batch: list[_Window],
+    rows: list[_Row],
     documents: Sequence[npt.NDArray[Any]],
-    windows: Windows,
+    windows: SlidingWindows,
     device: torch.device,
-) -> Part:
+) -> ScoredBatch:
     import torch
 
-    from pipeline.modeling.loss import token_losses
-
-    width = max(end - start for _, start, _, end in batch)
-    ids = np.full((len(batch), width), windows.prefix_id, dtype=np.int64)
-    counted = np.zeros((len(batch), width), dtype=bool)
+    width = max(end - start for _, start, _, end in rows)
+    ids = np.full((len(rows), width), windows.prefix_id, dtype=np.int64)
+    scored = np.zeros((len(rows), width), dtype=bool)
     targets, owners, positions = [], [], []
-    for row, (index, start, first, end) in enumerate(batch):
+    for row, (index, start, first, end) in enumerate(rows):
         document = documents[index]
-        lead = int(start == 0)  # the prefix stands before token 0 and so at position 0
-        ids[row, lead : end - start] = document[start - 1 + lead : end - 1]
-        counted[row, first - start : end - start] = True
+        has_prefix = int(start == 0)
+        ids[row, has_prefix : end - start] = document[start - 1 + has_prefix : end - 1]
+        scored[row, first - start : end - start] = True
         targets.append(document[first:end].astype(np.int64))
         owners.append(np.full(end - first, index))
         positions.append(np.arange(first, end))
     states = body(input_ids=torch.from_numpy(ids).to(device), use_cache=False).last_hidden_state
-    wanted = torch.from_numpy(np.concatenate(targets)).to(device)
-    losses = token_losses(states[torch.from_numpy(counted).to(device)], head, wanted).cpu().numpy()
+    states = states[torch.from_numpy(scored).to(device)]
+    target_ids = torch.from_numpy(np.concatenate(targets)).to(device)
+    losses = token_losses(states, head, target_ids).cpu().numpy()
     indices, owner = np.unique(np.concatenate(owners), return_inverse=True)
-    nats, counts = _sums(losses, owner, len(indices))
-    place = np.minimum(np.log2(np.concatenate(positions) + 1).astype(np.int64), PLACES - 1)
-    return indices, nats, counts, np.stack(_sums(losses, place, PLACES), axis=1)
+    buckets = np.log2(np.concatenate(positions) + 1).astype(np.int64)
+    buckets = np.minimum(buckets, POSITION_BUCKETS - 1)
+    by_position = np.stack(_sums(losses, buckets, POSITION_BUCKETS), axis=1).astype(np.float64)
+    return ScoredBatch(indices, *_sums(losses, owner, len(indices)), by_position)
 
 
-def _sums(losses: npt.NDArray[Any], owner: Ints, count: int) -> tuple[Floats, Ints]:
-    """Losses, added up in float64, and their number by owner."""
-    sums = np.bincount(owner, losses, count).astype(np.float64)
-    return sums, np.bincount(owner, minlength=count).astype(np.int64)
-
-
-FIELDS = ("documents", "nll", "tokens", "places")
-
-
-class Kept:
-    """The batches that a long scoring is through with, on disk. Use as a context manager.
-
-    JSON lines, numbered, under a first line that says how they were scored. Once it is entered,
-    `parts` are those that an interrupted attempt left, if it scored in the same way, and `seconds`
-    what it took over them.
-
-    Args:
-        folder: Where the file goes.
-        how: What the scores depend on, besides what the folder stands for.
-    """
-
-    def __init__(self, folder: Path, how: dict[str, Any]) -> None:
-        self._path = folder / "batches.jsonl"
-        self._head = json.dumps(how).encode() + b"\n"
-        self.parts: list[Part] = []
-        self.seconds = 0.0
-
-    def _read(self) -> None:
-        """Take what an earlier attempt left, or begin anew."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        head = self._head
-        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-        if lines[:1] != [head]:
-            self._path.write_bytes(head)
-            return
-        size = len(head)
-        # a kill may have torn a line; from there on all is scored again
-        while len(self.parts) + 1 < len(lines) and self._take(lines[len(self.parts) + 1]):
-            size += len(lines[len(self.parts)])
-        os.truncate(self._path, size)
-
-    def _take(self, line: bytes) -> bool:
-        try:
-            row = json.loads(line) if line.endswith(b"\n") else {}
-            if row["batch"] != len(self.parts):
-                return False
-            part = tuple(np.array(row[name]) for name in FIELDS)
-            self.seconds += row["seconds"]
-        except (ValueError, TypeError, KeyError):
-            return False
-        self.parts.append(cast(Part, part))
-        return True
-
-    def __enter__(self) -> Kept:
-        self._read()
-        self._file = self._path.open("ab", buffering=0)
-        self._batch, self._since = len(self.parts), time.monotonic()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._file.close()
-
-    def add(self, *part: Any) -> None:
-        """Keep one more batch: what `score` gives to `done`.
-
-        Raises:
-            OSError: There is no room; it names the file.
-        """
-        row = dict(zip(FIELDS, (p.tolist() for p in part), strict=True))
-        now = time.monotonic()
-        row |= {"batch": self._batch, "seconds": round(now - self._since, 3)}
-        self._batch, self._since = self._batch + 1, now
-        line = json.dumps(row).encode() + b"\n"
-        try:
-            if self._file.write(line) < len(line):  # a disk that is nearly full takes a part
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from None
+def _sums(losses: npt.NDArray[Any], group: Ints, groups: int) -> tuple[Floats, Ints]:
+    """Sum, in float64, and number of the losses of each group."""
+    sums = np.bincount(group, losses, groups).astype(np.float64)
+    return sums, np.bincount(group, minlength=groups).astype(np.int64)

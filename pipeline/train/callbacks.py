@@ -17,8 +17,8 @@ from pipeline.core.stage import Context, RunConfig
 from pipeline.dataset.order import Order
 from pipeline.dataset.packing import Batch, Packing, make_batch
 from pipeline.dataset.token_cache import Corpus
-from pipeline.modeling.generation import write
-from pipeline.modeling.scoring import Windows, score
+from pipeline.modeling.generation import generate
+from pipeline.modeling.scoring import SlidingWindows, score
 from pipeline.tokenize.encoder import Reference
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import State
@@ -121,7 +121,7 @@ class Clerk:
         nll, tokens = score(
             learner.model,
             documents,
-            Windows(data.packing.length, data.packing.length, data.prefix),
+            SlidingWindows(data.packing.length, data.packing.length, data.prefix),
             learner.device,
             learner.precision,
             check=lambda: ranks.check(self.ctx.stop),
@@ -138,7 +138,7 @@ class Clerk:
         data, learner = self.data, self.learner
         how = data.prefix, data.end, learner.device, learner.precision
         length = self.settings.sample_tokens
-        (text,) = write(learner.model, [opening], length, *how, stop=self.ctx.stop)
+        (text,) = generate(learner.model, [opening], length, *how, stop=self.ctx.stop)
         decode = self.encoder.decode
         self.journal.sample(step, loss, decode(opening), decode(text))
 

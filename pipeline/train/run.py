@@ -16,9 +16,10 @@ from pipeline.dataset.order import Order
 from pipeline.dataset.packing import Packing, pack
 from pipeline.dataset.sealed import open_sealed
 from pipeline.dataset.subset import choose
-from pipeline.modeling import compatibility as family
-from pipeline.modeling import loading as load
-from pipeline.modeling.attention import Attention, pick_attention
+from pipeline.modeling.attention import AttentionImplementation, pick_attention
+from pipeline.modeling.compatibility import adaptable_modules, check_document_isolation, check_head
+from pipeline.modeling.device import pick_device, pick_precision
+from pipeline.modeling.loading import add_lora, backbone, load_base
 from pipeline.train import checkpoint
 from pipeline.train import optimizer as optimizers
 from pipeline.train import schedule as schedules
@@ -47,7 +48,7 @@ def train(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
 
     torch.set_num_threads(ctx.cpus)
     settings = config.train
-    device = load.pick_device(ctx.gpus, ctx.local_rank)
+    device = pick_device(ctx.gpus, ctx.local_rank)
     ranks = join(ctx, device, lambda: ctx.has(item.name) is not None)
     if ranks is None:
         return
@@ -64,11 +65,11 @@ def train(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     total = _steps(settings, data.packing)
     unit, state = ranks.lead(lambda: _newest(ctx, total, settings.precision))
     # what the first step resolved binds those after it, on whatever device they come to run
-    precision = load.pick_precision(state.precision, device)
+    precision = pick_precision(state.precision, device)
     attention = pick_attention(settings.attention, device, precision)
     model = _model(config, base, device, attention, data.packing.length)
-    family.check_head(model, device, precision)
-    family.check_windows(model, device, precision, data.packing.length)
+    check_head(model, device, precision)
+    check_document_isolation(model, device, precision, data.packing.length)
     optimizer = optimizers.make_optimizer(
         model, settings.optimizer, settings.betas, settings.eps, settings.weight_decay
     )
@@ -84,7 +85,7 @@ def train(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
         precision,
         settings.max_grad_norm,
         Guard(settings.max_skipped_in_a_row, settings.spike_factor),
-        torch.compile(load.backbone(model)[0]) if settings.compile else None,
+        torch.compile(backbone(model)[0]) if settings.compile else None,
         ranks,
         settings.seed,
     )
@@ -152,24 +153,26 @@ def _data(config: RunConfig, inputs: Inputs, base: Receipt, ctx: Context, ranks:
     )
 
 
-def _model(config: RunConfig, base: Path, device: Any, attention: Attention, length: int) -> Any:
+def _model(
+    config: RunConfig, base: Path, device: Any, attention: AttentionImplementation, length: int
+) -> Any:
     settings = config.train
     lora = settings.method == "lora"
     how = settings.weights, device, settings.int8_threshold, settings.unquantized_modules
     dropout = settings.model_dropout
-    model = load.load_base(base, *how, dropout=dropout, attention=attention)
+    model = load_base(base, *how, dropout=dropout, attention=attention)
     if settings.gradient_checkpointing:
         # the reentrant kind cuts the graph of a frozen base: nothing would learn
         model.activation_checkpointing_enable({"use_reentrant": False})
     if lora:
-        settings.aim(family.matrices(model))
+        settings.check_targets(adaptable_modules(model))
         adapters = (
             settings.lora_rank,
             settings.lora_alpha,
             settings.lora_dropout,
             settings.lora_targets,
         )
-        return load.add_lora(model, *adapters, seed=settings.seed)
+        return add_lora(model, *adapters, seed=settings.seed)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model

@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, hashed, nearest, neutral_values, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
-from pipeline.modeling import attention as attentions
-from pipeline.modeling import loading as load
+from pipeline.modeling.attention import AttentionSetting
+from pipeline.modeling.loading import WeightFormat
 from pipeline.tokenize.stage import what_is_read
 from pipeline.train import optimizer as optimizers
 from pipeline.train import schedule as schedules
@@ -57,7 +57,7 @@ class TrainConfig(Section):
     """
 
     method: Literal["lora", "full"] = hashed("lora", neutral="lora")
-    weights: load.Weights = hashed("int8", neutral="int8")
+    weights: WeightFormat = hashed("int8", neutral="int8")
     int8_threshold: float = hashed(6.0, neutral=6.0, ge=0)
     unquantized_modules: tuple[str, ...] = hashed((), neutral=[])
     precision: Literal["auto", "bf16", "fp16", "fp32"] = hashed("auto", neutral="auto")
@@ -94,7 +94,7 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = not_hashed(True)
     seed: int = hashed(0, neutral=0, ge=0, lt=2**63)
 
-    attention: attentions.Wanted = not_hashed("auto")
+    attention: AttentionSetting = not_hashed("auto")
     compile: bool = not_hashed(False)
 
     validate_every: int = hashed(100, neutral=100, ge=1)
@@ -156,7 +156,7 @@ class TrainConfig(Section):
             )
         return self.sequence_length or min(LONGEST, context or LONGEST)
 
-    def aim(self, modules: Sequence[str]) -> None:
+    def check_targets(self, modules: Sequence[str]) -> None:
         """Compare `targets` with the modules of a model, if any are known.
 
         Args:

@@ -17,7 +17,8 @@ from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
 from pipeline.dataset.order import lot
 from pipeline.dataset.packing import IGNORE_INDEX, Batch
-from pipeline.modeling.loading import Precision, autocast, backbone
+from pipeline.modeling.device import Precision, autocast
+from pipeline.modeling.loading import backbone
 from pipeline.modeling.loss import token_losses
 from pipeline.train.checkpoint import State, trainable
 from pipeline.train.distributed import Ranks

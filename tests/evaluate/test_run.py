@@ -22,7 +22,6 @@ from pipeline.dataset.subset import by_hash, choose
 from pipeline.dataset.token_cache import Corpus, open_corpus
 from pipeline.evaluate.metrics import bits_per_byte, perplexity
 from pipeline.evaluate.stage import EvaluateConfig, samples_item
-from pipeline.modeling import loading as load
 from pipeline.tokenize.encoder import Reference
 from tests.helpers.runs import advance
 
@@ -185,10 +184,10 @@ def test_batches_scored_under_another_precision_are_not_gone_on_from(
     unit = find(finished, again, "evaluate.base").work.folder / "test"
     shutil.rmtree(unit)
     stop, seen = Stop(), []
-    monkeypatch.setattr(load, "pick_precision", lambda wanted, device: "bf16")
+    monkeypatch.setattr("pipeline.evaluate.run.pick_precision", lambda wanted, device: "bf16")
     with pytest.raises(Interrupted):
         run(finished, again, "evaluate.base", "test", stop, progress=lambda *a: stop.set("a test"))
-    monkeypatch.setattr(load, "pick_precision", lambda wanted, device: "fp32")
+    monkeypatch.setattr("pipeline.evaluate.run.pick_precision", lambda wanted, device: "fp32")
     run(finished, again, "evaluate.base", "test", progress=lambda *a: seen.append(a[0]))
     assert len(seen) == len(set(seen)) > 1
     assert seen[-1] == facts(finished, root, "evaluate.base", "test")["tokens"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.dag import find
-from pipeline.modeling import loading as load
+from pipeline.modeling.loading import load_base
 
 
 def parts(config: Config, root: Path) -> tuple[Path, Path]:
@@ -31,4 +31,4 @@ def apart(one: Any, other: Any) -> float:
 def in_fp32(base: Path) -> Any:
     import torch
 
-    return load.load_base(base, "fp32", torch.device("cpu"))
+    return load_base(base, "fp32", torch.device("cpu"))

@@ -24,7 +24,7 @@ from pipeline.core import receipt as receipts
 from pipeline.core.errors import CorruptInput, InputError, UserError
 from pipeline.dag import find
 from pipeline.export import export
-from pipeline.modeling import loading as load
+from pipeline.modeling.loading import add_lora, load_adapter, load_base
 from tests.export.helpers import apart, in_fp32, logits, parts
 from tests.helpers.files import mode
 from tests.helpers.runs import advance, refused
@@ -92,11 +92,11 @@ def test_an_adapter_loads_by_the_lines_of_readme(
         found[name] = logits(names["model"])
     plain = in_fp32(base)
     before = logits(plain)
-    ours = logits(load.load_adapter(plain, best))
-    in_8_bits = load.load_base(base, "int8", torch.device("cpu"))
+    ours = logits(load_adapter(plain, best))
+    in_8_bits = load_base(base, "int8", torch.device("cpu"))
     assert apart(found["fp32"], ours) < 1e-6
     assert apart(found["bf16"], ours) < 0.03
-    assert apart(logits(load.load_adapter(in_8_bits, best)), ours) < 0.05
+    assert apart(logits(load_adapter(in_8_bits, best)), ours) < 0.05
     assert apart(before, ours) > 0.1, "it has learned something"
 
 
@@ -115,9 +115,9 @@ def test_merged_is_base_and_adapter(
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert next(merged.parameters()).dtype == torch.float32
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".json", ".md", ".safetensors"}
-    adapted = logits(load.load_adapter(in_fp32(base), best))
+    adapted = logits(load_adapter(in_fp32(base), best))
     assert apart(logits(merged), adapted) < 2e-6
-    through_8_bits = load.load_adapter(load.load_base(base, "int8", torch.device("cpu")), best)
+    through_8_bits = load_adapter(load_base(base, "int8", torch.device("cpu")), best)
     assert apart(logits(through_8_bits.merge_and_unload()), adapted) > 1e-3, "what is avoided"
     plain = AutoTokenizer.from_pretrained(base)
     assert AutoTokenizer.from_pretrained(tmp_path / "out")(TEXT) == plain(TEXT)
@@ -203,10 +203,10 @@ def test_an_adapter_on_tied_weights_is_not_merged_wrongly(
 ) -> None:
     import torch
 
-    base = load.load_base(models("llama"), "fp32", torch.device("cpu"))
+    base = load_base(models("llama"), "fp32", torch.device("cpu"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapted = load.add_lora(base, 2, 4, 0.0, ["lm_head"], 0)
+        adapted = add_lora(base, 2, 4, 0.0, ["lm_head"], 0)
     with pytest.raises(UserError, match="merged, it would change both"):
         export._check_ties(adapted)
 

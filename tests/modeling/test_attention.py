@@ -154,7 +154,8 @@ def test_without_a_gpu_there_is_no_flash() -> None:
     import torch
 
     device = torch.device("cpu")
-    assert pick_attention("auto", device, "bf16") == "sdpa"
+    assert pick_attention("auto", device, "bf16") == "cpu_by_document"
+    assert pick_attention("sdpa", device, "bf16") == "sdpa"
     with pytest.raises(UserError, match=r"train.attention=flash needs a GPU. use train.attention"):
         pick_attention("flash", device, "bf16")
 

@@ -12,7 +12,7 @@ from pipeline.config import Config, resolve
 from pipeline.core.errors import UserError
 from pipeline.core.stage import Context, run_item
 from pipeline.dag import find
-from pipeline.modeling import compatibility as family
+from pipeline.modeling.compatibility import check_document_isolation, check_head
 from pipeline.modeling.loading import load_base
 from tests.helpers import tiny
 from tests.helpers.runs import SMALL, advance
@@ -45,8 +45,8 @@ def test_what_is_known_passes(models: Callable[[str], Path], name: str, weights:
     device = torch.device("cpu")
     model = load_base(models(name), weights, device)
     for precision in ("fp32", "bf16"):
-        family.check_head(model, device, precision)  # type: ignore[arg-type]
-        family.check_windows(model, device, precision, tiny.POSITIONS)  # type: ignore[arg-type]
+        check_head(model, device, precision)  # type: ignore[arg-type]
+        check_document_isolation(model, device, precision, tiny.POSITIONS)  # type: ignore[arg-type]
 
 
 def test_what_changes_its_logits_is_neither_trained_nor_scored(
@@ -56,7 +56,7 @@ def test_what_changes_its_logits_is_neither_trained_nor_scored(
 
     config = run_of(dataset, made(GraniteConfig(logits_scaling=8.0, **SIZE), tmp_path / "model"))
     advance(config, tmp_path / "root", "tokenize.seal")
-    told = "models of the family granite change their logits after the output head"
+    told = "models of type granite change their logits after the output head"
     with pytest.raises(UserError, match=told):
         train(config, tmp_path / "root")
     scoring = find(config, tmp_path / "root", "evaluate.base")
@@ -75,8 +75,8 @@ def test_what_changes_its_logits_is_seen_whatever_it_is_called(tmp_path: Path) -
     }
     for name, shape in shapes.items():
         model = load_base(made(shape, tmp_path / name), "fp32", torch.device("cpu"))
-        with pytest.raises(UserError, match=f"family {name} change their logits"):
-            family.check_head(model, torch.device("cpu"), "fp32")
+        with pytest.raises(UserError, match=f"type {name} change their logits"):
+            check_head(model, torch.device("cpu"), "fp32")
 
 
 def test_layers_that_look_back_less_far_than_a_window_are_refused(
@@ -88,7 +88,10 @@ def test_layers_that_look_back_less_far_than_a_window_are_refused(
     model = made(shape, tmp_path / "model")
     config = run_of(dataset, model, "train.sequence_length=64")
     advance(config, tmp_path / "root", "tokenize.seal")
-    with pytest.raises(UserError, match=r"longer than the 32 tokens .* use train\.length=32"):
+    with pytest.raises(
+        UserError,
+        match=r"longer than the attention span of 32 tokens .* use train\.sequence_length=32",
+    ):
         train(config, tmp_path / "root")
     assert train(run_of(dataset, model, "train.sequence_length=32"), tmp_path / "root").complete
 
@@ -99,9 +102,9 @@ def test_what_carries_a_state_is_not_trained(tmp_path: Path) -> None:
 
     few = {name: SIZE[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
     model = load_base(made(MambaConfig(**few), tmp_path), "fp32", torch.device("cpu"))
-    family.check_head(model, torch.device("cpu"), "fp32")
-    with pytest.raises(UserError, match="models of the family mamba carry a state"):
-        family.check_windows(model, torch.device("cpu"), "fp32", 64)
+    check_head(model, torch.device("cpu"), "fp32")
+    with pytest.raises(UserError, match="models of type mamba carry a state"):
+        check_document_isolation(model, torch.device("cpu"), "fp32", 64)
 
 
 def test_attention_that_caps_its_scores_is_refused_on_a_cpu(tmp_path: Path) -> None:
@@ -110,8 +113,10 @@ def test_attention_that_caps_its_scores_is_refused_on_a_cpu(tmp_path: Path) -> N
 
     shape = Gemma2Config(head_dim=16, final_logit_softcapping=None, **SIZE)
     model = load_base(made(shape, tmp_path), "fp32", torch.device("cpu"))
-    with pytest.raises(UserError, match="scores that are capped, which is not computed on a CPU"):
-        family.check_head(model, torch.device("cpu"), "fp32")
+    with pytest.raises(
+        UserError, match="caps its attention scores, which is not supported on a CPU"
+    ):
+        check_head(model, torch.device("cpu"), "fp32")
 
 
 def test_what_forgets_the_mask_is_not_trained(models: Callable[[str], Path]) -> None:
@@ -122,7 +127,7 @@ def test_what_forgets_the_mask_is_not_trained(models: Callable[[str], Path]) -> 
     with torch.no_grad():  # as it is made it hardly looks at what stands before
         for parameter in model.parameters():
             parameter.mul_(8 if parameter.dim() > 1 else 1)
-    family.check_windows(model, device, "fp32", 64)
+    check_document_isolation(model, device, "fp32", 64)
     body = model.base_model
     forward = body.forward
 
@@ -133,8 +138,8 @@ def test_what_forgets_the_mask_is_not_trained(models: Callable[[str], Path]) -> 
         return forward(*arguments, attention_mask=attention_mask, **words)
 
     body.forward = blind
-    with pytest.raises(UserError, match="read one document into the next"):
-        family.check_windows(model, device, "fp32", 64)
+    with pytest.raises(UserError, match="let documents in the same window see each other"):
+        check_document_isolation(model, device, "fp32", 64)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +151,7 @@ def test_what_is_kept_besides_the_head_leaves_that_as_it_is(
     import bitsandbytes as bnb
     import torch
 
-    model = load_base(models(name), "int8", torch.device("cpu"), keep=[kept])
+    model = load_base(models(name), "int8", torch.device("cpu"), unquantized_modules=[kept])
     quantized = {
         called.rpartition(".")[2]
         for called, module in model.named_modules()

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.dataset.packing import make_batch, pack
 from pipeline.dataset.token_cache import Corpus
-from pipeline.modeling import cpu_attention as documents
-from pipeline.modeling import loading as load
+from pipeline.modeling import cpu_attention
+from pipeline.modeling.loading import backbone, load_base
 from tests.helpers.tiny import make_model
 
 LENGTHS = [5, 31, 1, 0, 17, 12, 40, 9, 64, 2]
@@ -43,7 +43,7 @@ def test_the_mask_says_where_documents_end() -> None:
     import torch
 
     made = batch()
-    found = documents.spans(made.mask(torch.float32))
+    found = cpu_attention.document_ends(made.mask(torch.float32))
     for ends, segments in zip(found, made.segments.tolist(), strict=True):
         wanted = [n + 1 for n in range(WINDOW - 1) if segments[n] != segments[n + 1]]
         # slots that hold nothing stand alone with all that hold nothing
@@ -57,16 +57,16 @@ def test_states_and_gradients_are_those_under_the_mask(
 ) -> None:
     import torch
 
-    monkeypatch.setattr(documents, "BLOCK", block)
+    monkeypatch.setattr(cpu_attention, "BLOCK_ROWS", block)
     device = torch.device("cpu")
     folder, made = make_model(family, tmp_path), batch()
     found = []
-    for kind in ("sdpa", documents.NAME):
-        model = load.load_base(folder, "fp32", device)
-        assert model.config._attn_implementation == documents.NAME
+    for kind in ("sdpa", cpu_attention.IMPLEMENTATION):
+        model = load_base(folder, "fp32", device)
+        assert model.config._attn_implementation == cpu_attention.IMPLEMENTATION
         model.set_attn_implementation(kind)
         model.train().requires_grad_(True)
-        body, _ = load.backbone(model)
+        body, _ = backbone(model)
         states = body(
             input_ids=made.inputs,
             attention_mask=made.mask(torch.float32),
@@ -96,7 +96,7 @@ def test_the_triangle_is_causal_attention(slots: int) -> None:
             scores = (0.3 * query @ key.transpose(-1, -2)).masked_fill(later, -torch.inf)
             out = scores.softmax(-1) @ value
         else:
-            out = documents.triangle(query, key, value, 0.3, 0.0)
+            out = cpu_attention.causal_attention(query, key, value, 0.3, 0.0)
         out.float().backward(back)
         found.append([out.detach().float(), *(t.grad.clone() for t in given if t.grad is not None)])
         for tensor in given:
@@ -113,7 +113,7 @@ def test_dropout_takes_weights_and_keeps_their_sum() -> None:
 
     torch.manual_seed(0)
     query = torch.zeros(1, 1, 400, 4)
-    out = documents.triangle(query, query, torch.ones(1, 1, 400, 4), 1.0, 0.5)
+    out = cpu_attention.causal_attention(query, query, torch.ones(1, 1, 400, 4), 1.0, 0.5)
     assert float(out[0, 0, -1].std()) == 0
     assert float(out.std()) > 0.01
     assert float(out[:, :, 100:].mean()) == pytest.approx(1.0, abs=0.02)
@@ -125,9 +125,9 @@ def test_scoring_sees_what_came_before_and_nothing_else(tmp_path: Path, family: 
 
     ids = torch.randint(3, 512, (2, 150), generator=torch.Generator().manual_seed(0))
     states = []
-    for kind in ("sdpa", documents.NAME):
-        model = load.load_base(make_model(family, tmp_path / kind), "fp32", torch.device("cpu"))
+    for kind in ("sdpa", cpu_attention.IMPLEMENTATION):
+        model = load_base(make_model(family, tmp_path / kind), "fp32", torch.device("cpu"))
         model.set_attn_implementation(kind)
         with torch.no_grad():
-            states.append(load.backbone(model)[0](input_ids=ids).last_hidden_state)
+            states.append(backbone(model)[0](input_ids=ids).last_hidden_state)
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)

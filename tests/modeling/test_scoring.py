@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pipeline.core.errors import Interrupted
 from pipeline.core.stop import Stop
 from pipeline.evaluate.metrics import bits_per_byte, change, gap, interval, perplexity
-from pipeline.modeling import scoring as score_module
-from pipeline.modeling.scoring import Kept, Windows, score
+from pipeline.modeling import scoring
+from pipeline.modeling.scoring import ScoredBatch, SlidingWindows, score
+from pipeline.modeling.scoring_log import ScoringLog
 from tests.helpers.tiny import WORDS, make_model
 
 CONTEXT = 48
@@ -51,14 +52,14 @@ def decided(model: Any) -> Any:
     return model
 
 
-def plainly(model: Any, document: Any, windows: Windows) -> float:
+def plainly(model: Any, document: Any, windows: SlidingWindows) -> float:
     """The nats of one document: a loop over its tokens, each with all the context there is."""
     import torch
 
     ids = [windows.prefix_id, *document.tolist()]
     total = 0.0
     with torch.no_grad():
-        for start, first, end in windows.cut(len(document)):
+        for start, first, end in windows.split(len(document)):
             logits = model(input_ids=torch.tensor([ids[start:end]])).logits[0].double()
             for position in range(first, end):
                 total -= float(logits[position - start].log_softmax(-1)[ids[position + 1]])
@@ -69,7 +70,7 @@ def run(model: Any, documents: list[Any], **options: Any) -> Any:
     import torch
 
     stride = options.pop("stride", CONTEXT)
-    windows = Windows(CONTEXT, stride, PREFIX)
+    windows = SlidingWindows(CONTEXT, stride, PREFIX)
     return score(model, documents, windows, torch.device("cpu"), "fp32", **options)
 
 
@@ -79,10 +80,10 @@ def test_batched_scores_are_those_of_a_plain_loop(
     model: Any, stride: int, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if padded:  # as on a GPU, and more of it
-        monkeypatch.setattr(score_module, "UNPADDED", ())
-        monkeypatch.setattr(score_module, "PADDING", 0.3)
+        monkeypatch.setattr(scoring, "NO_PADDING_DEVICES", ())
+        monkeypatch.setattr(scoring, "MAX_PADDING_RATIO", 0.3)
     documents = corpus()
-    windows = Windows(CONTEXT, stride, PREFIX)
+    windows = SlidingWindows(CONTEXT, stride, PREFIX)
     wanted = [plainly(model, document, windows) for document in documents]
     nll, tokens = run(model, documents, stride=stride, batch_tokens=160)
     np.testing.assert_allclose(nll, wanted, rtol=1e-5, atol=1e-4)
@@ -109,7 +110,7 @@ def test_the_batch_size_decides_nothing(model: Any) -> None:
 def test_windows_tile_a_document(length: int, context: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, context))
     scored = []
-    for start, first, end in Windows(context, stride, PREFIX).cut(length):
+    for start, first, end in SlidingWindows(context, stride, PREFIX).split(length):
         assert 0 <= start <= first < end <= length
         assert end - start == min(context, end), "a window is as full as can be"
         assert first - start >= min(first, context - stride), "the promised context"
@@ -118,17 +119,15 @@ def test_windows_tile_a_document(length: int, context: int, data: st.DataObject)
 
 
 def test_a_stride_beyond_the_context_is_refused() -> None:
-    with pytest.raises(ValueError, match="stride 9 must lie between 1 and the context, 8"):
-        Windows(8, 9, PREFIX)
+    with pytest.raises(ValueError, match="stride 9 must be between 1 and the context, 8"):
+        SlidingWindows(8, 9, PREFIX)
 
 
 def test_losses_are_told_by_place_in_the_document(model: Any) -> None:
     documents = corpus()
     parts: list[Any] = []
-    nll, _ = run(
-        model, documents, stride=20, batch_tokens=160, done=lambda *part: parts.append(part)
-    )
-    nats, tokens = sum(part[3] for part in parts).T
+    nll, _ = run(model, documents, stride=20, batch_tokens=160, on_batch=parts.append)
+    nats, tokens = sum(part.by_position for part in parts).T
     assert nats.sum() == pytest.approx(nll.sum())
     # place p has the tokens that 2^p − 1 and more stand before
     for place in range(8):
@@ -137,8 +136,8 @@ def test_losses_are_told_by_place_in_the_document(model: Any) -> None:
         assert tokens[place] == sum(inside)
         upto = [d[:last] for d in documents if len(d) > first]
         before = [d[:first] for d in documents if len(d) > first]
-        wanted = sum(plainly(model, d, Windows(CONTEXT, 20, PREFIX)) for d in upto)
-        wanted -= sum(plainly(model, d, Windows(CONTEXT, 20, PREFIX)) for d in before)
+        wanted = sum(plainly(model, d, SlidingWindows(CONTEXT, 20, PREFIX)) for d in upto)
+        wanted -= sum(plainly(model, d, SlidingWindows(CONTEXT, 20, PREFIX)) for d in before)
         if last < CONTEXT:  # beyond, windows lie elsewhere when a document ends earlier
             assert nats[place] == pytest.approx(wanted, rel=1e-4)
 
@@ -153,12 +152,12 @@ def test_what_several_score_adds_up_to_what_one_does(model: Any, world: int) -> 
         def check(rank: int = rank) -> None:
             checks[rank] += 1
 
-        def done(*part: Any, rank: int = rank) -> None:
+        def done(batch: ScoredBatch, rank: int = rank) -> None:
             batches[rank] += 1
 
         share = (rank, world)
         how = {"stride": 20, "batch_tokens": 100}
-        shares.append(run(model, corpus(), **how, check=check, done=done, share=share))
+        shares.append(run(model, corpus(), **how, check=check, on_batch=done, share=share))
     assert sum(nll for nll, _ in shares) == pytest.approx(wanted, rel=1e-13)
     assert (sum(tokens for _, tokens in shares) == counted).all()
     assert len(set(checks)) == 1, "they can look at a stop together"
@@ -169,26 +168,24 @@ def test_what_several_score_adds_up_to_what_one_does(model: Any, world: int) -> 
 @pytest.mark.parametrize("after", [1, 3])
 def test_an_interrupted_call_goes_on_with_the_same_digits(model: Any, after: int) -> None:
     whole: list[Any] = []
-    wanted, _ = run(
-        model, corpus(), stride=20, batch_tokens=100, done=lambda *part: whole.append(part)
-    )
+    wanted, _ = run(model, corpus(), stride=20, batch_tokens=100, on_batch=whole.append)
     stop, parts = Stop(), []
 
-    def keep(*part: Any) -> None:
-        parts.append(part)
+    def keep(batch: ScoredBatch) -> None:
+        parts.append(batch)
         if len(parts) == after:
             stop.set("a test")
 
     with pytest.raises(Interrupted):
-        run(model, corpus(), stride=20, batch_tokens=100, check=stop.check, done=keep)
+        run(model, corpus(), stride=20, batch_tokens=100, check=stop.check, on_batch=keep)
     rest: list[Any] = []
     nll, tokens = run(
         model,
         corpus(),
         stride=20,
         batch_tokens=100,
-        parts=parts,
-        done=lambda *part: rest.append(part),
+        scored=parts,
+        on_batch=rest.append,
     )
     assert len(rest) == len(whole) - after
     assert nll.tobytes() == wanted.tobytes()
@@ -197,21 +194,21 @@ def test_an_interrupted_call_goes_on_with_the_same_digits(model: Any, after: int
 
 def test_kept_batches_count_up_to_the_first_that_is_not_in_its_place(tmp_path: Path) -> None:
     places = np.array([[0.1, 1.0], [1 / 3, 8.0]])
-    part = (np.array([0, 2]), np.array([0.1, 1 / 3]), np.array([4, 5]), places)
+    batch = ScoredBatch(np.array([0, 2]), np.array([0.1, 1 / 3]), np.array([4, 5]), places)
     for _ in range(2):
-        with Kept(tmp_path, {"precision": "bf16"}) as kept:
-            kept.add(*part)
+        with ScoringLog(tmp_path, {"precision": "bf16"}) as kept:
+            kept.add(batch)
     path = tmp_path / "batches.jsonl"
     whole = path.read_text()
     last = whole.splitlines()[-1]
     # one that lost its lease may wake up and write a batch that its successor has written
     path.write_text(whole + last + "\n" + last.replace('"batch": 1', '"batch": 2') + "\n")
-    with Kept(tmp_path, {"precision": "bf16"}) as kept:
-        assert len(kept.parts) == 2
+    with ScoringLog(tmp_path, {"precision": "bf16"}) as kept:
+        assert len(kept.batches) == 2
     assert path.read_text() == whole
-    assert all((one == other).all() for one, other in zip(kept.parts[1], part, strict=True))
-    with Kept(tmp_path, {"precision": "fp32"}) as kept:
-        assert kept.parts == []
+    assert all((one == other).all() for one, other in zip(kept.batches[1], batch, strict=True))
+    with ScoringLog(tmp_path, {"precision": "fp32"}) as kept:
+        assert kept.batches == []
 
 
 def test_a_model_in_training_stays_so_and_is_scored_without_dropout(tmp_path: Path) -> None:
@@ -275,7 +272,7 @@ def test_two_hundred_abstracts_score_as_in_a_plain_loop(tmp_path: Path) -> None:
         row = torch.tensor([[PREFIX, *document.tolist()]])
         with torch.no_grad():
             wanted.append(float(plain(input_ids=row, labels=row).loss) * len(document))
-    device, windows = torch.device("cpu"), Windows(LONG, LONG, PREFIX)
+    device, windows = torch.device("cpu"), SlidingWindows(LONG, LONG, PREFIX)
     nll, tokens = score(load_base(tmp_path, "fp32", device), documents, windows, device, "fp32")
     size = np.array([len(text.encode()) for text in texts])
     reference = np.array(wanted)

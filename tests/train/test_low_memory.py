@@ -14,7 +14,7 @@ from jobs.housekeeping.export import export_run
 from pipeline.config import Config, save_config
 from pipeline.core.errors import Interrupted
 from pipeline.dag import find
-from pipeline.modeling import loading as load
+from pipeline.modeling.loading import backbone, is_quantized, load_adapter
 from pipeline.train.trainer import Learner
 from tests.export.helpers import apart, in_fp32, logits, parts
 from tests.helpers.runs import advance
@@ -40,8 +40,8 @@ def test_all_that_saves_memory_goes_together(
 
     def noting(self: Learner, number: int, batches: Any, rate: float) -> Any:
         parts = list(batches)
-        body = load.backbone(self.model)[0]
-        eight = load.is_quantized(self.model.get_base_model())
+        body = backbone(self.model)[0]
+        eight = is_quantized(self.model.get_base_model())
         used.append((eight, body.is_activation_checkpointing, len(parts), self.precision))
         return step(self, number, parts, rate)
 
@@ -64,5 +64,5 @@ def test_all_that_saves_memory_goes_together(
     export_run(config, root, tmp_path / "out", "fp32")
     base, best = parts(config, root)
     merged = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out"))
-    assert apart(merged, logits(load.load_adapter(in_fp32(base), best))) < 2e-6
+    assert apart(merged, logits(load_adapter(in_fp32(base), best))) < 2e-6
     assert apart(merged, logits(in_fp32(base))) > 0.05, "and it is not the base"

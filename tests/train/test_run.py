@@ -20,8 +20,8 @@ from pipeline.core.receipt import hash_file
 from pipeline.core.stage import Context, Item, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import find
-from pipeline.modeling import cpu_attention as documents
-from pipeline.modeling import loading as load
+from pipeline.modeling import cpu_attention
+from pipeline.modeling.device import pick_precision
 from pipeline.train.checkpoint import State
 from pipeline.train.metrics_log import METRICS, SAMPLES, Journal
 from tests.helpers.runs import advance
@@ -230,13 +230,13 @@ def test_what_is_written_at_each_validation_can_be_read(small: Small, root: Path
 def test_layers_are_computed_twice_where_that_saves_memory_and_nothing_else_changes(
     small: Small, root: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attend, count = documents.attend, [0]
+    attention_forward, count = cpu_attention.attention_forward, [0]
 
     def counting(module: Any, *arguments: Any, **words: Any) -> Any:
         count[0] += module.training
-        return attend(module, *arguments, **words)
+        return attention_forward(module, *arguments, **words)
 
-    monkeypatch.setattr(documents, "attend", counting)
+    monkeypatch.setattr(cpu_attention, "attention_forward", counting)
     found, calls = [], []
     for on, place in (("true", root), ("false", tmp_path / "other")):
         if not place.exists():
@@ -256,11 +256,10 @@ def test_the_precision_that_was_found_is_kept_on_another_machine(
     first: str, then: str
 ) -> None:  # fmt: skip
     """As where one node has bf16 and the next has not; `auto` alone would change over."""
-    pick, here = load.pick_precision, [first]
+    here = [first]
     monkeypatch.setattr(
-        load,
-        "pick_precision",
-        lambda wanted, device: pick(here[0] if wanted == "auto" else wanted, device),
+        "pipeline.train.run.pick_precision",
+        lambda wanted, device: pick_precision(here[0] if wanted == "auto" else wanted, device),
     )
     wholes = {}
     for precision in (first, then):
@@ -364,7 +363,7 @@ def test_wherever_it_is_interrupted_and_however_often_it_ends_the_same(
 
 def test_4_bits_on_a_cpu_are_refused(small: Small, prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    with pytest.raises(UserError, match="nf4 does not learn on a CPU"):
+    with pytest.raises(UserError, match="nf4 cannot be trained on a CPU"):
         train(small("train.weights=nf4"), tmp_path)
 
 
