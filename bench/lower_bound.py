@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.tokenize.shards import Documents
+    from pipeline.tokenize.shards import EncodedDocuments
 
 BLOCK = 4 << 20
 
@@ -44,13 +44,13 @@ def write(out: Path, pool: Path, chunks: list[Path], own: bool) -> None:
     import numpy as np
     import xxhash
 
-    from pipeline.tokenize.shards import Documents, Writer
+    from pipeline.tokenize.shards import EncodedDocuments, ShardWriter
 
     class Line(msgspec.Struct):
         text: str
 
     ids, decoder = np.load(pool).astype(np.uint32), msgspec.json.Decoder(Line)
-    writer = Writer(out) if own else Plain(out)
+    writer = ShardWriter(out) if own else Plain(out)
     at = number = 0
     for chunk in chunks:
         for lines in _whole_lines(chunk):
@@ -62,7 +62,7 @@ def write(out: Path, pool: Path, chunks: list[Path], own: bool) -> None:
             digests = np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, data)), "V16")
             names = [str(number + n) for n in range(len(data))]
             offsets = np.minimum(ends, len(chosen))
-            writer.add(Documents(names, chosen, offsets, sizes, digests))
+            writer.add(EncodedDocuments(names, chosen, offsets, sizes, digests))
             at, number = at + int(ends[-1]), number + len(data)
     writer.close()
 
@@ -97,7 +97,7 @@ class Plain:
         self._tables: list[Any] = []
         self._held = 0
 
-    def add(self, some: Documents) -> None:
+    def add(self, some: EncodedDocuments) -> None:
         """Add documents."""
         import numpy as np
         import pyarrow as pa
@@ -152,10 +152,10 @@ def read(shards: list[Path]) -> tuple[int, float]:
     """
     import pyarrow as pa
 
-    from pipeline.tokenize.shards import rows
+    from pipeline.tokenize.shards import read_row_groups
 
     def ids(path: Path) -> int:
-        return sum(len(flat) for flat, _, _ in rows(path))
+        return sum(len(flat) for flat, _, _ in read_row_groups(path))
 
     pa.set_cpu_count(1)
     ids(min(shards, key=lambda path: path.stat().st_size))  # the first loads what it needs

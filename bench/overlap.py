@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.dataset.token_cache import Corpus
+from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.evaluate.contamination.copies import longest_copies
 from pipeline.evaluate.contamination.overlap import find_overlap
 
@@ -75,7 +75,7 @@ def draw(generator: np.random.Generator, count: int, footer: float) -> np.ndarra
 
 def corpus(
     folder: Path, generator: np.random.Generator, count: int, texts: np.ndarray, footer: float
-) -> Corpus:
+) -> TokenizedSplit:
     """A mapped file of so many documents, one in a thousand of them a text that was edited."""
     ids = np.lib.format.open_memmap(folder / "ids.npy", "w+", np.uint16, (count * LENGTH,))
     for begin in range(0, count, 10_000):
@@ -87,7 +87,7 @@ def corpus(
     ids.flush()
     offsets = np.arange(count + 1, dtype=np.int64) * LENGTH
     mapped = np.load(folder / "ids.npy", mmap_mode="r")
-    return Corpus(mapped, offsets, np.diff(offsets), np.zeros(count, "V16"), "")
+    return TokenizedSplit(mapped, offsets, np.diff(offsets), np.zeros(count, "V16"), "")
 
 
 if __name__ == "__main__":

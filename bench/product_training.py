@@ -69,7 +69,7 @@ def bare(learner: Any, batches: list[Any]) -> float:
     from pipeline.modeling.loading import backbone
     from pipeline.modeling.loss import token_losses
 
-    ready = [batch.by_mask() for batch in batches]
+    ready = [batch.masked_inputs() for batch in batches]
     tokens = sum(int((targets != IGNORE_INDEX).sum()) for _, targets in ready)
     body, head = backbone(learner.model)
     since = time.process_time()

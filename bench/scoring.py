@@ -40,13 +40,13 @@ def documents(model: Path, count: int) -> tuple[list[Any], int]:
     """Token ids of so many texts, and their bytes: the NIH sample, then what has its lengths."""
     import numpy as np
 
-    from pipeline.tokenize.encoder import Reference
+    from pipeline.tokenize.encoder import ReferenceEncoder
 
     texts = list(text.nih())[:count]
     if len(texts) < count:
         source = corpora.documents("nih", corpora.cached(DATA))
         texts += [next(source) for _ in range(count - len(texts))]
-    ids, offsets = Reference(model).encode(texts)
+    ids, offsets = ReferenceEncoder(model).encode(texts)
     found: list[Any] = np.split(ids, offsets[1:-1])
     return found, sum(len(text.encode()) for text in texts)
 

@@ -1,8 +1,9 @@
-"""Documents to windows: packed without padding to speak of, without leakage, without loss.
+"""Packing of documents into windows, with almost no padding, no leakage and no lost token.
 
-A document of n text tokens is the sequence prefix, text, end: n + 1 (input, target) pairs. Longer
-ones than a window are cut into pieces, each pair in exactly one; pieces then share windows by best
-fit. A batch carries the segment of every slot, and the mask lets a token see its own segment only.
+A document of n text tokens is the sequence prefix, text, end: n + 1 (input, target) pairs. A
+document longer than a window is cut into pieces, and each pair is in exactly one piece. Pieces then
+share windows by best fit. A batch holds the segment of every position, and the mask lets a token
+attend to its own segment only.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.dataset.token_cache import Corpus
+from pipeline.dataset.token_cache import TokenizedSplit
 
 if TYPE_CHECKING:
     import torch
 
-How = Literal["best-fit", "pad"]
+PackingMethod = Literal["best-fit", "pad"]
 
 IGNORE_INDEX = -100  # the target of a position that is not scored, as in `cross_entropy`
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Which pieces stand in which window.
+    """The pieces of each window.
 
-    `pieces`: (P, 3) int32 of document, first pair, pairs. Window w holds
-    `pieces[windows[w]:windows[w + 1]]`. `length`: slots of a window.
+    `pieces`: document, first pair and number of pairs, int32, (pieces, 3). Window w holds
+    `pieces[windows[w]:windows[w + 1]]`. `length`: positions in a window.
     """
 
     pieces: npt.NDArray[np.int32]
@@ -41,24 +42,26 @@ class Packing:
 
     @property
     def pairs(self) -> int:
-        """(input, target) pairs in all windows."""
+        """Number of (input, target) pairs in all windows."""
         return int(self.pieces[:, 2].sum())
 
-    def of(self, window: int) -> npt.NDArray[np.int32]:
+    def pieces_of(self, window: int) -> npt.NDArray[np.int32]:
         """The pieces of a window, (pieces, 3)."""
         return self.pieces[self.windows[window] : self.windows[window + 1]]
 
 
-def pack(offsets: npt.NDArray[np.int64], length: int, how: How = "best-fit") -> Packing:
-    """Cut documents into pieces of at most `length` pairs and lay them into windows.
+def pack(
+    offsets: npt.NDArray[np.int64], length: int, method: PackingMethod = "best-fit"
+) -> Packing:
+    """Cut documents into pieces of at most `length` pairs and assign them to windows.
 
     Args:
-        offsets: Document d has `offsets[d + 1] - offsets[d]` text tokens; int64, documents + 1.
-        length: Slots of a window.
-        how: `best-fit`, or `pad`: a window a document, cut off at `length`.
+        offsets: Document d has `offsets[d + 1] - offsets[d]` text tokens; int64, (documents + 1,).
+        length: Positions in a window.
+        method: `best-fit`, or `pad`: one window per document, truncated to `length`.
     """
     pairs = np.diff(offsets) + 1
-    if how == "pad":
+    if method == "pad":
         count = len(pairs)
         pieces = np.stack([np.arange(count), np.zeros(count), np.minimum(pairs, length)], axis=1)
         return Packing(pieces.astype(np.int32), np.arange(count + 1, dtype=np.int64), length)
@@ -72,6 +75,7 @@ def pack(offsets: npt.NDArray[np.int64], length: int, how: How = "best-fit") -> 
 
 
 def _cut(pairs: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int32]:
+    """The pieces of documents of so many pairs each; see `Packing.pieces`."""
     counts = -(-pairs // length)
     document = np.repeat(np.arange(len(pairs)), counts)
     first = np.concatenate([[0], np.cumsum(counts)])[:-1]
@@ -81,33 +85,33 @@ def _cut(pairs: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int32]:
 
 
 def _best_fit(sizes: npt.NDArray[np.int32], length: int) -> npt.NDArray[np.int64]:
-    """Best-fit decreasing: the window of each size, in the order given (largest first)."""
-    window = np.empty(len(sizes), dtype=np.int64)
-    by_room: list[list[int]] = [[] for _ in range(length + 1)]
-    rooms = 0  # bit r is set while a window has room r
-    opened = 0
+    """Best-fit decreasing: the window of each piece. Sizes are given largest first."""
+    window_of = np.empty(len(sizes), dtype=np.int64)
+    by_space: list[list[int]] = [[] for _ in range(length + 1)]
+    spaces = 0  # bit n is set while a window has n free positions
+    windows = 0
     for index, size in enumerate(sizes.tolist()):
-        fitting = rooms >> size
+        fitting = spaces >> size
         if fitting:
-            room = size + (fitting & -fitting).bit_length() - 1
-            chosen = by_room[room].pop()
-            if not by_room[room]:
-                rooms &= ~(1 << room)
+            space = size + (fitting & -fitting).bit_length() - 1
+            window = by_space[space].pop()
+            if not by_space[space]:
+                spaces &= ~(1 << space)
         else:
-            room, chosen = length, opened
-            opened += 1
-        window[index] = chosen
-        if room > size:
-            by_room[room - size].append(chosen)
-            rooms |= 1 << (room - size)
-    return window
+            space, window = length, windows
+            windows += 1
+        window_of[index] = window
+        if space > size:
+            by_space[space - size].append(window)
+            spaces |= 1 << (space - size)
+    return window_of
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Windows ready for the model; all (windows, length), int64.
+class PackedBatch:
+    """Windows of tokens for the model; each field is int64, (windows, length).
 
-    `segments` numbers the pieces of a window; slots beyond the last piece have segments of -1.
+    `segments` numbers the pieces of a window, and is -1 after the last piece.
     """
 
     inputs: torch.Tensor
@@ -115,11 +119,11 @@ class Batch:
     positions: torch.Tensor
     segments: torch.Tensor
 
-    def mask(self, dtype: torch.dtype) -> torch.Tensor:
+    def attention_mask(self, dtype: torch.dtype) -> torch.Tensor:
         """Additive block-diagonal causal mask, (windows, 1, length, length).
 
-        It is float because a boolean one is taken the wrong way round by eager attention, and it
-        is always given because without it some families attend across documents.
+        It is float because eager attention reads a boolean mask the wrong way round. It is always
+        passed because without it some model families attend across documents.
         """
         import torch
 
@@ -129,11 +133,11 @@ class Batch:
         mask = torch.zeros(same.shape, dtype=dtype, device=same.device)
         return mask.masked_fill(~(same & causal), torch.finfo(torch.bfloat16).min)[:, None]
 
-    def by_length(self) -> tuple[dict[str, Any], torch.Tensor]:
-        """All pieces in one row without padding, told apart by length: what FlashAttention takes.
+    def varlen_inputs(self) -> tuple[dict[str, Any], torch.Tensor]:
+        """All pieces in one row without padding, with their offsets, as FlashAttention takes them.
 
         Returns:
-            Arguments of a transformers model, `input_ids` and `position_ids` of them (1, tokens);
+            Arguments of a transformers model, whose `input_ids` and `position_ids` are (1, tokens);
             and targets, (tokens,).
         """
         import torch
@@ -153,35 +157,39 @@ class Batch:
         }
         return arguments, self.targets[real]
 
-    def by_mask(self) -> tuple[dict[str, Any], torch.Tensor]:
-        """Windows and their mask: arguments of a transformers model; and targets, (slots,)."""
+    def masked_inputs(self) -> tuple[dict[str, Any], torch.Tensor]:
+        """The windows with an attention mask.
+
+        Returns:
+            Arguments of a transformers model, and targets, (windows * length,).
+        """
         import torch
 
         arguments = {
             "input_ids": self.inputs,
-            "attention_mask": self.mask(torch.float32),
+            "attention_mask": self.attention_mask(torch.float32),
             "position_ids": self.positions,
         }
         return arguments, self.targets.flatten()
 
-    def to(self, device: Any) -> Batch:
+    def to(self, device: Any) -> PackedBatch:
         """The same batch on a device."""
-        return Batch(
+        return PackedBatch(
             *(t.to(device) for t in (self.inputs, self.targets, self.positions, self.segments))
         )
 
 
 def make_batch(
-    corpus: Corpus, packing: Packing, windows: Sequence[int], prefix: int, end: int
-) -> Batch:
+    documents: TokenizedSplit, packing: Packing, windows: Sequence[int], prefix: int, end: int
+) -> PackedBatch:
     """Fill windows with tokens.
 
     Args:
-        corpus: The documents that were packed.
+        documents: The documents that were packed.
         packing: Their packing.
-        windows: Which windows.
-        prefix: Token id before each document.
-        end: Token id after it.
+        windows: Indices of the windows.
+        prefix: Id of the token before each document.
+        end: Id of the token after each document.
     """
     import torch
 
@@ -191,24 +199,24 @@ def make_batch(
     positions = np.zeros(shape, dtype=np.int64)
     segments = np.full(shape, -1, dtype=np.int64)
     for row, window in enumerate(windows):
-        slot = 0
-        for number, (document, start, size) in enumerate(packing.of(window).tolist()):
-            tokens = _sequence(corpus, document, start, size, prefix, end)
-            stop = slot + size
-            inputs[row, slot:stop] = tokens[:-1]
-            targets[row, slot:stop] = tokens[1:]
-            positions[row, slot:stop] = np.arange(size)
-            segments[row, slot:stop] = number
-            slot = stop
-    return Batch(*(torch.from_numpy(a) for a in (inputs, targets, positions, segments)))
+        position = 0
+        for number, (document, start, size) in enumerate(packing.pieces_of(window).tolist()):
+            tokens = _sequence(documents, document, start, size, prefix, end)
+            stop = position + size
+            inputs[row, position:stop] = tokens[:-1]
+            targets[row, position:stop] = tokens[1:]
+            positions[row, position:stop] = np.arange(size)
+            segments[row, position:stop] = number
+            position = stop
+    return PackedBatch(*(torch.from_numpy(a) for a in (inputs, targets, positions, segments)))
 
 
 def _sequence(
-    corpus: Corpus, document: int, start: int, size: int, prefix: int, end: int
+    documents: TokenizedSplit, document: int, start: int, size: int, prefix: int, end: int
 ) -> npt.NDArray[np.int64]:
-    """Tokens `start` to `start + size`, inclusive, of prefix + text + end."""
-    first, last = corpus.offsets[document], corpus.offsets[document + 1]
-    text = corpus.ids[first + max(0, start - 1) : min(last, first + start + size)].astype(np.int64)
+    """Tokens `start` to `start + size` (inclusive) of prefix + text + end."""
+    first, last = documents.offsets[document], documents.offsets[document + 1]
+    text = documents.ids[first + max(0, start - 1) : min(last, first + start + size)]
     before = [prefix] if start == 0 else []
     after = [end] if start + size == last - first + 1 else []
-    return np.concatenate([before, text, after]).astype(np.int64)
+    return np.concatenate([before, text.astype(np.int64), after]).astype(np.int64)

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import json
-
 from pipeline.core.stage import Context, Inputs
-from pipeline.dataset.token_cache import Corpus, open_corpus
+from pipeline.dataset.token_cache import SealedShards, TokenizedSplit, open_token_cache
 from pipeline.tokenize.dataset_card import write_card
 
 
-def open_sealed(inputs: Inputs, split: str, ctx: Context) -> Corpus:
-    """One split of a sealed corpus, for the stages after this one.
+def open_sealed(inputs: Inputs, split: str, ctx: Context) -> TokenizedSplit:
+    """Open one split of a sealed corpus; builds its token cache where there is none.
 
     Args:
-        inputs: With `tokenize.shards` and `tokenize.seal`.
+        inputs: Must hold `tokenize.shards` and `tokenize.seal`.
         split: One of `SPLITS`.
-        ctx: Of the step that reads it.
+        ctx: Context of the step that reads the split.
 
     Raises:
         CorruptInput: The seal or a shard is damaged.
     """
-    sealed, receipt = inputs["tokenize.seal"].one()
-    receipt.verify(sealed)
-    content = json.loads((sealed / "seal.json").read_text())
-    folder = inputs["tokenize.shards"].folder
-    write_card(folder, content)
-    return open_corpus(
-        folder,
-        sealed,
-        content,
-        receipt.digest,
-        split,
-        code=ctx.code,
-        workers=ctx.cpus,
-        check=ctx.stop.check,
-        label=ctx.label,
-        gone=ctx.gone,
-    )
+    unit, receipt = inputs["tokenize.seal"].one()
+    receipt.verify(unit)
+    sealed = SealedShards.load(inputs["tokenize.shards"].folder, unit, receipt.digest)
+    write_card(sealed.folder, sealed.content)
+    return open_token_cache(sealed, split, ctx)

@@ -1,42 +1,43 @@
-"""Which held-out documents are judged by: the same for every run, whoever chooses."""
+"""Sampling of held-out documents: a fixed subset of a split, the same in every run."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.dataset.token_cache import Corpus
+from pipeline.dataset.token_cache import TokenizedSplit
 
 
-def by_hash(corpus: Corpus, least: int = 0) -> npt.NDArray[np.int64]:
-    """The documents of a split, lowest text hash first: as good as drawn by lot.
+def hash_order(documents: TokenizedSplit, min_tokens: int = 0) -> npt.NDArray[np.int64]:
+    """Indices of the documents of a split in the order of their text hash, which is random.
 
     Args:
-        corpus: Of the split.
-        least: Tokens that a document has at least.
+        documents: The split.
+        min_tokens: Shorter documents are left out.
     """
-    high, low = corpus.hashes.view(">u8").reshape(-1, 2).T
+    high, low = documents.hashes.view(">u8").reshape(-1, 2).T
     order = np.lexsort((low, high))
-    return order[np.diff(corpus.offsets)[order] >= least]
+    return order[np.diff(documents.offsets)[order] >= min_tokens]
 
 
-def choose(corpus: Corpus, most: int, tokens: int | None) -> list[int]:
-    """The documents to score: at most so many, in order of hash.
+def sample_documents(
+    documents: TokenizedSplit, max_documents: int, max_tokens: int | None
+) -> list[int]:
+    """Sample documents to score: the first ones in hash order. Empty documents are left out.
 
-    Where `tokens` are limited: those that fit in what is left, in that order; if not even one does,
-    the first. Empty documents are passed over.
+    With `max_tokens`, a document that does not fit into what is left of it is skipped. If none
+    fits, the first document is taken.
     """
-    lengths, found = np.diff(corpus.offsets), by_hash(corpus, 1)
-    if tokens is None:
-        few: list[int] = found[:most].tolist()
-        return few
-    order: list[int] = found.tolist()
-    chosen: list[int] = []
-    left = tokens
-    for index in order:
-        if len(chosen) == most:
+    lengths, order = np.diff(documents.offsets), hash_order(documents, 1)
+    indices: list[int] = (order[:max_documents] if max_tokens is None else order).tolist()
+    if max_tokens is None:
+        return indices
+    sample: list[int] = []
+    left = max_tokens
+    for index in indices:
+        if len(sample) == max_documents:
             break
         if lengths[index] <= left:
-            chosen.append(index)
+            sample.append(index)
             left -= lengths[index]
-    return chosen or order[:1]
+    return sample or indices[:1]

@@ -1,14 +1,14 @@
-"""A split as training and scoring read it: ids end to end, memory-mapped, without duplicates.
+"""The token cache: all token ids of a split in one memory-mapped array, without duplicates.
 
-The cache is made from verified shards once, each of which has its known place in it, so several are
-read at the same time; and it is verified whenever it is opened.
+Training and scoring read it. It is built once, from verified shards: the place of each shard in it
+is known, so several are read at the same time. It is verified each time it is opened.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +19,40 @@ import numpy.typing as npt
 
 from pipeline.core import receipt as receipts
 from pipeline.core.errors import Busy, CorruptInput
-from pipeline.core.lease import Gone, Lease
+from pipeline.core.lease import Lease
 from pipeline.core.receipt import UnitIdentity, hash_json
-from pipeline.tokenize.shards import HASH, Hashes, hashes, rows
+from pipeline.core.stage import Context
+from pipeline.tokenize.facts import SealContent
+from pipeline.tokenize.shards import HASH_DTYPE, Hashes, hash_array, read_row_groups
 
-VERSION = 2
-WAIT = 2.0
+CACHE_VERSION = 2
+POLL_SECONDS = 2.0  # between looks at a cache that another process builds
 
 
 @dataclass(frozen=True)
-class Corpus:
+class SealedShards:
+    """Shards and the seal that lists them.
+
+    `folder`: holds the units of the shards; the cache goes beside them. `seal`: unit folder of the
+    seal. `content`: its `seal.json`. `digest`: its content digest.
+    """
+
+    folder: Path
+    seal: Path
+    content: SealContent
+    digest: str
+
+    @classmethod
+    def load(cls, folder: Path, seal: Path, digest: str) -> SealedShards:
+        """Read `seal.json`, which the caller has verified."""
+        return cls(folder, seal, json.loads((seal / "seal.json").read_text()), digest)
+
+
+@dataclass(frozen=True)
+class TokenizedSplit:
     """One split, memory-mapped. Document d is `ids[offsets[d]:offsets[d + 1]]`.
 
-    `ids`: token ids, uint16 or uint32. `offsets`: int64, documents + 1. `bytes`: UTF-8 bytes of
+    `ids`: token ids, uint16 or uint32. `offsets`: int64, (documents + 1,). `bytes`: UTF-8 bytes of
     each text, int64. `hashes`: text hash of each document, 16 bytes. `digest`: content digest.
     """
 
@@ -45,111 +66,111 @@ class Corpus:
         return len(self.offsets) - 1
 
     def document(self, index: int) -> npt.NDArray[np.int64]:
-        """Token ids of a document, int64, nothing added."""
+        """Token ids of a document, int64, without special tokens around it."""
         return self.ids[self.offsets[index] : self.offsets[index + 1]].astype(np.int64)
 
 
-def open_corpus(
-    folder: Path,
-    sealed: Path,
-    seal: dict[str, Any],
-    digest: str,
-    split: str,
-    *,
-    code: str = "",
-    workers: int = 1,
-    check: Callable[[], None] = lambda: None,
-    label: str = "unnamed",
-    gone: Gone = lambda label: None,
-) -> Corpus:
-    """The token cache of a split, verified; where it is missing, built from verified shards.
+def open_token_cache(sealed: SealedShards, split: str, ctx: Context) -> TokenizedSplit:
+    """Open the token cache of a split and verify it; build it first where there is none.
+
+    One process builds it. Others that want it meanwhile wait.
 
     Args:
-        folder: Where the shards stand; the cache goes beside them.
-        sealed: Unit folder of the seal.
-        seal: Content of its `seal.json`.
-        digest: Content digest of the seal.
+        sealed: The shards.
         split: One of `SPLITS`.
-        code: Version of the code, for the receipt.
-        workers: Shards that are read at the same time.
-        check: Called before each; it may raise.
-        label: See `Lease`; of several that want a cache one builds it, and the others wait.
-        gone: Likewise.
+        ctx: Context of the step that reads the split; `ctx.cpus` shards are read at a time.
 
     Raises:
-        CorruptInput: A shard is damaged; so that it is rebuilt, its unit is named.
+        CorruptInput: A shard is damaged. The error names its unit, so that it is rebuilt.
     """
-    name = f"cache-{split}"
-    own = hash_json(["cache", VERSION])
-    identity = UnitIdentity(key=own, own=own, inputs={"seal": digest}, code=code)
-    unit = folder / name
+    name, check = f"cache-{split}", ctx.stop.check
+    own = hash_json(["cache", CACHE_VERSION])
+    identity = UnitIdentity(key=own, own=own, inputs={"seal": sealed.digest}, code=ctx.code)
+    unit = sealed.folder / name
     while receipts.load_current(unit, identity) is None:
         check()
         try:
-            with Lease(folder / f".lease-{name}", label, gone, check=check) as lease:
+            with Lease(sealed.folder / f".lease-{name}", ctx.label, ctx.gone, check=check) as lease:
                 if receipts.load_current(unit, identity) is None:
-                    with receipts.commit(folder, name, identity, lease.confirm) as draft:
-                        _build(folder, seal, split, draft.path, sealed, workers, check)
-        except Busy:  # that of a large corpus is as large as its shards
-            time.sleep(WAIT)
+                    with receipts.commit(sealed.folder, name, identity, lease.confirm) as draft:
+                        _build(sealed, split, draft.path, ctx)
+        except Busy:  # a second copy of a large cache would take as much disk as the shards
+            time.sleep(POLL_SECONDS)
     receipt = receipts.load_current(unit, identity)
     if receipt is None:
         raise CorruptInput(f"{unit} vanished while it was used")
     receipt.verify(unit, check)
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in unit.glob("*.npy")}
-    return Corpus(
+    return TokenizedSplit(
         arrays["ids"], arrays["offsets"], arrays["bytes"], arrays["hashes"], receipt.digest
     )
 
 
-def _build(
-    folder: Path,
-    seal: dict[str, Any],
-    split: str,
-    out: Path,
-    sealed: Path,
-    workers: int,
-    check: Callable[[], None],
-) -> None:
-    kept = np.array(seal["kept"][split], dtype=np.int64).reshape(-1, 2)
+def _build(sealed: SealedShards, split: str, out: Path, ctx: Context) -> None:
+    """Write the arrays of a split into the folder `out`."""
+    kept = np.array(sealed.content["kept"][split], dtype=np.int64).reshape(-1, 2)
     starts = np.concatenate([np.zeros((1, 2), np.int64), kept.cumsum(axis=0)])
     documents, tokens = starts[-1].tolist()
-    kind = np.uint16 if seal["vocabulary"] <= 1 << 16 else np.uint32
-    ids = np.lib.format.open_memmap(out / "ids.npy", "w+", dtype=kind, shape=(tokens,))
-    with (out / "ids.npy").open("r+b") as file:
-        # a full disk shall be an error here, not a SIGBUS at some later write
-        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size or 1)
-    offsets = np.zeros(documents + 1, dtype=np.int64)
-    size = np.zeros(documents, dtype=np.int64)
-    digests = np.zeros(documents, dtype=HASH)
-    skip = np.load(sealed / "duplicates.npz")[split]
+    arrays = _Arrays(
+        _allocate_ids(out / "ids.npy", tokens, sealed.content["vocabulary"]),
+        np.zeros(documents + 1, dtype=np.int64),
+        np.zeros(documents, dtype=np.int64),
+        np.zeros(documents, dtype=HASH_DTYPE),
+    )
+    duplicates = np.load(sealed.seal / "duplicates.npz")[split]
 
     def copy(index: int) -> None:
-        check()
-        unit = folder / seal["shards"][index]
+        ctx.stop.check()
+        unit = sealed.folder / sealed.content["shards"][index]
         receipt = receipts.load(unit)
         if receipt is None:
-            raise CorruptInput(f"{unit} is missing its receipt", unit=unit)
-        path = receipts.verify(unit, f"{split}.parquet", receipt, check)
-        drop = skip[skip[:, 0] == index][:, 1]
-        (document, token), row = starts[index].tolist(), 0
-        for flat, begins, batch in rows(path):
+            raise CorruptInput(f"{unit} has no receipt", unit=unit)
+        path = receipts.verify(unit, f"{split}.parquet", receipt, ctx.stop.check)
+        dropped = duplicates[duplicates[:, 0] == index][:, 1]
+        arrays.copy_shard(path, dropped, *starts[index].tolist())
+
+    with ThreadPoolExecutor(ctx.cpus) as pool:
+        list(pool.map(copy, range(len(kept))))
+    arrays.ids.flush()
+    np.save(out / "offsets.npy", arrays.offsets)
+    np.save(out / "bytes.npy", arrays.bytes)
+    np.save(out / "hashes.npy", arrays.hashes)
+
+
+def _allocate_ids(path: Path, tokens: int, vocabulary_size: int) -> np.memmap[Any, Any]:
+    """A memory-mapped array of token ids, uint16 where they fit, with all its disk space."""
+    dtype = np.uint16 if vocabulary_size <= 1 << 16 else np.uint32
+    ids = np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=(tokens,))
+    with path.open("r+b") as file:
+        # a full disk must be an error here, not a SIGBUS at a later write
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size or 1)
+    return ids
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """The arrays of a cache that is being built; see `TokenizedSplit`."""
+
+    ids: np.memmap[Any, Any]
+    offsets: npt.NDArray[np.int64]
+    bytes: npt.NDArray[np.int64]
+    hashes: Hashes
+
+    def copy_shard(
+        self, path: Path, dropped: npt.NDArray[np.int64], document: int, token: int
+    ) -> None:
+        """Copy a shard without its `dropped` rows; it begins at `document` and at `token`."""
+        row = 0
+        for flat, begins, batch in read_row_groups(path):
             lengths = np.diff(begins)
             keep = np.ones(len(lengths), dtype=bool)
-            keep[drop[(drop >= row) & (drop < row + len(lengths))] - row] = False
+            keep[dropped[(dropped >= row) & (dropped < row + len(lengths))] - row] = False
             row += len(lengths)
             if not keep.all():
                 flat, lengths = flat[np.repeat(keep, lengths)], lengths[keep]
             n, m = len(lengths), len(flat)
-            ids[token : token + m] = flat
-            offsets[document + 1 : document + n + 1] = token + np.cumsum(lengths)
-            size[document : document + n] = batch.column("bytes").to_numpy()[keep]
-            digests[document : document + n] = hashes(batch.column("hash"))[keep]
+            self.ids[token : token + m] = flat
+            self.offsets[document + 1 : document + n + 1] = token + np.cumsum(lengths)
+            self.bytes[document : document + n] = batch.column("bytes").to_numpy()[keep]
+            self.hashes[document : document + n] = hash_array(batch.column("hash"))[keep]
             document, token = document + n, token + m
-
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(copy, range(len(kept))))
-    ids.flush()
-    np.save(out / "offsets.npy", offsets)
-    np.save(out / "bytes.npy", size)
-    np.save(out / "hashes.npy", digests)

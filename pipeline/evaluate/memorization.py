@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset.subset import by_hash
-from pipeline.dataset.token_cache import Corpus
+from pipeline.dataset.subset import hash_order
+from pipeline.dataset.token_cache import TokenizedSplit
 
 LONG = 50
 """Tokens from which on a span that stands in the training text counts as recited."""
@@ -46,7 +46,7 @@ DEFINITIONS = {
 
 
 def openings(
-    corpus: Corpus, most: int, prompt: int, length: int, whole: bool = False
+    corpus: TokenizedSplit, most: int, prompt: int, length: int, whole: bool = False
 ) -> tuple[list[Any], list[Any]]:
     """Openings of the documents of lowest hash that are longer, and how they go on.
 
@@ -57,7 +57,7 @@ def openings(
         length: Tokens of what follows, at most.
         whole: Only documents in which so many do follow.
     """
-    chosen = by_hash(corpus, prompt + (length if whole else 1))[:most].tolist()
+    chosen = hash_order(corpus, prompt + (length if whole else 1))[:most].tolist()
     ids = [corpus.document(index)[: prompt + length].tolist() for index in chosen]
     return [text[:prompt] for text in ids], [text[prompt:] for text in ids]
 

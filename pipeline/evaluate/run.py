@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from pipeline.core.errors import UserError
 from pipeline.core.stage import Context, Inputs, Item, RunConfig
 from pipeline.dataset.sealed import open_sealed
-from pipeline.dataset.subset import choose
-from pipeline.dataset.token_cache import Corpus
+from pipeline.dataset.subset import sample_documents
+from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.evaluate.contamination.copies import longest_copies
 from pipeline.evaluate.memorization import compose, openings
 from pipeline.evaluate.metrics import bits_per_byte, interval, perplexity, word_perplexity
@@ -31,7 +31,7 @@ from pipeline.modeling.generation import generate
 from pipeline.modeling.loading import load_adapter, load_base
 from pipeline.modeling.scoring import ScoredBatch, SlidingWindows, score
 from pipeline.modeling.scoring_log import ScoringLog
-from pipeline.tokenize.encoder import Reference
+from pipeline.tokenize.encoder import ReferenceEncoder
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,7 @@ class _Bench:
     model: Any
     device: torch.device
     precision: Precision
-    corpus: Corpus
+    corpus: TokenizedSplit
     base: Path
     context: int
     prefix: int
@@ -117,11 +117,11 @@ def _prepare(config: RunConfig, split: str, item: Item, inputs: Inputs, ctx: Con
     return _Bench(ctx.memo["model"], device, precision, corpus, base, context, *ends)
 
 
-def _corpus(inputs: Inputs, split: str, ctx: Context) -> Corpus:
+def _corpus(inputs: Inputs, split: str, ctx: Context) -> TokenizedSplit:
     """A split, verified once a task: that of what is learned may be large."""
     if (name := f"corpus of {split}") not in ctx.memo:
         ctx.memo[name] = open_sealed(inputs, split, ctx)
-    found: Corpus = ctx.memo[name]
+    found: TokenizedSplit = ctx.memo[name]
     return found
 
 
@@ -147,7 +147,7 @@ def _score(
 ) -> tuple[pa.Table, dict[str, Any], float]:
     """A row a document, what they add up to, and the seconds that earlier attempts put into it."""
     corpus = bench.corpus
-    chosen = choose(corpus, settings.max_documents, settings.max_tokens)
+    chosen = sample_documents(corpus, settings.max_documents, settings.max_tokens)
     windows = SlidingWindows(*settings.window(bench.context), bench.prefix)
     total = int(np.diff(corpus.offsets)[chosen].sum())
     new: list[ScoredBatch] = []
@@ -181,7 +181,7 @@ def _score(
         )
     size = corpus.bytes[chosen]
     hashes = [corpus.hashes[i].tobytes().hex() for i in chosen]
-    decode = Reference(bench.base).decode
+    decode = ReferenceEncoder(bench.base).decode
     words = np.array([len(decode(corpus.document(i).tolist()).split()) for i in chosen])
     columns = {"document": chosen, "hash": hashes, "nll": nll, "tokens": tokens, "bytes": size}
     facts = {
@@ -203,7 +203,7 @@ def _score(
 
 
 def _samples(
-    bench: _Bench, train: Corpus, settings: EvaluateConfig, ctx: Context
+    bench: _Bench, train: TokenizedSplit, settings: EvaluateConfig, ctx: Context
 ) -> tuple[dict[str, list[dict[str, str]]], dict[str, Any]]:
     """Texts after openings of held-out documents and of training documents, and their figures."""
     room = bench.context
@@ -224,7 +224,7 @@ def _samples(
     # to recite a document is to go on with all of that
     learned = openings(train, settings.prompts, opening, length, whole=True)
     written, figures = compose(held_out, learned, go_on, copies)
-    decode = Reference(bench.base).decode
+    decode = ReferenceEncoder(bench.base).decode
     texts = {
         kind: [{name: decode(ids) for name, ids in row.items()} for row in rows]
         for kind, rows in written.items()

@@ -16,7 +16,7 @@ from pydantic import model_validator
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
-from pipeline.tokenize.stage import what_is_read
+from pipeline.tokenize.stage import downstream_inputs
 
 SPLITS = ("train", "validation", "test")
 SAMPLES = "samples"
@@ -81,7 +81,7 @@ def samples_item(config: RunConfig) -> str:
 
 def base_items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """A score for each split, and the samples."""
-    return [Item(name, what_is_read(inputs)) for name in (*SPLITS, samples_item(config))]
+    return [Item(name, downstream_inputs(inputs)) for name in (*SPLITS, samples_item(config))]
 
 
 def tuned_items(config: RunConfig, inputs: Inputs) -> list[Item]:
@@ -89,7 +89,7 @@ def tuned_items(config: RunConfig, inputs: Inputs) -> list[Item]:
     items = []
     for name, base in inputs["evaluate.base"].receipts.items():
         how = {name: base.facts[name] for name in ("precision", "device")}
-        read = what_is_read(inputs) | {"train.train": inputs["train.train"].digest} | how
+        read = downstream_inputs(inputs) | {"train.train": inputs["train.train"].digest} | how
         items.append(Item(name, read, how))
     return items
 
@@ -110,7 +110,7 @@ def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
 
 def overlap_items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """One item: the held-out splits go past the training documents together."""
-    return [Item("overlap", what_is_read(inputs))]
+    return [Item("overlap", downstream_inputs(inputs))]
 
 
 def overlap(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:

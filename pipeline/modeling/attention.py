@@ -1,7 +1,7 @@
 """Choose the attention implementation that a training uses.
 
 All of them keep the documents of a window apart. `cpu_by_document` and torch's SDPA use the
-block-diagonal mask of a `Batch`. FlashAttention uses sequence lengths (`Batch.by_length`) and needs
+block-diagonal mask of a `PackedBatch`. FlashAttention uses sequence lengths (`varlen_inputs`) and needs
 neither mask nor padding. They agree up to rounding, so a run may change between them, as it may
 change the GPU.
 """

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.registry import UNFIT
-from pipeline.dataset.packing import Batch
+from pipeline.dataset.packing import PackedBatch
 from pipeline.modeling.eval_mode import eval_mode
 from pipeline.modeling.loading import backbone
 
@@ -104,8 +104,8 @@ def _isolation_error(model: Any, device: torch.device, precision: Precision, fla
     tokens = torch.randint(vocabulary, (1, 2 * PROBE_TOKENS), generator=generator)
     positions = torch.arange(PROBE_TOKENS).repeat(1, 2)
     segments = torch.arange(2).repeat_interleave(PROBE_TOKENS)[None]
-    batch = Batch(tokens, tokens, positions, segments).to(device)
-    arguments, _ = batch.by_length() if flash else batch.by_mask()
+    batch = PackedBatch(tokens, tokens, positions, segments).to(device)
+    arguments, _ = batch.varlen_inputs() if flash else batch.masked_inputs()
     with eval_mode(model, device, precision):
         packed = body(**arguments, use_cache=False).last_hidden_state[:, PROBE_TOKENS:].float()
         second = batch.inputs[:, PROBE_TOKENS:]

@@ -1,9 +1,8 @@
-"""Blocks of lines to columns: texts, ids and what decides their split, with little work a document.
+"""Blocks of JSON lines to columns of texts, ids and groups, with little work per document.
 
-Most blocks are what they should be and are decoded at one go, only the fields that are wanted; in
-any other each line is judged by itself, and by `RecordParser.parse`
-where it is not what it should be.
-So a field that nobody asks for need not be sound, where the rest of its line is.
+Most blocks are well-formed and are decoded in one call, which reads only the fields that are used.
+In any other block each line is decoded alone, and `RecordParser.parse` handles the lines for which
+that fails. So an invalid value in a field that is not used does no harm.
 """
 
 from __future__ import annotations
@@ -24,19 +23,20 @@ NEWLINE, OPEN, CLOSE = b"\n{}"
 
 
 @dataclass
-class Batch:
-    """What a block of lines holds.
+class DocumentBatch:
+    """The documents of a block of lines.
 
-    `texts`, `ids` (None where there is none), `groups` (what decides the split in place of the
-    text, or None) and `lines` (index of the line in the block) go together. `bad` are lines that
-    are no records: index, line, why. `blank` lines have no text; `count` are all.
+    `texts`, `ids` (or None), `groups` (the value that decides the split instead of the text, or
+    None) and `lines` (index of the line in the block) have one entry per document. `malformed`:
+    index, line and reason of each malformed line. `blank`: number of lines without text. `count`:
+    number of lines.
     """
 
     texts: list[str] = field(default_factory=list)
     ids: list[str | None] = field(default_factory=list)
     groups: list[str | None] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
-    bad: list[tuple[int, bytes, MalformedRecord]] = field(default_factory=list)
+    malformed: list[tuple[int, bytes, MalformedRecord]] = field(default_factory=list)
     blank: int = 0
     count: int = 0
 
@@ -45,34 +45,34 @@ class BatchReader:
     """Reads blocks of whole lines.
 
     Args:
-        reader: Where the fields stand, and the judge of odd lines.
+        parser: Names the fields, and parses the lines that are not well-formed.
     """
 
-    def __init__(self, reader: RecordParser) -> None:
-        self._reader = reader
+    def __init__(self, parser: RecordParser) -> None:
+        self._parser = parser
         self._decoder: Any = None
         self._text: Any = None
         self._id: Any = None
         self._group: Any = None
-        wanted: Wanted = [("text", reader.text_field, str)]
-        wanted += [
+        fields: Fields = [("text", parser.text_field, str)]
+        fields += [
             (name, path, Any)
-            for name, path in (("id", reader.id_field), ("group", reader.split_by))
+            for name, path in (("id", parser.id_field), ("group", parser.split_by))
             if path
         ]
-        shape = _shape(wanted)
-        if shape:
-            self._decoder = msgspec.json.Decoder(shape[0])
+        struct = _define_struct(fields)
+        if struct:
+            self._decoder = msgspec.json.Decoder(struct[0])
             self._text, self._id, self._group = (
-                _getter(shape[1].get(name)) for name in ("text", "id", "group")
+                _column_getter(struct[1].get(name)) for name in ("text", "id", "group")
             )
 
-    def read(self, block: bytes) -> Batch:
-        """The records of a block that ends with a line end."""
+    def read(self, block: bytes) -> DocumentBatch:
+        """The documents of a block, which must end with a newline."""
         ends = np.flatnonzero(np.frombuffer(block, np.uint8) == NEWLINE)
-        rows = self._at_one_go(block, ends)
+        rows = self._decode_block(block, ends)
         if rows is None:
-            return self._one_by_one(block.split(b"\n")[:-1])
+            return self._decode_lines(block.split(b"\n")[:-1])
         texts = self._text(rows)
         ids = self._id(rows) if self._id else [None] * len(rows)
         groups = self._group(rows) if self._group else [None] * len(rows)
@@ -80,7 +80,7 @@ class BatchReader:
         if not all(texts) or any(map(str.isspace, texts)):
             lines = [n for n, text in enumerate(texts) if text and not text.isspace()]
             texts, ids, groups = ([column[n] for n in lines] for column in (texts, ids, groups))
-        return Batch(
+        return DocumentBatch(
             texts=texts,
             ids=_as_text(ids),
             groups=[value or None for value in _as_text(groups)],
@@ -89,13 +89,14 @@ class BatchReader:
             count=len(rows),
         )
 
-    def _at_one_go(self, block: bytes, ends: npt.NDArray[np.int64]) -> list[Any] | None:
-        """The rows of a block in which each line is an object as it is wanted, else None.
+    def _decode_block(self, block: bytes, ends: npt.NDArray[np.int64]) -> list[Any] | None:
+        """The rows of a block in which each line is a well-formed object, else None.
 
-        The decoder takes any space between values. Where every line begins with { and ends with },
-        none of them can go on in the next; so as many values as lines are one a line.
+        The decoder accepts any white space between values. Where every line begins with { and ends
+        with }, no value continues on the next line. So if there are as many values as lines, each
+        line is one value.
         """
-        if self._decoder is None or len(block) > self._reader.max_line_bytes:
+        if self._decoder is None or len(block) > self._parser.max_line_bytes:
             return None
         data = np.frombuffer(block, np.uint8)
         if (
@@ -110,91 +111,91 @@ class BatchReader:
             return None
         return rows if len(rows) == len(ends) else None
 
-    def _one_by_one(self, lines: list[bytes]) -> Batch:
-        batch = Batch(count=len(lines))
+    def _decode_lines(self, lines: list[bytes]) -> DocumentBatch:
+        batch = DocumentBatch(count=len(lines))
         for number, line in enumerate(lines):
-            record = self._judge(line)
+            record = self._parse(line)
             if isinstance(record, Record):
                 batch.texts.append(record.text)
                 batch.ids.append(record.id)
                 batch.groups.append(record.group)
                 batch.lines.append(number)
             elif isinstance(record, MalformedRecord):
-                batch.bad.append((number, line, record))
+                batch.malformed.append((number, line, record))
             else:
                 batch.blank += 1
         return batch
 
-    def _judge(self, line: bytes) -> Record | MalformedRecord | None:
-        """As `RecordParser.parse`; a well-formed line is read as in a block."""
-        if self._decoder and line[:1] == b"{" and len(line) <= self._reader.max_line_bytes:
+    def _parse(self, line: bytes) -> Record | MalformedRecord | None:
+        """Decode a well-formed line as `_decode_block` does, any other by `RecordParser.parse`."""
+        if self._decoder and line[:1] == b"{" and len(line) <= self._parser.max_line_bytes:
             try:
                 row = self._decoder.decode(line)
             except (msgspec.MsgspecError, ValueError, RecursionError):
-                return self._reader.parse(line)
-            return self._reader.make_record(
+                return self._parser.parse(line)
+            return self._parser.make_record(
                 *self._text([row]),
                 *(self._id([row]) if self._id else [None]),
                 *(self._group([row]) if self._group else [None]),
             )
-        return self._reader.parse(line)
+        return self._parser.parse(line)
 
 
-Wanted = list[tuple[str, list[str], Any]]
-Column = Callable[[list[Any]], list[Any]]
+Fields = list[tuple[str, list[str], Any]]  # name, path and type of each
+ColumnGetter = Callable[[list[Any]], list[Any]]
 
 
-def _shape(wanted: Wanted) -> tuple[Any, dict[str, list[str]]] | None:
-    """A struct for the wanted fields, each (name, path, type), and where each is in it.
+def _define_struct(fields: Fields) -> tuple[Any, dict[str, list[str]]] | None:
+    """A msgspec struct of the fields, and the attributes that lead to each by its name.
 
-    None where one path ends within another.
+    None where one path is the beginning of another.
     """
-    tree: dict[str, Wanted] = {}
-    for name, path, kind in wanted:
-        tree.setdefault(path[0], []).append((name, path[1:], kind))
-    fields: list[tuple[Any, ...]] = []
+    tree: dict[str, Fields] = {}
+    for name, path, type_ in fields:
+        tree.setdefault(path[0], []).append((name, path[1:], type_))
+    definitions: list[tuple[Any, ...]] = []
     keys: dict[str, str] = {}
-    places: dict[str, list[str]] = {}
+    attributes: dict[str, list[str]] = {}
     for number, (key, inner) in enumerate(tree.items()):
         attribute = f"f{number}"
         if len(inner) == 1 and not inner[0][1]:
-            kind = inner[0][2]
-            places[inner[0][0]] = [attribute]
+            type_ = inner[0][2]
+            attributes[inner[0][0]] = [attribute]
         else:
-            deeper = _shape(inner) if all(path for _, path, _ in inner) else None
-            if deeper is None:
+            nested = _define_struct(inner) if all(path for _, path, _ in inner) else None
+            if nested is None:
                 return None
-            kind = deeper[0]
-            places |= {name: [attribute, *rest] for name, rest in deeper[1].items()}
-        needed = any(kind is str for _, _, kind in inner)
-        fields.append((attribute, kind) if needed else (attribute, kind | None, None))
+            type_ = nested[0]
+            attributes |= {name: [attribute, *rest] for name, rest in nested[1].items()}
+        required = any(type_ is str for _, _, type_ in inner)
+        definitions.append((attribute, type_) if required else (attribute, type_ | None, None))
         keys[attribute] = key
-    fields.sort(key=len)  # those without a default come first
-    return msgspec.defstruct("Row", fields, rename=keys, gc=False), places
+    definitions.sort(key=len)  # fields without a default come first
+    return msgspec.defstruct("Row", definitions, rename=keys, gc=False), attributes
 
 
-def _getter(place: list[str] | None) -> Column | None:
-    """What gives the values that stand there, of rows; None where one has no such object."""
-    if place is None:
+def _column_getter(attributes: list[str] | None) -> ColumnGetter | None:
+    """A function that gets one field of each row; None for a row without the enclosing object."""
+    if attributes is None:
         return None
-    at_once = attrgetter(".".join(place))
+    get_fast = attrgetter(".".join(attributes))
 
     def get(row: Any) -> Any:
-        for name in place:
+        for name in attributes:
             row = None if row is None else getattr(row, name)
         return row
 
     def column(rows: list[Any]) -> list[Any]:
         try:
-            return list(map(at_once, rows))
-        except AttributeError:  # None has none: an object on the way is missing
+            return list(map(get_fast, rows))
+        except AttributeError:  # an enclosing object is None
             return list(map(get, rows))
 
     return column
 
 
 def _as_text(values: list[Any]) -> list[Any]:
-    """Values as text; None stays. Mostly all are text, which is seen without a step for each."""
+    """Values as text; None stays. The common case, all text, is checked without a Python loop."""
     if set(map(type, values)) <= {str, NoneType}:
         return values
     return [value if value is None else str(value) for value in values]

@@ -1,7 +1,7 @@
-"""A chunk of JSON lines to shards of tokens: what the step `tokenize.shards` computes.
+"""Tokenize one chunk of JSON lines into shards: the work of the step `tokenize.shards`.
 
-Blocks of lines become lists of texts, these flat arrays of ids, and these Parquet columns: nothing
-is done token by token, and as little as can be document by document.
+Blocks of lines become lists of texts, then flat arrays of token ids, then Parquet columns. Nothing
+is done per token in Python, and as little as possible per document.
 """
 
 from __future__ import annotations
@@ -18,23 +18,32 @@ import xxhash
 from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Draft, Receipt, load, verify
 from pipeline.core.stage import Context, Inputs, Item, RunConfig
+from pipeline.sources.chunks import chunk_facts
 from pipeline.sources.codecs import CHUNK_NAME, RawFile
 from pipeline.sources.records import LineReader, RecordParser
 from pipeline.sources.spans import Span
-from pipeline.tokenize.batch_reader import Batch, BatchReader
-from pipeline.tokenize.encoder import Encoder, Fast, Mismatch, Reference, load_fast
+from pipeline.tokenize.batch_reader import BatchReader, DocumentBatch
+from pipeline.tokenize.encoder import (
+    Encoder,
+    EncoderMismatch,
+    FastEncoder,
+    FlatIds,
+    ReferenceEncoder,
+    load_encoder,
+)
+from pipeline.tokenize.facts import ShardFacts, SplitCounts, as_facts
 from pipeline.tokenize.quarantine import QUARANTINE, Quarantine
-from pipeline.tokenize.shards import HASH, SPLITS, Documents, Hashes, Writer
+from pipeline.tokenize.shards import HASH_DTYPE, SPLITS, EncodedDocuments, Hashes, ShardWriter
 
-BATCH = 2_000_000
-SAMPLE = 66  # of 65,536 documents are compared with the reference: one in a thousand
+BLOCK_BYTES = 2_000_000  # of lines that are read at a time
+CHECKED_PER_65536 = 66  # documents compared with the reference encoder: one in a thousand
 
 
-def tokenize(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Turn one chunk into the shards of the three splits.
+def tokenize_chunk(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
+    """Tokenize one chunk into a shard per split.
 
     Raises:
-        CorruptInput: The chunk or the tokenizer is damaged, or too many lines are no records.
+        CorruptInput: The chunk or the tokenizer is damaged, or too many lines are malformed.
     """
     unit = inputs["decompress.chunks"].folder / item.name
     receipt = load(unit)
@@ -42,26 +51,26 @@ def tokenize(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> Non
         raise CorruptInput(f"{unit} has no receipt", unit=unit)
     reference, encoder = _encoders(inputs, ctx)
     try:
-        _encode_chunk(config, item, unit, receipt, encoder, reference.vocabulary, ctx)
+        _encode_chunk(config, item, unit, receipt, encoder, reference.vocabulary_size, ctx)
         return
-    except Mismatch as error:
-        ctx.log(f"WARNING: {error}. {reference.name} does {item.name} again")
-    # for this chunk alone: its bytes are not to depend on which task does the next one
-    _encode_chunk(config, item, unit, receipt, reference, reference.vocabulary, ctx)
+    except EncoderMismatch as error:
+        ctx.log(f"WARNING: {error}. {item.name} is encoded again by {reference.name}")
+    # only this chunk: the bytes of others must not depend on which chunks this task has seen
+    _encode_chunk(config, item, unit, receipt, reference, reference.vocabulary_size, ctx)
 
 
-def _encoders(inputs: Inputs, ctx: Context) -> tuple[Reference, Encoder]:
-    """The model's own tokenizer, and what is used in its place; loaded once a task."""
+def _encoders(inputs: Inputs, ctx: Context) -> tuple[ReferenceEncoder, Encoder]:
+    """The reference encoder and the one to use, loaded once per task."""
     if "encoders" not in ctx.memo:
         model, receipt = inputs["download.model"].one()
         verify(model, "tokenizer.json", receipt)
-        reference = Reference(model)
-        encoder, why = load_fast(model, reference)
-        if why:
-            ctx.log(f"WARNING: {why}. {reference.name} is used, which is slow")
+        reference = ReferenceEncoder(model)
+        encoder, reason = load_encoder(model, reference)
+        if reason:
+            ctx.log(f"WARNING: {reason}. Using {reference.name}, which is slow")
         ctx.memo["encoders"] = reference, encoder
-    found: tuple[Reference, Encoder] = ctx.memo["encoders"]
-    return found
+    encoders: tuple[ReferenceEncoder, Encoder] = ctx.memo["encoders"]
+    return encoders
 
 
 def _encode_chunk(
@@ -70,77 +79,83 @@ def _encode_chunk(
     unit: Path,
     receipt: Receipt,
     encoder: Encoder,
-    vocabulary: int,
+    vocabulary_size: int,
     ctx: Context,
 ) -> None:
-    dataset, longest = config.dataset, config.tokenize.max_line_bytes
+    dataset, max_line_bytes = config.dataset, config.tokenize.max_line_bytes
     reader = BatchReader(
-        RecordParser(dataset.text_field, dataset.id_field, dataset.split_by, longest)
+        RecordParser(dataset.text_field, dataset.id_field, dataset.split_by, max_line_bytes)
     )
-    size = receipt.outputs[CHUNK_NAME].size
-    raw = RawFile(unit / CHUNK_NAME, unit, span=Span(0, size, receipt.facts["xxh3"]))
-    places, line = Places(item.data["files"]), 0
+    chunk = chunk_facts(receipt)
+    raw = RawFile(
+        unit / CHUNK_NAME, unit, span=Span(0, receipt.outputs[CHUNK_NAME].size, chunk["xxh3"])
+    )
+    positions, line = LinePositions(item.data["files"]), 0
     lines = LineReader(raw, counted=False)
-    with ctx.commit(item.name) as draft, Shards(draft, encoder, item.data["shares"]) as shards:
+    with ctx.commit(item.name) as draft, SplitWriter(draft, encoder, item.data["shares"]) as shards:
         quarantine = Quarantine(draft.path / QUARANTINE, config.tokenize.max_bad_lines)
-        for block in lines.whole_lines(BATCH, longest):
+        for block in lines.whole_lines(BLOCK_BYTES, max_line_bytes):
             ctx.stop.check()
             batch = reader.read(block)
             quarantine.sound += len(batch.texts)
             quarantine.empty += batch.blank
-            for number, data, bad in batch.bad:
-                quarantine.add(*places.of(line + number), data, bad)
-            shards.add(batch, places, line)
+            for index, data, malformed in batch.malformed:
+                quarantine.add(*positions.locate(line + index), data, malformed)
+            shards.add(batch, positions, line)
             line += batch.count
-            ctx.progress(lines.bytes_read, receipt.facts["bytes"], documents=quarantine.sound)
+            ctx.progress(lines.bytes_read, chunk["bytes"], documents=quarantine.sound)
         raw.verify(receipt)
         quarantine.close()
-        draft.facts = {
+        facts: ShardFacts = {
             "splits": shards.close(),
             "quarantined": quarantine.count,
             "first_bad": quarantine.first,
             "empty": quarantine.empty,
             "grouped": shards.grouped,
             "encoder": encoder.name,
-            "vocabulary": vocabulary,
+            "vocabulary": vocabulary_size,
         }
+        draft.facts = as_facts(facts)
 
 
-class Places:
-    """Where the lines of a chunk stand in the raw files.
+class LinePositions:
+    """Positions of a chunk's lines in the raw files.
 
     Args:
-        files: The raw files in it, each with the line of the chunk after which it begins.
+        files: The raw files in the chunk, each with the number of lines of the chunk before it;
+            negative for a file that begins in an earlier chunk.
     """
 
     def __init__(self, files: Sequence[tuple[str, int]]) -> None:
         self._names = [name for name, _ in files]
-        self._begins = [begins for _, begins in files]
+        self._starts = [start for _, start in files]
 
-    def of(self, index: int) -> tuple[str, int]:
-        """Raw file and line number there, from 1, of the line with that index in the chunk."""
-        # several may begin at one line: all but the last are empty
-        file = max(0, bisect_left(self._begins, index + 1) - 1)
-        return self._names[file], index + 1 - self._begins[file]
+    def locate(self, index: int) -> tuple[str, int]:
+        """The raw file of a line, given its index in the chunk, and its line number there, from 1.
+
+        If several files begin at one line, all but the last of them are empty.
+        """
+        file = max(0, bisect_left(self._starts, index + 1) - 1)
+        return self._names[file], index + 1 - self._starts[file]
 
 
-class Shards:
-    """The three shards of a chunk.
+class SplitWriter:
+    """Writes the documents of a chunk to one shard per split.
 
     Args:
-        draft: The unit that they belong to.
-        encoder: Text to ids.
-        shares: Of the documents, by split.
+        draft: The unit that the shards belong to.
+        encoder: Encodes the texts.
+        shares: Share of the documents in the validation and test splits.
 
     Attributes:
-        grouped: Documents that said what decides their split.
+        grouped: Number of documents with a `split_by` value.
     """
 
     def __init__(self, draft: Draft, encoder: Encoder, shares: dict[str, float]) -> None:
-        self._writers = {split: Writer(draft.path / f"{split}.parquet") for split in SPLITS}
+        self._writers = {split: ShardWriter(draft.path / f"{split}.parquet") for split in SPLITS}
         self._encoder, self._shares = encoder, shares
-        self._judge = encoder if isinstance(encoder, Fast) else None
-        self._looked_at: list[tuple[str, npt.NDArray[np.uint32]]] = []
+        self._checked = encoder if isinstance(encoder, FastEncoder) else None
+        self._to_check: list[tuple[str, npt.NDArray[np.uint32]]] = []
         self.grouped = 0
 
     def __enter__(self) -> Self:
@@ -150,41 +165,46 @@ class Shards:
         for writer in self._writers.values():
             writer.abandon()
 
-    def add(self, batch: Batch, places: Places, line: int) -> None:
+    def add(self, batch: DocumentBatch, positions: LinePositions, line: int) -> None:
         """Encode documents and write each to its split.
 
         Args:
             batch: The documents.
-            places: Where lines stand; a document without an id is called after that.
+            positions: Positions of lines, which name the documents without an id.
             line: Index in the chunk of the batch's first line.
         """
         data = [text.encode() for text in batch.texts]
-        digests = _digests(data)
+        hashes = _hashes(data)
         sizes = np.fromiter(map(len, data), np.int64, len(data))
         names = [
-            name if name is not None else "{}:{}".format(*places.of(line + number))
-            for name, number in zip(batch.ids, batch.lines, strict=True)
+            name if name is not None else "{}:{}".format(*positions.locate(line + index))
+            for name, index in zip(batch.ids, batch.lines, strict=True)
         ]
-        split = self._splits(batch, digests)
+        splits = self._splits(batch, hashes)
         for index, writer in enumerate(self._writers.values()):
-            chosen = np.flatnonzero(split == index)
-            if len(chosen):
-                few = chosen.tolist()
-                texts = [batch.texts[n] for n in few]
-                ids, offsets = self._encode(texts, digests[chosen])
-                named = [names[n] for n in few]
-                writer.add(Documents(named, ids, offsets, sizes[chosen], digests[chosen]))
+            rows = np.flatnonzero(splits == index)
+            if len(rows):
+                indices = rows.tolist()
+                ids, offsets = self._encode([batch.texts[n] for n in indices], hashes[rows])
+                writer.add(
+                    EncodedDocuments(
+                        [names[n] for n in indices], ids, offsets, sizes[rows], hashes[rows]
+                    )
+                )
 
-    def close(self) -> dict[str, dict[str, int]]:
-        """Finish the files; documents, tokens and bytes of each.
+    def close(self) -> dict[str, SplitCounts]:
+        """Check the sampled documents and finish the shards.
+
+        Returns:
+            The size of each shard.
 
         Raises:
-            Mismatch: A document that was looked at has other ids than it should.
+            EncoderMismatch: The ids of a checked document are wrong.
         """
-        if self._judge and self._looked_at:
-            texts, ids = zip(*self._looked_at, strict=True)
+        if self._checked and self._to_check:
+            texts, ids = zip(*self._to_check, strict=True)
             offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-            self._judge.check(list(texts), (np.concatenate(ids), offsets))
+            self._checked.check(list(texts), (np.concatenate(ids), offsets))
         for writer in self._writers.values():
             writer.close()
         return {
@@ -192,33 +212,34 @@ class Shards:
             for split, w in self._writers.items()
         }
 
-    def _splits(self, batch: Batch, digests: Hashes) -> npt.NDArray[np.int64]:
-        """Index in `SPLITS` of each document: where its hash falls in [0, 1)."""
+    def _splits(self, batch: DocumentBatch, hashes: Hashes) -> npt.NDArray[np.int64]:
+        """The split of each document, as an index of `SPLITS`.
+
+        It is decided by where the hash of the group, or else of the text, falls in [0, 1).
+        """
         grouped = [n for n, group in enumerate(batch.groups) if group is not None]
         self.grouped += len(grouped)
         if grouped:
-            digests = digests.copy()
-            digests[grouped] = _digests([str(batch.groups[n]).encode() for n in grouped])
-        point = digests.view(">u8")[::2].astype(np.float64) / 2**64
+            hashes = hashes.copy()
+            hashes[grouped] = _hashes([str(batch.groups[n]).encode() for n in grouped])
+        point = hashes.view(">u8")[::2].astype(np.float64) / 2**64
         validation = self._shares["validation"]
         held_out = validation + self._shares["test"]
         return np.select([point < validation, point < held_out], [1, 2], 0)
 
-    def _encode(
-        self, texts: list[str], digests: Hashes
-    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-        """Ids and offsets; a few documents are looked at again, always the same ones.
+    def _encode(self, texts: list[str], hashes: Hashes) -> FlatIds:
+        """Encode texts, and keep a sample of them, chosen by hash, for the check.
 
-        All of a chunk at its end: one at a time, the slow encoder's tables would take the place of
-        the fast one's in the processor's caches, which costs as much again as the comparison.
+        The check comes at the end of the chunk: the tables of the slow encoder would evict those of
+        the fast one from the processor's caches each time, which costs as much as the check itself.
         """
         ids, offsets = self._encoder.encode(texts)
-        if self._judge:
-            for n in np.flatnonzero(digests.view(">u2")[7::8] < SAMPLE).tolist():
-                self._looked_at.append((texts[n], ids[offsets[n] : offsets[n + 1]].copy()))
+        if self._checked:
+            for n in np.flatnonzero(hashes.view(">u2")[7::8] < CHECKED_PER_65536).tolist():
+                self._to_check.append((texts[n], ids[offsets[n] : offsets[n + 1]].copy()))
         return ids, offsets
 
 
-def _digests(data: list[bytes]) -> Hashes:
-    """xxh3-128 of each, 16 bytes."""
-    return np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, data)), HASH)
+def _hashes(data: list[bytes]) -> Hashes:
+    """xxh3-128 of each text, 16 bytes."""
+    return np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, data)), HASH_DTYPE)

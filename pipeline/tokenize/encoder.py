@@ -1,8 +1,8 @@
-"""Text to token ids: exactly those of the model's own tokenizer, with nothing added.
+"""Text to token ids: exactly those of the model's own tokenizer, with no special token added.
 
-`tokenizers` defines what is right, and `fastokens` is some seventy times faster. The fast one is
-trusted as far as it is checked: on hard texts when it is loaded, then on about one document in a
-thousand, the same ones in every run. Where it does not load, or differs, `tokenizers` does it.
+`tokenizers` is the reference, and `fastokens` is about seventy times faster. The fast encoder is
+checked against the reference: on difficult texts when it is loaded, then on about one document in a
+thousand, the same ones in every run. Where it does not load or differs, the reference is used.
 
 Text that spells a special token, such as `<|endoftext|>`, becomes that token, as it does in
 `tokenizer(text, add_special_tokens=False)`.
@@ -23,8 +23,8 @@ import numpy.typing as npt
 
 from pipeline.core.errors import CorruptInput
 
-Flat = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
-"""Ids of several texts end to end, and where each begins: (texts + 1), from 0 on."""
+FlatIds = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
+"""Ids of several texts end to end, and where each begins in them, (texts + 1,), from 0."""
 
 PROBES = (
     "Don't they'll we've I'm she'd it's ISN'T ’twas o’clock",
@@ -46,21 +46,21 @@ PROBES = (
 
 
 class Encoder(Protocol):
-    """A tokenizer without post-processing, truncation and padding. `name`: package and version."""
+    """A tokenizer without post-processing, truncation or padding. `name`: package and version."""
 
     name: str
 
-    def encode(self, texts: list[str]) -> Flat:
-        """Token ids of texts; no special token is added."""
+    def encode(self, texts: list[str]) -> FlatIds:
+        """Token ids of texts, without special tokens added."""
         ...
 
 
-class Mismatch(Exception):
-    """The fast encoder gave other ids than the model's own tokenizer."""
+class EncoderMismatch(Exception):
+    """The fast encoder cannot be used, or its ids differ from the reference's."""
 
 
-class Reference:
-    """The model's own tokenizer, by the library that it was made with.
+class ReferenceEncoder:
+    """The model's own tokenizer, run by `tokenizers`.
 
     Args:
         folder: A model folder with a `tokenizer.json`.
@@ -80,78 +80,86 @@ class Reference:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.name = f"tokenizers {version('tokenizers')}"
-        # not the number of tokens: ids may have gaps
-        self.vocabulary = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        # the largest id + 1, not the number of tokens: ids may have gaps
+        self.vocabulary_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         added = self._tokenizer.get_added_tokens_decoder().values()
-        self.added = [str(token.content) for token in added]
+        self.added_tokens = [str(token.content) for token in added]
 
-    def encode(self, texts: list[str]) -> Flat:
-        """Token ids of texts; no special token is added."""
-        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    def encode(self, texts: list[str]) -> FlatIds:
+        """Token ids of texts, without special tokens added."""
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         offsets = np.zeros(len(texts) + 1, dtype=np.int64)
-        np.cumsum([len(encoding) for encoding in found], out=offsets[1:])
-        ids = chain.from_iterable(encoding.ids for encoding in found)
+        np.cumsum([len(encoding) for encoding in encodings], out=offsets[1:])
+        ids = chain.from_iterable(encoding.ids for encoding in encodings)
         return np.fromiter(ids, dtype=np.uint32, count=int(offsets[-1])), offsets
 
     def decode(self, ids: list[int]) -> str:
-        """The text of token ids, special tokens shown."""
+        """The text of token ids, including special tokens."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
 
-class Fast:
-    """The same ids by `fastokens`.
+class FastEncoder:
+    """The tokenizer run by `fastokens`.
 
     Args:
         folder: A model folder with a `tokenizer.json`.
-        reference: What it is checked against.
+        reference: The encoder to check against.
 
     Raises:
-        Mismatch: It is not made for such a tokenizer, or gives other ids for `PROBES`.
+        Mismatch: The tokenizer is not supported, or ids of `PROBES` differ.
     """
 
-    def __init__(self, folder: Path, reference: Reference) -> None:
+    def __init__(self, folder: Path, reference: ReferenceEncoder) -> None:
         try:
             self.name = f"fastokens {version('fastokens')}"
         except PackageNotFoundError as error:
-            raise Mismatch("the package fastokens is not installed") from error
+            raise EncoderMismatch("the package fastokens is not installed") from error
         self._reference = reference
         with _or_mismatch(f"{self.name} does not load it"):
             import fastokens
 
-            self._tokenizer = fastokens.Tokenizer.from_json_str(_bare(folder / "tokenizer.json"))
-        self.check([*PROBES, *(f"a{token} b{token}" for token in reference.added)])
+            self._tokenizer = fastokens.Tokenizer.from_json_str(
+                _without_postprocessing(folder / "tokenizer.json")
+            )
+        self.check([*PROBES, *(f"a{token} b{token}" for token in reference.added_tokens)])
 
-    def encode(self, texts: list[str]) -> Flat:
-        """Token ids of texts; no special token is added.
+    def encode(self, texts: list[str]) -> FlatIds:
+        """Token ids of texts, without special tokens added.
 
         Raises:
-            Mismatch: It cannot do one of them.
+            Mismatch: A text cannot be encoded.
         """
         with _or_mismatch(f"{self.name} cannot encode a text"):
             ids, offsets = self._tokenizer.encode_batch_flat(texts)
         return np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.int64)
 
-    def check(self, texts: list[str], found: Flat | None = None) -> None:
-        """Compare the ids of texts, or those that were `found` for them, with the reference's.
+    def check(self, texts: list[str], encoded: FlatIds | None = None) -> None:
+        """Compare the ids of texts with the reference's.
+
+        Args:
+            texts: The texts.
+            encoded: Their ids; if None, the texts are encoded.
 
         Raises:
             Mismatch: They differ.
         """
-        ids, offsets = found or self.encode(texts)
-        right, ends = self._reference.encode(texts)
-        if np.array_equal(offsets, ends) and np.array_equal(ids, right):
+        ids, offsets = encoded or self.encode(texts)
+        right_ids, right_offsets = self._reference.encode(texts)
+        if np.array_equal(offsets, right_offsets) and np.array_equal(ids, right_ids):
             return
         for index, text in enumerate(texts):
-            ours = ids[offsets[index] : offsets[index + 1]]
-            if not np.array_equal(ours, right[ends[index] : ends[index + 1]]):
-                raise Mismatch(f"{self.name} gives other ids for {text[:60]!r}")
+            actual = ids[offsets[index] : offsets[index + 1]]
+            if not np.array_equal(
+                actual, right_ids[right_offsets[index] : right_offsets[index + 1]]
+            ):
+                raise EncoderMismatch(f"{self.name} gives other ids for {text[:60]!r}")
 
 
-def _bare(path: Path) -> str:
-    """A tokenizer file without what would add tokens, or take some away.
+def _without_postprocessing(path: Path) -> str:
+    """The content of a tokenizer file without the parts that add or remove tokens.
 
-    It fails to load some of that, too. The rest, megabytes of vocabulary, is not parsed here.
+    `fastokens` cannot load some of these parts. The rest, megabytes of vocabulary, is not parsed.
     """
     content = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
     for name in ("post_processor", "truncation", "padding"):
@@ -161,18 +169,18 @@ def _bare(path: Path) -> str:
 
 @contextmanager
 def _or_mismatch(what: str) -> Iterator[None]:
-    """Whatever the fast one raises, a panic of Rust among it, there is the other one."""
+    """Turn any exception of the fast encoder, including a Rust panic, into `EncoderMismatch`."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise Mismatch(f"{what}: {error}") from error
+        raise EncoderMismatch(f"{what}: {error}") from error
 
 
-def load_fast(folder: Path, reference: Reference) -> tuple[Encoder, str | None]:
-    """The fastest encoder that can be trusted, and why that is the reference, if it is."""
+def load_encoder(folder: Path, reference: ReferenceEncoder) -> tuple[Encoder, str | None]:
+    """The fast encoder and None; where it cannot be used, the reference and the reason."""
     try:
-        return Fast(folder, reference), None
-    except Mismatch as error:
+        return FastEncoder(folder, reference), None
+    except EncoderMismatch as error:
         return reference, str(error)

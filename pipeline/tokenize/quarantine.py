@@ -1,100 +1,105 @@
-"""Lines that are no records: put aside with their place, and when there are too many of them."""
+"""The quarantine: malformed lines with their position and reason, and the limit on their number."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from pipeline.core.errors import CorruptInput
 from pipeline.sources.records import EXCERPT_CHARS, MalformedRecord, MissingField
+from pipeline.tokenize.facts import MalformedLine
 
 QUARANTINE = "quarantine.jsonl"
+SHOWN_CHARACTERS = 60  # of a malformed line in an error
 
 
 class Quarantine:
-    """The malformed lines of a chunk, one JSON object each: file, line, reason, how it begins.
+    """Writes the malformed lines of a chunk, one JSON object each: file, line, reason, text.
 
     Args:
         path: The file to write.
-        limit: How many lines are put aside; it bounds the file, too.
+        limit: The largest number of malformed lines; it also bounds the file.
 
     Attributes:
-        count: Lines put aside.
-        first: The first of them, and the text field that may have been meant.
-        empty: Lines without a text; they are only counted.
-        sound: Records that were understood; the caller counts them.
+        count: Malformed lines so far.
+        first: The first malformed line.
+        empty: Lines without text; the caller counts them.
+        sound: Documents that were read; the caller counts them.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
         self._file = path.open("w", encoding="utf-8")
         self._limit = limit
         self.count = self.empty = self.sound = 0
-        self.first: dict[str, Any] | None = None
+        self.first: MalformedLine | None = None
 
-    def add(self, file: str, line: int, data: bytes, bad: MalformedRecord) -> None:
-        """Put a line aside.
+    def add(self, file: str, line: int, data: bytes, malformed: MalformedRecord) -> None:
+        """Add a line.
 
         Args:
-            file: The raw file it stands in.
+            file: The raw file of the line.
             line: Its number there, from 1.
             data: The line.
-            bad: Why, and what a row of a table says of its place.
+            malformed: The reason; for a row of a table also its own line number and text.
 
         Raises:
-            CorruptInput: It is one too many.
+            CorruptInput: There are more lines than the limit.
         """
         self.count += 1
-        entry = {
+        start = data[:EXCERPT_CHARS].decode("utf-8", "replace")
+        entry: MalformedLine = {
             "file": file,
-            "line": line if bad.line is None else bad.line,
-            "reason": bad.reason,
-            "text": data[:EXCERPT_CHARS].decode("utf-8", "replace")
-            if bad.text is None
-            else bad.text,
+            "line": line if malformed.line is None else malformed.line,
+            "reason": malformed.reason,
+            "text": start if malformed.text is None else malformed.text,
+            "missing": asdict(malformed.missing) if malformed.missing else None,
         }
         if self.first is None:
-            self.first = {**entry, "missing": asdict(bad.missing) if bad.missing else None}
+            self.first = entry
         if self.count > self._limit:
-            raise refusal(self.count, self.sound, self.first)
-        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            raise too_many_malformed(self.count, self.sound, self.first)
+        written = {name: value for name, value in entry.items() if name != "missing"}
+        self._file.write(json.dumps(written, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
-        """No more lines will come."""
+        """Close the file."""
         self._file.close()
 
 
-def refusal(bad: int, sound: int, first: dict[str, Any], where: str = "") -> CorruptInput:
-    """The error that refuses a corpus of so many malformed lines.
+def too_many_malformed(
+    malformed: int, sound: int, first: MalformedLine, where: str = ""
+) -> CorruptInput:
+    """The error for a corpus with too many malformed lines.
 
     Args:
-        bad: Malformed lines so far.
-        sound: Records so far.
-        first: The first of the malformed, see `Quarantine`.
-        where: The files that hold them all.
+        malformed: Number of malformed lines so far.
+        sound: Number of documents so far.
+        first: The first malformed line.
+        where: Pattern of the files that list all of them.
     """
-    told = f"{first['file']}, line {first['line']}: {first['reason']}"
     missing = MissingField(**first["missing"]) if first["missing"] else None
     if missing and missing.suggestion and not sound:
         return CorruptInput(
             f"no record has the field {missing.field!r}; its fields are {missing.names} "
             f"({first['file']}, line {first['line']})",
-            f'Say which is the text: ARGS="dataset.text_field={missing.suggestion}"',
+            f'Name the field with the text: ARGS="dataset.text_field={missing.suggestion}"',
         )
+    shown = f"{first['file']}, line {first['line']}: {first['reason']}"
     return CorruptInput(
-        f"{bad} of {bad + sound} lines are malformed; the first is {told}: {first['text'][:60]!r}",
-        (f"See {where}. " if where else "") + _remedy(first["text"], mostly=bad > sound),
+        f"{malformed} of {malformed + sound} lines are malformed; the first is {shown}: "
+        f"{first['text'][:SHOWN_CHARACTERS]!r}",
+        (f"See {where}. " if where else "") + _remedy(first["text"], mostly=malformed > sound),
     )
 
 
 def _remedy(text: str, mostly: bool) -> str:
-    """What to do, by how the first malformed line begins, and whether most lines are."""
+    """What to do, given the text of the first malformed line and whether most lines are bad."""
     start = text.lstrip().lower()
     if mostly and start.startswith(("<!doctype", "<html", "<?xml")):
-        return "It is a web page in place of the corpus: get the file again"
+        return "It is a web page in place of the corpus: download the file again"
     if mostly and start.startswith("["):
-        return "It is one JSON array, and an object a line is wanted: jq -c '.[]' makes that of it"
+        return "It is one JSON array, not one object per line. Convert it with: jq -c '.[]'"
     check = "Check dataset.form and dataset.text_field"
     more = 'ARGS="tokenize.max_bad_lines=… tokenize.max_bad_share=…"'
     return check if mostly else f"{check}, or allow more: {more}"

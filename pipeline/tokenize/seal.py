@@ -1,13 +1,15 @@
-"""The seal of a tokenized corpus: what its shards hold, and which rows repeat a text.
+"""The seal of a tokenized corpus: a list of verified shards, their sizes, and duplicate rows.
 
-Of equal texts the first in test stays, else the first in validation, else the first of all: what is
-held out is never learned from.
+Of documents with equal text one is kept: the first in test, else the first in validation, else the
+first in train. So no held-out text is trained on.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,80 +19,109 @@ from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import release, verify
 from pipeline.core.stage import Context, Input, Inputs, Item, RunConfig
 from pipeline.tokenize.dataset_card import write_card
-from pipeline.tokenize.quarantine import QUARANTINE, refusal
+from pipeline.tokenize.facts import (
+    SealContent,
+    SealFacts,
+    ShardFacts,
+    SplitCounts,
+    as_facts,
+    shard_facts,
+)
+from pipeline.tokenize.quarantine import QUARANTINE, too_many_malformed
 from pipeline.tokenize.shards import SPLITS, Hashes, read_hashes
 
-PRIORITY = ("test", "validation", "train")
+KEEP_ORDER = ("test", "validation", "train")  # the split that keeps a text which several hold
 
-COUNTED = ("documents", "tokens", "bytes")
-
-Totals = dict[str, dict[str, int]]
-Places = npt.NDArray[np.int64]
-Kept = list[list[int]]
+Indices = npt.NDArray[np.int64]
 
 
-def seal(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Verify every shard, count, find duplicate texts, and write the card of the data set.
+def seal_shards(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
+    """Verify every shard, count documents, find duplicate texts, and write the dataset card.
 
     Raises:
-        CorruptInput: A shard is damaged, a split is empty, or too many lines were malformed.
-        UserError: No document says what decides its split, as it should.
+        CorruptInput: A shard is damaged, a split is empty, or too many lines are malformed.
+        UserError: No document has a value in the field `split_by`.
     """
-    given = inputs["tokenize.shards"]
-    if not given.receipts:
+    shards = inputs["tokenize.shards"]
+    if not shards.receipts:
         raise CorruptInput("the corpus holds no text", "Check what was downloaded, or FILE=")
-    facts = [given.receipts[name].facts for name in sorted(given.receipts)]
-    quarantined = sum(f["quarantined"] for f in facts)
-    sound = sum(split["documents"] for f in facts for split in f["splits"].values())
+    facts = [shard_facts(shards.receipts[name]) for name in sorted(shards.receipts)]
+    _check_malformed(config, facts, ctx)
+    _check_groups(config, facts, ctx)
+    unique = deduplicate(shards, ctx)
+    _check_splits(unique.splits)
+    content: SealContent = {
+        "splits": unique.splits,
+        "duplicates": {split: len(rows) for split, rows in unique.duplicates.items()},
+        "shards": sorted(shards.receipts),
+        "kept": unique.kept,
+        "quarantined": sum(f["quarantined"] for f in facts),
+        "empty": sum(f["empty"] for f in facts),
+        "encoder": ", ".join(sorted({f["encoder"] for f in facts})),
+        "vocabulary": facts[0]["vocabulary"],
+    }
+    if "," in content["encoder"]:
+        ctx.log(f"WARNING: shards were encoded by {content['encoder']}; see the logs of tokenize")
+    if not config.decompress.keep_chunks:
+        release_chunks(inputs["decompress.chunks"], ctx)
+    with ctx.commit(item.name) as draft:
+        (draft.path / "seal.json").write_text(json.dumps(content, indent=1))
+        np.savez(draft.path / "duplicates.npz", **unique.duplicates)  # type: ignore[arg-type]
+        sealed: SealFacts = {
+            "splits": content["splits"],
+            "duplicates": content["duplicates"],
+            "quarantined": content["quarantined"],
+            "empty": content["empty"],
+        }
+        draft.facts = as_facts(sealed)
+    write_card(ctx.folder, content)
+
+
+def _documents(facts: Sequence[ShardFacts]) -> int:
+    """Documents in all shards, duplicates included."""
+    return sum(split["documents"] for f in facts for split in f["splits"].values())
+
+
+def _check_malformed(config: RunConfig, facts: Sequence[ShardFacts], ctx: Context) -> None:
+    """Refuse a corpus with more malformed lines than the settings allow."""
+    malformed, sound = sum(f["quarantined"] for f in facts), _documents(facts)
     limits = config.tokenize
-    if quarantined > min(limits.max_bad_lines, limits.max_bad_share * (quarantined + sound)):
+    if malformed > min(limits.max_bad_lines, limits.max_bad_share * (malformed + sound)):
         first = next(f["first_bad"] for f in facts if f["first_bad"])
-        raise refusal(quarantined, sound, first, f"{ctx.folder}/*/{QUARANTINE}")
-    field = config.dataset.split_by
-    if field and sound and all("grouped" in f for f in facts):  # older shards do not tell
-        without = sound - sum(f["grouped"] for f in facts)
-        if without == sound:
-            raise UserError(
-                f"no record has dataset.split_by={field}: near-copies would not stay together",
-                "Name the field that says what belongs together, or let the text decide: "
-                'ARGS="dataset.split_by=null"',
-            )
-        if without:
-            ctx.log(f"{without:,} of {sound:,} documents have no {field}: their text decides")
-    totals, duplicates, kept = judge(given, ctx)
+        raise too_many_malformed(malformed, sound, first, f"{ctx.folder}/*/{QUARANTINE}")
+
+
+def _check_groups(config: RunConfig, facts: Sequence[ShardFacts], ctx: Context) -> None:
+    """Refuse a `split_by` field that no document has; log how many lack it."""
+    field, documents = config.dataset.split_by, _documents(facts)
+    if not field or not documents:
+        return
+    without = documents - sum(f["grouped"] for f in facts)
+    if without == documents:
+        raise UserError(
+            f"no record has dataset.split_by={field}, so near-copies would not stay together",
+            'Name the field that groups documents, or split by text: ARGS="dataset.split_by=null"',
+        )
+    if without:
+        ctx.log(f"{without:,} of {documents:,} documents have no {field} and are split by text")
+
+
+def _check_splits(splits: dict[str, SplitCounts]) -> None:
+    """Refuse a corpus with an empty split."""
     for split in SPLITS:
-        if not totals[split]["documents"]:
+        if not splits[split]["documents"]:
             raise CorruptInput(
                 f"the {split} split is empty: the corpus has too few documents",
                 "Check dataset.text_field"
                 if split == "train"
                 else f'Hold out a larger share, e.g. ARGS="tokenize.{split}=0.2"',
             )
-    content = {
-        "splits": totals,
-        "duplicates": {split: len(found) for split, found in duplicates.items()},
-        "shards": sorted(given.receipts),
-        "kept": kept,
-        "quarantined": quarantined,
-        "empty": sum(f["empty"] for f in facts),
-        "encoder": ", ".join(sorted({f["encoder"] for f in facts})),
-        "vocabulary": facts[0]["vocabulary"],
-    }
-    if "," in content["encoder"]:
-        ctx.log(f"WARNING: shards were encoded by {content['encoder']}: see the logs of tokenize")
-    if not config.decompress.keep_chunks:
-        drop_chunks(inputs["decompress.chunks"], ctx)
-    with ctx.commit(item.name) as draft:
-        (draft.path / "seal.json").write_text(json.dumps(content, indent=1))
-        np.savez(draft.path / "duplicates.npz", **duplicates)  # type: ignore[arg-type]
-        draft.facts = {k: content[k] for k in ("splits", "duplicates", "quarantined", "empty")}
-    write_card(ctx.folder, content)
 
 
-def drop_chunks(chunks: Input, ctx: Context) -> None:
-    """Remove the chunks, unless shards beside these are not sealed yet and may be made from them.
+def release_chunks(chunks: Input, ctx: Context) -> None:
+    """Remove the chunks, unless unsealed shards of another model may still be made from them.
 
-    It comes before the seal is committed: if it is interrupted, it is done again.
+    This runs before the seal is committed, so it is repeated after an interruption.
     """
     unsealed = [
         path.name
@@ -98,88 +129,109 @@ def drop_chunks(chunks: Input, ctx: Context) -> None:
         if path != ctx.folder and not (path / "seal").is_dir()
     ]
     if unsealed:
-        ctx.log(f"the chunks stay: {', '.join(unsealed)} may need them and has no seal")
+        ctx.log(f"keeping the chunks: {', '.join(unsealed)} may need them and has no seal")
         return
     for part in chunks.receipts:
         ctx.stop.check()
         release(chunks.folder / part)
-    ctx.log(f"the chunks in {chunks.folder} were dropped, as decompress.keep_chunks=false says")
+    ctx.log(f"removed the chunks in {chunks.folder} (decompress.keep_chunks=false)")
 
 
-def judge(given: Input, ctx: Context) -> tuple[Totals, dict[str, Places], dict[str, Kept]]:
-    """Read the text hashes of every shard.
+@dataclass(frozen=True)
+class Deduplicated:
+    """Sizes of the splits without duplicates, and the duplicates.
 
-    Returns:
-        Documents, tokens and bytes of each split without duplicates; by split, the (shard, row) of
-        every duplicate, int64, in order; and by split, documents and tokens of each shard without
-        duplicates.
+    `splits`: size of each split. `kept`: by split, documents and tokens of each shard.
+    `duplicates`: by split, shard and row of each duplicate in order, int64, (duplicates, 2).
+    """
+
+    splits: dict[str, SplitCounts]
+    kept: dict[str, list[list[int]]]
+    duplicates: dict[str, Indices]
+
+
+def deduplicate(shards: Input, ctx: Context) -> Deduplicated:
+    """Verify every shard, and find documents whose text another document has.
 
     Raises:
         CorruptInput: A shard is damaged.
     """
-    shards, done = sorted(given.receipts), iter(range(1, len(given.receipts) + 1))
+    names, hashes = sorted(shards.receipts), _read_hashes(shards, ctx)
+    # row numbers in all shards end to end, in the order of `KEEP_ORDER`
+    starts = np.cumsum([0, *(len(part) for part in hashes)])
+    rows = find_duplicates(np.concatenate(hashes))
+    del hashes
+    owner = np.searchsorted(starts, rows, side="right") - 1
+    rank, shard = np.divmod(owner, len(names))
+    places = np.stack([shard, rows - starts[owner]], axis=1)
+    duplicates = {split: places[rank == index] for index, split in enumerate(KEEP_ORDER)}
+    facts = [shard_facts(shards.receipts[name])["splits"] for name in names]
+    kept = {
+        split: np.array([[f[split][n] for n in ("documents", "tokens", "bytes")] for f in facts])
+        for split in SPLITS
+    }
+    _subtract(shards, duplicates, kept)
+    return Deduplicated(
+        {
+            split: SplitCounts(documents=documents, tokens=tokens, bytes=size)
+            for split, (documents, tokens, size) in (
+                (split, counts.sum(axis=0).tolist()) for split, counts in kept.items()
+            )
+        },
+        {split: counts[:, :2].tolist() for split, counts in kept.items()},
+        duplicates,
+    )
 
-    def read(shard: str) -> list[Hashes]:
+
+def _read_hashes(shards: Input, ctx: Context) -> list[Hashes]:
+    """Verify all shards and read their text hashes: by split in `KEEP_ORDER`, then by name."""
+    names, done = sorted(shards.receipts), iter(range(1, len(shards.receipts) + 1))
+
+    def read(name: str) -> list[Hashes]:
         ctx.stop.check()
-        unit, receipt = given.folder / shard, given.receipts[shard]
-        found = [
+        unit, receipt = shards.folder / name, shards.receipts[name]
+        hashes = [
             read_hashes(verify(unit, f"{split}.parquet", receipt, ctx.stop.check))
-            for split in PRIORITY
+            for split in KEEP_ORDER
         ]
-        ctx.progress(next(done), len(shards), "shards")
-        return found
+        ctx.progress(next(done), len(names), "shards")
+        return hashes
 
     with ThreadPoolExecutor(ctx.cpus) as pool:
-        columns = list(zip(*pool.map(read, shards), strict=True))
-    starts = np.cumsum([0, *(len(part) for column in columns for part in column)])
-    extra = find_duplicates(np.concatenate([part for column in columns for part in column]))
-    del columns
-    owner = np.searchsorted(starts, extra, side="right") - 1
-    rank, shard = np.divmod(owner, len(shards))
-    places = np.stack([shard, extra - starts[owner]], axis=1)
-    duplicates = {split: places[rank == index] for index, split in enumerate(PRIORITY)}
-    facts = [given.receipts[name].facts["splits"] for name in shards]
-    kept = {
-        split: np.array([[f[split][name] for name in COUNTED] for f in facts]) for split in SPLITS
-    }
-    _drop(given, duplicates, kept)
-    totals = {
-        split: dict(zip(COUNTED, found.sum(axis=0).tolist(), strict=True))
-        for split, found in kept.items()
-    }
-    return totals, duplicates, {split: found[:, :2].tolist() for split, found in kept.items()}
+        by_split = zip(*pool.map(read, names), strict=True)
+    return [part for parts in by_split for part in parts]
 
 
-def find_duplicates(digests: Hashes) -> Places:
-    """Which rows repeat the text of one before them.
+def find_duplicates(hashes: Hashes) -> Indices:
+    """Find the rows whose text an earlier row has.
 
     Args:
-        digests: Text hash of each row, 16 bytes.
+        hashes: Text hash of each row, 16 bytes.
 
     Returns:
         Their indices, int64, in order.
     """
-    halves = digests.view(np.uint64).reshape(-1, 2)
+    halves = hashes.view(np.uint64).reshape(-1, 2)
     order = np.argsort(halves[:, 0], kind="stable")
     first = halves[order, 0]
     same = first[1:] == first[:-1]
-    # the few in which the first halves agree are then looked at closely
-    near = np.zeros(len(order), dtype=bool)
-    near[1:] |= same
-    near[:-1] |= same
-    rows = order[near]
+    # only the few rows whose first halves agree are compared in full
+    candidate = np.zeros(len(order), dtype=bool)
+    candidate[1:] |= same
+    candidate[:-1] |= same
+    rows = order[candidate]
     rows = rows[np.lexsort((rows, halves[rows, 1], halves[rows, 0]))]
-    again = (halves[rows[1:]] == halves[rows[:-1]]).all(axis=1)
-    return np.sort(rows[1:][again])
+    repeated = (halves[rows[1:]] == halves[rows[:-1]]).all(axis=1)
+    return np.sort(rows[1:][repeated])
 
 
-def _drop(given: Input, duplicates: dict[str, Places], kept: dict[str, Places]) -> None:
-    """Take the duplicates out of the counts."""
-    shards = sorted(given.receipts)
-    for split, found in duplicates.items():
-        for index in np.unique(found[:, 0]).tolist():
-            path = given.folder / shards[index] / f"{split}.parquet"
+def _subtract(shards: Input, duplicates: dict[str, Indices], kept: dict[str, Indices]) -> None:
+    """Subtract the duplicates from the counts (documents, tokens, bytes) of each shard."""
+    names = sorted(shards.receipts)
+    for split, places in duplicates.items():
+        for index in np.unique(places[:, 0]).tolist():
+            path = shards.folder / names[index] / f"{split}.parquet"
             table = pq.read_table(path, columns=["tokens", "bytes"], use_threads=False)
-            table = table.take(found[found[:, 0] == index][:, 1])
+            table = table.take(places[places[:, 0] == index][:, 1])
             sums = [sum(column.to_pylist()) for column in table.columns]
             kept[split][index] -= [len(table), *sums]

@@ -1,7 +1,7 @@
-"""Shards: Parquet files of token ids, one row a document.
+"""Shards: Parquet files of token ids, one row per document.
 
-A shard opens with `datasets.load_dataset("parquet", …)`. Training and scoring read what is made
-from it, see `pipeline.dataset.token_cache`.
+A shard opens with `datasets.load_dataset("parquet", …)`. Training and scoring read a cache that is
+built from the shards, see `pipeline.dataset.token_cache`.
 """
 
 from __future__ import annotations
@@ -15,31 +15,41 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.tokenize import parquet_writer as parquet
+from pipeline.tokenize.parquet_writer import (
+    BYTE_ARRAY,
+    BYTE_STREAM_SPLIT,
+    INT32,
+    INT64,
+    Column,
+    ParquetWriter,
+    byte_stream_split,
+    list_levels,
+)
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = (
-    parquet.Column("id", parquet.BYTE_ARRAY, text=True),
-    parquet.Column("input_ids", parquet.INT32, listed=True, encoding=parquet.BYTE_STREAM_SPLIT),
-    parquet.Column("tokens", parquet.INT32),
-    parquet.Column("bytes", parquet.INT64),
+    Column("id", BYTE_ARRAY, utf8=True),
+    Column("input_ids", INT32, is_list=True, encoding=BYTE_STREAM_SPLIT),
+    Column("tokens", INT32),
+    Column("bytes", INT64),
     # not of fixed size, which `datasets` before 5.2 cannot read
-    parquet.Column("hash", parquet.BYTE_ARRAY, packed=False),
+    Column("hash", BYTE_ARRAY, compressed=False),
 )
 ROW_GROUP_TOKENS = 1 << 20
-PAGE = 8 * ROW_GROUP_TOKENS  # bytes; a larger one, of an enormous document, is not kept
-HASH = np.dtype("V16")
-HASHED = np.dtype([("size", "<u4"), ("hash", HASH)])
+PAGE_BUFFER_BYTES = 8 * ROW_GROUP_TOKENS  # the larger page of an enormous document is not kept
+HASH_DTYPE = np.dtype("V16")
+SIZED_HASH_DTYPE = np.dtype([("size", "<u4"), ("hash", HASH_DTYPE)])  # PLAIN encoding of a hash
 
 Hashes = npt.NDArray[np.void]
 
 
 @dataclass(frozen=True)
-class Documents:
+class EncodedDocuments:
     """Rows of a shard.
 
-    `names`: their ids. `ids`: token ids, end to end; `offsets`: where each document begins in them,
-    from 0 on: (documents + 1). `sizes`: UTF-8 bytes of each text. `hashes`: of each text.
+    `names`: id of each document. `ids`: token ids of all documents, end to end. `offsets`: where
+    each document begins in `ids`, (documents + 1,), from 0. `sizes`: UTF-8 bytes of each text.
+    `hashes`: hash of each text.
     """
 
     names: list[str]
@@ -49,96 +59,103 @@ class Documents:
     hashes: Hashes
 
 
-class Writer:
-    """One Parquet shard.
+class ShardWriter:
+    """Writes one shard.
 
-    Row groups end with the batch that makes them a million tokens, so the bytes depend on nothing
-    but the rows and their batches, which the chunk decides.
+    A row group ends with the batch that fills it to a million tokens. So the bytes depend only on
+    the rows and their batches, which the chunk decides.
 
-    The bytes of ids stand apart by their place in the number: with zstd that costs half the time of
-    plain ids, and is as small.
+    Token ids are stored by BYTE_STREAM_SPLIT: with zstd this takes half the time of PLAIN and is as
+    small.
 
     Args:
         path: The file to write.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = parquet.File(path, COLUMNS)
+        self._file = ParquetWriter(path, COLUMNS)
         self.rows = self.tokens = self.bytes = 0
-        self._pending: list[Documents] = []
-        self._held = 0
-        self._page = np.empty(PAGE, np.uint8)  # fresh memory each time would cost as much again
+        self._pending: list[EncodedDocuments] = []
+        self._pending_tokens = 0
+        # reused: fresh memory for each page would double its cost
+        self._page_buffer = np.empty(PAGE_BUFFER_BYTES, np.uint8)
 
-    def add(self, some: Documents) -> None:
-        """Add documents; there are some."""
-        self._pending.append(some)
-        self._held += len(some.ids)
-        self.rows += len(some.names)
-        self.tokens += len(some.ids)
-        self.bytes += int(some.sizes.sum())
-        if self._held >= ROW_GROUP_TOKENS:
+    def add(self, batch: EncodedDocuments) -> None:
+        """Add documents; at least one."""
+        self._pending.append(batch)
+        self._pending_tokens += len(batch.ids)
+        self.rows += len(batch.names)
+        self.tokens += len(batch.ids)
+        self.bytes += int(batch.sizes.sum())
+        if self._pending_tokens >= ROW_GROUP_TOKENS:
             self._flush()
 
     def _flush(self) -> None:
-        held = self._pending
-        names = [name.encode() for some in held for name in some.names]
-        lengths = np.concatenate([np.diff(some.offsets) for some in held])
-        sizes = np.concatenate([some.sizes for some in held])
-        hashes = np.concatenate([some.hashes for some in held])
-        named = b"".join([len(name).to_bytes(4, "little") + name for name in names])
-        hashed = np.empty(len(names), HASHED)
-        hashed["size"], hashed["hash"] = HASH.itemsize, hashes
-        slots = int(np.maximum(lengths, 1).sum())  # an empty list has one, too
+        batches = self._pending
+        names = [name.encode() for batch in batches for name in batch.names]
+        lengths = np.concatenate([np.diff(batch.offsets) for batch in batches])
+        sizes = np.concatenate([batch.sizes for batch in batches])
+        hashes = np.concatenate([batch.hashes for batch in batches])
+        sized_names = b"".join([len(name).to_bytes(4, "little") + name for name in names])
+        sized_hashes = np.empty(len(names), SIZED_HASH_DTYPE)
+        sized_hashes["size"], sized_hashes["hash"] = HASH_DTYPE.itemsize, hashes
+        values = int(np.maximum(lengths, 1).sum())  # an empty list counts as one value
         count = len(names)
         pages = (
-            (count, named),
-            (slots, self._ids(lengths)),
+            (count, sized_names),
+            (values, self._id_page(lengths)),
             (count, lengths.astype(np.int32).tobytes()),
             (count, sizes.tobytes()),
-            (count, hashed.tobytes()),
+            (count, sized_hashes.tobytes()),
         )
         self._file.add(count, pages)
-        self._pending, self._held = [], 0
+        self._pending, self._pending_tokens = [], 0
 
-    def _ids(self, lengths: npt.NDArray[np.int64]) -> memoryview:
-        """The page of token ids."""
-        head = parquet.levels(lengths)
-        size = len(head) + 4 * self._held
-        page = self._page[:size] if size <= PAGE else np.empty(size, np.uint8)
-        page[: len(head)] = np.frombuffer(head, np.uint8)
-        parquet.planes([some.ids for some in self._pending], page[len(head) :])
+    def _id_page(self, lengths: npt.NDArray[np.int64]) -> memoryview:
+        """The page of token ids: list levels, then values."""
+        levels = list_levels(lengths)
+        size = len(levels) + 4 * self._pending_tokens
+        fits = size <= PAGE_BUFFER_BYTES
+        page = self._page_buffer[:size] if fits else np.empty(size, np.uint8)
+        page[: len(levels)] = np.frombuffer(levels, np.uint8)
+        byte_stream_split([batch.ids for batch in self._pending], page[len(levels) :])
         return page.data
 
     def close(self) -> None:
-        """Write what is left and the footer."""
+        """Write the remaining rows and the footer."""
         if self._pending:
             self._flush()
         self._file.close()
 
     def abandon(self) -> None:
-        """Let go of the file, which may have no footer; nothing happens to one that is closed."""
+        """Close the file without a footer. Does nothing after `close`."""
         self._file.abandon()
 
 
 def read_hashes(path: Path) -> Hashes:
-    """The text hashes of a shard, 16 bytes a row."""
-    with pq.ParquetFile(path) as file:  # `read_table` would import more than this reads
+    """The text hashes of a shard, 16 bytes per row."""
+    with pq.ParquetFile(path) as file:  # `read_table` would import more than is needed here
         table = file.read(columns=["hash"], use_threads=False)
-    return np.concatenate([np.empty(0, HASH), *map(hashes, table["hash"].chunks)])
+    return np.concatenate([np.empty(0, HASH_DTYPE), *map(hash_array, table["hash"].chunks)])
 
 
-def hashes(column: pa.BinaryArray) -> Hashes:
+def hash_array(column: pa.BinaryArray) -> Hashes:
     """A column of text hashes as an array of 16 bytes each, without a copy."""
     if not len(column):
-        return np.empty(0, HASH)
-    data = np.frombuffer(column.buffers()[2], HASH)
+        return np.empty(0, HASH_DTYPE)
+    data = np.frombuffer(column.buffers()[2], HASH_DTYPE)
     return data[column.offset : column.offset + len(column)]
 
 
-def rows(
+def read_row_groups(
     path: Path,
 ) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], pa.RecordBatch]]:
-    """A shard by row groups: flat ids, offsets into them (rows + 1), and its sizes and hashes."""
+    """Read a shard by row groups.
+
+    Yields:
+        Token ids end to end; where each row begins in them, (rows + 1,); and a record batch with
+        the columns `bytes` and `hash`.
+    """
     columns = ["input_ids", "bytes", "hash"]
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):

@@ -1,8 +1,8 @@
-"""Tokenize: every chunk becomes a unit of three Parquet shards; a seal then lists and judges them.
+"""The tokenize stage: each chunk becomes three Parquet shards; a seal verifies and lists them.
 
-A document's split is decided by a hash of its text (or of the data set's `split_by` field), so it
-is the same whatever chunk, task or order it comes in. Lines that are no records go to
-`quarantine.jsonl` with their place and the reason.
+A hash of the text (or of the dataset's `split_by` field) decides the split of a document, so it
+does not depend on chunks, tasks or order. Malformed lines go to `quarantine.jsonl` with their
+position and the reason.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from pydantic import model_validator
 from pipeline.core.receipt import Receipt, hash_json
 from pipeline.core.settings import Section, hashed, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
+from pipeline.sources.chunks import part_facts
 from pipeline.sources.records import MAX_LINE_BYTES
 
-SMALL = 5_000_000_000
+SMALL_CORPUS_BYTES = 5_000_000_000  # of text; below that, larger shares are held out
 
 
 class TokenizeConfig(Section):
@@ -50,10 +51,10 @@ class TokenizeConfig(Section):
 
 
 def items(config: RunConfig, inputs: Inputs) -> list[Item]:
-    """One item a chunk."""
+    """One item per chunk."""
     parts = list(inputs["decompress.chunks"].receipts.values())
     _, receipt = inputs["download.model"].one()
-    small = sum(part.facts["bytes"] for part in parts) < SMALL
+    small = sum(part_facts(part)["bytes"] for part in parts) < SMALL_CORPUS_BYTES
     shares = {
         name: (0.05 if small else 0.005) if share == "auto" else share
         for name, share in [
@@ -66,7 +67,7 @@ def items(config: RunConfig, inputs: Inputs) -> list[Item]:
         "split": json.dumps(shares, sort_keys=True),
     }
     return [
-        # the place is in the ids of records that bring none, and in the quarantine
+        # positions are in the ids of documents without an id, and in the quarantine
         Item(
             chunk,
             {**read, "chunk": digest, "place": hash_json(files)},
@@ -77,56 +78,45 @@ def items(config: RunConfig, inputs: Inputs) -> list[Item]:
 
 
 def _chunks(parts: list[Receipt]) -> Iterator[tuple[str, str, list[tuple[str, int]]]]:
-    """Each chunk, its digest, and the raw files in it, each with the line after which it begins.
-
-    That is below zero for a file that began in a chunk before.
-    """
+    """Each chunk with its digest and its raw files; see `LinePositions` for the latter."""
     names: list[str] = []
-    begins: list[int] = []
-    found: list[tuple[str, str, int]] = []
+    file_starts: list[int] = []
+    chunks: list[tuple[str, str, int]] = []
     line = 0
     for part in parts:
-        names += part.facts["files"]
-        begins += [line + begin for begin in part.facts["files"].values()]
-        firsts = part.facts["first_lines"]
-        found += [(chunk, part.units[chunk], line + first) for chunk, first in firsts.items()]
-        line += part.facts["lines"]
-    afters = [first for _, _, first in found[1:]] + [line]
-    for (chunk, digest, first), after in zip(found, afters, strict=True):
-        span = range(bisect_right(begins, first) - 1, bisect_left(begins, after))
-        yield chunk, digest, [(names[n], begins[n] - first) for n in span]
+        facts = part_facts(part)
+        names += facts["files"]
+        file_starts += [line + start for start in facts["files"].values()]
+        firsts = facts["first_lines"]
+        chunks += [(chunk, part.units[chunk], line + first) for chunk, first in firsts.items()]
+        line += facts["lines"]
+    ends = [first for _, _, first in chunks[1:]] + [line]
+    for (chunk, digest, first), end in zip(chunks, ends, strict=True):
+        files = range(bisect_right(file_starts, first) - 1, bisect_left(file_starts, end))
+        yield chunk, digest, [(names[n], file_starts[n] - first) for n in files]
 
 
 def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Turn one chunk into the shards of the three splits.
+    """Tokenize one chunk; see `tokenize_chunk`."""
+    from pipeline.tokenize.chunk import tokenize_chunk
 
-    Raises:
-        CorruptInput: The chunk or the tokenizer is damaged, or too many lines are no records.
-    """
-    from pipeline.tokenize.chunk import tokenize
-
-    tokenize(config, item, inputs, ctx)
+    tokenize_chunk(config, item, inputs, ctx)
 
 
 def seal_items(config: RunConfig, inputs: Inputs) -> list[Item]:
-    """One item: the whole list of shards."""
+    """One item: the list of all shards."""
     return [Item("seal", {"shards": inputs["tokenize.shards"].digest})]
 
 
 def seal(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Verify every shard, count, find duplicate texts, and write the card of the data set.
+    """Seal the shards; see `seal_shards`."""
+    from pipeline.tokenize.seal import seal_shards
 
-    Raises:
-        CorruptInput: A shard is damaged, a split is empty, or too many lines were malformed.
-        UserError: No document says what decides its split, as it should.
-    """
-    from pipeline.tokenize.seal import seal
-
-    seal(config, item, inputs, ctx)
+    seal_shards(config, item, inputs, ctx)
 
 
-def what_is_read(inputs: Inputs) -> dict[str, str]:
-    """What later stages read: the corpus, the base model, the tokens put around each document."""
+def downstream_inputs(inputs: Inputs) -> dict[str, str]:
+    """Inputs of the steps that read sealed shards: digests, and the tokens around each document."""
     _, receipt = inputs["download.model"].one()
     ends = f"{receipt.facts['prefix_id']} {receipt.facts['end_id']}"
     named = ("tokenize.seal", "download.model")

@@ -14,12 +14,12 @@ import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.core.stage import Context, RunConfig
-from pipeline.dataset.order import Order
-from pipeline.dataset.packing import Batch, Packing, make_batch
-from pipeline.dataset.token_cache import Corpus
+from pipeline.dataset.order import WindowSampler
+from pipeline.dataset.packing import PackedBatch, Packing, make_batch
+from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.modeling.generation import generate
 from pipeline.modeling.scoring import SlidingWindows, score
-from pipeline.tokenize.encoder import Reference
+from pipeline.tokenize.encoder import ReferenceEncoder
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import State
 from pipeline.train.distributed import Ranks
@@ -34,16 +34,16 @@ TOLD_EVERY = 10
 class Data:
     """What is learned from and judged by: both splits, the packing, the order, the token ids."""
 
-    train: Corpus
+    train: TokenizedSplit
     packing: Packing
-    order: Order
+    order: WindowSampler
     ranks: Ranks
-    validation: Corpus
+    validation: TokenizedSplit
     chosen: list[int]
     prefix: int
     end: int
 
-    def batches(self, step: int, micro_batch: int) -> Iterator[Batch]:
+    def batches(self, step: int, micro_batch: int) -> Iterator[PackedBatch]:
         """This rank's micro-batches of a step, of at most so many windows."""
         windows = self.ranks.share(self.order.windows(step))
         for start in range(0, len(windows), micro_batch):
@@ -76,7 +76,7 @@ class Clerk:
         self.state, self.ranks = state, data.ranks
         if not ctx.rank:
             self.journal = Journal(ctx.folder, state, config.train.tensorboard)
-            self.encoder = Reference(base)
+            self.encoder = ReferenceEncoder(base)
 
     def hooks(self) -> Hooks:
         """What the loop calls."""

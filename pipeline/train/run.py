@@ -12,10 +12,10 @@ from pipeline.core.errors import UserError
 from pipeline.core.receipt import Receipt
 from pipeline.core.stage import Context, Inputs, Item, RunConfig
 from pipeline.core.stop import Stop
-from pipeline.dataset.order import Order
+from pipeline.dataset.order import WindowSampler
 from pipeline.dataset.packing import Packing, pack
 from pipeline.dataset.sealed import open_sealed
-from pipeline.dataset.subset import choose
+from pipeline.dataset.subset import sample_documents
 from pipeline.modeling.attention import AttentionImplementation, pick_attention
 from pipeline.modeling.compatibility import adaptable_modules, check_document_isolation, check_head
 from pipeline.modeling.device import pick_device, pick_precision
@@ -144,10 +144,10 @@ def _data(config: RunConfig, inputs: Inputs, base: Receipt, ctx: Context, ranks:
     return Data(
         train,
         packing,
-        Order(len(packing), settings.batch_size, settings.seed),
+        WindowSampler(len(packing), settings.batch_size, settings.seed),
         ranks,
         validation,
-        choose(validation, settings.validation_documents, settings.validation_tokens),
+        sample_documents(validation, settings.validation_documents, settings.validation_tokens),
         base.facts["prefix_id"],
         base.facts["end_id"],
     )

@@ -16,7 +16,7 @@ from pipeline.core.settings import Section, hashed, nearest, neutral_values, not
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.modeling.attention import AttentionSetting
 from pipeline.modeling.loading import WeightFormat
-from pipeline.tokenize.stage import what_is_read
+from pipeline.tokenize.stage import downstream_inputs
 from pipeline.train import optimizer as optimizers
 from pipeline.train import schedule as schedules
 
@@ -178,7 +178,7 @@ class TrainConfig(Section):
 
 def items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """One item: the training."""
-    return [Item("best", what_is_read(inputs))]
+    return [Item("best", downstream_inputs(inputs))]
 
 
 def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
-from pipeline.dataset.order import lot
-from pipeline.dataset.packing import IGNORE_INDEX, Batch
+from pipeline.dataset.order import step_seed
+from pipeline.dataset.packing import IGNORE_INDEX, PackedBatch
 from pipeline.modeling.device import Precision, autocast
 from pipeline.modeling.loading import backbone
 from pipeline.modeling.loss import token_losses
@@ -50,7 +50,7 @@ class Learner:
     ranks: Ranks = field(default_factory=Ranks)
     seed: int = 0
 
-    def step(self, number: int, batches: Iterable[Batch], rate: float) -> dict[str, Any]:
+    def step(self, number: int, batches: Iterable[PackedBatch], rate: float) -> dict[str, Any]:
         """One optimizer step, on all ranks together.
 
         Args:
@@ -68,7 +68,7 @@ class Learner:
         """
         import torch
 
-        torch.manual_seed(lot(self.seed, number, self.ranks.rank))
+        torch.manual_seed(step_seed(self.seed, number, self.ranks.rank))
         self.optimizer.zero_grad(set_to_none=True)
         parts = list(batches)
         (tokens,) = self.ranks.total(
@@ -88,7 +88,7 @@ class Learner:
         row = {"loss": loss, "grad_norm": norm, "lr": rate, "tokens": int(tokens)}
         return row | ({"skipped": True, "why": why} if why else {"skipped": False})
 
-    def _accumulate(self, parts: list[Batch], tokens: int) -> float:
+    def _accumulate(self, parts: list[PackedBatch], tokens: int) -> float:
         """Add up the gradients of the micro-batches; the mean loss of the step over all ranks."""
         import torch
 
@@ -122,12 +122,12 @@ class Learner:
                 "use train.optimizer=paged_adamw8bit, or RECIPE=lora-8bit",
             ) from None
 
-    def _sum(self, batch: Batch) -> torch.Tensor:
+    def _sum(self, batch: PackedBatch) -> torch.Tensor:
         """Summed loss of a micro-batch, nats."""
         body, head = backbone(self.model)
         compute = body if self.compiled is None else self.compiled
         flash = body.config._attn_implementation == "flash_attention_2"
-        arguments, targets = batch.by_length() if flash else batch.by_mask()
+        arguments, targets = batch.varlen_inputs() if flash else batch.masked_inputs()
         with autocast(self.device, self.precision):
             states = compute(**arguments, use_cache=False).last_hidden_state
             losses = token_losses(states.flatten(0, 1), head, targets)
@@ -169,7 +169,7 @@ class Hooks:
     held-out text. `save`: keep the state. `back`: put the last good checkpoint back. `log`: a row.
     """
 
-    batches: Callable[[int, int], Iterable[Batch]]
+    batches: Callable[[int, int], Iterable[PackedBatch]]
     validate: Callable[[State], float]
     save: Callable[[State], None]
     back: Callable[[State], None]

@@ -7,26 +7,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dataset.order import Order, lot, shuffled
+from pipeline.dataset.order import WindowSampler, permutation, step_seed
 
 
 @given(st.integers(0, 3000), st.integers(0, 2**64 - 1), st.integers(0, 1000))
 def test_a_shuffle_is_a_permutation(count: int, seed: int, epoch: int) -> None:
-    found = shuffled(count, seed, epoch)
+    found = permutation(count, seed, epoch)
     assert found.dtype == np.int64
     assert sorted(found.tolist()) == list(range(count))
-    assert (found == shuffled(count, seed, epoch)).all()
+    assert (found == permutation(count, seed, epoch)).all()
 
 
 def test_the_values_are_pinned() -> None:
     """Another shuffle would silently give finished runs another order on resume."""
-    assert shuffled(10, 0, 0).tolist() == [5, 7, 1, 4, 2, 8, 0, 6, 3, 9]
-    assert shuffled(10, 0, 1).tolist() == [8, 6, 7, 9, 0, 5, 1, 3, 2, 4]
-    assert shuffled(10, 1234, 7).tolist() == [4, 2, 5, 1, 0, 9, 3, 7, 8, 6]
+    assert permutation(10, 0, 0).tolist() == [5, 7, 1, 4, 2, 8, 0, 6, 3, 9]
+    assert permutation(10, 0, 1).tolist() == [8, 6, 7, 9, 0, 5, 1, 3, 2, 4]
+    assert permutation(10, 1234, 7).tolist() == [4, 2, 5, 1, 0, 9, 3, 7, 8, 6]
 
 
 def test_epochs_and_seeds_differ() -> None:
-    seen = {tuple(shuffled(100, seed, epoch)) for seed in range(20) for epoch in range(20)}
+    seen = {tuple(permutation(100, seed, epoch)) for seed in range(20) for epoch in range(20)}
     assert len(seen) == 400
     assert tuple(range(100)) not in seen
 
@@ -35,7 +35,7 @@ def test_every_place_is_as_likely_as_any_other() -> None:
     rounds, count = 4000, 8
     table = np.zeros((count, count))
     for epoch in range(rounds):
-        table[np.arange(count), shuffled(count, 3, epoch)] += 1
+        table[np.arange(count), permutation(count, 3, epoch)] += 1
     expected = rounds / count
     statistic = ((table - expected) ** 2 / expected).sum()
     freedom = (count - 1) ** 2
@@ -46,36 +46,36 @@ def test_every_place_is_as_likely_as_any_other() -> None:
 def test_every_epoch_sees_every_window_once_wherever_batches_end(
     count: int, batch: int, seed: int, steps: int
 ) -> None:
-    order = Order(count, batch, seed)
+    order = WindowSampler(count, batch, seed)
     sequence = [window for step in range(steps) for window in order.windows(step)]
     assert len(sequence) == steps * batch
     for start in range(0, len(sequence), count):
         epoch = sequence[start : start + count]
-        wanted = shuffled(count, seed, start // count).tolist()
+        wanted = permutation(count, seed, start // count).tolist()
         assert epoch == wanted[: len(epoch)]
 
 
 def test_an_epoch_may_end_within_a_batch() -> None:
-    order = Order(count=5, batch=3, seed=0)
-    first, second = shuffled(5, 0, 0).tolist(), shuffled(5, 0, 1).tolist()
+    order = WindowSampler(count=5, batch_size=3, seed=0)
+    first, second = permutation(5, 0, 0).tolist(), permutation(5, 0, 1).tolist()
     assert order.windows(1) == [*first[3:], second[0]]
-    assert Order(count=2, batch=5, seed=0).windows(0) == [
-        *shuffled(2, 0, 0), *shuffled(2, 0, 1), shuffled(2, 0, 2)[0],
+    assert WindowSampler(count=2, batch_size=5, seed=0).windows(0) == [
+        *permutation(2, 0, 0), *permutation(2, 0, 1), permutation(2, 0, 2)[0],
     ]  # fmt: skip
 
 
 @given(st.integers(1, 30), st.integers(1, 20), st.lists(st.integers(0, 50), max_size=15))
 def test_what_was_asked_before_does_not_matter(count: int, batch: int, asked: list[int]) -> None:
-    order = Order(count, batch, 1)
+    order = WindowSampler(count, batch, 1)
     for step in asked:
-        assert order.windows(step) == Order(count, batch, 1).windows(step)
+        assert order.windows(step) == WindowSampler(count, batch, 1).windows(step)
 
 
 def test_a_late_step_costs_what_an_early_one_does() -> None:
-    order = Order(1000, 64, 0)
+    order = WindowSampler(1000, 64, 0)
     late = order.windows(10**12)
     epoch, place = divmod(64 * 10**12, 1000)
-    assert late[0] == shuffled(1000, 0, epoch)[place]
+    assert late[0] == permutation(1000, 0, epoch)[place]
 
 
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 10**6))
@@ -84,21 +84,26 @@ def test_a_step_shuffles_only_the_epochs_that_it_is_in(count: int, batch: int, s
     with pytest.MonkeyPatch.context() as patch:
         asked: list[int] = []
         patch.setattr(
-            "pipeline.dataset.order.shuffled", lambda n, s, e: asked.append(e) or shuffled(n, s, e)
+            "pipeline.dataset.order.permutation",
+            lambda n, s, e: asked.append(e) or permutation(n, s, e),
         )
-        Order(count, batch, 0).windows(step)
+        WindowSampler(count, batch, 0).windows(step)
     first, last = step * batch // count, ((step + 1) * batch - 1) // count
     assert asked == list(range(first, last + 1))
 
 
 def test_every_step_and_rank_has_random_numbers_of_its_own() -> None:
-    seen = {lot(seed, step, rank) for seed in range(10) for step in range(50) for rank in range(8)}
+    seen = {
+        step_seed(seed, step, rank) for seed in range(10) for step in range(50) for rank in range(8)
+    }
     assert len(seen) == 4000
-    assert lot(0, 0, 0) == 2558736989570252433, "pinned: it decides what a resumed run drops out"
-    assert 0 <= lot(2**63 - 1, 10**9, 1023) < 2**64
+    assert step_seed(0, 0, 0) == 2558736989570252433, (
+        "pinned: it decides what a resumed run drops out"
+    )
+    assert 0 <= step_seed(2**63 - 1, 10**9, 1023) < 2**64
 
 
 @pytest.mark.parametrize("seed", [0, 2**32, 2**63, 2**64 - 1])
 def test_no_seed_overflows(seed: int) -> None:
     with np.errstate(over="raise"):
-        shuffled(5, seed, 3)
+        permutation(5, seed, 3)

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dataset.packing import IGNORE_INDEX, Batch, Packing, make_batch, pack
-from pipeline.dataset.token_cache import Corpus
+from pipeline.dataset.packing import IGNORE_INDEX, PackedBatch, Packing, make_batch, pack
+from pipeline.dataset.token_cache import TokenizedSplit
 from tests.dataset.helpers import END, PREFIX, corpus_of, offsets_of, sequence
 from tests.helpers.tiny import FAMILIES
 
@@ -22,7 +22,7 @@ LENGTHS = st.lists(st.integers(0, 60), max_size=60)
 
 
 def pieces(packing: Packing) -> list[tuple[int, int, int]]:
-    return [tuple(piece) for w in range(len(packing)) for piece in packing.of(w).tolist()]
+    return [tuple(piece) for w in range(len(packing)) for piece in packing.pieces_of(w).tolist()]
 
 
 @settings(deadline=None)
@@ -47,7 +47,7 @@ def test_no_window_overflows_or_is_empty_and_what_fits_is_not_cut(
 ) -> None:
     packing = pack(offsets_of(lengths), length)
     for window in range(len(packing)):
-        assert 0 < packing.of(window)[:, 2].sum() <= length
+        assert 0 < packing.pieces_of(window)[:, 2].sum() <= length
     parts = pieces(packing)
     for document, count in enumerate(lengths):
         mine = sorted(first for d, first, _ in parts if d == document)
@@ -68,7 +68,7 @@ def test_best_fit_is_what_a_plain_search_finds(lengths: list[int], length: int) 
             rooms[rooms.index(min(fitting))] -= size
         else:
             rooms.append(length - size)
-    filled = [int(packing.of(window)[:, 2].sum()) for window in range(len(packing))]
+    filled = [int(packing.pieces_of(window)[:, 2].sum()) for window in range(len(packing))]
     assert sorted(filled) == sorted(length - room for room in rooms)
 
 
@@ -114,12 +114,12 @@ def test_many_documents_are_packed_while_one_waits(capsys: pytest.CaptureFixture
     assert packing.pairs == (lengths + 1).sum()
 
 
-def plainly(corpus: Corpus, packing: Packing, windows: list[int]) -> list[list[list[int]]]:
+def plainly(corpus: TokenizedSplit, packing: Packing, windows: list[int]) -> list[list[list[int]]]:
     """Inputs, targets, positions and segments, slot by slot."""
     found: list[list[list[int]]] = [[], [], [], []]
     for window in windows:
         rows: list[list[int]] = [[], [], [], []]
-        for number, (document, first, count) in enumerate(packing.of(window).tolist()):
+        for number, (document, first, count) in enumerate(packing.pieces_of(window).tolist()):
             tokens = sequence(corpus, document)
             for place in range(count):
                 pair = tokens[first + place : first + place + 2]
@@ -132,7 +132,7 @@ def plainly(corpus: Corpus, packing: Packing, windows: list[int]) -> list[list[l
     return found
 
 
-def tables(batch: Batch) -> list[list[list[int]]]:
+def tables(batch: PackedBatch) -> list[list[list[int]]]:
     return [t.tolist() for t in (batch.inputs, batch.targets, batch.positions, batch.segments)]
 
 
@@ -182,7 +182,7 @@ def test_a_token_sees_its_own_segment_and_the_past() -> None:
     corpus = corpus_of([2, 3, 8, 1])
     packing = pack(corpus.offsets, 10)
     batch = make_batch(corpus, packing, range(len(packing)), PREFIX, END)
-    mask = batch.mask(torch.float32)
+    mask = batch.attention_mask(torch.float32)
     assert mask.shape == (len(packing), 1, 10, 10)
     assert mask.dtype == torch.float32, "a boolean one is taken the wrong way round in places"
     assert torch.isfinite(mask).all(), "a row of -inf would become NaN"
@@ -215,7 +215,7 @@ def test_a_packed_document_is_read_as_if_it_were_alone(
     corpus = corpus_of([20, 5, 9, 0, 31, 70, 1])
     packing = pack(corpus.offsets, 40)
     batch = make_batch(corpus, packing, range(len(packing)), PREFIX, END)
-    arguments, _ = batch.by_mask()
+    arguments, _ = batch.masked_inputs()
     body, head = backbone(model)
     with torch.no_grad():
         together = head(body(**arguments, use_cache=False).last_hidden_state)
@@ -223,7 +223,7 @@ def test_a_packed_document_is_read_as_if_it_were_alone(
     compared, shared = 0, 0
     for window in range(len(packing)):
         slot = 0
-        for document, first, count in packing.of(window).tolist():
+        for document, first, count in packing.pieces_of(window).tolist():
             tokens = sequence(corpus, document)[first : first + count]
             with torch.no_grad():
                 alone = plain(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -20,8 +19,8 @@ from pipeline.core.errors import Interrupted
 from pipeline.core.stage import Context, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import find
-from pipeline.dataset.subset import choose
-from pipeline.dataset.token_cache import Corpus, open_corpus
+from pipeline.dataset.subset import sample_documents
+from pipeline.dataset.token_cache import SealedShards, TokenizedSplit, open_token_cache
 from pipeline.evaluate.contamination import copies, ngrams, similarity
 from pipeline.evaluate.contamination.candidates import MOST, needed
 from pipeline.evaluate.contamination.copies import longest_copies
@@ -33,12 +32,12 @@ from tests.helpers.runs import AfterChecks
 Document = Sequence[int]
 
 
-def corpus(documents: Sequence[Document], kind: Any = np.uint16) -> Corpus:
+def corpus(documents: Sequence[Document], kind: Any = np.uint16) -> TokenizedSplit:
     lengths = [len(document) for document in documents]
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
     ids = np.array([token for document in documents for token in document], kind)
     size = np.zeros(len(documents), np.int64)
-    return Corpus(ids, offsets, size, np.zeros(len(documents), "V16"), "")
+    return TokenizedSplit(ids, offsets, size, np.zeros(len(documents), "V16"), "")
 
 
 def arrays(documents: Sequence[Document]) -> list[np.ndarray]:
@@ -169,7 +168,7 @@ def test_memory_is_that_of_the_texts_and_not_of_the_corpus() -> None:
         documents = generator.integers(0, 50_000, (size // 256, 256)).astype(np.uint16)
         documents[::10, 100:150] = texts[0][100:150]
         offsets = np.arange(0, size + 1, 256)
-        train = Corpus(documents.ravel(), offsets, offsets[1:], np.zeros(0, "V16"), "")
+        train = TokenizedSplit(documents.ravel(), offsets, offsets[1:], np.zeros(0, "V16"), "")
         find_overlap(texts, train)  # the libraries are there
         tracemalloc.start()
         found = find_overlap(texts, train)
@@ -401,11 +400,11 @@ def test_a_scan_can_be_stopped_and_says_how_far_it_is() -> None:
 # ---- the step
 
 
-def opened(config: Config, root: Path, split: str) -> Corpus:
+def opened(config: Config, root: Path, split: str) -> TokenizedSplit:
     node = find(config, root, "tokenize.seal")
     sealed, receipt = node.work.folder / "seal", node.done["seal"]
-    seal = json.loads((sealed / "seal.json").read_text())
-    return open_corpus(sealed.parent, sealed, seal, receipt.digest, split)
+    shards = SealedShards.load(sealed.parent, sealed, receipt.digest)
+    return open_token_cache(shards, split, Context())
 
 
 def run(config: Config, root: Path, stop: Stop | None = None) -> str:
@@ -433,7 +432,7 @@ def test_the_step_tells_of_each_document_that_is_scored(
     shared = 0
     for split in ("validation", "test"):
         held = opened(config, root, split)
-        chosen = choose(held, 5, None)
+        chosen = sample_documents(held, 5, None)
         table = pq.read_table(node.work.folder / f"overlap/{split}.parquet")
         columns = table.to_pydict()
         assert list(columns) == [

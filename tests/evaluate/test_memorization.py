@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.dataset.token_cache import Corpus
+from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.evaluate.memorization import (
     agreement,
     compose,
@@ -18,13 +18,13 @@ from pipeline.evaluate.memorization import (
 )
 
 
-def corpus(*documents: list[int]) -> Corpus:
+def corpus(*documents: list[int]) -> TokenizedSplit:
     """Documents whose hashes are in reverse order."""
     offsets = np.cumsum([0, *map(len, documents)])
     hashes = [(len(documents) - i).to_bytes(16, "big") for i in range(len(documents))]
     ids = np.array([token for document in documents for token in document], dtype=np.uint16)
     sizes = np.ones(len(documents), dtype=np.int64)
-    return Corpus(ids, offsets, sizes, np.array(hashes, dtype="V16"), "")
+    return TokenizedSplit(ids, offsets, sizes, np.array(hashes, dtype="V16"), "")
 
 
 def test_distinct_counts_n_grams_over_all_texts() -> None:

@@ -18,11 +18,11 @@ from pipeline.core.settings import build
 from pipeline.core.stage import Context, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import find
-from pipeline.dataset.subset import by_hash, choose
-from pipeline.dataset.token_cache import Corpus, open_corpus
+from pipeline.dataset.subset import hash_order, sample_documents
+from pipeline.dataset.token_cache import SealedShards, TokenizedSplit, open_token_cache
 from pipeline.evaluate.metrics import bits_per_byte, perplexity
 from pipeline.evaluate.stage import EvaluateConfig, samples_item
-from pipeline.tokenize.encoder import Reference
+from pipeline.tokenize.encoder import ReferenceEncoder
 from tests.helpers.runs import advance
 
 WORDS = ("evaluate.context=32", "evaluate.stride=16", "evaluate.batch_tokens=128")
@@ -58,11 +58,11 @@ def table(config: Config, root: Path, step: str, name: str) -> dict[str, Any]:
     return {key: np.array(value) for key, value in pq.read_table(path).to_pydict().items()}
 
 
-def corpus_of(config: Config, root: Path, split: str) -> Corpus:
+def corpus_of(config: Config, root: Path, split: str) -> TokenizedSplit:
     node = find(config, root, "evaluate.base")
     sealed, receipt = node.work.inputs["tokenize.seal"].one()
-    seal = json.loads((sealed / "seal.json").read_text())
-    return open_corpus(sealed.parent, sealed, seal, receipt.digest, split)
+    shards = SealedShards.load(sealed.parent, sealed, receipt.digest)
+    return open_token_cache(shards, split, Context())
 
 
 def test_scores_are_those_of_the_model_on_the_documents(finished: Config, root: Path) -> None:
@@ -114,12 +114,12 @@ def test_both_write_on_the_same_openings(finished: Config, root: Path) -> None:
     )
     corpus = corpus_of(finished, root, "test")
     folder, _ = find(finished, root, "evaluate.base").work.inputs["download.model"].one()
-    long = [d for d in map(corpus.document, by_hash(corpus)) if len(d) > 8]
+    long = [d for d in map(corpus.document, hash_order(corpus)) if len(d) > 8]
     first = base["held_out"][0]
     assert [sample["prompt"] for sample in base["held_out"]] == [
-        Reference(folder).decode(d[:8]) for d in long[:2]
+        ReferenceEncoder(folder).decode(d[:8]) for d in long[:2]
     ]
-    assert first["reference"] == Reference(folder).decode(long[0][8:12])
+    assert first["reference"] == ReferenceEncoder(folder).decode(long[0][8:12])
     for kind in ("held_out", "learned"):
         assert [s["prompt"] for s in base[kind]] == [s["prompt"] for s in tuned[kind]]
         assert [s["greedy"] for s in base[kind]] != [s["greedy"] for s in tuned[kind]]
@@ -217,22 +217,22 @@ def test_a_damaged_adapter_is_noticed(finished: Config, root: Path, tmp_path: Pa
         run(finished, again, "evaluate.tuned", "test")
 
 
-def corpus(lengths: list[int]) -> Corpus:
+def corpus(lengths: list[int]) -> TokenizedSplit:
     """Documents of these lengths, whose hashes are in reverse order."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     hashes = [(len(lengths) - i).to_bytes(16, "big") for i in range(len(lengths))]
     ids = np.zeros(offsets[-1], dtype=np.uint16)
-    return Corpus(ids, offsets, np.array(lengths), np.array(hashes, dtype="V16"), "")
+    return TokenizedSplit(ids, offsets, np.array(lengths), np.array(hashes, dtype="V16"), "")
 
 
 def test_documents_are_chosen_by_hash_as_far_as_they_fit() -> None:
     given = corpus([5, 0, 30, 10, 20])
-    assert by_hash(given).tolist() == [4, 3, 2, 1, 0]
-    assert by_hash(given, 10).tolist() == [4, 3, 2]
-    assert choose(given, 10, None) == [4, 3, 2, 0], "an empty one says nothing"
-    assert choose(given, 2, None) == [4, 3]
-    assert choose(given, 10, 37) == [4, 3, 0]
-    assert choose(given, 10, 3) == [4], "never none"
+    assert hash_order(given).tolist() == [4, 3, 2, 1, 0]
+    assert hash_order(given, 10).tolist() == [4, 3, 2]
+    assert sample_documents(given, 10, None) == [4, 3, 2, 0], "an empty one says nothing"
+    assert sample_documents(given, 2, None) == [4, 3]
+    assert sample_documents(given, 10, 37) == [4, 3, 0]
+    assert sample_documents(given, 10, 3) == [4], "never none"
 
 
 def test_a_stride_that_leaves_tokens_out_is_refused() -> None:

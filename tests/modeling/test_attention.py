@@ -75,7 +75,7 @@ def test_told_apart_by_length_a_document_is_read_as_if_it_were_alone(
     corpus = corpus_of([20, 5, 9, 0, 31, 70, 1])
     packing = pack(corpus.offsets, 40)
     batch = make_batch(corpus, packing, range(len(packing)), PREFIX, END)
-    arguments, targets = batch.by_length()
+    arguments, targets = batch.varlen_inputs()
     assert arguments["input_ids"].shape == (1, packing.pairs), "no slot is padding"
     assert targets.tolist() == batch.targets[batch.segments >= 0].tolist()
     body, head = backbone(model)
@@ -83,7 +83,7 @@ def test_told_apart_by_length_a_document_is_read_as_if_it_were_alone(
         together = head(body(**arguments, use_cache=False).last_hidden_state)[0]
     slot = 0
     for window in range(len(packing)):
-        for document, first, count in packing.of(window).tolist():
+        for document, first, count in packing.pieces_of(window).tolist():
             tokens = sequence(corpus, document)[first : first + count]
             with torch.no_grad():
                 alone = plain(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
@@ -164,6 +164,6 @@ def test_pieces_without_padding_are_in_the_order_of_their_windows() -> None:
     corpus = corpus_of([3, 1, 6])
     packing = pack(corpus.offsets, 8)
     batch = make_batch(corpus, packing, range(len(packing)), PREFIX, END)
-    arguments, _ = batch.by_length()
-    sizes = np.concatenate([packing.of(w)[:, 2] for w in range(len(packing))])
+    arguments, _ = batch.varlen_inputs()
+    sizes = np.concatenate([packing.pieces_of(w)[:, 2] for w in range(len(packing))])
     assert arguments["cu_seq_lens_q"].tolist() == [0, *np.cumsum(sizes).tolist()]

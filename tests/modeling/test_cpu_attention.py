@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.dataset.packing import make_batch, pack
-from pipeline.dataset.token_cache import Corpus
+from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.modeling import cpu_attention
 from pipeline.modeling.loading import backbone, load_base
 from tests.helpers.tiny import make_model
@@ -34,7 +34,7 @@ def batch() -> Any:
     offsets = np.cumsum([0, *LENGTHS])
     ids = np.random.default_rng(0).integers(3, 512, offsets[-1]).astype(np.uint16)
     none = np.zeros(len(LENGTHS), dtype=np.int64)
-    corpus = Corpus(ids, offsets, none, none, "")  # type: ignore[arg-type]
+    corpus = TokenizedSplit(ids, offsets, none, none, "")  # type: ignore[arg-type]
     packing = pack(offsets, WINDOW)
     return make_batch(corpus, packing, range(len(packing)), 0, 1)
 
@@ -43,7 +43,7 @@ def test_the_mask_says_where_documents_end() -> None:
     import torch
 
     made = batch()
-    found = cpu_attention.document_ends(made.mask(torch.float32))
+    found = cpu_attention.document_ends(made.attention_mask(torch.float32))
     for ends, segments in zip(found, made.segments.tolist(), strict=True):
         wanted = [n + 1 for n in range(WINDOW - 1) if segments[n] != segments[n + 1]]
         # slots that hold nothing stand alone with all that hold nothing
@@ -69,7 +69,7 @@ def test_states_and_gradients_are_those_under_the_mask(
         body, _ = backbone(model)
         states = body(
             input_ids=made.inputs,
-            attention_mask=made.mask(torch.float32),
+            attention_mask=made.attention_mask(torch.float32),
             position_ids=made.positions,
             use_cache=False,
         ).last_hidden_state[made.segments >= 0]

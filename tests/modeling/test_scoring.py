@@ -253,7 +253,7 @@ def test_two_hundred_abstracts_score_as_in_a_plain_loop(tmp_path: Path) -> None:
 
     from bench import corpora, text
     from pipeline.modeling.loading import load_base
-    from pipeline.tokenize.encoder import Reference
+    from pipeline.tokenize.encoder import ReferenceEncoder
     from tests.helpers.tiny import make_config, make_tokenizer
 
     texts = list(text.nih())[:200]
@@ -264,7 +264,7 @@ def test_two_hundred_abstracts_score_as_in_a_plain_loop(tmp_path: Path) -> None:
     config.max_position_embeddings = LONG
     torch.manual_seed(0)
     decided(AutoModelForCausalLM.from_config(config)).save_pretrained(tmp_path)
-    ids, offsets = Reference(make_tokenizer(tmp_path)).encode(texts)
+    ids, offsets = ReferenceEncoder(make_tokenizer(tmp_path)).encode(texts)
     documents = np.split(ids, offsets[1:-1])
     plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     wanted = []

@@ -181,7 +181,7 @@ def read(path: Path, size: int, block: int) -> tuple[list[str], list[int]]:
         for lines_of_it in LineReader([chunk]).whole_lines(size // 2 + 1, 1_000_000):
             batch = reader.read(lines_of_it)
             found += batch.texts
-            bad += [why.line or number + index + 1 for index, _, why in batch.bad]
+            bad += [why.line or number + index + 1 for index, _, why in batch.malformed]
             number += batch.count
     return found, bad
 

@@ -56,7 +56,7 @@ def test_a_block_is_read_as_its_lines_are(
     columns = zip(batch.texts, batch.ids, batch.groups, strict=True)
     assert [Record(*row) for row in columns] == [record for _, record in records]
     bad = [(n, data[n], r) for n, r in enumerate(found) if isinstance(r, MalformedRecord)]
-    assert batch.bad == bad
+    assert batch.malformed == bad
     assert batch.blank == len(lines) - len(records) - len(bad)
 
 
@@ -64,7 +64,7 @@ def test_a_value_over_two_lines_is_no_record_though_the_number_is_right() -> Non
     block = b'{"text":\n"a"}\n{"text": "b"} {"text": "c"}\n'
     batch = BatchReader(RecordParser("text", None, None)).read(block)
     assert batch.texts == []
-    assert [number for number, _, _ in batch.bad] == [0, 1, 2]
+    assert [number for number, _, _ in batch.malformed] == [0, 1, 2]
 
 
 def test_a_line_that_is_too_long_is_no_record_in_a_block_either() -> None:
@@ -72,7 +72,7 @@ def test_a_line_that_is_too_long_is_no_record_in_a_block_either() -> None:
     reader = BatchReader(RecordParser("text", None, None, max_line_bytes=100))
     batch = reader.read(b'{"text": "a"}\n' + long + b"\n")
     assert batch.texts == ["a"]
-    assert "longer than 100 bytes" in batch.bad[0][2].reason
+    assert "longer than 100 bytes" in batch.malformed[0][2].reason
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -26,7 +26,7 @@ from tokenizers import models as shapes
 
 from pipeline.config import Config
 from pipeline.tokenize import encoder as module
-from pipeline.tokenize.encoder import Fast, Mismatch, Reference, load_fast
+from pipeline.tokenize.encoder import EncoderMismatch, FastEncoder, ReferenceEncoder, load_encoder
 from tests.helpers import tiny
 from tests.helpers.runs import advance
 
@@ -96,8 +96,8 @@ def hard_texts() -> list[str]:
 
 
 def test_ids_are_those_of_the_model_s_own_tokenizer(folder: Path) -> None:
-    reference = Reference(folder)
-    fast = Fast(folder, reference)
+    reference = ReferenceEncoder(folder)
+    fast = FastEncoder(folder, reference)
     plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
     plain.no_truncation()
     plain.no_padding()
@@ -112,8 +112,8 @@ def test_ids_are_those_of_the_model_s_own_tokenizer(folder: Path) -> None:
 
 def test_text_that_spells_a_special_token_becomes_it(tmp_path: Path) -> None:
     make("gpt2").save(str(tmp_path / "tokenizer.json"))
-    reference = Reference(tmp_path)
-    ids, _ = Fast(tmp_path, reference).encode([f"a{END}b"])
+    reference = ReferenceEncoder(tmp_path)
+    ids, _ = FastEncoder(tmp_path, reference).encode([f"a{END}b"])
     assert ids[1] == 0
     assert reference.decode(ids.tolist()) == f"a{END}b"
 
@@ -122,8 +122,8 @@ def test_a_tokenizer_it_is_not_made_for_is_left_to_the_reference(tmp_path: Path)
     tokenizer = Tokenizer(shapes.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    reference = Reference(tmp_path)
-    encoder, why = load_fast(tmp_path, reference)
+    reference = ReferenceEncoder(tmp_path)
+    encoder, why = load_encoder(tmp_path, reference)
     assert encoder is reference
     assert why is not None
     assert "does not load" in why
@@ -138,9 +138,9 @@ def test_a_panic_of_the_fast_one_is_no_end(folder: Path, monkeypatch: pytest.Mon
         def encode_batch_flat(self, texts: list[str]) -> None:
             raise Panic("index out of bounds")
 
-    fast = Fast(folder, Reference(folder))
+    fast = FastEncoder(folder, ReferenceEncoder(folder))
     monkeypatch.setattr(fast, "_tokenizer", Broken())
-    with pytest.raises(Mismatch, match="cannot encode a text: index out of bounds"):
+    with pytest.raises(EncoderMismatch, match="cannot encode a text: index out of bounds"):
         fast.encode(["a"])
 
 
@@ -148,8 +148,8 @@ def test_without_the_package_the_reference_does_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "fastokens", None)
-    encoder, why = load_fast(folder, Reference(folder))
-    assert isinstance(encoder, Reference)
+    encoder, why = load_encoder(folder, ReferenceEncoder(folder))
+    assert isinstance(encoder, ReferenceEncoder)
     assert why is not None
     assert "does not load" in why
 
@@ -168,8 +168,8 @@ def test_other_ids_are_found_when_it_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     make("gpt2").save(str(tmp_path / "a" / "tokenizer.json"))
     other = damaged(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(Mismatch, match="gives other ids for"):
-        Fast(other, Reference(tmp_path / "a"))
+    with pytest.raises(EncoderMismatch, match="gives other ids for"):
+        FastEncoder(other, ReferenceEncoder(tmp_path / "a"))
 
 
 def test_other_ids_in_a_document_make_the_chunk_be_done_again(
@@ -179,14 +179,14 @@ def test_other_ids_in_a_document_make_the_chunk_be_done_again(
 ) -> None:
     config = small()
     advance(config, tmp_path / "right", "tokenize.shards")
-    sound = Fast.encode
+    sound = FastEncoder.encode
 
-    def broken(self: Fast, texts: list[str]) -> module.Flat:
+    def broken(self: FastEncoder, texts: list[str]) -> module.FlatIds:
         ids, offsets = sound(self, texts)
         return (ids if texts[0] == module.PROBES[0] else ids[::-1].copy()), offsets
 
-    monkeypatch.setattr(Fast, "encode", broken)
-    monkeypatch.setattr("pipeline.tokenize.chunk.SAMPLE", 65_536)
+    monkeypatch.setattr(FastEncoder, "encode", broken)
+    monkeypatch.setattr("pipeline.tokenize.chunk.CHECKED_PER_65536", 65_536)
     advance(config, tmp_path / "wrong", "tokenize.shards")
     for path in sorted((tmp_path / "right").rglob("*.parquet")):
         other = tmp_path / "wrong" / path.relative_to(tmp_path / "right")

@@ -13,10 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.tokenize import parquet_writer as parquet
-from pipeline.tokenize import shards
-from pipeline.tokenize.parquet_writer import FIXED_LEN_BYTE_ARRAY, INT32, Column, File
-from pipeline.tokenize.shards import HASH, Documents, Writer, read_hashes, rows
+from pipeline.tokenize import parquet_writer, shards
+from pipeline.tokenize.parquet_writer import FIXED_LEN_BYTE_ARRAY, INT32, Column, ParquetWriter
+from pipeline.tokenize.shards import (
+    HASH_DTYPE,
+    EncodedDocuments,
+    ShardWriter,
+    read_hashes,
+    read_row_groups,
+)
 
 NAMES = ["id", "input_ids", "tokens", "bytes", "hash"]
 SCHEMA = pa.schema(
@@ -34,19 +39,19 @@ LENGTHS = st.sampled_from([0, 1, 2, 3, 63, 64, 65, 66, 8191, 8192, 8193, 8194])
 BATCH = st.lists(st.tuples(st.text(max_size=5), LENGTHS, st.integers(0, 2**62)), max_size=12)
 
 
-def documents(batch: list[tuple[str, int, int]], rng: np.random.Generator) -> Documents:
+def documents(batch: list[tuple[str, int, int]], rng: np.random.Generator) -> EncodedDocuments:
     """Rows with these names, numbers of tokens and sizes."""
     lengths = [length for _, length, _ in batch]
-    return Documents(
+    return EncodedDocuments(
         [name for name, _, _ in batch],
         rng.integers(0, 2**31, sum(lengths)).astype(np.uint32),
         np.cumsum([0, *lengths], dtype=np.int64),
         np.array([size for _, _, size in batch], np.int64),
-        np.frombuffer(rng.bytes(16 * len(batch)), HASH),
+        np.frombuffer(rng.bytes(16 * len(batch)), HASH_DTYPE),
     )
 
 
-def as_rows(some: Documents) -> list[tuple[Any, ...]]:
+def as_rows(some: EncodedDocuments) -> list[tuple[Any, ...]]:
     """What a reader shall find of them."""
     cuts = list(zip(some.offsets, some.offsets[1:], strict=False))
     ids = [some.ids[a:b].tolist() for a, b in cuts]
@@ -64,14 +69,14 @@ def test_what_is_written_is_read_by_pyarrow(
     wanted = [row for some in given_ for row in as_rows(some)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "ROW_GROUP_TOKENS", group)
-        writer = Writer(path)
+        writer = ShardWriter(path)
         for some in given_:
             writer.add(some)
         writer.close()
     table = pq.read_table(path)
     assert list(zip(*(table[name].to_pylist() for name in NAMES), strict=True)) == wanted
     assert (writer.rows, writer.tokens) == (len(wanted), sum(row[2] for row in wanted))
-    flat = [(ids, np.diff(offsets)) for ids, offsets, _ in rows(path)]
+    flat = [(ids, np.diff(offsets)) for ids, offsets, _ in read_row_groups(path)]
     assert [n for ids, _ in flat for n in ids] == [n for row in wanted for n in row[1]]
     assert [n for _, lengths in flat for n in lengths] == [row[2] for row in wanted]
     assert read_hashes(path).tobytes() == b"".join(row[4] for row in wanted)
@@ -81,7 +86,7 @@ def test_schema_and_footer_say_what_is_there(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "ROW_GROUP_TOKENS", 1)
-        writer = Writer(tmp_path / "a.parquet")
+        writer = ShardWriter(tmp_path / "a.parquet")
         for n in range(20):  # more than fit into a short list of Thrift
             writer.add(documents([(f"é{n}", 300 * n, n)], rng))
         writer.close()
@@ -107,7 +112,7 @@ def test_a_shard_opens_with_datasets(tmp_path: Path) -> None:
     import datasets
 
     some = documents([("a", 5, 9), ("b", 0, 0), ("c", 70, 80)], np.random.default_rng(2))
-    writer = Writer(tmp_path / "a.parquet")
+    writer = ShardWriter(tmp_path / "a.parquet")
     writer.add(some)
     writer.close()
     found = datasets.load_dataset(
@@ -117,11 +122,11 @@ def test_a_shard_opens_with_datasets(tmp_path: Path) -> None:
 
 
 def test_a_shard_without_rows(tmp_path: Path) -> None:
-    Writer(tmp_path / "a.parquet").close()
+    ShardWriter(tmp_path / "a.parquet").close()
     table = pq.read_table(tmp_path / "a.parquet")
     assert (table.schema.names, len(table)) == (NAMES, 0)
     assert len(read_hashes(tmp_path / "a.parquet")) == 0
-    assert list(rows(tmp_path / "a.parquet")) == []
+    assert list(read_row_groups(tmp_path / "a.parquet")) == []
 
 
 def test_bytes_depend_on_rows_and_batches_alone(tmp_path: Path) -> None:
@@ -129,7 +134,7 @@ def test_bytes_depend_on_rows_and_batches_alone(tmp_path: Path) -> None:
     for name in "ab":
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(shards, "ROW_GROUP_TOKENS", 20_000)
-            writer = Writer(tmp_path / name)
+            writer = ShardWriter(tmp_path / name)
             for _ in range(5):
                 writer.add(some)
             writer.close()
@@ -139,7 +144,7 @@ def test_bytes_depend_on_rows_and_batches_alone(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_a_disk_that_is_full_is_told_once() -> None:
-    writer = Writer(Path("/dev/full"))
+    writer = ShardWriter(Path("/dev/full"))
     writer.add(documents([("a", 9, 9)], np.random.default_rng(4)))
     with pytest.raises(OSError, match="No space left"):
         writer.close()
@@ -151,9 +156,9 @@ def test_a_disk_that_is_full_is_told_once() -> None:
 def test_a_document_of_many_pages_is_one_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "PAGE", 1000)
+    monkeypatch.setattr(shards, "PAGE_BUFFER_BYTES", 1000)
     some = documents([("a", 5000, 1), ("b", 10, 1)], np.random.default_rng(5))
-    writer = Writer(tmp_path / "a.parquet")
+    writer = ShardWriter(tmp_path / "a.parquet")
     for _ in range(2):
         writer.add(some)
     writer.close()
@@ -164,15 +169,15 @@ def test_a_document_of_many_pages_is_one_page(
 def test_a_page_that_parquet_cannot_hold_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "LARGEST", 100)
-    file = File(tmp_path / "a.parquet", [Column("n", INT32, packed=False)])
+    monkeypatch.setattr(parquet_writer, "MAX_PAGE_BYTES", 100)
+    file = ParquetWriter(tmp_path / "a.parquet", [Column("n", INT32, compressed=False)])
     file.add(25, [(25, bytes(100))])
     with pytest.raises(OverflowError, match="104 bytes of a column in one page"):
         file.add(26, [(26, bytes(104))])
 
 
 def test_values_of_fixed_size_keep_it(tmp_path: Path) -> None:
-    file = File(tmp_path / "a.parquet", [Column("n", FIXED_LEN_BYTE_ARRAY, size=3)])
+    file = ParquetWriter(tmp_path / "a.parquet", [Column("n", FIXED_LEN_BYTE_ARRAY, size=3)])
     file.add(2, [(2, b"abcdef")])
     file.close()
     assert pq.read_table(tmp_path / "a.parquet")["n"].to_pylist() == [b"abc", b"def"]

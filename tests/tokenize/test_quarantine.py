@@ -119,7 +119,7 @@ def test_a_wrong_text_field_is_told_with_the_right_one(
             sealed(local(path, *words), tmp_path / "root")
         assert str(told.value) == (
             "no record has the field 'text'; its fields are body, id (x.jsonl, line 1). "
-            'Say which is the text: ARGS="dataset.text_field=body"'
+            'Name the field with the text: ARGS="dataset.text_field=body"'
         )
         assert told.value.exit_code == 3
     facts, aside, _ = sealed(local(path, "dataset.text_field=body"), tmp_path / "root")
@@ -135,8 +135,8 @@ def test_what_belongs_together_stays_so_and_a_wrong_field_for_it_is_told(
     with pytest.raises(UserError) as told:
         sealed(local(path, "dataset.split_by=meta.csae"), tmp_path / "root")
     assert str(told.value) == (
-        "no record has dataset.split_by=meta.csae: near-copies would not stay together. Name the "
-        "field that says what belongs together, or let the text decide: "
+        "no record has dataset.split_by=meta.csae, so near-copies would not stay together. Name "
+        "the field that groups documents, or split by text: "
         'ARGS="dataset.split_by=null"'
     )
     fields = ("dataset.split_by=meta.case", "dataset.id_field=meta.case")
@@ -163,7 +163,7 @@ CHECK = "Check dataset.form and dataset.text_field"
         ("x.jsonl", "<html>\n" + "<p>sign in</p>\n" * 30, "'<html>'", "a web page in place"),
         ("x.jsonl", "%PDF-1.7\n%\udce2\udce3\n" + "1 0 obj\n" * 30, "'%PDF-1.7'", CHECK),
         ("x.csv", "\n".join(JSON), "malformed", CHECK),
-        ("x.jsonl", "[\n" + ",\n".join(JSON) + "\n]", "malformed", "jq -c '.[]' makes"),
+        ("x.jsonl", "[\n" + ",\n".join(JSON) + "\n]", "malformed", "jq -c '.[]'"),
     ],
 )
 def test_a_file_of_another_kind_than_its_name_says_is_refused(

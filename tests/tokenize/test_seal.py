@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,18 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pipeline.dataset.token_cache as corpus_module
 from pipeline.config import Config, resolve
-from pipeline.dataset.token_cache import open_corpus
+from pipeline.core.stage import Context
+from pipeline.dataset import token_cache
+from pipeline.dataset.token_cache import SealedShards, open_token_cache
 from pipeline.tokenize.seal import find_duplicates
-from pipeline.tokenize.shards import HASH
+from pipeline.tokenize.shards import HASH_DTYPE
 from tests.helpers.runs import advance, write_corpus
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30))
 def test_all_but_the_first_of_each_text_are_found(rows: list[tuple[int, int]]) -> None:
-    digests = np.array(rows, dtype=np.uint64).reshape(-1, 2).view(HASH).ravel()
+    digests = np.array(rows, dtype=np.uint64).reshape(-1, 2).view(HASH_DTYPE).ravel()
     again = [n for n, row in enumerate(rows) if row in rows[:n]]
     assert find_duplicates(digests).tolist() == again
 
@@ -44,12 +44,12 @@ def test_the_cache_holds_each_text_once(
     config = small().model_copy(update={"dataset": dataset})
     node = advance(config, tmp_path / "root", "tokenize.seal")
     folder = node.work.folder
-    sealed, receipt = folder / "seal", node.done["seal"]
-    seal = json.loads((sealed / "seal.json").read_text())
+    sealed = SealedShards.load(folder, folder / "seal", node.done["seal"].digest)
+    seal = sealed.content
     assert sum(seal["duplicates"].values()) == 150
     texts = 0
     for split in ("train", "validation", "test"):
-        found = open_corpus(folder, sealed, seal, receipt.digest, split, workers=workers)
+        found = open_token_cache(sealed, split, Context(cpus=workers))
         assert len(found) == seal["splits"][split]["documents"]
         assert len(set(found.hashes.tolist())) == len(found)
         texts += len(found)
@@ -71,23 +71,23 @@ def test_of_several_that_want_a_cache_one_builds_it(
     small: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = advance(small(), tmp_path / "root", "tokenize.seal")
-    sealed, receipt = node.work.folder / "seal", node.done["seal"]
-    seal = json.loads((sealed / "seal.json").read_text())
-    build, built = corpus_module._build, []
+    folder = node.work.folder
+    sealed = SealedShards.load(folder, folder / "seal", node.done["seal"].digest)
+    build, built = token_cache._build, []
 
     def slowly(*args: Any) -> None:
         built.append(args)
         time.sleep(0.5)
         build(*args)
 
-    monkeypatch.setattr(corpus_module, "_build", slowly)
-    monkeypatch.setattr(corpus_module, "WAIT", 0.05)
+    monkeypatch.setattr(token_cache, "_build", slowly)
+    monkeypatch.setattr(token_cache, "POLL_SECONDS", 0.05)
 
-    def look(label: str) -> str:
-        there = sealed.parent, sealed, seal, receipt.digest, "train"
-        return open_corpus(*there, label=label, gone=lambda label: False).digest
+    def digest(label: str) -> str:
+        context = Context(label=label, gone=lambda label: False)
+        return open_token_cache(sealed, "train", context).digest
 
     with ThreadPoolExecutor(3) as pool:
-        assert len(set(pool.map(look, "abc"))) == 1
+        assert len(set(pool.map(digest, "abc"))) == 1
     assert len(built) == 1
     assert not list(node.work.folder.glob(".lease-*"))

@@ -16,8 +16,8 @@ from pipeline.core.errors import Interrupted
 from pipeline.core.stage import Context, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import Node, find
-from pipeline.dataset.packing import Batch, make_batch, pack
-from pipeline.dataset.token_cache import Corpus
+from pipeline.dataset.packing import PackedBatch, make_batch, pack
+from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.modeling.loading import add_lora, load_base
 from pipeline.train.checkpoint import trainable
 from pipeline.train.metrics_log import METRICS
@@ -86,11 +86,13 @@ def inject(
     step, compute = Learner.step, Learner._sum
     now: list[Any] = [0, 0.0]
 
-    def noting(self: Learner, number: int, parts: Iterable[Batch], rate: float) -> dict[str, Any]:
+    def noting(
+        self: Learner, number: int, parts: Iterable[PackedBatch], rate: float
+    ) -> dict[str, Any]:
         now[:] = number, rate
         return step(self, number, parts, rate)
 
-    def failing(self: Learner, batch: Batch) -> Any:
+    def failing(self: Learner, batch: PackedBatch) -> Any:
         loss = compute(self, batch) * fault(*now, len(batch.inputs))
         loss.register_hook(lambda gradient: gradient * slope(now[0]))
         return loss
@@ -116,12 +118,12 @@ LENGTHS = (70, 2, 40, 1, 63, 8, 0, 29)
 LENGTH = 64
 
 
-def batches(cuts: tuple[int, ...], order: tuple[int, ...] = tuple(range(8))) -> list[Batch]:
+def batches(cuts: tuple[int, ...], order: tuple[int, ...] = tuple(range(8))) -> list[PackedBatch]:
     """All windows in `order`, as micro-batches of those sizes."""
     ids = np.random.default_rng(5).integers(3, 512, sum(LENGTHS)).astype(np.uint16)
     offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int64)
     empty = np.zeros(len(LENGTHS), np.int64), np.zeros(len(LENGTHS), "V16")
-    corpus = Corpus(ids, offsets, *empty, digest="")
+    corpus = TokenizedSplit(ids, offsets, *empty, digest="")
     packing = pack(offsets, LENGTH, "pad")
     ends = np.cumsum((0, *cuts))
     assert ends[-1] == len(LENGTHS)

@@ -14,7 +14,7 @@ import pytest
 from pipeline.config import resolve
 from pipeline.core.stage import Context
 from pipeline.dag import Node
-from pipeline.dataset.order import Order
+from pipeline.dataset.order import WindowSampler
 from pipeline.dataset.packing import pack
 from pipeline.dataset.sealed import open_sealed
 from tests.helpers.runs import SMALL, advance
@@ -46,9 +46,13 @@ def texts(node: Node) -> list[list[list[int]]]:
         whole = [facts["prefix_id"], *corpus.document(document).tolist(), facts["end_id"]]
         return whole[first : first + pairs + 1]
 
-    order = Order(len(packing), BATCH, SEED)
+    order = WindowSampler(len(packing), BATCH, SEED)
     return [
-        [text(*piece) for window in order.windows(step) for piece in packing.of(window).tolist()]
+        [
+            text(*piece)
+            for window in order.windows(step)
+            for piece in packing.pieces_of(window).tolist()
+        ]
         for step in range(STEPS)
     ]
 

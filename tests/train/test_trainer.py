@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
-from pipeline.dataset.packing import IGNORE_INDEX, Batch
+from pipeline.dataset.packing import IGNORE_INDEX, PackedBatch
 from pipeline.train.checkpoint import State, trainable
 from pipeline.train.trainer import Hooks, Learner, Plan, fit
 from tests.train.helpers import LENGTH, LENGTHS, Models, batches, changed, learner, weights
@@ -190,7 +190,7 @@ class Run:
         self.events: list[str] = []
         self.rows: list[dict[str, Any]] = []
 
-    def batches(self, step: int, micro_batch: int) -> Iterator[Batch]:
+    def batches(self, step: int, micro_batch: int) -> Iterator[PackedBatch]:
         yield from batches((micro_batch,) * (8 // micro_batch))
 
     def validate(self, state: State) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.dataset.token_cache import Corpus
+from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.evaluate.contamination.ngrams import Hits, N, Needles, Places, distinct, rolling
 from pipeline.evaluate.contamination.similarity import SHINGLE
 
@@ -53,7 +53,7 @@ class Candidates:
         train: Where they are looked for.
     """
 
-    def __init__(self, needles: Needles, train: Corpus) -> None:
+    def __init__(self, needles: Needles, train: TokenizedSplit) -> None:
         self._needles, self._train = needles, train
         self._lengths = np.diff(needles.offsets).astype(np.int32)
         self._shortest = min((n for n in self._lengths.tolist() if n >= N), default=0)

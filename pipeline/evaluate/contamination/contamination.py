@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core.stage import Context, Inputs, Item, RunConfig
 from pipeline.dataset.sealed import open_sealed
-from pipeline.dataset.subset import choose
+from pipeline.dataset.subset import sample_documents
 from pipeline.evaluate.contamination.ngrams import N
 from pipeline.evaluate.contamination.overlap import QUOTED, THRESHOLD, Overlap, find_overlap
 from pipeline.evaluate.contamination.similarity import SHINGLE
@@ -30,7 +30,7 @@ def measure_overlap(config: RunConfig, item: Item, inputs: Inputs, ctx: Context)
     settings = config.evaluate
     corpora = {split: open_sealed(inputs, split, ctx) for split in SPLITS}
     chosen = {
-        split: choose(corpus, settings.max_documents, settings.max_tokens)
+        split: sample_documents(corpus, settings.max_documents, settings.max_tokens)
         for split, corpus in corpora.items()
     }
     train = open_sealed(inputs, "train", ctx)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from pipeline.dataset.token_cache import Corpus
+from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.evaluate.contamination.ngrams import (
     BLOCK,
     Check,
@@ -43,7 +43,7 @@ class Copies:
 
 def longest_copies(
     texts: Sequence[Tokens],
-    train: Corpus,
+    train: TokenizedSplit,
     *,
     check: Check = nothing,
     progress: Progress = nothing,

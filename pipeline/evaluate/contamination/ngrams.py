@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.dataset.token_cache import Corpus
+from pipeline.dataset.token_cache import TokenizedSplit
 
 N = 13
 """Tokens of an n-gram; GPT-3 (Brown et al. 2020, appendix C) looked for leaks by as many."""
@@ -155,7 +155,7 @@ class Needles:
 
     def scan(
         self,
-        corpus: Corpus,
+        corpus: TokenizedSplit,
         *,
         block: int = BLOCK,
         check: Check = nothing,
@@ -184,11 +184,13 @@ class Needles:
             yield hits[:whole]
             held = [hits[whole:]] if whole < len(hits) else []
 
-    def _through(self, corpus: Corpus, documents: Places, end: int) -> npt.NDArray[np.bool_]:
+    def _through(
+        self, corpus: TokenizedSplit, documents: Places, end: int
+    ) -> npt.NDArray[np.bool_]:
         """Whether every n-gram of a document begins before `end`."""
         return corpus.offsets[documents + 1] - self.n < end
 
-    def _look(self, corpus: Corpus, begin: int, end: int) -> Hits:
+    def _look(self, corpus: TokenizedSplit, begin: int, end: int) -> Hits:
         """The hits among the n-grams within `ids[begin:end]`."""
         ids = np.asarray(corpus.ids[begin:end])
         hashes = rolling(ids, self.n, self.seed)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.dataset.token_cache import Corpus
+from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.evaluate.contamination.candidates import Candidates
 from pipeline.evaluate.contamination.ngrams import (
     BLOCK,
@@ -66,7 +66,7 @@ class Overlap:
 
 def find_overlap(
     texts: Sequence[Tokens],
-    train: Corpus,
+    train: TokenizedSplit,
     *,
     check: Check = nothing,
     progress: Progress = nothing,

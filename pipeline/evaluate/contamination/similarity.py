@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.dataset.token_cache import Corpus
+from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.evaluate.contamination.ngrams import Check, Places, Tokens, distinct, rolling
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _AT_ONCE = 1 << 12
 
 
 def compare(
-    texts: Sequence[Tokens], train: Corpus, text: Places, document: Places, check: Check
+    texts: Sequence[Tokens], train: TokenizedSplit, text: Places, document: Places, check: Check
 ) -> tuple[npt.NDArray[np.float64], Places]:
     """The nearest of the documents that each text is to be compared with.
 
@@ -71,7 +71,7 @@ def jaccard_of(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> fl
 
 
 def _may_be_nearest(
-    texts: Sequence[Tokens], train: Corpus, text: Places, document: Places, check: Check
+    texts: Sequence[Tokens], train: TokenizedSplit, text: Places, document: Places, check: Check
 ) -> npt.NDArray[np.bool_]:
     """Of which pairs the estimate is the highest of the text, or not far from it."""
     blank = _blank()

@@ -1,0 +1,83 @@
+"""The facts that the receipts of shards and of the seal hold, and the content of `seal.json`."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict, cast
+
+from pipeline.core.receipt import Receipt
+
+
+class SplitCounts(TypedDict):
+    """Size of a split. `bytes`: UTF-8 bytes of the texts."""
+
+    documents: int
+    tokens: int
+    bytes: int
+
+
+class MalformedLine(TypedDict):
+    """A malformed line. `line` counts from 1; `missing`: a `MissingField` as a dict."""
+
+    file: str
+    line: int
+    reason: str
+    text: str
+    missing: dict[str, str] | None
+
+
+class ShardFacts(TypedDict):
+    """Facts of a unit of `tokenize.shards`.
+
+    `splits`: size of each shard. `quarantined`: malformed lines; `first_bad` is the first of them.
+    `empty`: records without text. `grouped`: documents with a `split_by` value. `encoder`: package
+    and version. `vocabulary`: the largest token id + 1.
+    """
+
+    splits: dict[str, SplitCounts]
+    quarantined: int
+    first_bad: MalformedLine | None
+    empty: int
+    grouped: int
+    encoder: str
+    vocabulary: int
+
+
+class SealFacts(TypedDict):
+    """Facts of the seal.
+
+    `splits`: size of each split without duplicates. `duplicates`: duplicate rows in each.
+    `quarantined`, `empty`: sums over all shards.
+    """
+
+    splits: dict[str, SplitCounts]
+    duplicates: dict[str, int]
+    quarantined: int
+    empty: int
+
+
+class SealContent(SealFacts):
+    """Content of `seal.json`.
+
+    `shards`: names of the sealed units. `kept`: by split, documents and tokens of each of them
+    without duplicates. `encoder`, `vocabulary`: as in `ShardFacts`.
+    """
+
+    shards: list[str]
+    kept: dict[str, list[list[int]]]
+    encoder: str
+    vocabulary: int
+
+
+def shard_facts(receipt: Receipt) -> ShardFacts:
+    """The facts of a unit of `tokenize.shards`."""
+    return cast("ShardFacts", receipt.facts)
+
+
+def seal_facts(receipt: Receipt) -> SealFacts:
+    """The facts of the seal."""
+    return cast("SealFacts", receipt.facts)
+
+
+def as_facts(facts: ShardFacts | SealFacts) -> dict[str, Any]:
+    """Facts as a receipt holds them."""
+    return dict(facts)
