@@ -1,4 +1,4 @@
-"""Texts that tokenizers disagree on: every code point, runs, controls, special tokens as text."""
+"""Texts on which tokenizers tend to differ: all code points, runs, controls, special tokens."""
 
 from __future__ import annotations
 
@@ -7,62 +7,62 @@ import random
 import unicodedata
 from collections.abc import Iterator
 
-BLOCK = 64
-LONG = 100_000
+CODE_POINTS_PER_TEXT = 64
+LONGEST_RUN_CHARACTERS = 100_000
 CONTRACTIONS = (
     "I'm", "he's", "we'd", "they'll", "you've", "isn't", "I'M", "HE'S", "'s", "'t", "'re", "'ve",
     "'m", "'ll", "'d", "''", "'", " s",
 )  # fmt: skip
-RUNS = (
+RUN_UNITS = (
     " ", ".", "7", "\n", "\t", "-", "a", "漢", "é", "😀", "👩\u200d👩\u200d👧",
     " a", "\r\n", "_", "'s",
 )  # fmt: skip
-PIECES = ("a", "b", "  ", "<|endoftext|>", "<|endoftext", "|>", "\n", "'", "019")
+FRAGMENTS = ("a", "b", "  ", "<|endoftext|>", "<|endoftext", "|>", "\n", "'", "019")
 
 
 def texts() -> Iterator[str]:
-    """All of them; the same each time."""
-    chance = random.Random(0)
+    """Yield all texts; they are the same each time."""
+    rng = random.Random(0)
     yield from _code_points()
     yield from _runs()
-    yield from _mixtures(chance)
+    yield from _mixtures(rng)
     for _ in range(10):
-        yield _long(chance)
+        yield _megabyte(rng)
 
 
 def _code_points() -> Iterator[str]:
-    """Every assigned code point with a letter, a space, a digit and itself beside it."""
-    for start in range(0, 0x110000, BLOCK):
-        found = [
+    """Every assigned code point next to a letter, a space, a digit and itself."""
+    for start in range(0, 0x110000, CODE_POINTS_PER_TEXT):
+        assigned = [
             chr(code)
-            for code in range(start, start + BLOCK)
+            for code in range(start, start + CODE_POINTS_PER_TEXT)
             if unicodedata.category(chr(code)) not in ("Cn", "Cs", "Co")
         ]
-        if found:
-            yield "".join(f"a{c}b {c} {c}{c}1{c}" for c in found)
+        if assigned:
+            yield "".join(f"a{c}b {c} {c}{c}1{c}" for c in assigned)
 
 
 def _runs() -> Iterator[str]:
-    for unit in RUNS:
-        for length in (1, 2, 3, 7, 15, 16, 17, 31, 64, 255, 1000, LONG):
+    for unit in RUN_UNITS:
+        for length in (1, 2, 3, 7, 15, 16, 17, 31, 64, 255, 1000, LONGEST_RUN_CHARACTERS):
             yield unit * (length // len(unit) or 1)
             yield f"x{unit * min(length, 999)}y"
 
 
-def _mixtures(chance: random.Random) -> Iterator[str]:
+def _mixtures(rng: random.Random) -> Iterator[str]:
     for _ in range(400):
-        yield "".join(chance.choice(CONTRACTIONS) + chance.choice(" \n,.’") for _ in range(20))
-        yield "".join(map(chr, chance.choices(range(128), k=200)))
-        yield "".join(chr(code) for code in chance.choices(range(0x20, 0xD800), k=100))
-        yield base64.b64encode(chance.randbytes(300)).decode()
-        yield "".join(chance.choices(PIECES, k=12))
+        yield "".join(rng.choice(CONTRACTIONS) + rng.choice(" \n,.’") for _ in range(20))
+        yield "".join(map(chr, rng.choices(range(128), k=200)))
+        yield "".join(chr(code) for code in rng.choices(range(0x20, 0xD800), k=100))
+        yield base64.b64encode(rng.randbytes(300)).decode()
+        yield "".join(rng.choices(FRAGMENTS, k=12))
     yield from ("", " ", "\n", "\0", "<|endoftext|>", " <|endoftext|> ", "a<|endoftext|>b" * 9)
 
 
-def _long(chance: random.Random) -> str:
-    """About a megabyte without a space in most of it."""
-    kind = chance.randrange(3)
-    if kind == 0:
-        return base64.b64encode(chance.randbytes(750_000)).decode()
-    alphabet = "acgt" if kind == 1 else "漢字仮名交じり文。 "
-    return "".join(chance.choices(alphabet, k=1_000_000 // len(alphabet[0].encode())))
+def _megabyte(rng: random.Random) -> str:
+    """About a megabyte of text, mostly without spaces."""
+    variant = rng.randrange(3)
+    if variant == 0:
+        return base64.b64encode(rng.randbytes(750_000)).decode()
+    alphabet = "acgt" if variant == 1 else "漢字仮名交じり文。 "
+    return "".join(rng.choices(alphabet, k=1_000_000 // len(alphabet[0].encode())))

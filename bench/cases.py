@@ -1,4 +1,4 @@
-"""The systems as cases: what is run on which corpus, and what each repetition of it cost."""
+"""Benchmark cases: which system runs on which corpus, and the cost of each repetition."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 
 from bench import product_cli, verify_output
 from bench.corpora import Corpus
-from bench.measure import Failed, Usage, measure
+from bench.measure import CommandFailed, Usage, measure
 from bench.peers import Peer
-from bench.product_cli import Run
+from bench.product_cli import ProductRun
 
 Runner = Callable[[Corpus], Usage]
 
@@ -25,8 +25,9 @@ Runner = Callable[[Corpus], Usage]
 class Case:
     """One system on one kind of corpus.
 
-    `run` is called with a tiny corpus, then with the corpus itself: the difference is what each
-    further GB costs, and the former is the cost of starting.
+    `run` is called with a tiny corpus and with the corpus itself. The tiny run gives the start-up
+    cost; the difference of the two gives the cost of each further GB. `failure` says why the case
+    was not run, or is "".
     """
 
     name: str
@@ -37,35 +38,31 @@ class Case:
     full: list[Usage] = field(default_factory=list)
     start: list[Usage] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
-    why: str = ""
+    failure: str = ""
 
-    def once(self) -> None:
-        """One more repetition, unless an earlier one failed."""
-        if self.why:
+    def repeat(self) -> None:
+        """Run one more repetition, unless an earlier one failed."""
+        if self.failure:
             return
         try:
             self.start.append(self.run(self.tiny))
             self.full.append(self.run(self.corpus))
-        except Failed as error:
+        except CommandFailed as error:
             lines = str(error).strip().splitlines()
-            named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-            self.why = (named or lines)[-1][:200]
+            errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+            self.failure = (errors or lines)[-1][:200]
 
-    def marginal(self, what: str = "cpu") -> list[float]:
-        """Seconds for each further GB, start-up removed, by repetition."""
-        start = median(getattr(usage, what) for usage in self.start)
-        more = self.corpus.gigabytes - self.tiny.gigabytes
-        # noise may make little work cost less than none: that is 0, and not made into a ratio
-        return [max(0.0, getattr(usage, what) - start) / more for usage in self.full]
-
-    def middle(self, what: str, start: bool = False) -> float:
-        """Median of `cpu`, `wall`, `tree` or `process` over the repetitions."""
-        return float(median(getattr(usage, what) for usage in (self.start if start else self.full)))
+    def seconds_per_gb(self, clock: str = "cpu") -> list[float]:
+        """Seconds (`cpu` or `wall`) for each further GB without start-up, one per repetition."""
+        start = median(getattr(usage, clock) for usage in self.start)
+        further_gb = self.corpus.gigabytes - self.tiny.gigabytes
+        # With little work, noise can make the difference negative: report 0 then.
+        return [max(0.0, getattr(usage, clock) - start) / further_gb for usage in self.full]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Where things are: the model, scratch space, the core to bind to, and how many there are."""
+class Environment:
+    """The base model, scratch space, the core to bind to, and the number of cores."""
 
     model: Path
     scratch: Path
@@ -73,42 +70,44 @@ class Bench:
     cores: int
 
 
-def of_ours(bench: Bench, kind: str, corpus: Corpus, tiny: Corpus) -> tuple[list[Case], Run]:
-    """Our stages on a corpus, in the order in which they follow each other, and the floors."""
-    runs = {c.name: product_cli.prepare(c, bench.model, bench.scratch) for c in (tiny, corpus)}
-    ids, _ = verify_output.reference(corpus, bench.model)
-    pool = bench.scratch / f"{kind}-pool.npy"
+def product_cases(
+    env: Environment, kind: str, corpus: Corpus, tiny: Corpus
+) -> tuple[list[Case], ProductRun]:
+    """Our stages on a corpus, in the order in which they depend on each other, and lower bounds."""
+    runs = {c.name: product_cli.prepare(c, env.model, env.scratch) for c in (tiny, corpus)}
+    ids, _ = verify_output.reference_ids(corpus, env.model)
+    pool = env.scratch / f"{kind}-pool.npy"
     verify_output.save_pool(ids, pool)
 
     def decompress(corpus: Corpus) -> Usage:
-        runs[corpus.name].forget("chunks", "shards")
-        return runs[corpus.name].stage("decompress", core=bench.core)
+        runs[corpus.name].delete_outputs("chunks", "shards")
+        return runs[corpus.name].stage("decompress", core=env.core)
 
     def tokenize(corpus: Corpus) -> Usage:
-        runs[corpus.name].forget("shards")
-        return runs[corpus.name].stage("tokenize.shards", core=bench.core)
+        runs[corpus.name].delete_outputs("shards")
+        return runs[corpus.name].stage("tokenize.shards", core=env.core)
 
     def seal(corpus: Corpus) -> Usage:
-        return runs[corpus.name].stage("tokenize.seal", core=bench.core)
+        return runs[corpus.name].stage("tokenize.seal", core=env.core)
 
-    def floor(corpus: Corpus, how: str = "write") -> Usage:
-        out = bench.scratch / "floor.parquet"
-        words = [sys.executable, "-m", "bench.lower_bound", how, str(out), str(pool)]
-        return measure([*words, *map(str, runs[corpus.name].chunks())], core=bench.core)
+    def lower_bound(corpus: Corpus, mode: str = "write") -> Usage:
+        out = env.scratch / "lower-bound.parquet"
+        command = [sys.executable, "-m", "bench.lower_bound", mode, str(out), str(pool)]
+        return measure([*command, *map(str, runs[corpus.name].chunks())], core=env.core)
 
-    own = functools.partial(floor, how="write-own")
+    own_writer = functools.partial(lower_bound, mode="write-own")
     stages = [("decompress", decompress), ("tokenize", tokenize), ("seal", seal)]
-    stages += [("floor", floor), ("own floor", own)]
+    stages += [("lower bound", lower_bound), ("lower bound, own writer", own_writer)]
     return [Case(name, kind, corpus, tiny, run) for name, run in stages], runs[corpus.name]
 
 
-def of_decompress(bench: Bench, kind: str, corpus: Corpus, tiny: Corpus) -> list[Case]:
-    """Decompress with all cores, beside a bare decode of the same file."""
-    runs = {c.name: product_cli.prepare(c, bench.model, bench.scratch) for c in (tiny, corpus)}
+def decompress_cases(env: Environment, kind: str, corpus: Corpus, tiny: Corpus) -> list[Case]:
+    """Decompress on all cores, and a bare decode of the same file."""
+    runs = {c.name: product_cli.prepare(c, env.model, env.scratch) for c in (tiny, corpus)}
 
     def decompress(corpus: Corpus) -> Usage:
-        runs[corpus.name].forget("chunks")
-        return runs[corpus.name].stage("decompress", cpus=bench.cores)
+        runs[corpus.name].delete_outputs("chunks")
+        return runs[corpus.name].stage("decompress", cpus=env.cores)
 
     def decode(corpus: Corpus) -> Usage:
         return measure([sys.executable, "-m", "bench.lower_bound", "decode", str(corpus.packed)])
@@ -117,56 +116,57 @@ def of_decompress(bench: Bench, kind: str, corpus: Corpus, tiny: Corpus) -> list
     return [Case(name, kind, corpus, tiny, run) for name, run in stages]
 
 
-def of_peer(bench: Bench, kind: str, peer: Peer, corpus: Corpus, tiny: Corpus) -> Case:
-    """A peer on a corpus, in the form that it reads."""
-    out = bench.scratch / peer.name / kind
+def peer_case(env: Environment, kind: str, peer: Peer, corpus: Corpus, tiny: Corpus) -> Case:
+    """A peer on a corpus, in the file format that the peer reads."""
+    out = env.scratch / peer.name / kind
 
     def tokenize(corpus: Corpus) -> Usage:
         shutil.rmtree(out, ignore_errors=True)
-        source = corpus.form(peer.form)
+        source = corpus.in_format(peer.format)
         offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
-        # home: some of them look for caches and settings there
-        environment = {**offline, "RAYON_NUM_THREADS": "1", "HOME": str(bench.scratch)}
-        words = peer.words(source, out, bench.model, 1)
-        return measure(words, core=bench.core, environment=environment)
+        # HOME: some peers look for caches and settings there.
+        environment = {**offline, "RAYON_NUM_THREADS": "1", "HOME": str(env.scratch)}
+        command = peer.command(source, out, env.model, 1)
+        return measure(command, core=env.core, environment=environment)
 
     case = Case(peer.name, kind, corpus, tiny, tokenize)
-    case.facts = {"title": peer.title, "form": peer.form, "goal": peer.goal, "note": peer.note}
+    case.facts = {"title": peer.title, "form": peer.format, "goal": peer.goal, "note": peer.note}
     return case
 
 
-def judge_peer(bench: Bench, case: Case, peer: Peer) -> None:
-    """Note what a peer has written: its size, and whether its ids are the right ones."""
-    if case.why:
+def check_peer(env: Environment, case: Case, peer: Peer) -> None:
+    """Record the size of a peer's output, and whether its ids are correct."""
+    if case.failure:
         return
-    out = bench.scratch / peer.name / case.kind
-    ids, _ = verify_output.reference(case.corpus, bench.model)
-    case.facts["bytes_per_token"] = verify_output.size(out / "ids") / len(ids)
+    out = env.scratch / peer.name / case.kind
+    ids, _ = verify_output.reference_ids(case.corpus, env.model)
+    case.facts["bytes_per_token"] = verify_output.folder_bytes(out / "ids") / len(ids)
     files = sorted(out.glob(peer.ids)) if peer.ids else []
     case.facts["ids"] = "" if not files else verify_output.same_counts(files, ids)
 
 
-def judge_ours(bench: Bench, case: Case, run: Run) -> None:
-    """Note what our shards hold, how large they are, and how fast they are read."""
-    if case.why:
+def check_product(env: Environment, case: Case, run: ProductRun) -> None:
+    """Record whether our shards are correct, their size, and how fast they are read."""
+    if case.failure:
         return
-    ids, starts = verify_output.reference(case.corpus, bench.model)
+    ids, starts = verify_output.reference_ids(case.corpus, env.model)
     shards = run.shards()
-    binary = verify_output.binary_bytes(shards, bench.scratch / "binary.parquet")
-    right, wanted = verify_output.compare(shards, ids, starts, verify_output.blank(case.corpus))
+    binary = verify_output.binary_bytes(shards, env.scratch / "binary.parquet")
+    blank = verify_output.blank_documents(case.corpus)
+    exact, expected = verify_output.compare(shards, ids, starts, blank)
     case.facts |= {
-        "right": right,
-        "wanted": wanted,
+        "exact": exact,
+        "expected": expected,
         "bytes_per_token": sum(path.stat().st_size for path in shards) / len(ids),
         "column_to_binary": verify_output.column_bytes(shards) / binary,
-        "read_tokens_per_second": verify_output.read_rate(shards, bench.core),
+        "read_tokens_per_second": verify_output.read_rate(shards, env.core),
     }
 
 
-def exactness(bench: Bench, corpus: Corpus) -> tuple[int, int]:
-    """How many documents of a corpus our shards hold exactly, of how many they should."""
-    run = product_cli.prepare(corpus, bench.model, bench.scratch)
+def exactness(env: Environment, corpus: Corpus) -> tuple[int, int]:
+    """How many documents our shards of a corpus hold exactly, and how many they should hold."""
+    run = product_cli.prepare(corpus, env.model, env.scratch)
     run.stage("decompress")
     run.stage("tokenize.shards")
-    ids, starts = verify_output.reference(corpus, bench.model)
-    return verify_output.compare(run.shards(), ids, starts, verify_output.blank(corpus))
+    ids, starts = verify_output.reference_ids(corpus, env.model)
+    return verify_output.compare(run.shards(), ids, starts, verify_output.blank_documents(corpus))

@@ -1,9 +1,9 @@
-"""Corpora shaped like the Pile's, of any size, from the text that this machine has.
+"""Corpora of any size in the format of the Pile, made from text found on this machine.
 
-One JSON object a line, `{"text": …, "meta": {"id": …}}`, every other line with its non-ASCII
-characters escaped; the form that is published is one zstd frame of level 3. `nih` has documents of
-2.1 KiB on average, `law` of 15 KiB with a long tail. Both are the same text, cut differently. What
-is larger than the text goes round again, cut at other places: no document comes twice.
+Each line is a JSON object, `{"text": …, "meta": {"id": …}}`; every other line has its non-ASCII
+characters escaped. The compressed file is one zstd frame of level 3. `nih` has documents of 2.1 KiB
+on average, `law` of 15 KiB with a long tail; both are the same text, cut differently. A corpus that
+is larger than the text uses the text several times, cut at other places: no document repeats.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from bench import text
 
 VERSION = 2
 LENGTHS = {"nih": (2_177, 1_972), "law": (15_360, 10_300)}  # mean and median, bytes
-SMALLEST = 100
-TINY = 80  # documents of the run that shows the cost of starting up
-LEVEL = 3
+MIN_DOCUMENT_CHARACTERS = 100
+TINY_DOCUMENTS = 80  # of the corpus that measures the start-up cost
+ZSTD_LEVEL = 3
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus on disk. `size`: bytes of plain jsonl. `distinct`: bytes of text there is in all."""
+    """A corpus on disk.
+
+    `size`: bytes of plain jsonl. `text`: bytes of the texts. `distinct`: bytes of the source text.
+    """
 
     name: str
     folder: str
@@ -44,20 +47,24 @@ class Corpus:
 
     @property
     def plain(self) -> Path:
-        """As it was made; what some peers need, and what the other forms are made from."""
+        """The uncompressed file; the compressed files are made from it."""
         return Path(self.folder) / f"{self.name}.jsonl"
 
     @property
     def packed(self) -> Path:
-        """As it is published: one zstd frame."""
-        return self.form("zst")
+        """The corpus as one zstd frame, as the Pile is published."""
+        return self.in_format("zst")
 
-    def form(self, suffix: str) -> Path:
-        """The corpus as `jsonl`, `zst` or `gz`, made now unless it is there."""
+    def in_format(self, suffix: str) -> Path:
+        """The corpus as `jsonl`, `zst` or `gz`; made now unless it exists."""
         path = self.plain if suffix == "jsonl" else self.plain.with_suffix(f".jsonl.{suffix}")
         if not path.exists():
-            with _whole(path) as part, self.plain.open("rb") as plain, _packing(suffix, part) as to:
-                shutil.copyfileobj(plain, to, 1 << 20)
+            with (
+                _write_then_rename(path) as part,
+                self.plain.open("rb") as plain,
+                _compressed(suffix, part) as out,
+            ):
+                shutil.copyfileobj(plain, out, 1 << 20)
         return path
 
     @property
@@ -67,13 +74,13 @@ class Corpus:
 
 
 def make(kind: str, megabytes: float, folder: Path, source: Callable[[], str]) -> Corpus:
-    """A corpus of at least so many MB of jsonl, unless it is there.
+    """Make a corpus of at least `megabytes`, unless it exists.
 
     Args:
         kind: One of `LENGTHS`.
-        megabytes: 1e6 bytes of plain jsonl; 0 for one of `TINY` documents.
-        folder: Where it goes.
-        source: Gives the text; called where something is to be made.
+        megabytes: 1e6 bytes of plain jsonl; 0 for a corpus of `TINY_DOCUMENTS` documents.
+        folder: Where the corpus is written.
+        source: Returns the source text; called only if the corpus has to be made.
     """
     name = f"{kind}-{megabytes:g}mb" if megabytes else f"{kind}-tiny"
     return write(name, folder, lambda: documents(kind, source()), megabytes * 1e6, source)
@@ -86,78 +93,78 @@ def write(
     size: float,
     source: Callable[[], str] = str,
 ) -> Corpus:
-    """Write texts as a corpus until it has the size (0: `TINY` documents), unless it is there."""
+    """Write texts to a corpus of at least `size` bytes (0: `TINY_DOCUMENTS`), unless it exists."""
     info = folder / f"{name}.v{VERSION}.json"
     if info.exists():
         return Corpus(**{**json.loads(info.read_text()), "folder": str(folder)})
     folder.mkdir(parents=True, exist_ok=True)
     for suffix in (".zst", ".gz"):
         (folder / f"{name}.jsonl{suffix}").unlink(missing_ok=True)
-    count = written = characters = 0
-    with _whole(folder / f"{name}.jsonl") as part, part.open("wb") as file:
+    count = written = text_bytes = 0
+    with _write_then_rename(folder / f"{name}.jsonl") as part, part.open("wb") as file:
         for count, content in enumerate(texts(), 1):
             written += file.write(line(count - 1, content))
-            characters += len(content.encode())
-            if written >= size and count >= (0 if size else TINY):
+            text_bytes += len(content.encode())
+            if written >= size and count >= (0 if size else TINY_DOCUMENTS):
                 break
-    made = Corpus(name, str(folder), count, written, characters, len(source().encode()))
-    info.write_text(json.dumps(asdict(made)))
-    return made
+    corpus = Corpus(name, str(folder), count, written, text_bytes, len(source().encode()))
+    info.write_text(json.dumps(asdict(corpus)))
+    return corpus
 
 
 def line(number: int, content: str) -> bytes:
-    """A document as a line of jsonl; those of odd numbers in raw UTF-8, the others escaped."""
+    """A document as a line of jsonl: odd numbers in raw UTF-8, even numbers escaped."""
     record = {"text": content, "meta": {"id": f"{number}"}}
     return json.dumps(record, ensure_ascii=number % 2 == 0).encode() + b"\n"
 
 
 def documents(kind: str, source: str) -> Iterator[str]:
-    """Documents without end, none of them twice: lengths are log-normal, cuts fall on spaces."""
+    """Yield distinct documents without end: lengths are log-normal, cuts fall on spaces."""
     mean, median = LENGTHS[kind]
     sigma = math.sqrt(2 * math.log(mean / median))
-    chance = random.Random(f"{VERSION} {kind}")
-    at = 0
-    given: set[bytes] = set()
+    rng = random.Random(f"{VERSION} {kind}")
+    start = 0
+    seen: set[bytes] = set()
     while True:
-        length = max(SMALLEST, round(chance.lognormvariate(math.log(median), sigma)))
-        end = source.find(" ", at + length)
+        length = max(MIN_DOCUMENT_CHARACTERS, round(rng.lognormvariate(math.log(median), sigma)))
+        end = source.find(" ", start + length)
         if end < 0:
-            # the next round begins elsewhere, so that its cuts are others
-            at = chance.randrange(min(len(source), mean))
+            # The next pass starts elsewhere, so that its cuts differ.
+            start = rng.randrange(min(len(source), mean))
             if len(source) < 2 * mean:
                 raise ValueError(f"{len(source)} characters are too few for {kind}")
             continue
-        found = source[at:end].strip()
-        digest = xxhash.xxh3_128_digest(found.encode())
-        if digest not in given:  # by chance a later round may cut as an earlier one did
-            given.add(digest)
-            yield found
-        at = end + 1
+        document = source[start:end].strip()
+        digest = xxhash.xxh3_128_digest(document.encode())
+        if digest not in seen:  # a later pass may repeat a cut by chance
+            seen.add(digest)
+            yield document
+        start = end + 1
 
 
 def cached(folder: Path) -> str:
-    """All the text there is; gathered once (a minute of CPU) and kept."""
+    """All source text; collected once (a minute of CPU) and cached."""
     path = folder / f"text.v{VERSION}.txt"
     if not path.exists():
-        with _whole(path) as part:
-            part.write_text(text.harvest(), encoding="utf-8", newline="")
+        with _write_then_rename(path) as part:
+            part.write_text(text.collect(), encoding="utf-8", newline="")
     return path.read_bytes().decode()
 
 
 @contextmanager
-def _packing(suffix: str, path: Path) -> Iterator[IO[bytes]]:
+def _compressed(suffix: str, path: Path) -> Iterator[IO[bytes]]:
     if suffix == "gz":
-        with gzip.GzipFile(path, "wb", compresslevel=6, mtime=0) as to:
-            yield to
+        with gzip.GzipFile(path, "wb", compresslevel=6, mtime=0) as out:
+            yield out
         return
-    packer = zstandard.ZstdCompressor(level=LEVEL)
-    with path.open("wb") as file, packer.stream_writer(file) as to:
-        yield to
+    compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+    with path.open("wb") as file, compressor.stream_writer(file) as out:
+        yield out
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file that is there when it is whole, and not before."""
+def _write_then_rename(path: Path) -> Iterator[Path]:
+    """Write to a `.part` file that gets its final name when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     yield part

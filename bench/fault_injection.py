@@ -1,12 +1,12 @@
-"""What befalls the elements of a run in the test cluster's queue, at moments drawn from a seed.
+"""Inject random faults into the jobs of a run on the test cluster.
 
-A strike is one of five: a SIGKILL to a task's process (as the kernel does when memory is short),
-`scontrol requeue`, `scancel --signal=USR2` (as a time limit does), a job in a higher partition that
-takes the element's node away from it, or that node DOWN for half a minute. Each is meant for a
-step; where that is done already, the next one gets it. Its moment is a number of seconds during
-which such a step has run, so that nothing is drawn for the time in which all jobs only wait. What
-has FAILED is submitted again with the words of the first time, and that is all that is done for the
-run.
+There are five kinds of faults: SIGKILL to a process of a task (as the kernel's OOM killer sends
+it), `scontrol requeue`, `scancel --signal=USR2` (as before a time limit), a job in a higher
+partition that preempts the task, and its node being DOWN for half a minute. A seed decides the
+step, the kind and the time of each fault. If the step has already finished, the next step gets the
+fault. The time is counted in seconds during which the step is running, so that no fault is lost
+while jobs wait in the queue. When jobs have FAILED, the run is submitted again; there is no other
+intervention.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tests.cluster.fixture import Cluster
 
 
 @dataclass(frozen=True)
-class Course:
-    """What is struck, and how: steps in their order and kinds of strikes, with how often of 20."""
+class FaultProfile:
+    """Steps in their order, and kinds of faults, each with its share of 20 faults."""
 
     steps: dict[str, int]
     kinds: dict[str, int]
 
 
-TO_SEAL = Course(
+DATA_FAULTS = FaultProfile(
     {
         "download.model": 0,
         "download.corpus": 4,
@@ -45,261 +45,265 @@ TO_SEAL = Course(
     },
     {"SIGKILL": 8, "requeue": 5, "USR2": 5, "node down": 2},
 )
-TRAINING = Course({"train.train": 20}, {"SIGKILL": 8, "USR2": 6, "preemption": 6})
-FAILED = {"FAILED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL"}
-ENDED = FAILED | {"COMPLETED", "CANCELLED"}
-DOWN = 30.0  # seconds that a node stays away
-POLL = 0.2
-IDLE_SUBMITS = 3
+TRAINING_FAULTS = FaultProfile({"train.train": 20}, {"SIGKILL": 8, "USR2": 6, "preemption": 6})
+FAILED_STATES = {"FAILED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL"}
+ENDED_STATES = FAILED_STATES | {"COMPLETED", "CANCELLED"}
+NODE_DOWN_SECONDS = 30.0
+POLL_SECONDS = 0.2
+SUBMIT_TIMEOUT_SECONDS = 300.0
+MAX_IDLE_SUBMITS = 3
 
 
-class Stuck(Exception):
-    """The run does not go on, whatever is submitted."""
+class NoProgress(Exception):
+    """The run does not end, although it is submitted again."""
 
 
 @dataclass(frozen=True)
-class Strike:
-    """After so many seconds of work since the last one, this happens to an element of a step."""
+class Fault:
+    """A fault of one kind in a step, some seconds of running after the previous fault."""
 
     step: str
-    after: float
+    after_seconds: float
     kind: str
 
 
 def add_options(parser: argparse.ArgumentParser, every: float) -> None:
-    """The options of every storm; `every`: what --every is by default."""
-    parser.add_argument("--kills", type=int, default=20)
+    """Add the options that all fault benchmarks share; `every`: the default of --every."""
+    parser.add_argument("--kills", type=int, default=20, help="number of faults (default 20)")
     parser.add_argument(
-        "--every", type=float, default=every, help=f"seconds of work between kills ({every:g})"
+        "--every",
+        type=float,
+        default=every,
+        help=f"mean running seconds between faults (default {every:g})",
     )
     parser.add_argument("--seed", type=int, default=0)
 
 
-def draw(course: Course, kills: int, every: float, seed: int) -> list[Strike]:
-    """So many strikes in the order of their steps, on average so many seconds of work apart."""
-    chance = random.Random(seed)
-    steps = sorted(_deal(course.steps, kills, chance), key=list(course.steps).index)
-    kinds = _deal(course.kinds, kills, chance)
+def sample_faults(profile: FaultProfile, count: int, every: float, seed: int) -> list[Fault]:
+    """Sample faults in the order of their steps, `every` running seconds apart on average."""
+    rng = random.Random(seed)
+    steps = sorted(_sample_names(profile.steps, count, rng), key=list(profile.steps).index)
+    kinds = _sample_names(profile.kinds, count, rng)
     return [
-        Strike(step, chance.uniform(0, 2 * every), kind)
+        Fault(step, rng.uniform(0, 2 * every), kind)
         for step, kind in zip(steps, kinds, strict=True)
     ]
 
 
-def _deal(shares: dict[str, int], count: int, chance: random.Random) -> list[str]:
-    """So many names, each about as often as its share says, in any order."""
+def _sample_names(shares: dict[str, int], count: int, rng: random.Random) -> list[str]:
+    """`count` names in random order, each about as often as its share says."""
     pool = [name for name, share in shares.items() for _ in range(share)]
-    return chance.sample(pool * -(-count // len(pool)), count)
+    return rng.sample(pool * -(-count // len(pool)), count)
 
 
-class Storm:
-    """A run in the queue, from its first submission on.
+class FaultInjector:
+    """Submits a run and injects faults into its jobs until it is done.
 
     Args:
         cluster: The test cluster.
-        course: What is struck.
-        logs: The folder of the run's journals.
+        profile: The steps that get faults.
+        logs: The folder of the run's logs and status files.
         submit: Starts a submission.
-        strikes: What is to happen.
-        seed: Decides whom it happens to, as far as timing lets it.
-        tell: Says what happens.
-        beat: What changes with the work; starting is then no work. Without it, all that runs is.
+        faults: The faults, in order.
+        seed: Seed for the choice of the job that gets a fault.
+        log: Prints progress.
+        progress: A value that changes as the step makes progress. If given, time counts as running
+            only after the value has changed since the last start or fault.
     """
 
     def __init__(
         self,
         cluster: Cluster,
-        course: Course,
+        profile: FaultProfile,
         logs: Path,
         submit: Callable[[], subprocess.Popen[str]],
-        strikes: list[Strike],
+        faults: list[Fault],
         seed: int,
-        tell: Callable[[str], None],
-        beat: Callable[[], object] | None = None,
+        log: Callable[[str], None],
+        progress: Callable[[], object] | None = None,
     ) -> None:
-        self.cluster, self.course, self.logs = cluster, course, logs
-        self._start, self._tell, self._beat = submit, tell, beat
-        self._rest()
-        self.left = list(strikes)
-        self.struck: Counter[tuple[str, str]] = Counter()  # by kind and step
+        self.cluster, self.profile, self.logs = cluster, profile, logs
+        self._start_submit, self._log, self._progress = submit, log, progress
+        self._mark_progress()
+        self.pending = list(faults)
+        self.injected: Counter[tuple[str, str]] = Counter()  # by kind and step
         self.submits = 0
-        self._chance = random.Random(f"{seed} whom")
+        self._rng = random.Random(f"{seed} whom")
         self._submission: subprocess.Popen[str] | None = None
-        self._answered: set[str] = set()
-        self._idle = 0
-        self._before = {job["id"] for job in cluster.squeue("--states=all")}
-        self._worked, self._last = 0.0, time.monotonic()
-        self._down: dict[str, float] = {}
+        self._handled_failures: set[str] = set()
+        self._idle_submits = 0
+        self._earlier_jobs = {job["id"] for job in cluster.squeue("--states=all")}
+        self._running_seconds, self._last_poll = 0.0, time.monotonic()
+        self._down_until: dict[str, float] = {}
 
-    def blow(self, over: Callable[[], bool], timeout: float) -> float:
-        """Go on until it is over; returns the seconds that it took.
+    def run(self, is_done: Callable[[], bool], timeout: float) -> float:
+        """Submit and inject until the run is done; returns the wall seconds.
 
         Raises:
-            Stuck: It will not be.
+            NoProgress: The run cannot finish, or not before the timeout.
         """
         started = time.monotonic()
         try:
             self._submit(set())
-            while not over():
+            while not is_done():
                 if time.monotonic() - started > timeout:
-                    raise Stuck(f"not over after {timeout:.0f} s: {self.cluster.squeue()}")
-                self._turn()
-                time.sleep(POLL)
+                    raise NoProgress(f"not done after {timeout:.0f} s: {self.cluster.squeue()}")
+                self._poll()
+                time.sleep(POLL_SECONDS)
             return time.monotonic() - started
         finally:
-            self._finish()
+            self._restore_cluster()
 
-    def kinds(self) -> dict[str, int]:
-        """How often each kind of strike has fallen."""
-        counts = dict.fromkeys(self.course.kinds, 0)
-        for (kind, _), count in self.struck.items():
+    def count_by_kind(self) -> dict[str, int]:
+        """The number of injected faults of each kind."""
+        counts = dict.fromkeys(self.profile.kinds, 0)
+        for (kind, _), count in self.injected.items():
             counts[kind] += count
         return counts
 
     def restarts(self) -> int:
-        """How often SLURM has started elements again."""
+        """How often SLURM restarted jobs of this run."""
         return sum(int(job["restartcnt"] or 0) for job in self._jobs())
 
     def _jobs(self) -> list[dict[str, str]]:
         jobs = self.cluster.squeue("--states=all")
-        ours = [job for job in jobs if job["id"] not in self._before]
-        return [job for job in ours if _step(job) in self.course.steps]
+        own = [job for job in jobs if job["id"] not in self._earlier_jobs]
+        return [job for job in own if _step(job) in self.profile.steps]
 
-    def _victims(self, jobs: list[dict[str, str]]) -> list[dict[str, str]]:
-        """The running elements of the step that the next strike is meant for, or of later ones."""
-        if not self.left:
+    def _targets(self, jobs: list[dict[str, str]]) -> list[dict[str, str]]:
+        """The running jobs of the step of the next fault, or of later steps."""
+        if not self.pending:
             return []
-        order = list(self.course.steps)
-        late = order[order.index(self.left[0].step) :]
-        return [job for job in jobs if job["state"] == "RUNNING" and _step(job) in late]
+        order = list(self.profile.steps)
+        steps = order[order.index(self.pending[0].step) :]
+        return [job for job in jobs if job["state"] == "RUNNING" and _step(job) in steps]
 
-    def _turn(self) -> None:
-        """Look at the queue once, and do what is due."""
+    def _poll(self) -> None:
+        """Look at the queue once, submit again if needed, and inject a fault that is due."""
         now = time.monotonic()
-        self._raise_nodes(now)
+        self._resume_nodes(now)
         jobs = self._jobs()
-        self._look_after(jobs)
-        victims = self._victims(jobs)
-        self._worked += (now - self._last) * (bool(victims) and self._at_work())
-        self._last = now
-        if not victims:
-            self._rest()
-        if victims and self._worked >= self.left[0].after:
-            self._strike(self.left[0].kind, victims)
+        self._resubmit_if_needed(jobs)
+        targets = self._targets(jobs)
+        self._running_seconds += (now - self._last_poll) * (bool(targets) and self._progressed())
+        self._last_poll = now
+        if not targets:
+            self._mark_progress()
+        if targets and self._running_seconds >= self.pending[0].after_seconds:
+            self._inject(self.pending[0].kind, targets)
 
-    def _at_work(self) -> bool:
-        """Whether anything was done since it was started."""
-        return self._beat is None or self._beat() != self._still
+    def _progressed(self) -> bool:
+        """Whether there was progress since the last mark; True without a progress function."""
+        return self._progress is None or self._progress() != self._progress_mark
 
-    def _rest(self) -> None:
-        """What is done from now on is work."""
-        self._still = self._beat() if self._beat else None
+    def _mark_progress(self) -> None:
+        self._progress_mark = self._progress() if self._progress else None
 
-    def _submit(self, answers: set[str]) -> None:
-        self._submission = self._start()
-        self._answered |= answers
+    def _submit(self, failures: set[str]) -> None:
+        self._submission = self._start_submit()
+        self._handled_failures |= failures
         self.submits += 1
 
-    def _look_after(self, jobs: list[dict[str, str]]) -> None:
-        """Submit again once something has failed, or nothing is left that could go on."""
+    def _resubmit_if_needed(self, jobs: list[dict[str, str]]) -> None:
+        """Submit again when a job has failed, or when no job is left."""
         if self._submission is not None:
             if self._submission.poll() is None:
                 return
             if self._submission.returncode:
-                raise Stuck(f"submit ended with code {self._submission.returncode}")
+                raise NoProgress(f"submit ended with code {self._submission.returncode}")
             self._submission = None
-            return  # the next look at the queue has what it submitted
-        failed = {job["id"] for job in jobs if job["state"] in FAILED} - self._answered
-        alive = [job for job in jobs if job["state"] not in ENDED]
+            return  # the next poll sees the jobs it submitted
+        failed = {job["id"] for job in jobs if job["state"] in FAILED_STATES}
+        failed -= self._handled_failures
+        alive = [job for job in jobs if job["state"] not in ENDED_STATES]
         if any(job["state"] == "RUNNING" for job in alive):
-            self._idle = 0
+            self._idle_submits = 0
         if not alive and not failed:
-            self._idle += 1
-            if self._idle > IDLE_SUBMITS:
-                raise Stuck("nothing is left in the queue, and submitting changes nothing")
+            self._idle_submits += 1
+            if self._idle_submits > MAX_IDLE_SUBMITS:
+                raise NoProgress("no jobs are queued, and submitting again queues none")
         if failed or not alive:
-            self._tell(f"submit again: {' '.join(sorted(failed)) or 'the queue is empty'}")
+            self._log(f"submit again: {' '.join(sorted(failed)) or 'the queue is empty'}")
             self._submit(failed)
 
-    def _strike(self, kind: str, victims: list[dict[str, str]]) -> None:
-        """Let it happen to one of them; where that was quicker, the next look decides."""
-        victim = self._chance.choice(sorted(victims, key=lambda job: job["id"]))
-        step, job = _step(victim), victim["id"]
+    def _inject(self, kind: str, targets: list[dict[str, str]]) -> None:
+        """Inject a fault into one of the jobs; if the job has just ended, the next poll retries."""
+        target = self._rng.choice(sorted(targets, key=lambda job: job["id"]))
+        step, job = _step(target), target["id"]
         try:
             done = {
                 "SIGKILL": self._kill,
-                "requeue": lambda job: self._ask("scontrol", "requeue", job),
-                "USR2": lambda job: self._ask("scancel", "--signal=USR2", job),
-                "preemption": self._outrank,
-                "node down": self._fell,
+                "requeue": lambda job: self._run("scontrol", "requeue", job),
+                "USR2": lambda job: self._run("scancel", "--signal=USR2", job),
+                "preemption": self._preempt,
+                "node down": self._take_node_down,
             }[kind](job)
         except (AssertionError, ProcessLookupError, FileNotFoundError):
             return
         if done:
-            self._tell(f"{kind}: {step} {job}, after {self._worked:.1f} s of work")
-            self.struck[kind, step] += 1
-            self.left.pop(0)
-            self._worked = 0.0
-            self._rest()
+            self._log(f"{kind}: {step} {job}, after {self._running_seconds:.1f} s of running")
+            self.injected[kind, step] += 1
+            self.pending.pop(0)
+            self._running_seconds = 0.0
+            self._mark_progress()
 
-    def _ask(self, *words: str) -> bool:
-        self.cluster.run(*words)
+    def _run(self, *command: str) -> bool:
+        self.cluster.run(*command)
         return True
 
     def _kill(self, job: str) -> bool:
-        found = self._labels(job)
-        if not found:
+        labels = self._labels(job)
+        if not labels:
             return False
-        victim = self._chance.choice(found)
-        # that it is a process of this cluster is asked of the kernel: ids of processes come back
+        pid = self._rng.choice(labels)["pid"]
+        # Process ids are reused: check that this one still belongs to the test cluster.
         mark = f"SLURM_CONF={self.cluster.conf}".encode()
-        if mark not in Path(f"/proc/{victim['pid']}/environ").read_bytes().split(b"\0"):
+        if mark not in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
             return False
-        os.kill(int(victim["pid"]), signal.SIGKILL)
+        os.kill(int(pid), signal.SIGKILL)
         return True
 
-    def _outrank(self, job: str) -> bool:
-        found = self._labels(job)
-        if not found:
+    def _preempt(self, job: str) -> bool:
+        labels = self._labels(job)
+        if not labels:
             return False
-        where = ("--partition=high", f"--nodelist={found[0]['host']}", "--exclusive")
-        self._ask("sbatch", *where, "--output=/dev/null", "--wrap=sleep 1")
+        options = ("--partition=high", f"--nodelist={labels[0]['host']}", "--exclusive")
+        return self._run("sbatch", *options, "--output=/dev/null", "--wrap=sleep 1")
+
+    def _take_node_down(self, job: str) -> bool:
+        labels = self._labels(job)
+        if not labels or self._down_until:
+            return False
+        node = labels[0]["host"]
+        for state in ("DOWN", "DRAIN"):  # its slurmd still runs, so DOWN alone would not last
+            self._set_node_state(node, state)
+        self._down_until[node] = time.monotonic() + NODE_DOWN_SECONDS
         return True
 
-    def _fell(self, job: str) -> bool:
-        found = self._labels(job)
-        if not found or self._down:
-            return False
-        node = found[0]["host"]
-        for state in ("DOWN", "DRAIN"):  # as its slurmd lives, it would be back at once
-            self._node(node, state)
-        self._down[node] = time.monotonic() + DOWN
-        return True
+    def _resume_nodes(self, now: float) -> None:
+        for node in [node for node, until in self._down_until.items() if now > until]:
+            self._set_node_state(node, "RESUME")
+            del self._down_until[node]
 
-    def _raise_nodes(self, now: float) -> None:
-        for node in [node for node, until in self._down.items() if now > until]:
-            self._node(node, "RESUME")
-            del self._down[node]
-
-    def _node(self, node: str, state: str) -> None:
-        words = (f"NodeName={node}", f"State={state}", "Reason=storm")
-        self.cluster.run("scontrol", "update", *words)
+    def _set_node_state(self, node: str, state: str) -> None:
+        options = (f"NodeName={node}", f"State={state}", "Reason=faults")
+        self.cluster.run("scontrol", "update", *options)
 
     def _labels(self, job: str) -> list[dict[str, str]]:
-        """Nodes and processes of an element whose tasks have said that they run."""
-        found = []
+        """Host and process id of each task of a job that has reported that it is running."""
+        labels = []
         for path in [*self.logs.glob("*-*.json"), *self.logs.glob("*-*.rank*")]:
-            content = read_status(path)
-            if content.get("job") == job and content.get("state") == "running":
-                label = LABEL.fullmatch(content["label"])
-                found += [label.groupdict()] if label else []
-        return sorted(found, key=lambda label: label["pid"])
+            status = read_status(path)
+            if status.get("job") == job and status.get("state") == "running":
+                match = LABEL.fullmatch(status["label"])
+                labels += [match.groupdict()] if match else []
+        return sorted(labels, key=lambda label: label["pid"])
 
-    def _finish(self) -> None:
-        """Leave the cluster as it was found: nodes up, nobody submitting."""
-        self._raise_nodes(float("inf"))
+    def _restore_cluster(self) -> None:
+        """Resume nodes, and wait for a submission that still runs."""
+        self._resume_nodes(float("inf"))
         if self._submission is not None:
-            self._submission.wait(300)
+            self._submission.wait(SUBMIT_TIMEOUT_SECONDS)
 
 
 def _step(job: dict[str, str]) -> str:

@@ -1,50 +1,50 @@
-"""Watches what is committed below a root: is a file that was once committed ever written again?"""
+"""Check that committed files never change: compares each with its state when it was first seen."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-Mark = tuple[int, int, int]  # inode, time of change in ns, bytes: together they tell a rewrite
+FileState = tuple[int, int, int]  # inode, mtime in ns, bytes: a rewrite changes at least one
 
 
-class Witness:
-    """Notes every file of every unit of a corpus as it was when the unit was first seen."""
+class ImmutabilityCheck:
+    """Records the files of every committed unit of a corpus when the unit is first seen."""
 
     def __init__(self, root: Path, dataset: str) -> None:
-        self.home = root / "data" / dataset
-        self.marks: dict[Path, Mark] = {}
+        self.data_folder = root / "data" / dataset
+        self.states: dict[Path, FileState] = {}
         self.rewritten: set[Path] = set()
-        self._known: set[Path] = set()
+        self._units: set[Path] = set()
 
-    def look(self) -> None:
-        """Note what is new."""
-        for receipt in self.home.glob("*/*/receipt.json"):
+    def record(self) -> None:
+        """Record the units that are new since the last call."""
+        for receipt in self.data_folder.glob("*/*/receipt.json"):
             unit = receipt.parent
-            if unit.name.startswith(".") or unit in self._known:
+            if unit.name.startswith(".") or unit in self._units:
                 continue
             try:
-                found = {path: _mark(path) for path in unit.rglob("*") if path.is_file()}
+                states = {path: _state(path) for path in unit.rglob("*") if path.is_file()}
             except FileNotFoundError:
-                continue  # it is just being put aside; then it counts from when it comes back
-            self.marks |= found
-            self._known.add(unit)
+                continue  # the unit is being moved away; it is recorded if it comes back
+            self.states |= states
+            self._units.add(unit)
 
     def compare(self) -> None:
-        """Find what is no longer as it was first noted."""
-        for path, mark in self.marks.items():
+        """Add the files that differ from their recorded state to `rewritten`."""
+        for path, state in self.states.items():
             try:
-                same = _mark(path) == mark
+                unchanged = _state(path) == state
             except FileNotFoundError:
-                same = False
-            if not same:
+                unchanged = False
+            if not unchanged:
                 self.rewritten.add(path)
 
-    def seen(self, kind: str) -> int:
-        """How many units of a kind (`chunks`, `shards`) were noted."""
-        return sum(unit.parent.name.startswith(f"{kind}-") for unit in self._known)
+    def count_units(self, kind: str) -> int:
+        """The number of recorded units of a kind (`chunks`, `shards`)."""
+        return sum(unit.parent.name.startswith(f"{kind}-") for unit in self._units)
 
 
-def _mark(path: Path) -> Mark:
-    found = os.stat(path)
-    return found.st_ino, found.st_mtime_ns, found.st_size
+def _state(path: Path) -> FileState:
+    stat = os.stat(path)
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size

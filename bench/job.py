@@ -1,4 +1,4 @@
-"""What a training system is asked to do, and the base model as all of them are given it."""
+"""A training job that every system gets, and the base model that every peer starts from."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Job:
-    """A training, as a file that its process reads.
+    """One training run, saved as a JSON file that the system's process reads.
 
-    `kind`: which system. `model`: a folder in HF form. `documents`: an .npz of `ids` and `offsets`.
-    `out`: folder for the adapter. `width`: slots to which the padded systems cut and pad.
-    `length`: slots of a packed window. `windows`: padded windows of a micro-batch; `packed`:
-    packed windows of one; `flat`: documents of one, where they are laid end to end. The three make
-    about the same slots. `accumulate`: micro-batches of a step.
+    `kind`: the system. `model`: a folder in Hugging Face format. `documents`: an .npz file of `ids`
+    and `offsets`. `out`: folder for the adapter. `padded_length`: positions to which the padding
+    systems truncate and pad. `sequence_length`: positions of a packed window. A micro-batch has
+    `padded_windows`, `packed_windows`, or `flat_documents` (concatenated without padding); the
+    three have about the same number of positions. `accumulate`: micro-batches per optimizer step.
     """
 
     kind: str
@@ -29,41 +29,41 @@ class Job:
     root: str = ""
     dataset: str = ""
     base: str = ""
-    width: int = 512
-    length: int = 1024
-    windows: int = 4
-    packed: int = 2
-    flat: int = 5
+    padded_length: int = 512
+    sequence_length: int = 1024
+    padded_windows: int = 4
+    packed_windows: int = 2
+    flat_documents: int = 5
     accumulate: int = 1
     checkpointing: bool = True
     weights: str = "bf16"
     autocast: bool = True
     optimizer: str = "adamw"
     lr: float = 1e-3
-    rank: int = 16
-    alpha: int = 32
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
     betas: tuple[float, float] = (0.9, 0.95)
-    decay: float = 0.01
-    clip: float = 1.0
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
     seed: int = 0
 
     def write(self, path: Path) -> Path:
-        """Save it for `read`."""
+        """Save the job for `read`."""
         path.write_text(json.dumps(asdict(self)))
         return path
 
     def sequences(self) -> list[list[int]]:
-        """The documents, each with the token before it and the one after it."""
+        """The documents as token ids, each with its prefix token and its end token."""
         import numpy as np
 
         data = np.load(self.documents)
         ids, offsets = data["ids"], data["offsets"].tolist()
-        first, last = data["ends"].tolist()
-        return [[first, *ids[start:stop].tolist(), last] for start, stop in pairwise(offsets)]
+        prefix, end = data["ends"].tolist()
+        return [[prefix, *ids[start:stop].tolist(), end] for start, stop in pairwise(offsets)]
 
-    def learner(self) -> Any:
-        """Base model with adapters, as transformers and peft make it."""
+    def make_model(self) -> Any:
+        """The base model with LoRA adapters, made with transformers and peft."""
         import peft
         import torch
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -82,35 +82,35 @@ class Job:
             model.activation_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         config = peft.LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            target_modules=list(self.targets),
+            r=self.lora_rank,
+            lora_alpha=self.lora_alpha,
+            target_modules=list(self.lora_targets),
             task_type="CAUSAL_LM",
         )
         return peft.get_peft_model(model, config)
 
 
 def read(path: str) -> Job:
-    """A job that was written."""
-    found = json.loads(Path(path).read_text())
-    return Job(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+    """Read a job that `Job.write` saved."""
+    values = json.loads(Path(path).read_text())
+    return Job(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def forever(count: int, seed: int) -> Iterator[int]:
-    """Numbers below `count` in an order of chance, again and again."""
-    chance = random.Random(seed)
+def shuffled_indices(count: int, seed: int) -> Iterator[int]:
+    """Yield the numbers below `count` epoch after epoch, shuffled anew for each."""
+    rng = random.Random(seed)
     while True:
-        yield from chance.sample(range(count), count)
+        yield from rng.sample(range(count), count)
 
 
-def pad(rows: list[list[int]], width: int, filler: int) -> tuple[Any, Any, Any]:
-    """Ids, attention mask and labels of some documents, cut off and padded; each (rows, width)."""
+def pad(rows: list[list[int]], length: int, pad_id: int) -> tuple[Any, Any, Any]:
+    """Truncate and pad documents; returns ids, attention mask and labels, each (rows, length)."""
     import torch
 
-    ids = torch.full((len(rows), width), filler)
+    ids = torch.full((len(rows), length), pad_id)
     mask = torch.zeros_like(ids)
     for number, row in enumerate(rows):
-        kept = torch.tensor(row[:width])
-        ids[number, : len(kept)] = kept
-        mask[number, : len(kept)] = 1
+        truncated = torch.tensor(row[:length])
+        ids[number, : len(truncated)] = truncated
+        mask[number, : len(truncated)] = 1
     return ids, mask, ids.masked_fill(mask == 0, -100)

@@ -1,8 +1,8 @@
-"""Training side by side: each system in a process of its own, which takes a step when told.
+"""Train several systems in lockstep: each runs in its own process and takes a step when told.
 
-All systems stand loaded next to each other and one after the other takes one optimizer step, so
-what else the machine does meets all of them alike, and nothing is loaded twice. CPU time stands
-still while a process waits for its turn: what is counted is all that it does from step to step.
+All systems are loaded at the same time and take one optimizer step each in turn, so that other load
+on the machine affects them alike and each is loaded only once. A waiting process uses no CPU time;
+everything that it does from one step to the next is counted.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-READY = 900.0
-LIBRARIES = {
+SAVE_TIMEOUT_SECONDS = 900.0
+ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
@@ -26,119 +26,120 @@ LIBRARIES = {
 }
 
 
-class Failed(Exception):
-    """A system that did not go on, with the end of what it said."""
+class SystemFailed(Exception):
+    """A system failed; the message is the last line of its log."""
 
 
 class Worker:
-    """The measuring side: a system in its process.
+    """The measuring side of the protocol: a system in its own process.
 
     Args:
-        words: The command; it gets "go" or "end" a line, and answers each "go" with a line of JSON.
-        log: Where what it says goes.
-        core: The one core that it may use.
+        command: Starts the system, which reads "step" or "end" from standard input and answers each
+            "step" with a line of JSON.
+        log: File for the standard error of the system.
+        core: The core to which the process is bound.
     """
 
-    def __init__(self, words: list[str], log: Path, core: int) -> None:
+    def __init__(self, command: list[str], log: Path, core: int) -> None:
         self._log = log
-        with log.open("wb") as said:
+        with log.open("wb") as stderr:
             self._process = subprocess.Popen(
-                words,
+                command,
                 cwd=log.parent,
-                env={**os.environ, **LIBRARIES},
+                env={**os.environ, **ENVIRONMENT},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=stderr,
                 text=True,
                 bufsize=1,
             )
         os.sched_setaffinity(self._process.pid, {core})
-        self._hear()
+        self._receive()
 
-    def turn(self) -> dict[str, Any]:
-        """One optimizer step: seconds of CPU, real tokens, slots, loss, peak bytes so far."""
-        self._say("go")
-        return self._hear()
+    def step(self) -> dict[str, Any]:
+        """One optimizer step: CPU seconds, real tokens, positions, loss, peak bytes so far."""
+        self._send("step")
+        return self._receive()
 
     def end(self) -> None:
-        """Let it save what it has learned, and wait for it.
+        """Let the system save its adapter, and wait for its end.
 
         Raises:
-            Failed: It ended badly.
+            SystemFailed: It ended with another exit code than 0.
         """
-        self._say("end")
-        self._process.communicate(timeout=READY)
+        self._send("end")
+        self._process.communicate(timeout=SAVE_TIMEOUT_SECONDS)
         if self._process.returncode:
-            raise Failed(self._said())
+            raise SystemFailed(self._last_log_line())
 
     def kill(self) -> None:
-        """End it, whatever it does."""
+        """Kill the process."""
         self._process.kill()
         self._process.communicate()
 
-    def _say(self, word: str) -> None:
+    def _send(self, message: str) -> None:
         assert self._process.stdin
         try:
-            self._process.stdin.write(f"{word}\n")
+            self._process.stdin.write(f"{message}\n")
             self._process.stdin.flush()
         except OSError:
-            raise Failed(self._said()) from None
+            raise SystemFailed(self._last_log_line()) from None
 
-    def _hear(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
-            raise Failed(self._said())
-        found: dict[str, Any] = json.loads(line)
-        return found
+            raise SystemFailed(self._last_log_line())
+        message: dict[str, Any] = json.loads(line)
+        return message
 
-    def _said(self) -> str:
+    def _last_log_line(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        return (lines or ["it said nothing"])[-1][:300]
+        return (lines or ["the log is empty"])[-1][:300]
 
 
-class Turns:
-    """The system's side. `begin` before the first step, `step` after each."""
+class Lockstep:
+    """The system's side of the protocol: `begin` before the first step, `step` after each."""
 
     def __init__(self) -> None:
-        # libraries print to standard output as they like: that goes where errors go
+        # Libraries print to standard output: send that to standard error, keep stdout for answers.
         self._answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
-        self._since = 0.0
+        self._step_started = 0.0
 
     def begin(self) -> None:
-        """Say that all is loaded, and wait for the first turn."""
-        self._wait({})
+        """Report that everything is loaded, and wait for the first step."""
+        self._exchange({})
 
     def step(self, tokens: int, slots: int, loss: float) -> bool:
-        """Account for a step and wait for the next turn: whether to go on, or save and end."""
-        return self.next(self.account(tokens, slots, loss))
+        """Report a step and wait: True for another step, False to save and end."""
+        return self.report(self.measure_step(tokens, slots, loss))
 
-    def account(self, tokens: int, slots: int, loss: float) -> dict[str, Any]:
-        """What a step cost, up to now.
+    def measure_step(self, tokens: int, slots: int, loss: float) -> dict[str, Any]:
+        """The cost of the current step up to now.
 
         Args:
-            tokens: Targets that were learned from.
+            tokens: Targets that contributed to the loss.
             slots: Positions that went through the model.
             loss: Mean over the tokens, nats.
         """
-        used = time.process_time() - self._since
-        return {"cpu": used, "tokens": tokens, "slots": slots, "loss": loss, "peak": peak()}
+        cpu = time.process_time() - self._step_started
+        return {"cpu": cpu, "tokens": tokens, "slots": slots, "loss": loss, "peak": peak_bytes()}
 
-    def next(self, row: dict[str, Any], **more: Any) -> bool:
-        """Say what a step cost, and what else is to be noted; wait for the next turn."""
-        return self._wait({**row, **more})
+    def report(self, cost: dict[str, Any], **more: Any) -> bool:
+        """Report the cost of a step and other values, and wait as `step` does."""
+        return self._exchange({**cost, **more})
 
-    def _wait(self, row: dict[str, Any]) -> bool:
-        print(json.dumps(row), file=self._answers, flush=True)
-        go = sys.stdin.readline().strip() == "go"
-        self._since = time.process_time()
-        return go
+    def _exchange(self, answer: dict[str, Any]) -> bool:
+        print(json.dumps(answer), file=self._answers, flush=True)
+        go_on = sys.stdin.readline().strip() == "step"
+        self._step_started = time.process_time()
+        return go_on
 
 
-def peak() -> int:
-    """The most memory that this process ever had, bytes (VmHWM)."""
+def peak_bytes() -> int:
+    """Peak resident memory of this process in bytes (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    (found,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return int(found) * 1024
+    (kibibytes,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(kibibytes) * 1024

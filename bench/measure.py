@@ -1,12 +1,12 @@
-"""What a command costs: CPU of its whole process tree, wall, memory, watched from outside.
+"""Measure a command from outside: CPU of its process tree, wall time, memory.
 
     python -m bench.measure RESULT.json [--core N] -- COMMAND …
 
-The process that runs this is the reaper of all that the command leaves behind: a forkserver or a
-daemon whose parent has ended is waited for here, too, so the kernel's account (`RUSAGE_CHILDREN`)
-has all of it. Should somebody let the kernel reap its children (SIGCHLD ignored), what was seen of
-them in /proc counts instead, whichever is more. Memory is polled: resident pages of all processes
-together, in which shared pages count more than once; the largest process is the kernel's figure.
+The measuring process is a child subreaper: it also waits for processes whose parent has ended, such
+as a forkserver or a daemon, so `RUSAGE_CHILDREN` covers the whole tree. Processes that are never
+waited for (SIGCHLD ignored) are covered by polling /proc; the larger of the two figures counts. The
+memory of the tree is polled: resident pages of all processes, shared pages counted once per
+process. The memory of the largest process comes from the kernel.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
-POLL = 0.05  # a look at a hundred processes takes 2 ms
-GRACE = 10.0  # seconds that what is left behind may still run
-TICK = os.sysconf("SC_CLK_TCK")
-PAGE = os.sysconf("SC_PAGE_SIZE")
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+POLL_SECONDS = 0.05  # one poll of a hundred processes takes 2 ms
+ORPHAN_GRACE_SECONDS = 10.0  # for processes that outlive the command
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU and wall seconds; peak bytes of the whole tree, and of its largest process; exit code."""
+    """CPU and wall seconds, peak bytes of the tree and of its largest process, exit code."""
 
     cpu: float
     wall: float
@@ -43,37 +43,37 @@ class Usage:
     code: int
 
 
-class Failed(Exception):
-    """A measured command that did not end well, with the end of what it said."""
+class CommandFailed(Exception):
+    """A measured command failed; the message has the end of its output."""
 
 
 def measure(
-    words: list[str],
+    command: list[str],
     *,
     core: int | None = None,
     cwd: Path = ROOT,
     environment: Mapping[str, str] | None = None,
     timeout: float = 3600,
 ) -> Usage:
-    """Run a command and say what it cost.
+    """Run a command and measure its cost.
 
     Args:
-        words: The command.
-        core: The one core that it may use; None for all.
-        cwd: Where it runs.
-        environment: What is added to the environment.
-        timeout: Seconds after which it is given up.
+        command: The command and its arguments.
+        core: The core to which it is bound; None for all cores.
+        cwd: Its working directory.
+        environment: Variables added to the environment.
+        timeout: Seconds after which `subprocess.TimeoutExpired` is raised.
 
     Raises:
-        Failed: It ended with another code than 0.
+        CommandFailed: The command ended with an exit code other than 0.
     """
     with tempfile.TemporaryDirectory() as name:
-        result, said = Path(name) / "usage.json", Path(name) / "said"
-        bound = [] if core is None else ["--core", str(core)]
-        own = [sys.executable, "-m", "bench.measure", str(result), *bound, "--", *words]
-        with said.open("wb") as log:
+        result, output = Path(name) / "usage.json", Path(name) / "output"
+        affinity = [] if core is None else ["--core", str(core)]
+        measuring = [sys.executable, "-m", "bench.measure", str(result), *affinity, "--", *command]
+        with output.open("wb") as log:
             subprocess.run(
-                own,
+                measuring,
                 cwd=cwd,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
                 stdin=subprocess.DEVNULL,
@@ -81,37 +81,37 @@ def measure(
                 stderr=subprocess.STDOUT,
                 timeout=timeout,
             )
-        end = said.read_text(errors="replace").strip()[-2000:]
+        end = output.read_text(errors="replace").strip()[-2000:]
         if not result.exists():
-            raise Failed(end)
+            raise CommandFailed(end)
         usage = Usage(**json.loads(result.read_text()))
     if usage.code:
-        raise Failed(f"{' '.join(words[:6])} ended with code {usage.code}: {end}")
+        raise CommandFailed(f"{' '.join(command[:6])} ended with code {usage.code}: {end}")
     return usage
 
 
-def watch(words: list[str]) -> Usage:
-    """Run a command in this process's care; may be called once in a process."""
-    if ctypes.CDLL(None, use_errno=True).prctl(SUBREAPER, 1, 0, 0, 0):
+def run_measured(command: list[str]) -> Usage:
+    """Run a command as a child of this process; call it at most once per process."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
-    seen: dict[int, float] = {}
+    cpu_by_pid: dict[int, float] = {}
     tree = 0
     started = time.monotonic()
-    process = subprocess.Popen(words)
+    process = subprocess.Popen(command)
     while process.poll() is None:
-        tree = max(tree, _look(seen))
-        time.sleep(POLL)
+        tree = max(tree, _poll(cpu_by_pid))
+        time.sleep(POLL_SECONDS)
     wall = time.monotonic() - started
     _reap()
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = max(used.ru_utime + used.ru_stime, sum(seen.values()))
-    largest = used.ru_maxrss * 1024
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = max(usage.ru_utime + usage.ru_stime, sum(cpu_by_pid.values()))
+    largest = usage.ru_maxrss * 1024
     return Usage(cpu, wall, max(tree, largest), largest, process.returncode)
 
 
 def _reap() -> None:
-    """Wait for what the command has left behind; end what does not end by itself."""
-    deadline = time.monotonic() + GRACE
+    """Wait for processes that outlived the command; kill them after the grace period."""
+    deadline = time.monotonic() + ORPHAN_GRACE_SECONDS
     while True:
         try:
             if os.waitpid(-1, os.WNOHANG)[0]:
@@ -121,41 +121,41 @@ def _reap() -> None:
         if time.monotonic() > deadline:
             for pid in _descendants(os.getpid()):
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
 
 
-def _look(seen: dict[int, float]) -> int:
-    """Note the CPU of every process of the tree; returns their resident bytes."""
+def _poll(cpu_by_pid: dict[int, float]) -> int:
+    """Record the CPU seconds of every process of the tree; return their resident bytes."""
     total = 0
     for pid, fields in _descendants(os.getpid()).items():
-        seen[pid] = (int(fields[11]) + int(fields[12])) / TICK
-        total += int(fields[21]) * PAGE
+        cpu_by_pid[pid] = (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+        total += int(fields[21]) * PAGE_BYTES
     return total
 
 
 def _descendants(root: int) -> dict[int, list[str]]:
-    """The processes below one, with the fields of /proc/PID/stat that follow the name."""
+    """All descendants of a process, with the fields of /proc/PID/stat after the process name."""
     stats: dict[int, list[str]] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             stats[int(name)] = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # it has ended
-    found: dict[int, list[str]] = {}
-    below = {root}
-    while below:
-        below = {pid for pid, fields in stats.items() if int(fields[1]) in below}
-        found |= {pid: stats[pid] for pid in below}
-    return found
+            continue  # the process has ended
+    descendants: dict[int, list[str]] = {}
+    generation = {root}
+    while generation:
+        generation = {pid for pid, fields in stats.items() if int(fields[1]) in generation}
+        descendants |= {pid: stats[pid] for pid in generation}
+    return descendants
 
 
 def main() -> None:
-    """Measure the command on the command line."""
-    cut = sys.argv.index("--")
-    result, *options = sys.argv[1:cut]
+    """Measure the command that follows `--` on the command line."""
+    separator = sys.argv.index("--")
+    result, *options = sys.argv[1:separator]
     if options:
         os.sched_setaffinity(0, {int(options[1])})
-    usage = watch(sys.argv[cut + 1 :])
+    usage = run_measured(sys.argv[separator + 1 :])
     Path(result).write_text(json.dumps(asdict(usage)))
 
 

@@ -1,4 +1,4 @@
-"""Gristmill, called as anybody calls it: `python -m jobs run STAGE` on a local file."""
+"""Gristmill through its command line: `python -m jobs run STAGE` on a local file."""
 
 from __future__ import annotations
 
@@ -13,54 +13,59 @@ from bench.corpora import Corpus
 from bench.measure import Usage, measure
 from pipeline.core.receipt import load
 
-SPLITS = ("tokenize.validation=0.1", "tokenize.test=0.1")  # so that a tiny corpus has all three
+SPLITS = (
+    "tokenize.validation=0.1",
+    "tokenize.test=0.1",
+)  # large, so that a tiny corpus has all three
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run of the product on one corpus, below a root of its own."""
+class ProductRun:
+    """A run of Gristmill on one corpus, with its own root folder."""
 
     root: Path
     dataset: Path
     settings: tuple[str, ...] = SPLITS
 
     @property
-    def home(self) -> Path:
-        """Where the product puts what belongs to the corpus."""
+    def data_folder(self) -> Path:
+        """The folder of the corpus below the root."""
         return self.root / "data" / self.dataset.stem
 
-    def stage(self, what: str, *, cpus: int = 1, core: int | None = None, of: str = "0/1") -> Usage:
-        """Run a stage or step and say what it cost."""
-        words = [sys.executable, "-m", "jobs", "run", what, f"--dataset={self.dataset}"]
-        words += [f"--model={self.root / 'model'}", f"--root={self.root}", "--profile=local"]
-        words += [f"--element={of}", f"--cpus={cpus}", "--name=bench", *self.settings]
+    def stage(
+        self, name: str, *, cpus: int = 1, core: int | None = None, element: str = "0/1"
+    ) -> Usage:
+        """Run a stage or step and measure its cost."""
+        command = [sys.executable, "-m", "jobs", "run", name, f"--dataset={self.dataset}"]
+        command += [f"--model={self.root / 'model'}", f"--root={self.root}", "--profile=local"]
+        command += [f"--element={element}", f"--cpus={cpus}", "--name=bench", *self.settings]
         environment = {"RAYON_NUM_THREADS": str(cpus), "OMP_NUM_THREADS": str(cpus)}
-        return measure(words, core=core, environment=environment)
+        return measure(command, core=core, environment=environment)
 
-    def forget(self, *kinds: str) -> None:
-        """Remove what stages have made: `chunks`, `shards`."""
+    def delete_outputs(self, *kinds: str) -> None:
+        """Delete the outputs of stages: `raw`, `chunks`, `shards`."""
         for kind in kinds:
-            for folder in self.home.glob(f"{kind}-*"):
+            for folder in self.data_folder.glob(f"{kind}-*"):
                 shutil.rmtree(folder)
 
     def chunks(self) -> list[Path]:
-        """The chunks that decompress has made."""
-        return sorted(self.home.glob("chunks-*/chunk-*/*.zst"))
+        """The chunk files of decompress."""
+        return sorted(self.data_folder.glob("chunks-*/chunk-*/*.zst"))
 
     def digest(self) -> str:
-        """Of what was sealed."""
-        (folder,) = self.home.glob("shards-*/seal")
+        """The content digest of the sealed shards."""
+        (folder,) = self.data_folder.glob("shards-*/seal")
         receipt = load(folder)
-        assert receipt, "it is not sealed"
+        assert receipt, "the shards are not sealed"
         return receipt.digest
 
     def shards(self) -> list[Path]:
-        """The shards that tokenize has made, by chunk."""
-        return sorted(self.home.glob("shards-*/chunk-*/*.parquet"))
+        """The shard files of tokenize, in the order of chunks."""
+        return sorted(self.data_folder.glob("shards-*/chunk-*/*.parquet"))
 
 
-def prepare(corpus: Corpus, model: Path, folder: Path, *settings: str) -> Run:
-    """A run whose corpus and model are downloaded."""
+def prepare(corpus: Corpus, model: Path, folder: Path, *settings: str) -> ProductRun:
+    """Make a run and download its corpus and model."""
     root = folder / corpus.name
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
@@ -69,6 +74,6 @@ def prepare(corpus: Corpus, model: Path, folder: Path, *settings: str) -> Run:
     dataset.write_text(
         yaml.safe_dump({"urls": [corpus.packed.resolve().as_uri()], "id_field": "meta.id"})
     )
-    run = Run(root, dataset, (*SPLITS, *settings))
+    run = ProductRun(root, dataset, (*SPLITS, *settings))
     run.stage("download")
     return run

@@ -1,9 +1,9 @@
-"""Distinct real text, as much as can be had without a network: what lies about on any machine.
+"""Distinct real text that is available without a network.
 
-Docstrings and comments of every Python file of the interpreter and its packages, the documents that
-come with them (`.rst`, `.md`, `.txt`, `.html`), what Debian puts under /usr/share/doc and
-/usr/share/man, and the NIH sample in the shared folder if there is one. A paragraph is taken once,
-so licences and copied documents do not count twice.
+The sources are docstrings and comments of the interpreter's Python files and packages, their
+documentation (`.rst`, `.md`, `.txt`, `.html`), Debian's files under /usr/share/doc and
+/usr/share/man, and the NIH sample in the shared folder if it exists. Each paragraph is used once,
+so licences and other copies do not repeat.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import zstandard
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("GRISTMILL_SHARED", ROOT.parent / "shared"))
-DEBIAN = (Path("/usr/share/doc"), Path("/usr/share/man"))
-PROSE = {".rst", ".md", ".txt", ".html"}
-LARGEST = 20_000_000
-SHORTEST = 60  # bytes of a paragraph; below are headings, signatures and numbers
+DEBIAN_FOLDERS = (Path("/usr/share/doc"), Path("/usr/share/man"))
+PROSE_SUFFIXES = {".rst", ".md", ".txt", ".html"}
+MAX_FILE_BYTES = 20_000_000
+MIN_PARAGRAPH_CHARACTERS = 60  # shorter ones are headings, signatures and numbers
 CODE = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'|((?:^[ \t]*#.*\n)+)', re.DOTALL | re.MULTILINE)
 HASH = re.compile(r"^[ \t]*#[#:! ]*", re.MULTILINE)
 TAG = re.compile(r"<(script|style).*?</\1>|<[^>]*>", re.DOTALL)
@@ -37,46 +37,46 @@ WORD = re.compile(r"(?<![^\s(\"'])[A-Za-z]{2,}(?=[\s.,;:!?)\"']|$)")
 SPACES = re.compile(r"[ \t]+")
 
 
-def harvest(roots: Iterable[Path] | None = None, limit: int | None = None) -> str:
-    """Paragraphs with a blank line between them, each but once; always in the same order.
+def collect(roots: Iterable[Path] | None = None, limit: int | None = None) -> str:
+    """Collect distinct paragraphs, separated by blank lines, in a reproducible order.
 
     Args:
-        roots: Folders to look into, in place of all that are known.
-        limit: Characters after which it is enough.
+        roots: Folders to search instead of the default ones.
+        limit: Stop after about this many characters.
     """
     seen: set[bytes] = set()
-    kept: list[str] = []
+    paragraphs: list[str] = []
     size = 0
     for text in _texts(roots):
         for paragraph in BLANK.split(text):
             tidy = SPACES.sub(" ", paragraph).strip()
             digest = blake2b(tidy.encode("utf-8", "replace"), digest_size=8).digest()
-            if len(tidy) < SHORTEST or digest in seen or not _prose(tidy):
+            if len(tidy) < MIN_PARAGRAPH_CHARACTERS or digest in seen or not _is_prose(tidy):
                 continue
             seen.add(digest)
-            kept.append(tidy)
+            paragraphs.append(tidy)
             size += len(tidy) + 2
         if limit is not None and size >= limit:
             break
-    return "\n\n".join(kept).encode("utf-8", "replace").decode()
+    return "\n\n".join(paragraphs).encode("utf-8", "replace").decode()
 
 
-def _prose(paragraph: str) -> bool:
-    """Whether it is made of words; tables of numbers and code between quotes are not."""
+def _is_prose(paragraph: str) -> bool:
+    """Whether a paragraph consists of words, unlike tables of numbers and quoted code."""
     return len(WORD.findall(paragraph)) * 10 > len(paragraph)
 
 
 def _texts(roots: Iterable[Path] | None) -> Iterator[str]:
     if roots is None:
         yield from nih()
-    # by the hash of its path: neighbours in the corpus come from all over, as in the Pile
+    # Sorted by the hash of the path: neighbouring documents have unrelated sources, as in the Pile.
     files = set(_files(_roots() if roots is None else roots))
     for path in sorted(files, key=lambda path: blake2b(bytes(path)).digest()):
         yield _read(path)
 
 
 def nih() -> Iterator[str]:
-    """The abstracts of the NIH sample, if it is there."""
+    """Yield the abstracts of the NIH sample, if it exists."""
     sample = SHARED / "data" / "nih_sample.jsonl.zst"
     if sample.is_file():
         with sample.open("rb") as file:
@@ -87,39 +87,39 @@ def nih() -> Iterator[str]:
 def _roots() -> list[Path]:
     python = {sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")}
     base = Path(sys.base_prefix, *Path(sysconfig.get_path("stdlib")).parts[-2:], "site-packages")
-    return [*map(Path, python), base, *map(Path, site.getsitepackages()), *DEBIAN]
+    return [*map(Path, python), base, *map(Path, site.getsitepackages()), *DEBIAN_FOLDERS]
 
 
 def _files(roots: Iterable[Path]) -> Iterator[Path]:
     for root in roots:
         for folder, _, names in os.walk(root):
-            yield from (Path(folder, n).resolve() for n in names if _kind(Path(folder, n)))
+            yield from (Path(folder, n).resolve() for n in names if _file_type(Path(folder, n)))
 
 
-def _kind(path: Path) -> str:
-    """How to read a file; "" where it holds no text worth taking."""
+def _file_type(path: Path) -> str:
+    """How to read a file; "" if it is not used."""
     plain = path.with_suffix("") if path.suffix == ".gz" else path
     if plain.suffix in (".py", ".pyi"):
         return "code"
-    if plain.suffix in PROSE:
+    if plain.suffix in PROSE_SUFFIXES:
         return "html" if plain.suffix == ".html" else "prose"
-    if path.parent.parent == DEBIAN[1] and path.parent.name.startswith("man"):
+    if path.parent.parent == DEBIAN_FOLDERS[1] and path.parent.name.startswith("man"):
         return "roff"
-    return "prose" if DEBIAN[0] in path.parents and path.suffix in ("", ".gz") else ""
+    return "prose" if DEBIAN_FOLDERS[0] in path.parents and path.suffix in ("", ".gz") else ""
 
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > LARGEST:
+        if path.stat().st_size > MAX_FILE_BYTES:
             return ""
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = data.decode()
     except (OSError, EOFError, ValueError):
         return ""
-    kind = _kind(path)
-    if kind == "code":
-        found = (a or b or HASH.sub("", c) for a, b, c in CODE.findall(text))
-        return "\n\n".join(found)
-    if kind == "html":
+    file_type = _file_type(path)
+    if file_type == "code":
+        matches = (a or b or HASH.sub("", c) for a, b, c in CODE.findall(text))
+        return "\n\n".join(matches)
+    if file_type == "html":
         return html.unescape(TAG.sub(" ", text))
-    return ROFF.sub("", text.replace("\\-", "-")) if kind == "roff" else text
+    return ROFF.sub("", text.replace("\\-", "-")) if file_type == "roff" else text

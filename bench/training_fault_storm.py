@@ -1,16 +1,17 @@
-"""A training in a queue that leaves it no peace, by one rank and by two, beside one left alone.
+"""Stress-test training with random faults, on one rank and on two.
 
     python -m bench.training_fault_storm [--model MODEL] [--ranks 1,2] [--steps 600] [--kills 20]
-                                   [--every 12] [--seed 0]
+                                         [--every 12] [--seed 0]
 
-On the test cluster (tests/cluster/up.sh, started and stopped here unless it is up already) the
-default recipe (8-bit weights, LoRA with dropout, checkpointing, accumulation) is trained twice for
-each number of ranks, which are as many nodes: undisturbed, and struck at random (bench/fault_injection.py)
-by SIGKILLs to one of its processes, signals that announce a time limit, and preemptions. What has
-failed is submitted again. The model is one of two layers, unless another is named.
+Runs on the test cluster (tests/cluster/up.sh), which is started and stopped unless it is already
+running. For each number of ranks, with one node per rank, the default recipe (8-bit weights, LoRA
+with dropout, gradient checkpointing, gradient accumulation) is trained twice: without faults, and
+with random faults (bench/fault_injection.py): SIGKILL to one of its processes, the signal before a
+time limit, and preemption. Failed jobs are submitted again. The model has two layers, unless
+another one is named.
 
-Exit code 1 if the two do not end in the same bytes, if any step had another loss, or if fewer
-strikes fell than were asked for.
+The exit code is 1 if the final bytes differ, if the loss of any step differs, or if not all faults
+were injected.
 """
 
 from __future__ import annotations
@@ -29,87 +30,99 @@ from typing import Any
 
 import yaml
 
-from bench import corpora, fault_injection, setup
-from bench.fault_injection import Storm, Strike
-from bench.fault_storm import DATA, NAME, Way, running_cluster, say, table
+from bench import corpora, setup
+from bench.fault_injection import (
+    TRAINING_FAULTS,
+    Fault,
+    FaultInjector,
+    add_options,
+    sample_faults,
+)
+from bench.fault_storm import DATA, NAME, PipelineRun, log, running_cluster, table
 from pipeline.core.receipt import load
 from pipeline.dag import find
 from pipeline.train.metrics_log import METRICS
 from tests.cluster.fixture import Cluster
 
-MB = 2.0
-TIMEOUT = 7200.0
-WORDS = (
-    "train.sequence_length=128", "train.batch_size=4", "train.micro_batch_size=1", "train.checkpoint_every=50",
-    "train.validate_every=200", "train.validation_documents=4", "train.validation_tokens=2000",
-    "train.sample_tokens=8", "train.lr=1e-3", "train.lora_dropout=0.1",
+CORPUS_MB = 2.0
+TIMEOUT_SECONDS = 7200.0
+OVERRIDES = (
+    "train.sequence_length=128", "train.batch_size=4", "train.micro_batch_size=1",
+    "train.checkpoint_every=50", "train.validate_every=200", "train.validation_documents=4",
+    "train.validation_tokens=2000", "train.sample_tokens=8", "train.lr=1e-3",
+    "train.lora_dropout=0.1",
 )  # fmt: skip
+
+MetricRows = dict[tuple[str, int], set[tuple[float, ...]]]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a training ended in, and how often steps were taken again.
+class TrainingOutcome:
+    """The result of a training.
 
-    `learned`: sha256 of the weights. `rows`: loss, gradient norm and rate of each step, and the
-    loss of each validation, by kind and step; a set of more than one where they differed.
+    `adapter`: sha256 of the weights. `rows`: loss, gradient norm and learning rate of each step,
+    and the loss of each validation, by kind and step; more than one value if a repeated step
+    differed. `repeated`: number of repeated steps.
     """
 
-    learned: str
-    rows: dict[tuple[str, int], set[tuple[float, ...]]]
+    adapter: str
+    rows: MetricRows
     repeated: int
 
-    def same(self, other: Outcome) -> bool:
-        """Whether both went the same way to the same end."""
-        sure = all(len(values) == 1 for values in self.rows.values())
-        return sure and (self.learned, self.rows) == (other.learned, other.rows)
+    def equals(self, other: TrainingOutcome) -> bool:
+        """Whether all steps and the final weights are equal, also those of repeated steps."""
+        consistent = all(len(values) == 1 for values in self.rows.values())
+        return consistent and (self.adapter, self.rows) == (other.adapter, other.rows)
 
 
 class Training:
-    """A way whose data is ready, and its training in the queue."""
+    """A training in the queue, of a run whose data is ready."""
 
-    def __init__(self, ready: Way, way: Way, ranks: int) -> None:
-        self.way, self.folder = way, find(way.config, way.root, "train.train").work.folder
-        # a unit is never changed, so that links do
+    def __init__(self, ready: PipelineRun, run: PipelineRun, ranks: int) -> None:
+        self.run, self.folder = run, find(run.config, run.root, "train.train").work.folder
+        # Committed units never change, so hard links are enough.
         for name in ("data", "models"):
-            shutil.copytree(ready.root / name, way.root / name, copy_function=os.link)
-        self.profile = way.root.with_suffix(".yaml")
+            shutil.copytree(ready.root / name, run.root / name, copy_function=os.link)
+        self.profile = run.root.with_suffix(".yaml")
         train = {"partition": "low", "mem": "6000M", "nodes": ranks}
         jobs = {"train": train, "evaluate": {"sbatch": {"hold": True}}}
         self.profile.write_text(yaml.safe_dump({"extends": "gristmill-test", "jobs": jobs}))
 
-    def over(self) -> bool:
-        """Whether it has ended."""
+    def is_done(self) -> bool:
+        """Whether training has published its best adapter."""
         return load(self.folder / "best") is not None
 
-    def run(self, cluster: Cluster, drawn: list[Strike], seed: int) -> tuple[Storm, float]:
-        """To its end; gives what was done to it, and seconds."""
-        logs = self.way.root / "runs" / NAME / "logs"
-        submit = partial(self.way.submit, self.profile)
-        storm = Storm(
-            cluster, fault_injection.TRAINING, logs, submit, drawn, seed, say, self._steps
+    def train(
+        self, cluster: Cluster, faults: list[Fault], seed: int
+    ) -> tuple[FaultInjector, float]:
+        """Train to the end; returns the injector and the wall seconds."""
+        logs = self.run.root / "runs" / NAME / "logs"
+        submit = partial(self.run.submit, self.profile)
+        injector = FaultInjector(
+            cluster, TRAINING_FAULTS, logs, submit, faults, seed, log, self._metrics_bytes
         )
         try:
-            return storm, storm.blow(self.over, TIMEOUT)
+            return injector, injector.run(self.is_done, TIMEOUT_SECONDS)
         finally:
             cluster.cancel_all()
 
-    def _steps(self) -> int:
-        """What grows with every step: strikes are to meet these, and not only its start."""
+    def _metrics_bytes(self) -> int:
+        """Size of the metrics file, which grows with every step: faults should hit steps."""
         path = self.folder / METRICS
         return path.stat().st_size if path.exists() else 0
 
-    def outcome(self) -> Outcome:
-        """What it ended in."""
+    def outcome(self) -> TrainingOutcome:
+        """The result of the finished training."""
         receipt = load(self.folder / "best")
         assert receipt is not None
-        (learned,) = [o.sha256 for n, o in receipt.outputs.items() if n.endswith(".safetensors")]
-        return Outcome(learned, *read(self.folder / METRICS))
+        (adapter,) = [o.sha256 for n, o in receipt.outputs.items() if n.endswith(".safetensors")]
+        return TrainingOutcome(adapter, *read_metrics(self.folder / METRICS))
 
 
-def read(path: Path) -> tuple[dict[tuple[str, int], set[tuple[float, ...]]], int]:
-    """Rows of a training's metrics as `Outcome` has them, and how many steps came again."""
-    rows: dict[tuple[str, int], set[tuple[float, ...]]] = {}
-    taken: Counter[int] = Counter()
+def read_metrics(path: Path) -> tuple[MetricRows, int]:
+    """The rows of a metrics file as in `TrainingOutcome`, and the number of repeated steps."""
+    rows: MetricRows = {}
+    count_by_step: Counter[int] = Counter()
     for line in path.read_text().splitlines():
         if not line.endswith("}"):
             continue  # torn by a kill
@@ -117,83 +130,88 @@ def read(path: Path) -> tuple[dict[tuple[str, int], set[tuple[float, ...]]], int
         values = tuple(row[name] for name in ("loss", "grad_norm", "lr") if name in row)
         if row["kind"] in ("step", "validation"):
             rows.setdefault((row["kind"], row["step"]), set()).add(values)
-            taken[row["step"]] += row["kind"] == "step"
-    return rows, sum(count - 1 for count in taken.values() if count)
+            count_by_step[row["step"]] += row["kind"] == "step"
+    return rows, sum(count - 1 for count in count_by_step.values() if count)
 
 
-def arguments() -> argparse.Namespace:
-    """What the command line says."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="", help="an id or a folder; else one of two layers")
-    parser.add_argument("--ranks", default="1,2", help="one after another")
+    parser.add_argument("--model", default="", help="model id or folder (default: two layers)")
+    parser.add_argument("--ranks", default="1,2", help="numbers of ranks, comma-separated")
     parser.add_argument("--steps", type=int, default=600)
-    fault_injection.add_options(parser, 12.0)
+    add_options(parser, 12.0)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Run them and print what they came to."""
-    chosen = arguments()
-    folder = DATA / "training-storm"
+    """Train with and without faults, and print the comparison."""
+    options = parse_arguments()
+    folder = DATA / "training-fault-storm"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    corpus = corpora.make("nih", MB, DATA, cache(lambda: corpora.cached(DATA)))
+    corpus = corpora.make("nih", CORPUS_MB, DATA, cache(lambda: corpora.cached(DATA)))
     dataset = folder / "stormy.yaml"
     url = corpus.packed.resolve().as_uri()
     dataset.write_text(yaml.safe_dump({"urls": [url], "id_field": "meta.id"}))
-    words = [*WORDS, f"train.steps={chosen.steps}"]
-    base = chosen.model or setup.tiny(DATA)
+    overrides = [*OVERRIDES, f"train.steps={options.steps}"]
+    base = options.model or setup.tiny_llama(DATA)
 
-    def way(name: str) -> Way:
-        return Way(folder / name, dataset, base, words)
+    def make_run(name: str) -> PipelineRun:
+        return PipelineRun(folder / name, dataset, base, overrides)
 
-    say("making the data ready")
-    way("ready").calm()
-    rows = [("ranks", "", *fault_injection.TRAINING.kinds, "restarts", "submits", "steps again", "wall",
+    log("preparing the data")
+    make_run("ready").run_local()
+    rows = [("ranks", "", *TRAINING_FAULTS.kinds, "restarts", "submits", "repeated steps", "wall",
              "last validation", "adapter")]  # fmt: skip
-    differ = missing = 0
+    different = missing = 0
     with running_cluster() as cluster:
-        for ranks in map(int, chosen.ranks.split(",")):
-            found = compare(chosen, cluster, way, ranks)
-            rows += found[0]
-            differ += not found[1]
-            missing += found[2]
+        for ranks in map(int, options.ranks.split(",")):
+            new_rows, equal, pending = compare(options, cluster, make_run, ranks)
+            rows += new_rows
+            different += not equal
+            missing += pending
     print(table(rows))
-    print(f"\n{chosen.model or 'two layers'}, {chosen.steps} steps, seed {chosen.seed}: ", end="")
-    print(f"{differ} DIFFER" if differ else "losses of all steps and all bytes equal")
+    print(
+        f"\n{options.model or 'two layers'}, {options.steps} steps, seed {options.seed}: ", end=""
+    )
+    print(f"{different} DIFFERENT" if different else "losses of all steps and all bytes are equal")
     if missing:
-        print(f"{missing} STRIKES LEFT OVER: use more --steps, or a smaller --every")
-    if differ or missing:
+        print(f"{missing} FAULTS NOT INJECTED: use more --steps or a smaller --every")
+    if different or missing:
         sys.exit(1)
     shutil.rmtree(folder)
 
 
 def compare(
-    chosen: argparse.Namespace, cluster: Cluster, way: Callable[[str], Way], ranks: int
+    options: argparse.Namespace,
+    cluster: Cluster,
+    make_run: Callable[[str], PipelineRun],
+    ranks: int,
 ) -> tuple[list[tuple[str, ...]], bool, int]:
-    """Train undisturbed and struck.
+    """Train without and with faults.
 
     Returns:
-        A row of each, whether they came to the same, and how many strikes were left over.
+        A table row of each, whether the results are equal, and the number of faults not injected.
     """
     rows, outcomes, missing = [], [], 0
-    for name in ("undisturbed", "struck"):
-        say(f"{ranks} ranks, {name}")
-        kills = chosen.kills if name == "struck" else 0
-        drawn = fault_injection.draw(fault_injection.TRAINING, kills, chosen.every, chosen.seed)
-        training = Training(way("ready"), way(f"{ranks}-{name}"), ranks)
-        storm, seconds = training.run(cluster, drawn, chosen.seed)
+    for name, kills in (("no faults", 0), ("with faults", options.kills)):
+        log(f"{ranks} ranks, {name}")
+        faults = sample_faults(TRAINING_FAULTS, kills, options.every, options.seed)
+        run = make_run(f"{ranks}-{name.replace(' ', '-')}")
+        training = Training(make_run("ready"), run, ranks)
+        injector, seconds = training.train(cluster, faults, options.seed)
         outcome = training.outcome()
         outcomes.append(outcome)
-        counts = [*storm.kinds().values(), storm.restarts(), storm.submits, outcome.repeated]
+        counts = [*injector.count_by_kind().values(), injector.restarts(), injector.submits]
         last = max(step for kind, step in outcome.rows if kind == "validation")
         ((loss,),) = outcome.rows["validation", last]
         rows.append((
-            str(ranks), name, *map(str, counts), f"{seconds:.0f} s", f"{loss:.6f}",
-            outcome.learned[:12],
+            str(ranks), name, *map(str, counts), str(outcome.repeated), f"{seconds:.0f} s",
+            f"{loss:.6f}", outcome.adapter[:12],
         ))  # fmt: skip
-        missing += len(storm.left)
-    return rows, outcomes[1].same(outcomes[0]), missing
+        missing += len(injector.pending)
+    return rows, outcomes[1].equals(outcomes[0]), missing
 
 
 if __name__ == "__main__":

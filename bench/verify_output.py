@@ -1,4 +1,4 @@
-"""What came out: the same ids as the tokenizer's own, how large, and how fast to read back."""
+"""Check tokenized output: ids against the reference tokenizer, size, and read speed."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.corpora import Corpus
-from bench.model import END
+from bench.model import END_ID
 
-BATCH = 1000
-READINGS = 5
+BATCH_DOCUMENTS = 1000
+READ_REPETITIONS = 5
 Ids = npt.NDArray[np.uint16]
 
 
-def reference(corpus: Corpus, model: Path) -> tuple[Ids, npt.NDArray[np.int64]]:
-    """What `encode_batch` of Hugging Face's tokenizers makes of every document; kept.
+def reference_ids(corpus: Corpus, model: Path) -> tuple[Ids, npt.NDArray[np.int64]]:
+    """Encode every document with `encode_batch` of Hugging Face's tokenizers; cached in a file.
 
     Returns:
-        All ids end to end, and where each document begins (documents + 1).
+        The concatenated ids, and the start of each document in them (documents + 1 numbers).
     """
     path = Path(corpus.folder) / f"{corpus.name}.ids.npz"
     if not path.exists() or path.stat().st_mtime < corpus.plain.stat().st_mtime:
@@ -37,47 +37,47 @@ def reference(corpus: Corpus, model: Path) -> tuple[Ids, npt.NDArray[np.int64]]:
         tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         flat: list[Ids] = []
         with corpus.plain.open("rb") as file:
-            while lines := list(islice(file, BATCH)):
+            while lines := list(islice(file, BATCH_DOCUMENTS)):
                 texts = [msgspec.json.decode(line)["text"] for line in lines]
-                found = tokenizer.encode_batch(texts, add_special_tokens=False)
-                flat += [np.array(encoding.ids, dtype=np.uint16) for encoding in found]
+                encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+                flat += [np.array(encoding.ids, dtype=np.uint16) for encoding in encodings]
         starts = np.cumsum([0, *map(len, flat)])
         np.savez(path, ids=np.concatenate(flat), starts=starts)
-    with np.load(path) as kept:
-        return kept["ids"], kept["starts"]
+    with np.load(path) as cached:
+        return cached["ids"], cached["starts"]
 
 
 def save_pool(ids: Ids, path: Path) -> None:
-    """Keep enough ids that zstd does not see them come round again, as the writer takes them."""
+    """Save ids for the lower bound: enough that zstd cannot profit from their repetition."""
     np.save(path, ids[:4_000_000].astype(np.int32))
 
 
 def compare(
     shards: list[Path], ids: Ids, starts: npt.NDArray[np.int64], blank: set[int]
 ) -> tuple[int, int]:
-    """How many documents of shards hold exactly the ids they should; how many should be there.
+    """Count the documents in shards with exactly the expected ids, and the expected documents.
 
-    Documents of nothing but white space are left out by design.
+    Gristmill leaves out blank documents (only white space) by design.
     """
-    right: set[int] = set()
+    exact: set[int] = set()
     for path in shards:
-        for number, found in _rows(path):
-            if np.array_equal(found, ids[starts[number] : starts[number + 1]]):
-                right.add(number)
-    return len(right), len(starts) - 1 - len(blank - right)
+        for number, row in _rows(path):
+            if np.array_equal(row, ids[starts[number] : starts[number + 1]]):
+                exact.add(number)
+    return len(exact), len(starts) - 1 - len(blank - exact)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(4096, columns=["id", "input_ids"]):
             column = batch.column("input_ids")
-            cuts, flat = column.offsets.to_numpy(), column.values.to_numpy()
+            offsets, flat = column.offsets.to_numpy(), column.values.to_numpy()
             for row, name in enumerate(batch.column("id").to_pylist()):
-                yield int(name), flat[cuts[row] : cuts[row + 1]]
+                yield int(name), flat[offsets[row] : offsets[row + 1]]
 
 
-def blank(corpus: Corpus) -> set[int]:
-    """The documents of nothing but white space, by number."""
+def blank_documents(corpus: Corpus) -> set[int]:
+    """The numbers of documents that are only white space."""
     with corpus.plain.open("rb") as file:
         return {
             number
@@ -87,21 +87,21 @@ def blank(corpus: Corpus) -> set[int]:
 
 
 def same_counts(files: list[Path], ids: Ids) -> bool:
-    """Whether flat uint16 files hold every id as often as it should come, whatever the order."""
-    found = np.concatenate([np.fromfile(path, dtype=np.uint16) for path in files])
-    counts = [np.bincount(each, minlength=1 << 16) for each in (found, ids)]
+    """Whether flat uint16 files hold every id as often as expected, in any order."""
+    actual = np.concatenate([np.fromfile(path, dtype=np.uint16) for path in files])
+    counts = [np.bincount(each, minlength=1 << 16) for each in (actual, ids)]
     for count in counts:
-        count[END] = 0  # put after each document by all of them, and some texts name it
+        count[END_ID] = 0  # appended to each document by all peers, and part of some texts
     return np.array_equal(*counts)
 
 
 def column_bytes(shards: list[Path]) -> int:
-    """Compressed bytes of the ids in shards."""
-    return sum(_stored(path, "input_ids") for path in shards)
+    """Compressed bytes of the ids column of shards."""
+    return sum(_column_bytes(path, "input_ids") for path in shards)
 
 
 def binary_bytes(shards: list[Path], scratch: Path) -> int:
-    """The same ids, row groups kept, as one binary value of uint16 a document, zstd level 1."""
+    """Bytes of the same ids and row groups as binary uint16 values, one per document, zstd 1."""
     total = 0
     for path in shards:
         with pq.ParquetFile(path) as file:
@@ -113,26 +113,26 @@ def binary_bytes(shards: list[Path], scratch: Path) -> int:
                     column = file.read_row_group(group, columns=["input_ids"]).column(0)
                     values = column.combine_chunks()
                     flat = values.flatten().to_numpy().astype(np.uint16)
-                    cuts = 2 * np.cumsum([0, *values.value_lengths().to_numpy()])
-                    buffers = [None, pa.py_buffer(cuts.astype(np.int64)), pa.py_buffer(flat)]
+                    offsets = 2 * np.cumsum([0, *values.value_lengths().to_numpy()])
+                    buffers = [None, pa.py_buffer(offsets.astype(np.int64)), pa.py_buffer(flat)]
                     array = pa.Array.from_buffers(pa.large_binary(), len(values), buffers)
                     writer.write_table(pa.Table.from_arrays([array], schema=schema))
-        total += _stored(scratch, "ids")
+        total += _column_bytes(scratch, "ids")
         scratch.unlink()
     return total
 
 
-def _stored(path: Path, name: str) -> int:
-    found = pq.read_metadata(path)
-    groups = [found.row_group(index) for index in range(found.num_row_groups)]
+def _column_bytes(path: Path, name: str) -> int:
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     columns = [group.column(index) for group in groups for index in range(group.num_columns)]
     return sum(c.total_compressed_size for c in columns if c.path_in_schema.split(".")[0] == name)
 
 
 def read_rate(shards: list[Path], core: int) -> float:
-    """Tokens read back per CPU second, the median of some processes of their own."""
+    """Tokens read per CPU second: the median of several runs, each in a new process."""
     rates = []
-    for _ in range(READINGS):
+    for _ in range(READ_REPETITIONS):
         done = subprocess.run(
             [sys.executable, "-m", "bench.lower_bound", "read", *map(str, shards)],
             capture_output=True,
@@ -144,6 +144,6 @@ def read_rate(shards: list[Path], core: int) -> float:
     return float(median(rates))
 
 
-def size(path: Path) -> int:
-    """Bytes of all files below a folder."""
+def folder_bytes(path: Path) -> int:
+    """Total bytes of all files below a folder."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""Hugging Face datasets as the student project used it: map, padded and cut to 512 tokens, saved.
+"""Hugging Face datasets as the student project used it: map, pad and truncate to 512, save.
 
 datasets.py INPUT.jsonl.zst OUT TOKENIZER_FOLDER WORKERS
 """
@@ -8,7 +8,7 @@ import sys
 from datasets import load_dataset
 from transformers import AutoTokenizer
 
-LENGTH = 512
+PADDED_LENGTH = 512
 
 if __name__ == "__main__":
     source, out, folder, workers = sys.argv[1:]
@@ -16,8 +16,10 @@ if __name__ == "__main__":
     tokenizer.pad_token = tokenizer.eos_token
 
     def encode(batch):
-        """One batch of texts, each as exactly 512 tokens."""
-        return tokenizer(batch["text"], padding="max_length", truncation=True, max_length=LENGTH)
+        """Encode a batch of texts to exactly 512 tokens each."""
+        return tokenizer(
+            batch["text"], padding="max_length", truncation=True, max_length=PADDED_LENGTH
+        )
 
     data = load_dataset("json", data_files=source, split="train", cache_dir=f"{out}/cache")
     data = data.map(encode, batched=True, num_proc=int(workers), remove_columns=data.column_names)

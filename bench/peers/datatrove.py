@@ -1,4 +1,4 @@
-"""datatrove, as its documentation tokenizes: one local task per file, shuffling off.
+"""datatrove, set up as in its documentation: one local task per file, without shuffling.
 
 datatrove.py INPUT.jsonl.zst OUT TOKENIZER_FOLDER WORKERS
 """

@@ -1,4 +1,4 @@
-"""dolma's `tokens` command. Its tokenizers library (0.19) wants the merges as "a b", not as pairs.
+"""dolma's `tokens` command. Its tokenizers library (0.19) needs merges as "a b" instead of pairs.
 
 dolma.py INPUT.jsonl.gz OUT TOKENIZER_FOLDER WORKERS
 """

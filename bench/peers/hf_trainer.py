@@ -1,9 +1,10 @@
-"""Hugging Face's Trainer, padded (and cut to 512) or packed by its own collator.
+"""Hugging Face's Trainer, padded (and truncated to 512) or packed with its own collator.
 
     hf_trainer.py JOB.json
 
-Packed means DataCollatorWithFlattening: whole documents end to end in one row, position ids that
-begin again with each, and no mask, which on a CPU is right for models of the Llama family only.
+Packed means DataCollatorWithFlattening: whole documents concatenated in one row, with position ids
+that restart at each document and no mask. On a CPU this is correct only for models of the Llama
+family.
 """
 
 import sys
@@ -12,12 +13,12 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
 from bench.job import pad, read
-from bench.lockstep import Turns
-from bench.trainer_adapter import settings, watch
+from bench.lockstep import Lockstep
+from bench.trainer_adapter import lockstep_trainer, training_arguments
 
 
 class Documents(Dataset):
-    """Documents as rows that a Trainer takes."""
+    """Tokenized documents as a torch data set."""
 
     def __init__(self, rows):
         self.rows = rows
@@ -30,20 +31,21 @@ class Documents(Dataset):
 
 
 if __name__ == "__main__":
-    turns, job = Turns(), read(sys.argv[1])
-    documents, model = job.sequences(), job.learner()
+    lockstep, job = Lockstep(), read(sys.argv[1])
+    documents, model = job.sequences(), job.make_model()
 
     def collate(rows):
-        """A padded batch, as wide as its longest document."""
+        """A batch padded to the length of its longest document."""
         texts = [row["input_ids"] for row in rows]
-        width = min(job.width, max(map(len, texts)))
-        ids, mask, labels = pad(texts, width, documents[0][-1])
+        length = min(job.padded_length, max(map(len, texts)))
+        ids, mask, labels = pad(texts, length, documents[0][-1])
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     packed = job.kind == "trainer-packed"
-    trainer = watch(Trainer, turns)(
+    micro_batch_size = job.flat_documents if packed else job.padded_windows
+    trainer = lockstep_trainer(Trainer, lockstep)(
         model=model,
-        args=TrainingArguments(**settings(job, job.flat if packed else job.windows)),
+        args=TrainingArguments(**training_arguments(job, micro_batch_size)),
         train_dataset=Documents(documents),
         data_collator=DataCollatorWithFlattening() if packed else collate,
     )

@@ -1,10 +1,10 @@
-"""Megatron's own tokenizing: megatron-core's IndexedDatasetBuilder under the shortest driver.
+"""Megatron's tokenization: megatron-core's IndexedDatasetBuilder with a minimal driver.
 
     megatron.py INPUT.jsonl OUT TOKENIZER_FOLDER WORKERS
 
-PyPI has the library, not `tools/preprocess_data.py`. As that does: a pool of processes takes lines,
-parses them with json, encodes each with the Hugging Face tokenizer and appends the end token; this
-process writes them.
+PyPI has the library, but not `tools/preprocess_data.py`. Like that script, a pool of processes
+parses lines with json, encodes each text with the Hugging Face tokenizer and appends the end token;
+the main process writes.
 """
 
 import json
@@ -17,19 +17,19 @@ import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from tokenizers import Tokenizer
 
-END = 50256
+END_ID = 50256
 tokenizer = None
 
 
 def load(folder):
-    """What each process of the pool begins with."""
+    """Load the tokenizer in a process of the pool."""
     global tokenizer
     tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
 
 
 def encode(line):
-    """The ids of a line."""
-    return [*tokenizer.encode(json.loads(line)["text"], add_special_tokens=False).ids, END]
+    """The token ids of a line of jsonl."""
+    return [*tokenizer.encode(json.loads(line)["text"], add_special_tokens=False).ids, END_ID]
 
 
 if __name__ == "__main__":

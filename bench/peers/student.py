@@ -1,9 +1,9 @@
-"""The student project's loop: each document cut off and padded to 512 tokens, autocast, AdamW.
+"""The student project's loop: documents truncated and padded to 512 tokens, autocast, AdamW.
 
     student.py JOB.json
 
-As it was, but for one fault: it zeroed the gradients before every micro-batch, so accumulation did
-nothing. Here it does what it says, so that what is compared is the speed.
+One fault of the original is fixed: it zeroed the gradients before every micro-batch, so gradient
+accumulation had no effect. With the fix both sides do the same work, and only speed is compared.
 """
 
 import sys
@@ -11,15 +11,15 @@ from contextlib import nullcontext
 
 import torch
 
-from bench.job import forever, pad, read
-from bench.lockstep import Turns
+from bench.job import pad, read, shuffled_indices
+from bench.lockstep import Lockstep
 
 
 def make_optimizer(job, parameters):
-    """The optimizer of that name."""
+    """The optimizer that the job names."""
     if job.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=job.lr)
-    settings = {"lr": job.lr, "betas": job.betas, "weight_decay": job.decay}
+    settings = {"lr": job.lr, "betas": job.betas, "weight_decay": job.weight_decay}
     if job.optimizer == "adamw8bit":
         import bitsandbytes
 
@@ -28,27 +28,28 @@ def make_optimizer(job, parameters):
 
 
 if __name__ == "__main__":
-    turns, job = Turns(), read(sys.argv[1])
-    documents, model = job.sequences(), job.learner()
+    lockstep, job = Lockstep(), read(sys.argv[1])
+    documents, model = job.sequences(), job.make_model()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(job, parameters)
-    order = forever(len(documents), job.seed)
+    order = shuffled_indices(len(documents), job.seed)
+    slots = job.accumulate * job.padded_windows * job.padded_length
     model.train()
-    turns.begin()
-    going = True
-    while going:
+    lockstep.begin()
+    go_on = True
+    while go_on:
         tokens, total = 0, 0.0
         for _ in range(job.accumulate):
-            rows = [documents[next(order)] for _ in range(job.windows)]
-            ids, mask, labels = pad(rows, job.width, documents[0][-1])
-            half = torch.autocast("cpu", dtype=torch.bfloat16) if job.autocast else nullcontext()
-            with half:
+            rows = [documents[next(order)] for _ in range(job.padded_windows)]
+            ids, mask, labels = pad(rows, job.padded_length, documents[0][-1])
+            autocast = torch.autocast("cpu", torch.bfloat16) if job.autocast else nullcontext()
+            with autocast:
                 loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
             (loss / job.accumulate).backward()
             total += loss.item() / job.accumulate
             tokens += int((labels[:, 1:] != -100).sum())
-        torch.nn.utils.clip_grad_norm_(parameters, job.clip)
+        torch.nn.utils.clip_grad_norm_(parameters, job.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        going = turns.step(tokens, job.accumulate * job.windows * job.width, total)
+        go_on = lockstep.step(tokens, slots, total)
     model.save_pretrained(job.out)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.training_fault_storm import read
+from bench.training_fault_storm import read_metrics
 from pipeline.config import Config
 from pipeline.dag import find
 from tests.cluster.fixture import Cluster
@@ -49,7 +49,7 @@ def by_hand(
 
 def rows(run: Queued) -> dict[tuple[str, int], set[tuple[float, ...]]]:
     """Losses, gradient norms and rates, by kind of row and step; all that a step ever had."""
-    return read(find(run.config, run.root, "train.train").work.folder / "metrics.jsonl")[0]
+    return read_metrics(find(run.config, run.root, "train.train").work.folder / "metrics.jsonl")[0]
 
 
 def test_by_hand_both_nodes_share_every_step(by_hand: tuple[Queued, str]) -> None:
