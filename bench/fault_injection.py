@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.cluster.allocation import LABEL
+from jobs.cluster.allocation import LABEL_PATTERN
 from pipeline.core.task_log import read_status
 from tests.cluster.fixture import Cluster
 
@@ -295,7 +295,7 @@ class FaultInjector:
         for path in [*self.logs.glob("*-*.json"), *self.logs.glob("*-*.rank*")]:
             status = read_status(path)
             if status.get("job") == job and status.get("state") == "running":
-                match = LABEL.fullmatch(status["label"])
+                match = LABEL_PATTERN.fullmatch(status["label"])
                 labels += [match.groupdict()] if match else []
         return sorted(labels, key=lambda label: label["pid"])
 

@@ -1,9 +1,9 @@
-"""The command line: `python -m jobs COMMAND`. `make` calls it; so may you.
+"""The command line: `python -m jobs COMMAND`. `make` calls it, and so can you.
 
-Exit codes: 0 done, 2 your mistake, 3 an input is missing or damaged, 75 interrupted with progress
-safe, 1 a defect of ours.
+Exit codes: 0 done, 1 a bug, 2 the user's mistake, 3 an input is missing or damaged, 75 interrupted
+with progress saved.
 
-Nothing but Python itself is imported before `main` runs: a package that is not there is told, too.
+`main` imports the commands, so that a missing package ends in one line, too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from jobs.core.console import complain, settle
+from jobs.core.console import flush_streams, print_error
 from pipeline.core.error_translation import explain
 from pipeline.core.errors import Failure, Interrupted
 
@@ -19,26 +19,26 @@ from pipeline.core.errors import Failure, Interrupted
 def main() -> None:
     """Run the command; a failure becomes one line and an exit code."""
     try:
-        from jobs.cli.commands import app
+        from jobs.cli.app import build_app
 
-        app(standalone_mode=False)
+        build_app()(standalone_mode=False)
     except Failure as error:
-        _end(f"error: {error}", error.exit_code)
+        _exit(f"error: {error}", error.exit_code)
     except (Interrupted, KeyboardInterrupt) as error:
-        why = f" ({error})" if str(error) else ""
-        what = f"interrupted{why}: progress is safe; run the same command to go on"
-        _end(what, Interrupted.exit_code)
+        reason = f" ({error})" if str(error) else ""
+        message = f"interrupted{reason}: progress is safe; run the same command to resume"
+        _exit(message, Interrupted.exit_code)
     except Exception as error:
-        if fault := explain(error, Path()):
-            _end(f"error: {fault}", fault.exit_code)
-        if not hasattr(error, "format_message"):  # typer's: a mistake in the options
+        if failure := explain(error, Path()):
+            _exit(f"error: {failure}", failure.exit_code)
+        if not hasattr(error, "format_message"):  # typer's errors about options have it
             raise
-        _end(f"error: {error.format_message()} See python -m jobs --help", 2)
+        _exit(f"error: {error.format_message()} See python -m jobs --help", 2)
 
 
-def _end(what: str, code: int) -> None:
-    complain(what)
-    settle()
+def _exit(message: str, code: int) -> None:
+    print_error(message)
+    flush_streams()
     sys.exit(code)
 
 

@@ -48,7 +48,14 @@ FLOORS = [
     r"pipeline\.export(\..*)?",
     r"pipeline\.config",
     r"pipeline\.dag",
-    r"jobs(\..*)?",
+    r"jobs|jobs\.core(\..*)?",
+    r"jobs\.cluster(\..*)?",
+    r"jobs\.planning(\..*)?",
+    r"jobs\.monitoring(\..*)?",
+    r"jobs\.running(\..*)?",
+    r"jobs\.housekeeping(\..*)?",
+    r"jobs\.cli(\..*)?",
+    r"jobs\.__main__",
 ]
 METAPHORS = {"clerk", "board", "press", "walk", "heart", "twin", "lot", "telling", "hush"}
 # Not moved yet; each entry goes with the change that makes it pass.
@@ -57,7 +64,6 @@ PENDING_NAMES = {
     "pipeline.core.settings", "pipeline.dataset.order", "pipeline.download.hub",
     "pipeline.download.stage", "pipeline.download.transport",
     "pipeline.sources.zstd_frames", "pipeline.train.callbacks", "pipeline.train.tensorboard",
-    "jobs.cluster.queue",
 }  # fmt: skip
 TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in FILES.items()}
 

@@ -297,7 +297,7 @@ def test_an_impossible_combination_is_refused(overrides: list[str], told: str) -
             "weights=nf4",
             "a CPU nothing is learned after the first validation. use train.weights=int8",
         ),
-        ("precision=fp16", "slower than fp32, and overflows. use train.precision=auto"),
+        ("precision=fp16", "slower than fp32 and overflows. use train.precision=auto"),
         ("attention=flash", "train.attention=flash needs a GPU, and there is none here. use"),
     ],
 )
@@ -370,7 +370,7 @@ def test_what_was_typed_stands_above_the_configuration(
     assert begun_by(run) == ""
     line = Selection(
         dataset="nih", name="try", root="/my runs", words=["train.lr=1", "train.lora_targets=[a,b]"]
-    ).line()
+    ).make_command()
     assert line == (
         "make pipeline DATASET=nih NAME=try RUNS='/my runs' ARGS='train.lr=1 train.lora_targets=[a,b]'"
     )
@@ -382,9 +382,9 @@ def test_what_was_typed_stands_above_the_configuration(
     save_config(config, tmp_path, "make pipeline ARGS='dataset.urls=[https://host/x?sig=s3cret]'")
     assert begun_by(run) == line, "these cannot be typed as they would stand there"
     assert load_config(run / "config.yaml") == config
-    assert Selection(dataset="nih", words=["train.unquantized_modules=[a, b]"]).line() == "", (
-        "make would split it"
-    )
+    assert (
+        Selection(dataset="nih", words=["train.unquantized_modules=[a, b]"]).make_command() == ""
+    ), "make would split it"
     (run / "config.yaml").write_text("# notes of my own\nname: try\n")
     assert begun_by(run) == ""
 

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from jobs.housekeeping.clean import removable
-from jobs.monitoring.progress_file import Journal
+from jobs.monitoring.progress_file import ProgressFile
 from jobs.planning.planner import make_plan
 from pipeline.config import Config, resolve, save_config
 from pipeline.core.error_translation import explain
@@ -248,12 +248,12 @@ def fill(place: Path) -> Path:
 
 def test_a_journal_says_how_a_task_ended_on_a_full_disk(tmp_path: Path, mount: Mount) -> None:
     disk = mount(tmp_path / "disk", "size=100k")
-    journal = Journal(disk / "task.json")
+    journal = ProgressFile(disk / "task.json")
     journal.write(state="running", item="a much longer name than will be needed")
     fill(disk)
     journal.write(state="failed", message="the first error", exit_code=2)
     assert read_status(disk / "task.json")["message"] == "the first error"
-    Journal(disk / "none").write(state="failed")
+    ProgressFile(disk / "none").write(state="failed")
     assert read_status(disk / "none") == {}, "no error hides the first one"
 
 
@@ -284,10 +284,10 @@ def test_a_log_on_a_full_disk_changes_no_exit_code(
 
 
 def test_a_task_that_could_note_nothing_is_still_understood(tmp_path: Path) -> None:
-    from jobs.running.local import _Task
+    from jobs.running.task_process import TaskProcess
 
-    task = _Task.__new__(_Task)
-    task.step, task.log, task._state = "train.train", tmp_path / "log", tmp_path / "none"
+    task = TaskProcess.__new__(TaskProcess)
+    task.step, task.log, task._progress = "train.train", tmp_path / "log", tmp_path / "none"
     task._process = subprocess.Popen([sys.executable, "-c", "import sys; sys.exit(2)"])
     task._process.wait(timeout=60)
     task.log.write_text("12:00 step 1\nerror: /x is full. Make room\n")
@@ -469,7 +469,7 @@ def test_status_bears_wrong_clocks(
     skew: float, tmp_path: Path, prepared: Path, small: Callable[..., Config]
 ) -> None:
     from jobs.cluster.slurm_cli import Job
-    from jobs.monitoring.status import _job, survey_run, table
+    from jobs.monitoring.status import _job, status_table, survey_run
 
     config, root = small(), tmp_path / "root"
     shutil.copytree(prepared, root)
@@ -481,7 +481,7 @@ def test_status_bears_wrong_clocks(
     found = survey_run(config, root)
     (task,) = next(step for step in found["steps"] if step["step"] == "train.train")["tasks"]
     assert task["eta"] is None or task["eta"] >= 0
-    assert table(found).row_count == len(STEPS)
+    assert status_table(found).row_count == len(STEPS)
     job = Job.__new__(Job)
     fields = {"id": "1", "state": "RUNNING", "reason": "", "node": ""}
     for name, value in {**fields, "started": now + skew, "submitted": now + 2 * skew}.items():
@@ -495,13 +495,13 @@ def test_status_bears_wrong_clocks(
 def test_a_job_on_a_host_with_a_wrong_clock_has_all_its_time(
     skew: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs.cluster.allocation import WARNING, of_slurm
+    from jobs.cluster.allocation import WARNING_SECONDS, slurm_allocation
 
     start = int(time.time() + skew)
     monkeypatch.setenv("SLURM_JOB_START_TIME", str(start))
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(start + 3600))
-    deadline = of_slurm(60).deadline
-    assert deadline == pytest.approx(time.monotonic() + 3600 - WARNING / 2, abs=60)
+    deadline = slurm_allocation(60).deadline
+    assert deadline == pytest.approx(time.monotonic() + 3600 - WARNING_SECONDS / 2, abs=60)
 
 
 # ---- Python and its packages

@@ -152,7 +152,7 @@ def test_a_signal_saves_and_says_so(
     assert list(root.glob("runs/*/train-*/step-*/receipt.json"))
     command = [sys.executable, "-m", "jobs", "status", f"--root={root}"]
     status = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=60)
-    assert f"to go on: make pipeline DATASET={dataset} MODEL=" in status.stdout
+    assert f"to resume: make pipeline DATASET={dataset} MODEL=" in status.stdout
 
 
 @pytest.mark.slow
@@ -193,9 +193,9 @@ def test_without_a_terminal_a_step_says_now_and_then_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said = io.StringIO()
-    speak = local._speaker("train.train", Console(file=said))
+    speak = local._line_printer("train.train", Console(file=said))
     speak(completed=0.1, note="step 1 of 10")
     assert said.getvalue() == "", "it has only begun"
-    monkeypatch.setattr(local, "SPEAK", 0.0)
+    monkeypatch.setattr(local, "PROGRESS_LINE_SECONDS", 0.0)
     speak(completed=0.25, note="step 2 of 10, loss 3.1")
     assert " ".join(said.getvalue().split()) == "train.train 25% step 2 of 10, loss 3.1"

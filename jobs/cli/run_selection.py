@@ -1,4 +1,4 @@
-"""Which run is meant: the options that most commands share, and what they choose."""
+"""Which run a command is about: the options that most commands share."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from jobs.cluster.profile import Profile, find_profile, find_root
-from jobs.core.console import complain
-from jobs.planning.queue import Queue, look
+from jobs.core.console import print_error
+from jobs.planning.queue import Queue, read_queue
 from pipeline.config import COMMAND, Config, load_config, resolve
 from pipeline.core.errors import InputError, UserError
 from pipeline.core.registry import find_dataset, ids
@@ -25,59 +25,61 @@ from pipeline.core.settings import read_yaml
 
 @dataclass(frozen=True)
 class Selection:
-    """What was said on the command line."""
+    """The shared options of a command line."""
 
-    dataset: Annotated[str | None, typer.Option(help="Registry id, or a YAML file.")] = None
-    model: Annotated[str | None, typer.Option(help="Registry id, folder, or owner/name.")] = None
-    recipe: Annotated[str | None, typer.Option(help="Registry id, or a YAML file.")] = None
-    profile: Annotated[str | None, typer.Option(help="Where it runs.")] = None
-    name: Annotated[str | None, typer.Option(help="The run's name.")] = None
-    file: Annotated[str | None, typer.Option(help="A local copy of the corpus.")] = None
-    root: Annotated[str | None, typer.Option(help="Where everything goes.")] = None
-    words: Annotated[list[str] | None, typer.Argument(help="Settings, as train.lr=3e-4.")] = None
+    dataset: Annotated[str | None, typer.Option(help="Data set: an id or a YAML file.")] = None
+    model: Annotated[str | None, typer.Option(help="Model: an id, a folder or owner/name.")] = None
+    recipe: Annotated[str | None, typer.Option(help="Recipe: an id or a YAML file.")] = None
+    profile: Annotated[str | None, typer.Option(help="Site: a profile or a YAML file.")] = None
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None
+    file: Annotated[str | None, typer.Option(help="Local copy of the corpus.")] = None
+    root: Annotated[str | None, typer.Option(help="Folder for all results.")] = None
+    words: Annotated[list[str] | None, typer.Argument(help="Settings, such as train.lr=3e-4.")] = (
+        None
+    )
 
     @functools.cached_property
     def site(self) -> Profile:
-        """The profile; finding it may have to ask the cluster for its name."""
+        """The profile. Finding it may need to ask SLURM for the cluster's name."""
         return find_profile(self.profile)
 
-    def place(self) -> Path:
+    def root_folder(self) -> Path:
         """The folder that holds `data/`, `models/` and `runs/`."""
         return find_root(self.site, self.root)
 
     def queue(self, strict: bool = False) -> Queue | None:
-        """The queue as it is now; None where plans do not go to SLURM.
+        """SLURM's queue as it is now; None if plans run on this machine.
 
         Args:
-            strict: Whether it is an error that SLURM does not answer.
+            strict: Whether to raise if SLURM does not answer.
         """
-        return look(self.place(), strict) if self.site.scheduler == "slurm" else None
+        return read_queue(self.root_folder(), strict) if self.site.scheduler == "slurm" else None
 
-    def words_for_make(self) -> str:
-        """What to type after `make status` and the like to mean the same run."""
-        typed = {
+    def make_variables(self) -> str:
+        """The variables that select the same run in `make status` and other commands."""
+        variables = {
             "DATASET": self.dataset,
             "NAME": self.name,
             "PROFILE": self.profile,
             "RUNS": self.root,
         }
-        return _assigned(typed)
+        return _assignments(variables)
 
-    def looking(self) -> Selection:
-        """The same for a command that only looks: by files alone if the cluster does not answer."""
+    def read_only(self) -> Selection:
+        """The same run for a command that only reads: works without a cluster that answers."""
         try:
-            self.site  # noqa: B018 (it asks)
+            self.site  # noqa: B018 (may ask SLURM)
         except InputError as error:
-            there = replace(self, profile="local")
-            complain(f"{error}; what follows is from files alone, those in {there.place()}")
-            return there
+            local = replace(self, profile="local")
+            print_error(f"{error}; this is based on files alone, those in {local.root_folder()}")
+            return local
         return self
 
-    def line(self) -> str:
-        """What to type to begin the same run, or to go on with it; empty if make cannot be told."""
+    def make_command(self) -> str:
+        """The command that starts or resumes the same run; empty if make cannot express it."""
         if any(re.search(r"\s", word) for word in self.words or ()):
             return ""
-        typed = {
+        variables = {
             "DATASET": self.dataset,
             "MODEL": self.model,
             "RECIPE": self.recipe,
@@ -87,26 +89,26 @@ class Selection:
             "RUNS": self.root,
             "ARGS": " ".join(self.words or []),
         }
-        return COMMAND + _assigned(typed)
+        return COMMAND + _assignments(variables)
 
     def config(self) -> Config:
-        """The configuration that these words mean.
+        """The configuration that these options describe.
 
         Raises:
-            UserError: No data set is named, or something is unknown or wrong.
+            UserError: No data set is named, or an option is unknown or wrong.
         """
         if not self.dataset:
             known = ", ".join(ids("datasets"))
             raise UserError("name a data set", f"e.g. make pipeline DATASET=nih; there are {known}")
         return resolve(self.dataset, self.model, self.recipe, self.words, self.name, self.file)
 
-    def existing(self) -> Config:
-        """The frozen configuration of a run that was started: the newest, unless more is said.
+    def existing_config(self) -> Config:
+        """The saved configuration of the newest run that these options describe.
 
         Raises:
-            UserError: There is none.
+            UserError: There is no such run.
         """
-        runs, name = self.place() / "runs", self.name
+        runs, name = self.root_folder() / "runs", self.name
         if name is None and (self.model or self.recipe or self.words or self.file):
             name = self.config().name
         if name is not None:
@@ -122,7 +124,7 @@ class Selection:
         return load_config(found[-1])
 
 
-def _assigned(values: dict[str, str | None]) -> str:
+def _assignments(values: dict[str, str | None]) -> str:
     return " ".join(f"{name}={shlex.quote(value)}" for name, value in values.items() if value)
 
 
@@ -131,8 +133,8 @@ def _dataset_of(path: Path) -> str | None:
     return dataset.get("id") if isinstance(dataset, dict) else None
 
 
-def selecting(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, whose first parameter is a `Selection`, the options that make one."""
+def with_selection(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the shared options; its first parameter receives the `Selection`."""
     hints = get_type_hints(Selection, include_extras=True)
     _, *own = inspect.signature(command, eval_str=True).parameters.values()
     shared = [
@@ -148,8 +150,8 @@ def selecting(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
-        chosen = {field.name: values.pop(field.name) for field in fields(Selection)}
-        command(Selection(**chosen), **values)
+        options = {field.name: values.pop(field.name) for field in fields(Selection)}
+        command(Selection(**options), **values)
 
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -1,1 +1,1 @@
-"""The only package that calls SLURM."""
+"""What is known of a cluster: SLURM's commands, a process's allocation, the site's profile."""

@@ -1,4 +1,4 @@
-"""What a process was given to work with, and the name by which others know whether it lives."""
+"""The cores, GPUs and peers of a process, and the label that tells others whether it is alive."""
 
 from __future__ import annotations
 
@@ -9,25 +9,36 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.cluster import slurm_cli as slurm
+from jobs.cluster import slurm_cli
 
-WARNING = 180
-PORTS = 15000
-SKEW = 300  # seconds by which SLURM lets clocks differ
-LABEL = re.compile(
+WARNING_SECONDS = 180
+FIRST_PORT = 15_000  # below the ports that operating systems assign
+PORT_COUNT = 15_000
+CLOCK_SKEW_SECONDS = 300  # the difference between clocks that SLURM allows
+# "born": in the labels of leases that an earlier release wrote
+LABEL_PATTERN = re.compile(
     r"(?:job (?P<job>\d+) of (?P<cluster>\S*), )?"
-    r"process (?P<pid>\d+) of user (?P<user>\d+) on (?P<host>\S+), born (?P<born>\d*)"
+    r"process (?P<pid>\d+) of user (?P<user>\d+) on (?P<host>\S+), "
+    r"(?:start tick|born) (?P<tick>\d*)"
 )
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Cores, GPUs and place among its peers of one process; see `pipeline.core.stage.Context`.
+    """The resources of one process, and its place among its peers.
 
-    `nodes`: on which its peers are. `rendezvous`: host:port where rank 0 is met; empty where there
-    is one process. `job`: id of the SLURM job as scancel takes it, None outside. `attempt`: how
-    often SLURM has started it before. `deadline`: on the monotonic clock, None if there is none.
-    `warning`: seconds before its end at which SLURM tells the job to save.
+    Attributes:
+        cpus: Cores of this process.
+        gpus: GPUs of this node.
+        rank: Index of this process; see `pipeline.core.stage.Context`.
+        local_rank: Index of this process on its node.
+        world: Number of processes.
+        nodes: Number of nodes that these processes run on.
+        rendezvous: `host:port` of rank 0; empty for a single process.
+        job: Id of the SLURM job as scancel takes it; None outside SLURM.
+        attempt: How often SLURM has started this job before.
+        deadline: When to stop, on the monotonic clock; None without a time limit.
+        warning: Seconds before its end at which SLURM signals the job to save.
     """
 
     cpus: int = 1
@@ -40,33 +51,33 @@ class Allocation:
     job: str | None = None
     attempt: int = 0
     deadline: float | None = None
-    warning: int = WARNING
+    warning: int = WARNING_SECONDS
 
     @property
     def ends_soon(self) -> bool:
-        """Whether a warning now is of the time limit, not of a preemption."""
+        """Whether a signal now announces the time limit, not a preemption."""
         return self.deadline is not None and self.deadline - time.monotonic() <= self.warning
 
 
-def of_slurm(minutes: int | None = None, warning: int = WARNING) -> Allocation:
-    """What SLURM has given to this process.
+def slurm_allocation(minutes: int | None = None, warning: int = WARNING_SECONDS) -> Allocation:
+    """What SLURM has allocated to this process.
 
     Args:
-        minutes: The job's time limit, for versions of SLURM that do not tell.
-        warning: How many seconds before its end SLURM tells the job to save.
+        minutes: The job's time limit, for versions of SLURM that do not export it.
+        warning: Seconds before its end at which SLURM signals the job to save.
     """
-    array, index = _said("SLURM_ARRAY_JOB_ID"), _said("SLURM_ARRAY_TASK_ID")
+    array, index = _variable("SLURM_ARRAY_JOB_ID"), _variable("SLURM_ARRAY_TASK_ID")
     world = _number("SLURM_NTASKS") or 1
     return Allocation(
         cpus=_number("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0)),
-        gpus=_gpus(),
+        gpus=_gpu_count(),
         rank=_number("SLURM_PROCID"),
-        # with --gpus-per-task each task sees its own GPU only, as the first
-        local_rank=0 if _said("SLURM_GPUS_PER_TASK") else _number("SLURM_LOCALID"),
+        # with --gpus-per-task each task sees only its own GPU, as device 0
+        local_rank=0 if _variable("SLURM_GPUS_PER_TASK") else _number("SLURM_LOCALID"),
         world=world,
         nodes=_number("SLURM_JOB_NUM_NODES") or 1,
         rendezvous=_rendezvous() if world > 1 else "",
-        job=f"{array}_{index}" if array else _said("SLURM_JOB_ID"),
+        job=f"{array}_{index}" if array else _variable("SLURM_JOB_ID"),
         attempt=_number("SLURM_RESTART_COUNT"),
         deadline=_deadline(minutes, warning),
         warning=warning,
@@ -74,36 +85,35 @@ def of_slurm(minutes: int | None = None, warning: int = WARNING) -> Allocation:
 
 
 def _rendezvous() -> str:
-    """Where the tasks meet: on the node of the first, where srun starts, at a port of this job.
+    """Where the tasks meet: the first node, where srun starts, at a port derived from the job id.
 
-    The address and not the name, which is not known everywhere; a port below those that systems
-    give out.
+    The host is an address, because not every site resolves the names of its nodes.
     """
-    host = _said("SLURM_LAUNCH_NODE_IPADDR") or _said("SLURM_SRUN_COMM_HOST") or "127.0.0.1"
-    return f"{host}:{PORTS + _number('SLURM_JOB_ID') % PORTS}"
+    address = _variable("SLURM_LAUNCH_NODE_IPADDR") or _variable("SLURM_SRUN_COMM_HOST")
+    return f"{address or '127.0.0.1'}:{FIRST_PORT + _number('SLURM_JOB_ID') % PORT_COUNT}"
 
 
 def _deadline(minutes: int | None, warning: int) -> float | None:
-    """Half the warning's time before the end, should the signal be lost."""
+    """When to stop if SLURM's signal gets lost: half the warning's time before the end."""
     end, start = _number("SLURM_JOB_END_TIME"), _number("SLURM_JOB_START_TIME")
-    # those are of another host's clock: where ours is not between them, only their distance counts
-    if end and (not start or start - SKEW <= time.time() <= end):
+    # these come from another host's clock; if ours does not lie between them, use their difference
+    if end and (not start or start - CLOCK_SKEW_SECONDS <= time.time() <= end):
         return time.monotonic() + end - time.time() - warning / 2
     if end:
         return time.monotonic() + end - start - warning / 2
     return time.monotonic() + minutes * 60 - warning / 2 if minutes else None
 
 
-def _gpus() -> int:
-    """GPUs of this node that are ours, whoever made them."""
-    if told := _number("SLURM_GPUS_ON_NODE"):
-        return told
+def _gpu_count() -> int:
+    """GPUs of this node that this job may use, of any vendor."""
+    if count := _number("SLURM_GPUS_ON_NODE"):
+        return count
     names = ("SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
-    visible = next((value for name in names if (value := _said(name))), "")
+    visible = next((value for name in names if (value := _variable(name))), "")
     return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
 
 
-def _said(name: str) -> str | None:
+def _variable(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
@@ -113,50 +123,50 @@ def _number(name: str) -> int:
 
 
 def process_label() -> str:
-    """A name for this process that no later one will have."""
-    job, pid = _said("SLURM_JOB_ID"), os.getpid()
-    inside = f"job {job} of {_said('SLURM_CLUSTER_NAME') or ''}, " if job else ""
-    return f"{inside}process {pid} of user {os.getuid()} on {host()}, born {_born(pid)}"
+    """A label for this process that no later process will have."""
+    job, pid = _variable("SLURM_JOB_ID"), os.getpid()
+    inside = f"job {job} of {_variable('SLURM_CLUSTER_NAME') or ''}, " if job else ""
+    return f"{inside}process {pid} of user {os.getuid()} on {host()}, start tick {_start_tick(pid)}"
 
 
 def process_gone(label: str) -> bool | None:
-    """Whether the process of a label has ended; None if that cannot be known from here.
+    """Whether the process of a label has ended; None if that cannot be decided here.
 
-    On its host /proc tells. Elsewhere it has ended if its SLURM job has left the queue, or is the
-    one that we are: a job that SLURM starts again ran before. That a job lives says nothing of its
-    processes; other users' jobs and processes may be hidden from us.
+    On the same host /proc decides. On another host the process has ended if its SLURM job has left
+    the queue, or is our own job: that one was requeued. A live job says nothing about its
+    processes, and the jobs and processes of other users may be hidden from us.
     """
-    found = LABEL.fullmatch(label)
-    if not found or int(found["user"]) != os.getuid():
+    match = LABEL_PATTERN.fullmatch(label)
+    if not match or int(match["user"]) != os.getuid():
         return None
-    if found["host"] == host():
-        return _born(int(found["pid"])) != found["born"]
-    job = found["job"]
-    if not job or not slurm.present() or found["cluster"] != slurm.cluster_name():
+    if match["host"] == host():
+        return _start_tick(int(match["pid"])) != match["tick"]
+    job = match["job"]
+    if not job or not slurm_cli.is_installed() or match["cluster"] != slurm_cli.cluster_name():
         return None
-    return True if job == _said("SLURM_JOB_ID") or slurm.ended(job) else None
+    return True if job == _variable("SLURM_JOB_ID") or slurm_cli.has_ended(job) else None
 
 
 def job_of(label: str) -> str | None:
-    """SLURM_JOB_ID of the process behind a label; None if it is not one of a job."""
-    found = LABEL.fullmatch(label)
-    return found["job"] if found else None
+    """SLURM_JOB_ID of the process behind a label; None outside a job."""
+    match = LABEL_PATTERN.fullmatch(label)
+    return match["job"] if match else None
 
 
 def pid_of(label: str) -> int:
-    """Process id behind a label of `process_label`."""
-    found = LABEL.fullmatch(label)
-    assert found
-    return int(found["pid"])
+    """Process id in a label of `process_label`."""
+    match = LABEL_PATTERN.fullmatch(label)
+    assert match
+    return int(match["pid"])
 
 
 def host() -> str:
-    """This node's name: several may share a host's, as those of the test cluster do."""
-    return _said("SLURMD_NODENAME") or socket.gethostname()
+    """The name of this node. Nodes may share a host, as in the test cluster."""
+    return _variable("SLURMD_NODENAME") or socket.gethostname()
 
 
-def _born(pid: int) -> str:
-    """Start time of a process, in clock ticks since boot; empty if there is none, or a zombie."""
+def _start_tick(pid: int) -> str:
+    """When a process started, in clock ticks since boot; empty if it has ended or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return "" if fields[0] in "ZX" else fields[19]

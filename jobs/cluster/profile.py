@@ -1,4 +1,4 @@
-"""Profiles: what a site is like. `slurm/profiles/<name>.yaml`, or a file of one's own."""
+"""Profiles: the facts of a site, in `slurm/profiles/<name>.yaml` or in a file of your own."""
 
 from __future__ import annotations
 
@@ -9,26 +9,41 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.cluster import slurm_cli as slurm
+from jobs.cluster import slurm_cli
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, build, nearest, read_yaml
 from pipeline.dag import STAGES, STEPS
 
 PROFILES = Path(__file__).parents[2] / "slurm" / "profiles"
-EITHER = (("mem", "mem_per_cpu"), ("gpus", "gres"))
-OURS = {"array", "dependency", "error", "job-name", "open-mode", "output", "signal", "time"}
-SHORTEST = 11  # minutes: up to 10, submitit takes every preemption for a time-out
+EXCLUSIVE_OPTIONS = (("mem", "mem_per_cpu"), ("gpus", "gres"))
+RESERVED_OPTIONS = {
+    "array", "dependency", "error", "job-name", "open-mode", "output", "signal", "time",
+}  # fmt: skip
+MIN_TIME_MINUTES = 11  # up to 10, submitit treats every preemption as a time-out
 
 
 class Resources(Section):
-    """What a job asks for. What is None is not asked for, so the site's own default holds.
+    """What a job asks for. None asks for nothing, so the site's default holds.
 
-    `time`: limit, in minutes or as SLURM writes it (`D-HH:MM:SS`). `mem`, `mem_per_cpu`: as SLURM
-    writes it (`64G`); at most one. `nodes`, `tasks_per_node`: for train only, a process each, which
-    share every step; with GPUs one a GPU. `gpus`: a node's, or `gres` where a site wants that
-    (`gpu:rtx8000:1`). `parallel`: elements of an array that run at once. `setup`: shell lines
-    before the job starts, such as `module load`. `sbatch`: any other option, by its long name.
-    `where`: `login` runs it in the foreground before anything is queued (download only).
+    Attributes:
+        partition: As in sbatch.
+        account: As in sbatch.
+        qos: As in sbatch.
+        constraint: As in sbatch.
+        exclude: As in sbatch.
+        time: Time limit, in minutes or as SLURM writes it (`D-HH:MM:SS`).
+        cpus: Cores of each task.
+        mem: Memory of a node as SLURM writes it (`64G`); excludes `mem_per_cpu`.
+        mem_per_cpu: Memory of each core; excludes `mem`.
+        nodes: Nodes, for train only.
+        tasks_per_node: Processes on each node, for train only; they share every training step, and
+            with GPUs there is one for each GPU.
+        gpus: GPUs of each node; excludes `gres`.
+        gres: GPUs where a site asks for them this way (`gpu:rtx8000:1`).
+        parallel: How many elements of an array run at once.
+        setup: Shell lines before the job starts, such as `module load`.
+        sbatch: Any other option of sbatch, by its long name.
+        where: `login` runs the step in the foreground before anything is queued (download only).
     """
 
     partition: str | None = None
@@ -51,14 +66,14 @@ class Resources(Section):
 
     @field_validator("time", mode="before")
     @classmethod
-    def _in_minutes(cls, value: Any) -> Any:
-        """SLURM's own forms."""
+    def _parse_time(cls, value: Any) -> Any:
+        """Convert SLURM's formats to minutes, rounded up."""
         if not isinstance(value, str) or value.isdigit():
             return value
-        found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?", value)
-        if not found:
+        match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?", value)
+        if not match:
             raise ValueError("write minutes, or D-HH:MM:SS")
-        days, first, second, third = found.groups()
+        days, first, second, third = match.groups()
         if days is None and third is None:  # MM:SS
             return int(first) + bool(int(second or 0))
         hours = int(days or 0) * 24 + int(first)
@@ -66,28 +81,30 @@ class Resources(Section):
 
     @field_validator("time")
     @classmethod
-    def _long_enough(cls, minutes: int) -> int:
-        if minutes < SHORTEST:
-            raise ValueError(f"at least {SHORTEST} minutes: a job needs some to start and to save")
+    def _check_time(cls, minutes: int) -> int:
+        if minutes < MIN_TIME_MINUTES:
+            raise ValueError(
+                f"must be at least {MIN_TIME_MINUTES} minutes: a job needs time to start and save"
+            )
         return minutes
 
     @field_validator("mem", "mem_per_cpu")
     @classmethod
-    def _memory(cls, value: str | None) -> str | None:
+    def _check_memory(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"\d+[KMGT]?", value):
             raise ValueError("write it as 16G or 4000M")
         return value
 
     @field_validator("sbatch")
     @classmethod
-    def _not_ours(cls, options: dict[str, Any]) -> dict[str, Any]:
+    def _check_sbatch(cls, options: dict[str, Any]) -> dict[str, Any]:
         for name in options:
-            if name in OURS:
+            if name in RESERVED_OPTIONS:
                 raise ValueError(f"{name} is set by the plan")
         return options
 
     @model_validator(mode="after")
-    def _one_way(self) -> Resources:
+    def _check_exclusive(self) -> Resources:
         if self.mem and self.mem_per_cpu:
             raise ValueError("set at most one of mem, mem_per_cpu")
         if self.gpus and self.gres:
@@ -100,32 +117,37 @@ class Resources(Section):
 
     @property
     def granted_gpus(self) -> int:
-        """GPUs that a job of this kind will see."""
-        asked = [word.split(":") for word in (self.gres or "").split(",")]
-        counts = [int(w[-1]) if w[-1].isdigit() else 1 for w in asked if w[0] == "gpu"]
+        """GPUs that such a job will see on each node."""
+        entries = [entry.split(":") for entry in (self.gres or "").split(",")]
+        counts = [int(e[-1]) if e[-1].isdigit() else 1 for e in entries if e[0] == "gpu"]
         return sum(counts) or self.gpus
 
-    def told(self) -> str:
-        """What is asked for, in a line."""
+    def summary(self) -> str:
+        """What the job asks for, in one line."""
         memory = self.mem or (f"{self.mem_per_cpu} a core" if self.mem_per_cpu else None)
         gpus = self.gres or (f"{self.gpus} GPU" if self.gpus else None)
         nodes = f"{self.nodes} nodes" if self.nodes > 1 else None
         tasks = f"{self.tasks_per_node} tasks a node" if self.tasks_per_node > 1 else None
-        each = f"{self.cpus} cpu"
-        parts = (self.partition, nodes, tasks, each, memory, gpus, f"{self.time} min")
+        cpus = f"{self.cpus} cpu"
+        parts = (self.partition, nodes, tasks, cpus, memory, gpus, f"{self.time} min")
         return ", ".join(filter(None, parts))
 
 
 class Profile(Section):
-    """Facts of a site.
+    """The facts of a site.
 
-    `scheduler`: whether plans become SLURM jobs or run here. `cluster`: the ClusterName by which
-    the profile is found. `root`: where `data/`, `models/` and `runs/` go. `group`: a unix group
-    whose members may read what is made there; without one only you may. `cpus`, `gpus`: what a plan
-    that runs here may use. `jobs`: what jobs ask for: `default`, a stage's name, or a step's,
-    the more exact one wins field by field. `kill_on_invalid_dep`: a job whose input will never come
-    is cancelled, not left in the queue. `signal_seconds`: how long before its time limit a job is
-    told to save.
+    Attributes:
+        about: A description.
+        scheduler: Whether plans become SLURM jobs or run on this machine.
+        cluster: The ClusterName by which the profile is found.
+        root: The folder that holds `data/`, `models/` and `runs/`.
+        group: A unix group whose members may read the results; without one only you may.
+        cpus: Cores for plans that run here; None for all that this process may use.
+        gpus: GPUs for plans that run here.
+        kill_on_invalid_dep: Whether SLURM cancels a job whose dependency has failed.
+        signal_seconds: How long before its time limit a job is told to save.
+        jobs: What jobs ask for, by `default`, stage or step; the more specific entry wins, field by
+            field.
     """
 
     about: str = ""
@@ -141,11 +163,11 @@ class Profile(Section):
 
     @field_validator("jobs")
     @classmethod
-    def _known_jobs(cls, jobs: dict[str, Resources]) -> dict[str, Resources]:
+    def _check_jobs(cls, jobs: dict[str, Resources]) -> dict[str, Resources]:
         known = ["default", *STAGES, *(step.name for step in STEPS)]
         for name, resources in jobs.items():
             if name not in known:
-                raise ValueError(f"{name!r} is no stage; {nearest(name, known)}")
+                raise ValueError(f"{name!r} is not a stage; {nearest(name, known)}")
             if resources.where == "login" and not name.startswith("download"):
                 raise ValueError(f"{name} cannot run on the login node, only download can")
             if resources.nodes * resources.tasks_per_node > 1 and not name.startswith("train"):
@@ -153,92 +175,91 @@ class Profile(Section):
         return jobs
 
     def resources(self, step: str) -> Resources:
-        """What a job of that step asks for."""
+        """What a job of a step asks for."""
         values: dict[str, Any] = {}
         for name in ("default", step.partition(".")[0], step):
             if name in self.jobs:
-                values = _over(values, self.jobs[name].model_dump(exclude_unset=True))
+                values = _override(values, self.jobs[name].model_dump(exclude_unset=True))
         return build(Resources, values, f"jobs.{step}")
 
     def granted_cpus(self) -> int:
-        """Cores that a plan which runs here may use."""
+        """Cores that a plan may use on this machine."""
         return self.cpus or len(os.sched_getaffinity(0))
 
     def granted_gpus(self, step: str = "train.train") -> int:
-        """GPUs that a step will see, as far as can be told without loading torch."""
+        """GPUs that a step will see, as far as this can be known without importing torch."""
         if self.scheduler == "slurm":
             return self.resources(step).granted_gpus
         if self.gpus != "auto":
             return self.gpus
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is not None:
-            return len(
-                [device for device in visible.split(",") if device.strip() not in ("", "-1")]
-            )
+            return len([index for index in visible.split(",") if index.strip() not in ("", "-1")])
         return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
 def find_profile(name: str | None) -> Profile:
-    """The profile of that name, or in that YAML file.
+    """Load a profile by name or by the path of its YAML file.
 
-    Without a name, the one that GRISTMILL_PROFILE names, else this machine's.
+    Without a name: the profile that GRISTMILL_PROFILE names, else that of this cluster.
 
     Raises:
-        UserError: There is none, or it holds an unknown setting.
+        UserError: It does not exist, or holds an unknown setting.
     """
-    name = name or os.environ.get("GRISTMILL_PROFILE") or _of_this_machine()
+    name = name or os.environ.get("GRISTMILL_PROFILE") or _default_name()
     if name == "local" and not (PROFILES / "local.yaml").exists():
         return Profile(scheduler="local")  # an installed package has no profiles beside it
-    return build(Profile, _values(name, ()), f"profile {name}")
+    return build(Profile, _load(name, ()), f"profile {name}")
 
 
-def _of_this_machine() -> str:
-    """The profile that names this cluster, else `default`; `local` where there is no cluster."""
-    cluster = slurm.cluster_name()
+def _default_name() -> str:
+    """The profile with the name of this cluster, else `default`; `local` without a cluster."""
+    cluster = slurm_cli.cluster_name()
     if cluster is None:
         return "local"
-    named = {read_yaml(path).get("cluster"): path.stem for path in sorted(PROFILES.glob("*.yaml"))}
-    return named.get(cluster, "default")
+    names = {read_yaml(path).get("cluster"): path.stem for path in sorted(PROFILES.glob("*.yaml"))}
+    return names.get(cluster, "default")
 
 
-def _values(name: str, before: tuple[str, ...]) -> dict[str, Any]:
-    """The settings of a profile laid upon those of the one it extends."""
-    if name in before:
-        raise UserError(f"profile {' extends '.join([*before, name])}: that has no end")
+def _load(name: str, extended_by: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of a profile merged over those of the profile it extends."""
+    if name in extended_by:
+        raise UserError(f"profiles extend each other: {' extends '.join([*extended_by, name])}")
     is_path = name.endswith((".yaml", ".yml"))
     path = Path(name).expanduser() if is_path else PROFILES / f"{name}.yaml"
     if not path.is_file():
         if is_path:
             raise UserError(f"there is no file {path}")
         known = sorted(path.stem for path in PROFILES.glob("*.yaml"))
-        extended = f", which {before[-1]} extends," if before else ""
+        extended = f", which {extended_by[-1]} extends," if extended_by else ""
         raise UserError(f"profile {name!r}{extended} is not known", nearest(name, known))
     values = read_yaml(path)
     base = values.pop("extends", None)
     if base is None:
         return values
-    inherited = _values(str(base), (*before, name))
+    inherited = _load(str(base), (*extended_by, name))
     inherited.pop("cluster", None)
-    jobs = _inherit(inherited.pop("jobs", {}), values.pop("jobs", {}))
+    jobs = _inherit_jobs(inherited.pop("jobs", {}), values.pop("jobs", {}))
     return {**inherited, **values, "jobs": jobs}
 
 
-def _inherit(base: Any, own: Any) -> Any:
-    """A profile's jobs laid upon inherited ones: also its default is more than anything there."""
+def _inherit_jobs(base: Any, own: Any) -> Any:
+    """Merge a profile's jobs over inherited ones; its `default` overrides each inherited entry."""
     if not all(isinstance(entry, dict) for entry in (base, own, *dict(own).values())):
-        return own  # to be refused
+        return own  # validation will refuse it
     default = own.get("default", {})
-    jobs = {name: _over(entry, default) for name, entry in base.items()}
-    return jobs | {name: _over(jobs.get(name, {}), entry) for name, entry in own.items()}
+    jobs = {name: _override(entry, default) for name, entry in base.items()}
+    return jobs | {name: _override(jobs.get(name, {}), entry) for name, entry in own.items()}
 
 
-def _over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid upon `base`; of two that exclude each other the upper one's stays."""
-    beaten = {other for pair in EITHER for one, other in (pair, pair[::-1]) if over.get(one)}
-    return {name: value for name, value in base.items() if name not in beaten} | over
+def _override(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Merge `over` into `base`; an option in `over` removes the one it excludes from `base`."""
+    pairs = [pair for both in EXCLUSIVE_OPTIONS for pair in (both, both[::-1])]
+    removed = {other for option, other in pairs if over.get(option)}
+    return {name: value for name, value in base.items() if name not in removed} | over
 
 
 def find_root(profile: Profile, root: str | None) -> Path:
-    """Where everything goes: what the user says, else the profile, else `./runs`."""
+    """The folder for all results: the user's choice, else the profile's, else `./runs`."""
     chosen = root or profile.root or "runs"
     return Path(os.path.expandvars(chosen)).expanduser().resolve()

@@ -1,7 +1,6 @@
-"""SLURM's commands, called from here only, each with a time-out and its errors told in one line.
+"""The only module that runs SLURM's commands, each with a time-out and one-line errors.
 
-One `squeue` call answers what all jobs of this user are doing. Nothing polls: whoever wants to know
-asks once.
+One `squeue` call shows what all jobs of this user are doing. Nothing polls the controller.
 """
 
 from __future__ import annotations
@@ -19,23 +18,33 @@ from pathlib import Path
 
 from pipeline.core.errors import InputError
 
-PATIENCE = 60.0
-COLUMNS = ("%F", "%K", "%A", "%T", "%V", "%S", "%N", "%E", "%r", "%j")
-BETWEEN = "\x1f"
-# what a user has set for SLURM's commands would hide jobs from us, or change how they are shown
-THEIRS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SLURM_TIME_FORMAT")
-ENDING = "COMPLETING"
-NEVER = "DependencyNeverSatisfied"
-MAX_ARRAY = 1001
+COMMAND_TIMEOUT_SECONDS = 60.0
+COMPLETING_POLL_SECONDS = 2.0
+SQUEUE_COLUMNS = ("%F", "%K", "%A", "%T", "%V", "%S", "%N", "%E", "%r", "%j")
+FIELD_SEPARATOR = "\x1f"
+# users' settings for SLURM's commands, which could hide jobs from us or change the output format
+USER_VARIABLE_PREFIXES = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SLURM_TIME_FORMAT")
+COMPLETING = "COMPLETING"
+DEPENDENCY_NEVER_SATISFIED = "DependencyNeverSatisfied"
+DEFAULT_MAX_ARRAY_SIZE = 1001
 
 
 @dataclass(frozen=True)
 class Job:
     """A job, or one element of an array, as `squeue` shows it.
 
-    `id`: as scancel and dependencies take it. `array`, `index`: of an array's element; a plain
-    job's own id, and None. `number`: its SLURM_JOB_ID. `submitted`, `started`: seconds since the
-    epoch, None if not yet. `dependency`: what it waits for, as `afterok:5(unfulfilled)`.
+    Attributes:
+        id: The id that scancel and dependencies take, as `12_3` for an element.
+        array: The id of the array; of a plain job its own id.
+        index: The index in the array; None for a plain job.
+        number: Its SLURM_JOB_ID.
+        state: As SLURM writes it, such as `PENDING`.
+        name: The job's name.
+        submitted: Seconds since the epoch.
+        started: Seconds since the epoch; None before it starts.
+        node: The nodes it runs on.
+        dependency: The jobs it waits for, such as `afterok:5(unfulfilled)`.
+        reason: Why it is pending.
     """
 
     id: str
@@ -52,63 +61,63 @@ class Job:
 
     @property
     def pending(self) -> bool:
-        """Whether it has not begun."""
+        """Whether it has not started."""
         return self.state == "PENDING"
 
     @property
     def needed(self) -> list[str]:
-        """Ids of the jobs it waits for; those of whole arrays without an element."""
-        found = re.findall(r":(\d+(?:_\d+)?)", self.dependency)
-        return [str(name) for name in found]
+        """Ids of the jobs it waits for; an array as a whole is named without an element."""
+        return [str(name) for name in re.findall(r":(\d+(?:_\d+)?)", self.dependency)]
 
 
-def present() -> bool:
+def is_installed() -> bool:
     """Whether this machine can submit jobs."""
     return shutil.which("sbatch") is not None
 
 
 def cluster_name() -> str | None:
-    """The ClusterName of the cluster that this machine belongs to; None if to none.
+    """The ClusterName of the cluster that this machine belongs to; None without a cluster.
 
     Raises:
-        InputError: There should be one, but it does not answer.
+        InputError: SLURM is installed but does not answer.
     """
-    if not present():
+    if not is_installed():
         return None
     if inside := os.environ.get("SLURM_CLUSTER_NAME"):
         return inside
     path = Path(os.environ.get("SLURM_CONF", "/etc/slurm/slurm.conf"))
     try:
-        said = re.search(r"(?mi)^\s*ClusterName\s*=\s*(\S+)", path.read_text(errors="replace"))
+        name = re.search(r"(?mi)^\s*ClusterName\s*=\s*(\S+)", path.read_text(errors="replace"))
     except OSError:
-        said = None
-    return said[1] if said else configuration().get("ClusterName")
+        name = None
+    return name[1] if name else read_configuration().get("ClusterName")
 
 
-def configuration() -> dict[str, str]:
-    """What `scontrol show config` says."""
-    lines = (line.partition("=") for line in _ask("scontrol", "show", "config").splitlines())
+def read_configuration() -> dict[str, str]:
+    """The values of `scontrol show config`."""
+    lines = (line.partition("=") for line in _run("scontrol", "show", "config").splitlines())
     return {name.strip(): value.strip() for name, equals, value in lines if equals}
 
 
-def longest_array() -> int:
-    """How many elements an array may have here; where there are no arrays, 1."""
-    said = configuration().get("MaxArraySize", "")
-    return max(1, int(said)) if said.isdigit() else MAX_ARRAY
+def max_array_size() -> int:
+    """How many elements an array may have here; 1 where arrays are disabled."""
+    value = read_configuration().get("MaxArraySize", "")
+    return max(1, int(value)) if value.isdigit() else DEFAULT_MAX_ARRAY_SIZE
 
 
-def queue() -> list[Job]:
-    """All jobs of this user that have not ended, elements of arrays one by one."""
-    words = ("--noheader", "--array", "--all", f"--user={os.getuid()}")
-    return parse(_ask("squeue", *words, f"--format={BETWEEN.join(COLUMNS)}"))
+def list_jobs() -> list[Job]:
+    """All jobs of this user that have not ended, one entry for each array element."""
+    options = ("--noheader", "--array", "--all", f"--user={os.getuid()}")
+    columns = FIELD_SEPARATOR.join(SQUEUE_COLUMNS)
+    return parse_squeue(_run("squeue", *options, f"--format={columns}"))
 
 
-def parse(text: str) -> list[Job]:
-    """The lines of `squeue --array --format=…`. Names may hold anything, also line ends."""
+def parse_squeue(text: str) -> list[Job]:
+    """Parse the output of `list_jobs`' command. Job names may hold anything, even line breaks."""
     jobs = []
     for line in text.splitlines():
-        fields = [field.strip() for field in line.split(BETWEEN, len(COLUMNS) - 1)]
-        if len(fields) < len(COLUMNS):
+        fields = [field.strip() for field in line.split(FIELD_SEPARATOR, len(SQUEUE_COLUMNS) - 1)]
+        if len(fields) < len(SQUEUE_COLUMNS):
             continue
         array, index, number, state, submitted, started, node, dependency, reason, name = fields
         element = int(index) if index.isdigit() else None
@@ -120,8 +129,8 @@ def parse(text: str) -> list[Job]:
                 number=number,
                 state=state,
                 name=name,
-                submitted=_moment(submitted),
-                started=_moment(started),
+                submitted=_timestamp(submitted),
+                started=_timestamp(started),
                 node=node,
                 dependency=dependency,
                 reason=reason,
@@ -130,105 +139,105 @@ def parse(text: str) -> list[Job]:
     return jobs
 
 
-def _moment(text: str) -> float | None:
+def _timestamp(text: str) -> float | None:
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return None
 
 
-def ended(number: str, patience: float = PATIENCE) -> bool:
-    """Whether one of this user's jobs is known to have left the queue.
+def has_ended(number: str, timeout: float = COMMAND_TIMEOUT_SECONDS) -> bool:
+    """Whether one of this user's jobs has left the queue; False if SLURM does not answer.
 
-    A job that is just ending is waited for: it may be saving.
+    Waits for a job that is completing, since it may still be saving.
 
     Args:
-        number: SLURM_JOB_ID of the job or the array's element.
-        patience: Seconds to wait.
+        number: SLURM_JOB_ID of the job or array element.
+        timeout: Seconds to wait.
     """
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     while True:
         try:
-            found = [job for job in queue() if job.number == number]
+            found = [job for job in list_jobs() if job.number == number]
         except InputError:
             return False
-        if not found or found[0].state != ENDING or time.monotonic() > end:
+        if not found or found[0].state != COMPLETING or time.monotonic() > end:
             return not found
-        time.sleep(2.0)
+        time.sleep(COMPLETING_POLL_SECONDS)
 
 
 def cancel(ids: Sequence[str]) -> None:
-    """Take jobs out of the queue, or stop them."""
+    """Cancel jobs, whether they are pending or running."""
     if ids:
-        _ask("scancel", *ids)
+        _run("scancel", *ids)
 
 
-def accounting(ids: Sequence[str]) -> dict[str, dict[str, str]]:
-    """What `sacct` has kept of jobs: state, exit code, elapsed time, by id.
+def read_accounting(ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What `sacct` says of jobs: state, exit code and elapsed time by job id.
 
     Raises:
-        InputError: The site keeps no accounts.
+        InputError: The site has no accounting.
     """
     if not ids:
         return {}
     columns = ("JobID", "State", "ExitCode", "Elapsed")
-    words = ("--noheader", "--parsable2", "--allocations", f"--format={','.join(columns)}")
-    said = _ask("sacct", *words, f"--jobs={','.join(ids)}")
-    rows = (line.split("|") for line in said.splitlines())
+    options = ("--noheader", "--parsable2", "--allocations", f"--format={','.join(columns)}")
+    output = _run("sacct", *options, f"--jobs={','.join(ids)}")
+    rows = (line.split("|") for line in output.splitlines())
     return {row[0]: dict(zip(columns[1:], row[1:], strict=True)) for row in rows}
 
 
-def wait_for_others(job: str, ids: Sequence[str]) -> None:
-    """Let a job that waits already wait for these jobs instead."""
-    _ask("scontrol", "update", f"JobId={job}", f"Dependency=afterok:{':'.join(ids)}")
+def set_dependency(job: str, ids: Sequence[str]) -> None:
+    """Let a pending job wait for these jobs instead of those that it waits for now."""
+    _run("scontrol", "update", f"JobId={job}", f"Dependency=afterok:{':'.join(ids)}")
 
 
 @contextmanager
-def outside_of_a_job() -> Iterator[None]:
-    """Take away what an interactive job has set: `sbatch` would take its memory and cores for ours.
+def without_job_variables() -> Iterator[None]:
+    """Hide the variables of an interactive job, whose memory and cores `sbatch` would inherit.
 
-    What the user set for `sbatch` (`SBATCH_…`), the way to the cluster and its token stay. So does
-    not another signal for submitit, which our jobs would not listen to.
+    The user's settings for `sbatch` (`SBATCH_…`), the cluster's address and its token stay. Removes
+    SUBMITIT_PREEMPT_SIGNAL as well: our jobs do not handle another signal.
     """
     kept = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
     inside = "SLURM_JOB_ID" in os.environ
-    ours = {
+    hidden = {
         name: value
         for name, value in os.environ.items()
         if (inside and name.startswith("SLURM_") and name not in kept)
         or name == "SUBMITIT_PREEMPT_SIGNAL"
     }
-    for name in ours:
+    for name in hidden:
         del os.environ[name]
     try:
         yield
     finally:
-        os.environ.update(ours)
+        os.environ.update(hidden)
 
 
-def _ask(*words: str) -> str:
-    """Run a command of SLURM's and give back what it prints.
+def _run(*command: str) -> str:
+    """Run one of SLURM's commands; returns what it prints.
 
     Raises:
-        InputError: It is not there, does not answer, or refuses.
+        InputError: The command is missing, does not answer, or fails.
     """
     try:
         done = subprocess.run(
-            words,
+            command,
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=PATIENCE,
+            timeout=COMMAND_TIMEOUT_SECONDS,
             check=False,
-            env={k: v for k, v in os.environ.items() if not k.startswith(THEIRS)},
+            env={k: v for k, v in os.environ.items() if not k.startswith(USER_VARIABLE_PREFIXES)},
         )
     except FileNotFoundError:
-        raise InputError(f"there is no {words[0]} here", "run this on a login node") from None
+        raise InputError(f"there is no {command[0]} here", "run this on a login node") from None
     except subprocess.TimeoutExpired:
-        raise InputError(f"{words[0]} does not answer", "try again in a minute") from None
+        raise InputError(f"{command[0]} does not answer", "try again in a minute") from None
     if done.returncode:
-        *_, said = ["", *filter(None, map(str.strip, done.stderr.splitlines()))]
-        what = said.removeprefix(f"{words[0]}: ") or f"it ended with {done.returncode}"
-        hint = "Is a cluster configured here? PROFILE=local does without"
-        raise InputError(f"{words[0]} says: {what.rstrip('.')}", hint)
+        *_, message = ["", *filter(None, map(str.strip, done.stderr.splitlines()))]
+        reason = message.removeprefix(f"{command[0]}: ") or f"exit code {done.returncode}"
+        hint = "Is a cluster configured here? PROFILE=local runs without one"
+        raise InputError(f"{command[0]} failed: {reason.rstrip('.')}", hint)
     return done.stdout

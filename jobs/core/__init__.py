@@ -1,1 +1,1 @@
-"""What all packages of jobs use: printed lines, folder permissions, the environment of a task."""
+"""What every package of jobs uses: printed lines, permissions, the environment of a task."""

@@ -1,7 +1,4 @@
-"""Saying something where the words may have no place to go: a log on a full disk.
-
-What is said there is news. No work ends for want of it, and an exit code says the same.
-"""
+"""Printed lines that cannot end the work: a log on a full disk does not change an exit code."""
 
 from __future__ import annotations
 
@@ -11,22 +8,22 @@ import sys
 from typing import TextIO
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a line now, or else, should there be room, with the next one."""
+def print_line(text: str, stream: TextIO | None = None) -> None:
+    """Print and flush a line; on a full disk it stays in the buffer and is written later."""
     with contextlib.suppress(OSError):
         print(text, file=stream or sys.stdout, flush=True)
 
 
-def complain(text: str) -> None:
-    """Print a line to the standard error output."""
-    say(text, sys.stderr)
+def print_error(text: str) -> None:
+    """Print a line to standard error."""
+    print_line(text, sys.stderr)
 
 
-def settle() -> None:
-    """Before the process ends: what still could not be written must not change its exit code."""
+def flush_streams() -> None:
+    """Flush before the process ends; discard what cannot be written, so the exit code stays."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            with contextlib.suppress(OSError):  # where it has no descriptor it has no disk
+            with contextlib.suppress(OSError):  # a stream without a descriptor is not on disk
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,7 +1,7 @@
-"""Who may look at what a run leaves: its owner, or the group too that the profile names.
+"""Who may read a run: its owner, or also the group that the profile names.
 
-The folders at the top are made here. What is made in them later gets its rights from the umask, and
-its group from the folder it is in (setgid); both hold for every library that writes, too.
+The top-level folders are created here. Everything below them gets its mode from the umask and its
+group from the parent folder (setgid), so this holds for files that libraries write, too.
 """
 
 from __future__ import annotations
@@ -15,27 +15,26 @@ from pathlib import Path
 
 from pipeline.core.errors import UserError
 
-SHARED = ("data", "models", "cache")
-OWNER, GROUP = 0o077, 0o027
+SHARED_FOLDERS = ("data", "models", "cache")
+OWNER_UMASK, GROUP_UMASK = 0o077, 0o027
 
 
-def open_run(root: Path, name: str, group: str | None) -> None:
-    """Make the folders of a root and of a run in it, and set the umask for what goes into them.
+def create_run_folders(root: Path, name: str, group: str | None) -> None:
+    """Create the folders of a root and of a run, and set the umask for what goes into them.
 
-    What is there already stays as it is, and who may look at the run's folder decides for what is
-    added to it.
+    Existing folders are not changed. The mode of the run's folder decides the umask.
 
     Raises:
-        UserError: There is no such group, we are not in it, or a folder that is there is not open
+        UserError: The group does not exist, we are not a member, or an existing folder is not open
             to it.
     """
-    gid = None if group is None else _find(group)
-    os.umask(OWNER if gid is None else GROUP)
+    gid = None if group is None else _group_id(group)
+    os.umask(OWNER_UMASK if gid is None else GROUP_UMASK)
     run = root / "runs" / name
-    tops = [*(root / folder for folder in SHARED), run.parent]
-    for folder in (*tops, run):
-        _make(folder, gid)
-    closed = [folder for folder in tops if gid is not None and not _is_of(folder, gid)]
+    top_folders = [*(root / folder for folder in SHARED_FOLDERS), run.parent]
+    for folder in (*top_folders, run):
+        _create(folder, gid)
+    closed = [folder for folder in top_folders if gid is not None and not _is_open(folder, gid)]
     if closed:
         names = shlex.join(map(str, closed))
         raise UserError(
@@ -43,64 +42,65 @@ def open_run(root: Path, name: str, group: str | None) -> None:
             f"chgrp -R {group} {names} && chmod -R g+rX {names} && "
             f"find {names} -type d -exec chmod g+s {{}} +",
         )
-    follow(run)
+    apply_umask(run)
 
 
-def follow(run: Path) -> None:
-    """Set the umask so that what is made is as open as the folder of the run."""
-    os.umask(~run.stat().st_mode & OWNER)
+def apply_umask(run: Path) -> None:
+    """Set the umask so that new files are as open as the folder of the run."""
+    os.umask(~run.stat().st_mode & OWNER_UMASK)
 
 
-def open_like(run: Path, to: Path) -> Callable[[Path], None]:
-    """Make way for a folder that is to be as open as that of a run, wherever it is.
+def prepare_parents(run: Path, target: Path) -> Callable[[Path], None]:
+    """Create the parents of a folder that will be as open as a run, and set the umask.
 
     Args:
         run: The run's folder.
-        to: The folder that is to be, in folders that are made here where they are not there.
+        target: The folder that will be created; its missing parents are created here.
 
     Returns:
-        What gives an empty folder to the group that the run is open to, if to any.
+        A function that gives an empty folder to the run's group, if the run is open to a group.
     """
-    follow(run)
-    found = run.stat()
-    mine = not os.geteuid() or found.st_gid in {*os.getgroups(), os.getegid()}
-    gid = found.st_gid if mine and found.st_mode & stat.S_IRGRP else None
+    apply_umask(run)
+    status = run.stat()
+    is_member = not os.geteuid() or status.st_gid in {*os.getgroups(), os.getegid()}
+    gid = status.st_gid if is_member and status.st_mode & stat.S_IRGRP else None
     if gid is None:
-        os.umask(OWNER)  # what others may see of a run, they see by way of its group
-    _make(to.parent, gid)
+        os.umask(OWNER_UMASK)  # other users see a run only through its group
+    _create(target.parent, gid)
 
-    def give(folder: Path) -> None:
+    def share(folder: Path) -> None:
         if gid is not None:
             os.chown(folder, -1, gid)
             folder.chmod(stat.S_ISGID | stat.S_IMODE(folder.stat().st_mode))
 
-    return give
+    return share
 
 
-def _make(folder: Path, gid: int | None) -> None:
-    """Make a folder, and those above it; none that is there is touched."""
+def _create(folder: Path, gid: int | None) -> None:
+    """Create a folder and its parents; existing ones are not changed."""
     if folder.is_dir():
         return
-    _make(folder.parent, gid)
-    folder.mkdir(exist_ok=True)  # another process may be quicker
+    _create(folder.parent, gid)
+    folder.mkdir(exist_ok=True)  # another process may create it first
     if gid is not None:
         os.chown(folder, -1, gid)
-        folder.chmod(stat.S_ISGID | 0o777 & ~GROUP)
+        folder.chmod(stat.S_ISGID | 0o777 & ~GROUP_UMASK)
 
 
-def _is_of(folder: Path, gid: int) -> bool:
-    found = folder.stat()
-    open_to_it = stat.S_ISGID | stat.S_IRGRP | stat.S_IXGRP
-    return found.st_gid == gid and found.st_mode & open_to_it == open_to_it
+def _is_open(folder: Path, gid: int) -> bool:
+    """Whether the group owns a folder, may read it, and inherits what is created in it."""
+    status = folder.stat()
+    wanted = stat.S_ISGID | stat.S_IRGRP | stat.S_IXGRP
+    return status.st_gid == gid and status.st_mode & wanted == wanted
 
 
-def _find(group: str) -> int:
-    """The id of a group that we are in."""
-    mine = {*os.getgroups(), os.getegid()}
+def _group_id(group: str) -> int:
+    """The id of a group that we belong to."""
+    member_of = {*os.getgroups(), os.getegid()}
     try:
         gid = grp.getgrnam(group).gr_gid
     except KeyError:
-        raise UserError(f"there is no group {group!r}", "see your groups with: id -Gn") from None
-    if gid not in mine and os.geteuid():
-        raise UserError(f"you are not in the group {group}", "see your groups with: id -Gn")
+        raise UserError(f"there is no group {group!r}", "list your groups with: id -Gn") from None
+    if gid not in member_of and os.geteuid():
+        raise UserError(f"you are not in the group {group}", "list your groups with: id -Gn")
     return gid

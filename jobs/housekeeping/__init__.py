@@ -1,1 +1,1 @@
-"""Cancel, clean, export, and who may read what a run leaves."""
+"""Cancel jobs, remove what is not needed, export a trained model."""

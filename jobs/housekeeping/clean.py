@@ -1,4 +1,4 @@
-"""Removing what is not needed: leftovers of killed tasks, data no run names, chunks none keeps."""
+"""Remove what no run needs: leftovers of killed tasks, unused data, chunks that are not kept."""
 
 from __future__ import annotations
 
@@ -11,59 +11,60 @@ from pipeline.config import Config, load_config
 from pipeline.core.errors import UserError
 from pipeline.core.leftovers import ended, silent
 from pipeline.core.receipt import load, release
-from pipeline.core.task_log import read_status
+from pipeline.core.task_log import RUNNING, read_status
 from pipeline.dag import survey
 
-LEFTOVERS = (".damaged-*", ".stale-*", ".retired-*")
+SET_ASIDE_PATTERNS = (".damaged-*", ".stale-*", ".retired-*")
 
 
 def removable(root: Path, dataset: str | None) -> list[Path]:
-    """Folders that may go. Whatever a run still names stays, finished or not.
+    """Folders that no run needs. What a run refers to stays, finished or not.
 
     Args:
         root: The folder that holds `data/`, `models/` and `runs/`.
-        dataset: Only of this data set; None for all.
+        dataset: The id of a data set, to look at its folders only; None for all.
     """
-    data, busy = root / "data", _busy(root)
+    data, busy = root / "data", _is_busy(root)
     areas = [data / dataset] if dataset else sorted(p for p in data.glob("*") if p.is_dir())
-    named = _named(root)
+    needed = _needed_folders(root)
     found = []
     for area in areas:
         for folder in sorted(path for path in area.glob("*-*") if path.is_dir()):
-            if folder not in named:
+            if folder not in needed:
                 found.append(folder)
             else:
                 found += _leftovers(folder, busy)
-    for folder in sorted(named):
+    for folder in sorted(needed):
         if folder.parents[1] in (root / "runs", root / "models"):
             found += _leftovers(folder, busy)
     return list(dict.fromkeys(found))
 
 
 def _leftovers(folder: Path, busy: bool) -> list[Path]:
-    """What killed tasks and repairs left in a folder; the temporary folders of live ones stay.
+    """What killed tasks and repairs left in the folder of a step.
 
     Args:
-        folder: Of a step.
-        busy: Whether somebody may be writing there whose clock need not be ours.
+        folder: The folder of a step.
+        busy: Whether a process may be writing there whose host has another clock; then old
+            temporary folders of other hosts stay.
     """
-    set_aside = [path for pattern in LEFTOVERS for path in sorted(folder.glob(pattern))]
-    dead = [p for p in sorted(folder.glob(".tmp-*")) if ended(p) or (silent(p) and not busy)]
-    return set_aside + dead
+    set_aside = [path for pattern in SET_ASIDE_PATTERNS for path in sorted(folder.glob(pattern))]
+    temporary = sorted(folder.glob(".tmp-*"))
+    return set_aside + [path for path in temporary if ended(path) or (silent(path) and not busy)]
 
 
-def _busy(root: Path) -> bool:
-    """Whether a task says that it runs, and is not known to have ended."""
+def _is_busy(root: Path) -> bool:
+    """Whether a task claims to be running and is not known to have ended."""
     states = (read_status(path) for path in root.glob("runs/*/logs/*.json"))
-    labels = [state.get("label", "") for state in states if state.get("state") == "running"]
+    labels = [state.get("label", "") for state in states if state.get("state") == RUNNING]
     return any(not process_gone(label) for label in labels)
 
 
-def spent(root: Path, dataset: str | None) -> list[Path]:
-    """The parts whose chunks no run keeps or has yet to tokenize; arguments as of `removable`."""
+def releasable_parts(root: Path, dataset: str | None) -> list[Path]:
+    """Parts whose chunks no run keeps or still has to tokenize; arguments as in `removable`."""
     found: list[Path] = []
     kept = set()
-    for config in _runs(root):
+    for config in _run_configs(root):
         nodes = {node.work.step.name: node for node in survey(config, root)}
         chunks = nodes["decompress.chunks"]
         if config.decompress.keep_chunks or not nodes["tokenize.seal"].complete:
@@ -73,30 +74,30 @@ def spent(root: Path, dataset: str | None) -> list[Path]:
     return [part for part in dict.fromkeys(found) if part.parent not in kept]
 
 
-def _named(root: Path) -> set[Path]:
-    return {node.work.folder for config in _runs(root) for node in survey(config, root)}
+def _needed_folders(root: Path) -> set[Path]:
+    return {node.work.folder for config in _run_configs(root) for node in survey(config, root)}
 
 
-def _runs(root: Path) -> Iterator[Config]:
+def _run_configs(root: Path) -> Iterator[Config]:
     """The configuration of every run."""
     for path in sorted(root.glob("runs/*/config.yaml")):
         try:
             yield load_config(path)
         except UserError as error:
-            raise UserError(f"cannot tell what {path.parent.name} needs: {error}") from None
+            raise UserError(f"cannot tell what run {path.parent.name} needs: {error}") from None
 
 
-def remove(paths: list[Path], parts: list[Path]) -> int:
-    """Remove folders, and the chunks of parts; returns the bytes that they held."""
+def remove(folders: list[Path], parts: list[Path]) -> int:
+    """Remove folders, and the chunks of parts; returns the number of bytes freed."""
     chunks = [part.parent / name for part in parts if (r := load(part)) for name in r.units]
-    freed = sum(map(_held, [*paths, *chunks]))
-    for path in paths:
-        shutil.rmtree(path, ignore_errors=True)
+    freed = sum(map(_folder_bytes, [*folders, *chunks]))
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
     for part in parts:
         release(part)
     return freed
 
 
-def _held(folder: Path) -> int:
+def _folder_bytes(folder: Path) -> int:
     files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return sum(path.lstat().st_size for path in files)

@@ -1,1 +1,1 @@
-"""Looking at runs: progress, status, logs, reports on request."""
+"""Looking at runs: progress files, status, logs, and reports on request."""

@@ -1,6 +1,6 @@
-"""Keep each attempt at a task and the start of each plan, so that reports can say where time went.
+"""Keep each attempt at a task and the start of each plan, for reports about time.
 
-The format is in `pipeline.core.task_log`. A write that fails is ignored: no work depends on it.
+The format is in `pipeline.core.task_log`. Failed writes are ignored: no work depends on them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def keep(path: Path, status: Mapping[str, Any]) -> None:
-    """Add an attempt that is over to the history of its task.
+    """Append an attempt that has ended to the history of its task.
 
-    A task that another process kept from its work (`busy`) made no attempt.
+    An attempt that only found another process at work (`busy`) is left out.
 
     Args:
         path: The status file of the task; ranks other than 0 have no history.
@@ -32,8 +32,8 @@ def keep(path: Path, status: Mapping[str, Any]) -> None:
         append_row(history, history_row(status))
 
 
-def note_plan(plan: Plan, folder: Path) -> None:
-    """Note in the folder of a run's logs that a plan starts now, and what its steps need."""
+def record_plan(plan: Plan, folder: Path) -> None:
+    """Record in a run's log folder that a plan starts now, and which steps each step needs."""
     needs = {step.name: list(step.needs) for step in STEPS}
     steps = {array.step: needs.get(array.step, []) for array in plan.arrays}
     with contextlib.suppress(OSError):

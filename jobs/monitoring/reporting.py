@@ -1,4 +1,4 @@
-"""Reports made when they are asked for: of a run, finished or not, and of runs side by side."""
+"""Reports on request: of one run, finished or not, and of several runs side by side."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jobs.core.console import complain
+from jobs.core.console import print_error
 from jobs.core.environment import prepare_environment
-from jobs.core.permissions import follow, open_like
-from jobs.monitoring.status import now, survey_run
+from jobs.core.permissions import apply_umask, prepare_parents
+from jobs.monitoring.status import describe_step, survey_run
 from jobs.planning.queue import Queue
 from pipeline.config import Config, load_config
 from pipeline.core import provenance
@@ -25,21 +25,21 @@ from pipeline.dag import Node, survey
 from pipeline.report import PARTIAL_REPORT
 from pipeline.report.history.progress import Standing, Underway
 
-FEWEST, MOST = 2, 8
-JOINED, LONGEST = "_vs_", 120
-AGAIN = "the make pipeline that began it makes it anew"
+MIN_RUNS, MAX_RUNS = 2, 8
+NAME_SEPARATOR, MAX_NAME_BYTES = "_vs_", 120
+REBUILD_HINT = "run the make pipeline command that began it to rebuild it"
 
 
 def report_run(config: Config, root: Path, queue: Callable[[], Queue | None]) -> Path:
-    """Make the report of a run anew: the committed one, or that of a run in progress beside it.
+    """Rebuild the report of a run; of an unfinished run, one that says how far it is.
 
     Args:
         config: The run.
         root: The folder that holds `data/`, `models/` and `runs/`.
-        queue: Looks at the queue; asked only where the run is not finished.
+        queue: Reads the queue; called only for an unfinished run.
 
     Returns:
-        The folder that holds it.
+        The folder of the report.
 
     Raises:
         CorruptInput: A score or a sample is damaged; it was set aside.
@@ -49,18 +49,19 @@ def report_run(config: Config, root: Path, queue: Callable[[], Queue | None]) ->
     nodes = list(survey(config, root))
     last = nodes[-1].work
     report = run / "report"
-    made = load_intact(report)
-    if made and made.key == last.key and not (nodes[-1].items and os.access(run, os.W_OK)):
-        why = "you may not write there" if nodes[-1].items else _unfinished(nodes)
-        complain(f"this report is as it was made on {_day(made.written)}: {why}")
+    existing = load_intact(report)
+    rebuildable = nodes[-1].items and os.access(run, os.W_OK)
+    if existing and existing.key == last.key and not rebuildable:
+        why = "you may not write there" if nodes[-1].items else _missing_inputs(nodes)
+        print_error(f"this report was made on {_day(existing.written)} and stays as it is: {why}")
         return report
-    follow(run)
-    with damage_set_aside(AGAIN):
+    apply_umask(run)
+    with damage_set_aside(REBUILD_HINT):
         if not nodes[-1].items:
-            return _so_far(config, root, nodes, queue())
-        if made:
+            return _report_progress(config, root, nodes, queue())
+        if existing:
             with contextlib.suppress(CorruptInput), damage_set_aside():
-                made.verify(report)  # what is as it was stays, whatever it is compared with
+                existing.verify(report)  # a damaged report must not count as equal to the new one
         (item,) = nodes[-1].items
         identity = last.identity(item, provenance.code_version())
         ctx = Context(stop=Stop(), folder=last.folder, identity=identity)
@@ -68,28 +69,32 @@ def report_run(config: Config, root: Path, queue: Callable[[], Queue | None]) ->
     return last.folder / item.name
 
 
-def _unfinished(nodes: list[Node]) -> str:
+def _missing_inputs(nodes: list[Node]) -> str:
     steps = [node.work.step.name for node in nodes[:-1] if not node.complete]
-    return f"what it was made from is not all here any more ({', '.join(steps)})"
+    return f"some of its inputs are gone ({', '.join(steps)})"
 
 
 def _day(seconds: float) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 
-def _so_far(config: Config, root: Path, nodes: list[Node], queue: Queue | None) -> Path:
-    """The page of a run in progress, in place of the one before."""
+def _report_progress(config: Config, root: Path, nodes: list[Node], queue: Queue | None) -> Path:
+    """Write the report of an unfinished run, in place of the one before."""
     from pipeline.report.build import build
 
-    if queue and queue.fault:
-        complain(f"{queue.fault}; what follows is from files alone")
+    if queue and queue.error:
+        print_error(f"{queue.error}; this report is based on files alone")
     steps = tuple(
         Standing(
-            row["step"], row["state"], row["items_done"], row["items"], redact(now(row)).strip()
+            step["step"],
+            step["state"],
+            step["items_done"],
+            step["items"],
+            redact(describe_step(step)).strip(),
         )
-        for row in survey_run(config, root, queue)["steps"]
+        for step in survey_run(config, root, queue)["steps"]
     )
-    inputs, underway = _known(nodes, steps)
+    inputs, underway = _finished_inputs(nodes, steps)
     last = nodes[-1].work
     digests = {step: given.digest for step, given in inputs.items()}
     identity = UnitIdentity(last.key, last.step.own_key(config), digests, provenance.code_version())
@@ -98,85 +103,88 @@ def _so_far(config: Config, root: Path, nodes: list[Node], queue: Queue | None) 
     return last.folder / PARTIAL_REPORT
 
 
-def _known(nodes: list[Node], steps: tuple[Standing, ...] = ()) -> tuple[Inputs, Underway]:
-    """What is finished of a run, to the item, and where what is not is looked for."""
+def _finished_inputs(
+    nodes: list[Node], steps: tuple[Standing, ...] = ()
+) -> tuple[Inputs, Underway]:
+    """The finished items of a run, and where to look for the unfinished training."""
     inputs = {node.work.step.name: Input(node.work.folder, node.done) for node in nodes}
     training = inputs["train.train"].folder
-    done = {name: given for name, given in inputs.items() if given.receipts}
-    return done, Underway(steps, training, time.time())
+    finished = {name: given for name, given in inputs.items() if given.receipts}
+    return finished, Underway(steps, training, time.time())
 
 
 def compare_runs(names: Sequence[str], root: Path) -> Path:
-    """Put runs side by side, in `compare/<names>` below the root.
+    """Compare runs side by side, in `compare/<names>` below the root.
 
     Args:
-        names: Of the runs, two to eight; the first is what the others are compared with.
+        names: Two to eight runs; the others are compared with the first.
         root: The folder that holds `compare/`, `data/`, `models/` and `runs/`.
 
     Returns:
-        The folder that holds the page.
+        The folder of the page.
 
     Raises:
-        UserError: There are too few or too many, one is named twice, or there is none of the name.
+        UserError: There are too few or too many runs, one is named twice, or one does not exist.
         CorruptInput: A score is damaged; it was set aside.
     """
     from pipeline.report.compare.compare import Run, compare
 
-    configs = _find(names, root)
+    configs = _load_runs(names, root)
     prepare_environment("evaluate.report", root)
     runs, digests = [], {}
     for config in configs:
         nodes = list(survey(config, root))
-        inputs, underway = _known(nodes)
+        inputs, underway = _finished_inputs(nodes)
         logs = root / "runs" / config.name / "logs"
         runs.append(Run(config, inputs, underway, logs))
         digests[config.name] = hash_json({n: given.digest for n, given in inputs.items()})
-    place = root / "compare" / _joined(names)
-    # as closed as the most closed of them
-    closed = min(
+    folder = root / "compare" / _folder_name(names)
+    # as private as the most private of them
+    most_private = min(
         (root / "runs" / name for name in names), key=lambda run: run.stat().st_mode & 0o077
     )
-    give = open_like(closed, place)
+    share = prepare_parents(most_private, folder)
     identity = UnitIdentity(hash_json(list(names)), "compare", digests, provenance.code_version())
-    with damage_set_aside(AGAIN), commit(place.parent, place.name, identity) as draft:
-        give(draft.path)
+    with damage_set_aside(REBUILD_HINT), commit(folder.parent, folder.name, identity) as draft:
+        share(draft.path)
         compare(runs, draft.path)
-    return place
+    return folder
 
 
-def _find(names: Sequence[str], root: Path) -> list[Config]:
-    """The frozen configurations of runs."""
+def _load_runs(names: Sequence[str], root: Path) -> list[Config]:
+    """The saved configurations of runs."""
     example = "as in: make compare NAMES='nih try2'"
-    if not FEWEST <= len(names) <= MOST:
+    if not MIN_RUNS <= len(names) <= MAX_RUNS:
         raise UserError(
-            f"{FEWEST} to {MOST} runs can be compared, not {len(names)}", f"name them, {example}"
+            f"compare takes {MIN_RUNS} to {MAX_RUNS} runs, not {len(names)}",
+            f"name them, {example}",
         )
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"named twice: {', '.join(map(repr, twice))}", example)
-    there = {path.parent.name: path for path in sorted((root / "runs").glob("*/config.yaml"))}
-    if missing := [repr(name) for name in names if name not in there]:
-        known = f"there are {', '.join(there)}" if there else "start one: make pipeline DATASET=…"
-        raise UserError(f"there is no run {', '.join(missing)} in {root / 'runs'}", known)
-    return [load_config(there[name]) for name in names]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"named twice: {', '.join(map(repr, repeated))}", example)
+    known = {path.parent.name: path for path in sorted((root / "runs").glob("*/config.yaml"))}
+    if missing := [repr(name) for name in names if name not in known]:
+        hint = f"there are {', '.join(known)}" if known else "start one: make pipeline DATASET=…"
+        raise UserError(f"there is no run {', '.join(missing)} in {root / 'runs'}", hint)
+    return [load_config(known[name]) for name in names]
 
 
-def _joined(names: Sequence[str]) -> str:
-    """A folder's name for these runs, and for no others."""
-    name = JOINED.join(names)
-    if len(name.encode()) <= LONGEST and not any(JOINED in one for one in names):
+def _folder_name(names: Sequence[str]) -> str:
+    """A folder name that no other list of runs has."""
+    name = NAME_SEPARATOR.join(names)
+    if len(name.encode()) <= MAX_NAME_BYTES and not any(NAME_SEPARATOR in each for each in names):
         return name
-    short = name.encode()[: LONGEST - 9].decode(errors="ignore")
+    short = name.encode()[: MAX_NAME_BYTES - 9].decode(errors="ignore")
     return f"{short}-{hash_json(list(names))[:8]}"
 
 
 def show(page: Path) -> None:
-    """Print a page's text, and where it is to be looked at."""
+    """Print the text of a page, and the path of its HTML."""
     print(page.with_name(page.name + ".md").read_text(encoding="utf-8"))
     print(f"{page.name}: {page.with_name(page.name + '.html')}")
 
 
 def show_result(folder: Path) -> None:
-    """The last lines of a finished run: what it came to, and where to read more."""
+    """Print the result of a finished run, and where its report is."""
     content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     verdict = content["verdict"]
     print(f"test perplexity {verdict['figures']}: {verdict['words']}".replace("  ", " "))

@@ -1,1 +1,1 @@
-"""What is left to do, and whether it can be done here."""
+"""What a run still has to do, which jobs do it already, and whether it can be done here."""

@@ -1,8 +1,9 @@
-"""How much room a run still needs, told before anything is queued, and whether it is there.
+"""How much disk space a run still needs, and whether that is free, before anything is queued.
 
-An estimate: what a server, a registry entry or a finished stage says about sizes, times ratios that
-were measured. A quota is not seen (see `pipeline.core.disk`); what runs out all the same ends in one
-line, and goes on once there is room.
+Each step estimates what it will write (`pipeline.core.stage.Step.estimate`), from the sizes that a
+server, a registry entry or a finished step reports; here the estimates are added up. Quotas are not
+checked (see `pipeline.core.disk`). A run that fills the disk all the same ends in one line and can
+be resumed once there is space.
 """
 
 from __future__ import annotations
@@ -15,236 +16,202 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from pipeline.config import Config
-from pipeline.core.disk import Room, room, size, standing
+from pipeline.core.disk import (
+    MODEL_BYTES_PER_PARAMETER,
+    TEXT_RATIO,
+    DiskNeed,
+    FreeSpace,
+    RunSizes,
+    existing_folder,
+    free_space,
+    size,
+)
 from pipeline.core.errors import InputError, UserError
-from pipeline.dag import Node, survey
+from pipeline.dag import STEPS, Node, survey
 from pipeline.download.fetch import url_to_path
 from pipeline.download.stage import corpus_files
 from pipeline.sources.codecs import COMPRESSED_SUFFIXES
-from pipeline.train.stage import TrainConfig
-
-# JSON lines in a byte of a compressed corpus: NIH of the Pile is 2.2 GB in 664 MB, v1 2.1 in 631.
-TEXT = 3.3
-# Of a byte of JSON lines. 4.9 MB of NIH abstracts, with GPT-2's tokenizer: chunks 0.356 (zstd 1),
-# shards 0.289; the token cache 0.380, for vocabularies of up to 65,536.
-CHUNKS, SHARDS, CACHE = 0.36, 0.3, 0.38
-# Bytes of a parameter of the base model: fp32 as it is, or fp16 and beside it what that came from.
-BASE = 4
-# Of one that learns: fp32 weight; and what the optimizer keeps of it.
-WEIGHT, STATE = 4, {"adamw": 8, "adamw8bit": 2, "paged_adamw8bit": 2}
-# What does not grow with corpus or model, with code, logs, plan and report: measured 0.8 MB in 200.
-REST, REST_FILES = 2_000_000, 220
-# Files, folders counted: of a chunk and of its shards, of a token cache, a model, a checkpoint.
-CHUNK_FILES, SHARD_FILES, CACHE_FILES, MODEL_FILES, POINT_FILES = 3, 6, 18, 9, 5
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of a run's sizes, in bytes; None where it is not.
+class DiskEstimate:
+    """What a run still needs, and what is free.
 
-    `raw`: the corpus as it is published, without what will be a link. `text`: the corpus as JSON
-    lines. `base`: the base model. `files`: of the corpus.
+    Attributes:
+        stages: The needs by stage.
+        free: What is free in `folder`.
+        folder: The root, or its nearest parent that exists.
+        unknown: What the needs leave out because its size is unknown.
     """
 
-    raw: int | None
-    text: int | None
-    base: int | None
-    files: int = 1
-
-
-@dataclass(frozen=True)
-class Need:
-    """Bytes and files that a step will write."""
-
-    bytes: float = 0.0
-    files: int = 0
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What is needed by stage, what is free, and what the needs leave out."""
-
-    stages: dict[str, Need]
-    free: Room
-    place: Path
+    stages: dict[str, DiskNeed]
+    free: FreeSpace
+    folder: Path
     unknown: tuple[str, ...]
 
     @property
-    def total(self) -> Need:
-        """Of all stages."""
+    def total(self) -> DiskNeed:
+        """The needs of all stages."""
         needs = self.stages.values()
-        return Need(sum(n.bytes for n in needs), sum(n.files for n in needs))
+        return DiskNeed(sum(n.bytes for n in needs), sum(n.files for n in needs))
 
     @property
     def fits(self) -> bool:
-        """Whether so much is free, as far as it is known."""
+        """Whether that much is free, as far as it is known."""
         total, free = self.total, self.free
-        enough = free.bytes is None or total.bytes <= free.bytes
-        return enough and (free.files is None or total.files <= free.files)
+        enough_bytes = free.bytes is None or total.bytes <= free.bytes
+        return enough_bytes and (free.files is None or total.files <= free.files)
 
-    def told(self) -> str:
-        """The estimate in a line."""
+    def summary(self) -> str:
+        """The estimate in one line."""
         about = "more than" if self.unknown else "about"
-        why = f" (not counting {' and '.join(self.unknown)}, of unknown size)" * bool(self.unknown)
-        needed = f"{about} {size(self.total.bytes)} in {self.total.files:,} files are needed{why}"
+        unknown = (
+            f" (without {' and '.join(self.unknown)}, of unknown size)" if self.unknown else ""
+        )
+        total = f"{size(self.total.bytes)} in {self.total.files:,} files"
+        needed = f"{about} {total} are needed{unknown}"
         free = [] if self.free.bytes is None else [size(self.free.bytes)]
         free += [] if self.free.files is None else [f"room for {self.free.files:,} files"]
         if not free:
-            return f"{needed}; {self.place} does not tell what is free"
-        short = "" if self.fits else f": too little for {self._each()}"
-        return f"{needed}, {' and '.join(free)} are free in {self.place}{short}"
+            return f"{needed}; {self.folder} does not report its free space"
+        short = "" if self.fits else f": too little for {self._by_stage()}"
+        return f"{needed}, {' and '.join(free)} are free in {self.folder}{short}"
 
-    def _each(self) -> str:
-        short = self.free.bytes is not None and self.total.bytes > self.free.bytes
-        named = {
-            s: size(n.bytes) if short else f"{n.files:,} files" for s, n in self.stages.items()
+    def _by_stage(self) -> str:
+        short_of_bytes = self.free.bytes is not None and self.total.bytes > self.free.bytes
+        needs = {
+            stage: size(need.bytes) if short_of_bytes else f"{need.files:,} files"
+            for stage, need in self.stages.items()
         }
-        return ", ".join(f"{stage} {what}" for stage, what in named.items())
+        return ", ".join(f"{stage} {need}" for stage, need in needs.items())
 
 
-def check(config: Config, root: Path, probed: int | None = None, only: str = "") -> Estimate:
-    """Refuse a run for which there clearly is no room.
+def check_disk(
+    config: Config, root: Path, probed: int | None = None, stage: str = ""
+) -> DiskEstimate:
+    """Refuse a run that clearly does not fit.
 
     Args:
         config: The run.
-        root: Where everything goes.
-        probed: Bytes of a file of the corpus, as its server says.
-        only: A stage, if it is that alone.
+        root: The folder for all results.
+        probed: Bytes of a file of the corpus, as its server reports.
+        stage: The only stage that will run; empty for all.
 
     Raises:
-        UserError: Less is free than will be needed, by stage.
+        UserError: Less is free than the run needs.
     """
-    found = look(config, root, probed, only)
-    if not found.fits:
+    estimate = estimate_disk(config, root, probed, stage)
+    if not estimate.fits:
         raise UserError(
-            found.told(), "Make room, choose another place with RUNS=…, or ARGS=--force to begin"
+            estimate.summary(),
+            "Free some space, choose another place with RUNS=…, or start anyway with ARGS=--force",
         )
-    return found
+    return estimate
 
 
-def look(config: Config, root: Path, probed: int | None = None, only: str = "") -> Estimate:
-    """Estimate what a run still needs; arguments as of `check`."""
+def estimate_disk(
+    config: Config, root: Path, probed: int | None = None, stage: str = ""
+) -> DiskEstimate:
+    """Estimate what a run still needs; arguments as in `check_disk`."""
     nodes = {node.work.step.name: node for node in survey(config, root)}
     missing = [
         name
         for name, node in nodes.items()
-        if not node.complete and (not only or node.work.step.stage == only)
+        if not node.complete and (not stage or node.work.step.stage == stage)
     ]
-    known = _sizes(config, root, nodes, probed)
-    stages: dict[str, Need] = {}
-    for name, need in estimate(config, known, missing).items():
-        stage = name.partition(".")[0]
-        before = stages.get(stage, Need())
-        left = max(0.0, need.bytes - _half_done(name, nodes))
-        stages[stage] = Need(before.bytes + left, before.files + need.files)
-    unknown = ["the corpus"] if known.text is None and set(missing) - {"download.model"} else []
-    unknown += ["the model"] if known.base is None and "download.model" in missing else []
-    return Estimate(stages, room(root), standing(root), tuple(unknown))
+    sizes = _run_sizes(config, root, nodes, probed)
+    stages: dict[str, DiskNeed] = {}
+    for name, need in estimate_steps(config, sizes, missing).items():
+        before = stages.get(nodes[name].work.step.stage, DiskNeed())
+        left = max(0.0, need.bytes - _written_bytes(name, nodes))
+        after = DiskNeed(before.bytes + left, before.files + need.files)
+        stages[nodes[name].work.step.stage] = after
+    unknown = ["the corpus"] if sizes.text is None and set(missing) - {"download.model"} else []
+    unknown += ["the model"] if sizes.model is None and "download.model" in missing else []
+    return DiskEstimate(stages, free_space(root), existing_folder(root), tuple(unknown))
 
 
-def estimate(config: Config, known: Known, missing: Collection[str]) -> dict[str, Need]:
-    """What steps will write, by name; what is not known counts nothing."""
-    text, base = known.text or 0, known.base or 0
-    parts = -(-int(text / TEXT) // config.decompress.part_bytes)
-    chunks = -(-text // config.decompress.chunk_bytes) + parts
-    learned = 4 * _learned(config.train, base / BASE)
-    point = learned * (1 + STATE[config.train.optimizer] / WEIGHT)
-    # those kept, the best, and one that is being written
-    points = config.train.keep_checkpoints + 2
-    train = text * CACHE + points * point + learned
-    needs = {
-        "download.corpus": Need(known.raw or 0, known.files + 2),
-        "download.model": Need(base, MODEL_FILES),
-        "decompress.chunks": Need(text * CHUNKS, CHUNK_FILES * chunks + 2 * parts + 2),
-        "tokenize.shards": Need(text * SHARDS, SHARD_FILES * chunks),
-        "tokenize.seal": Need(0, 4),
-        "train.train": Need(train, CACHE_FILES + points * POINT_FILES + 10),
-        "evaluate.base": Need(0, 10),
-        "evaluate.tuned": Need(0, 10),
-        "evaluate.overlap": Need(0, 5),
-        "evaluate.report": Need(REST, REST_FILES),
-    }
-    return {name: need for name, need in needs.items() if name in missing}
+def estimate_steps(config: Config, sizes: RunSizes, names: Collection[str]) -> dict[str, DiskNeed]:
+    """What the named steps will write; unknown sizes count as nothing."""
+    steps = [step for step in STEPS if step.name in names]
+    return {s.name: s.estimate(config, sizes) if s.estimate else DiskNeed() for s in steps}
 
 
-def _learned(train: TrainConfig, parameters: float) -> float:
-    """How many parameters learn.
-
-    Of a decoder with P = 12 L d² and, as from OPT-125m to 6.7b, d = 64 L or more, adapters of rank
-    r on all linear layers have 18 r d L = 1.5 r P / d: 3.4 M of OPT-125m (there are 2.7 M).
-    """
-    if train.method == "full" or not parameters:
-        return parameters
-    return 1.5 * train.lora_rank * parameters / (16 / 3 * parameters) ** (1 / 3)
-
-
-def _sizes(config: Config, root: Path, nodes: Mapping[str, Node], probed: int | None) -> Known:
-    """What is known: of finished steps exactly, else as published or as probed."""
-    known = _published(config, root, probed)
-    if done := nodes["download.corpus"].done.get("corpus"):
-        size = sum(output.size for output in done.outputs.values())
-        known = replace(known, text=known.text or int(size * _ratio(list(done.outputs))))
+def _run_sizes(
+    config: Config, root: Path, nodes: Mapping[str, Node], probed: int | None
+) -> RunSizes:
+    """Exact sizes from finished steps, else as published or probed."""
+    sizes = _published_sizes(config, root, probed)
+    if corpus := nodes["download.corpus"].done.get("corpus"):
+        total = sum(output.size for output in corpus.outputs.values())
+        sizes = replace(sizes, text=sizes.text or int(total * _text_ratio(list(corpus.outputs))))
     if nodes["decompress.chunks"].complete:
         parts = nodes["decompress.chunks"].done.values()
-        known = replace(known, text=sum(part.facts["bytes"] for part in parts))
-    if done := nodes["download.model"].done.get("base"):
-        known = replace(known, base=BASE * done.facts["parameters"])
-    return known
+        sizes = replace(sizes, text=sum(part.facts["bytes"] for part in parts))
+    if base := nodes["download.model"].done.get("base"):
+        sizes = replace(sizes, model=MODEL_BYTES_PER_PARAMETER * base.facts["parameters"])
+    return sizes
 
 
-def _published(config: Config, root: Path, probed: int | None) -> Known:
-    dataset, model = config.dataset, config.model
-    base = BASE * model.parameters if model.parameters else None
-    if model.path:
-        base = _held(Path(model.path))
+def _published_sizes(config: Config, root: Path, probed: int | None) -> RunSizes:
+    dataset = config.dataset
+    model = _model_bytes(config)
     scheme = urlparse(dataset.urls[0]).scheme
     if scheme == "docstrings":
         text = dataset.max_bytes
-        return Known(int(text / TEXT) if text else None, text, base)
+        return RunSizes(int(text / TEXT_RATIO) if text else None, text, model)
     if scheme == "hf":
-        return Known(dataset.size, None, base)
+        return RunSizes(dataset.size, None, model)
     try:
         names = corpus_files(dataset)
-        local = [Path(path) for path in map(_path, names.values()) if path]
-        found = [os.stat(path) for path in local]
+        local = [Path(path) for path in map(_local_path, names.values()) if path]
+        found = [(path.name, os.stat(path)) for path in local]
     except (InputError, OSError):
-        return Known(None, None, base)
+        return RunSizes(None, None, model)
     if found:
-        here = os.stat(standing(root)).st_dev
-        copied = sum(one.st_size for one in found if one.st_dev != here)
-        text = int(sum(one.st_size * _ratio([p.name]) for one, p in zip(found, local, strict=True)))
-        return Known(copied, text, base, len(found))
-    one = dataset.size or probed
-    total = one * len(names) if one else None
-    text = int(total * _ratio(list(names))) if total else None
-    return Known(total, text, base, len(names))
+        device = os.stat(existing_folder(root)).st_dev
+        copied = sum(file.st_size for _, file in found if file.st_dev != device)
+        text = int(sum(file.st_size * _text_ratio([name]) for name, file in found))
+        return RunSizes(copied, text, model, len(found))
+    file_bytes = dataset.size or probed
+    total = file_bytes * len(names) if file_bytes else None
+    text = int(total * _text_ratio(list(names))) if total else None
+    return RunSizes(total, text, model, len(names))
 
 
-def _half_done(name: str, nodes: Mapping[str, Node]) -> int:
-    """Bytes of a step that are there already."""
-    if name == "evaluate.report":
-        return 0  # its folder is that of the whole run
-    caches = nodes["tokenize.shards"].work.folder.glob("cache-*") if name == "train.train" else ()
-    return sum(map(_held, (nodes[name].work.folder, *caches)))
+def _model_bytes(config: Config) -> int | None:
+    model = config.model
+    if model.path:
+        return _folder_bytes(Path(model.path))
+    return MODEL_BYTES_PER_PARAMETER * model.parameters if model.parameters else None
 
 
-def _path(urls: list[str]) -> str:
+def _local_path(urls: list[str]) -> str:
     return str(url_to_path(urls[0])) if urls[0].startswith("file:") else ""
 
 
-def _ratio(names: list[str]) -> float:
-    """JSON lines in a byte of such files; one without an ending will be compressed."""
+def _text_ratio(names: list[str]) -> float:
+    """Bytes of JSON lines in a byte of these files; files without an ending count as compressed."""
     plain = all(
         Path(name).suffix and not name.lower().endswith(COMPRESSED_SUFFIXES) for name in names
     )
-    return 1.0 if plain else TEXT
+    return 1.0 if plain else TEXT_RATIO
 
 
-def _held(folder: Path) -> int:
+def _written_bytes(name: str, nodes: Mapping[str, Node]) -> int:
+    """Bytes that an unfinished step has written already."""
+    if name == "evaluate.report":
+        return 0  # its folder is that of the whole run
+    # train keeps its token cache beside the shards
+    caches = nodes["tokenize.shards"].work.folder.glob("cache-*") if name == "train.train" else ()
+    return sum(map(_folder_bytes, (nodes[name].work.folder, *caches)))
+
+
+def _folder_bytes(folder: Path) -> int:
     """Bytes of the files below a folder."""
-    found = 0
-    for place, _, names in os.walk(folder):
+    total = 0
+    for parent, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(OSError):  # just renamed
-                found += os.lstat(os.path.join(place, name)).st_size
-    return found
+            with contextlib.suppress(OSError):  # renamed in the meantime
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total

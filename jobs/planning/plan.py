@@ -1,9 +1,9 @@
-"""What is still to do, as arrays: a step, and among how many tasks its items are shared.
+"""A plan: the arrays of tasks that a run still needs.
 
-The number of tasks is a number of the configuration, so every array is known before the data is;
-element r of n takes every n-th item. A plan is a file named by its content and never changed; code
-and configuration travel with it. Jobs are named after it, so that whoever looks at the queue later,
-from any terminal, knows what they are doing.
+The number of tasks comes from the configuration, so every array is known before the data exists;
+element r of n takes every n-th item, starting with item r. A plan is a file that is named after its
+content and never changes; code and configuration travel with it. Job names contain the plan's id,
+so the queue alone tells what each job does.
 """
 
 from __future__ import annotations
@@ -21,18 +21,25 @@ from pipeline.core.errors import InputError
 from pipeline.core.receipt import hash_json
 from pipeline.core.settings import build
 
-ID = 12
+ID_LENGTH = 12
 
 
 @dataclass(frozen=True)
 class Array:
-    """Tasks to run: the `elements` of a step whose items are shared among `of` tasks.
+    """The tasks of one step that still have to run.
 
-    `key`, `folder`: what is computed, and where it goes; runs of the same settings share the one.
-
-    `needs`: steps of the same plan that it waits for. `after`: jobs that run already and that it
-    waits for, too. `replaces`: jobs that wait for what will not come. `items`, `todo`: None while
-    they are not known yet.
+    Attributes:
+        stage: The stage of the step.
+        step: The step's name.
+        key: The recipe key of the step; runs with the same settings share it.
+        folder: Where the results go.
+        of: Among how many tasks the step's items are divided.
+        elements: Which of these tasks have to run.
+        needs: Steps of this plan that it waits for.
+        after: Live jobs that it waits for as well.
+        replaces: Pending jobs that can never start, and that this array replaces.
+        items: How many items the step has; None before its inputs exist.
+        todo: How many of them are missing; None before its inputs exist.
     """
 
     stage: str
@@ -50,9 +57,15 @@ class Array:
 
 @dataclass(frozen=True)
 class Plan:
-    """The arrays of a run in order, its configuration, and the folder of the code to run.
+    """What a run still has to do.
 
-    `live`: jobs that are at it already, by step.
+    Attributes:
+        name: The run's name.
+        root: The folder that holds `data/`, `models/` and `runs/`.
+        arrays: In the order of the steps.
+        config: The configuration as plain data.
+        code: The folder of the code to run; empty for the working tree.
+        live: Ids of jobs that are in the queue already, by step.
     """
 
     name: str
@@ -70,15 +83,15 @@ class Plan:
 
     @property
     def id(self) -> str:
-        """What names it: a hash of all of it."""
-        return hash_json(asdict(self))[:ID]
+        """A hash of the whole plan."""
+        return hash_json(asdict(self))[:ID_LENGTH]
 
     def array(self, step: str) -> Array:
         """The array of a step."""
         return next(array for array in self.arrays if array.step == step)
 
     def write(self) -> Path:
-        """Put the plan into the run's folder."""
+        """Write the plan into the run's folder."""
         path = Path(self.root) / "runs" / self.name / "plans" / f"{self.id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(asdict(self), indent=1, ensure_ascii=False))
@@ -86,18 +99,18 @@ class Plan:
 
 
 def read_plan(path: Path) -> Plan:
-    """A plan that was written.
+    """Read a plan from its file.
 
     Raises:
-        InputError: It is gone or damaged.
+        InputError: The file is missing or damaged.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Plan)
     except (OSError, msgspec.DecodeError) as error:
-        why = f"cannot read the plan {path}: {error}"
-        raise InputError(why, "run make pipeline again") from None
+        reason = f"cannot read the plan {path}: {error}"
+        raise InputError(reason, "run make pipeline again") from None
 
 
 def job_name(step: str, plan: Plan) -> str:
-    """What a job is called in the queue: its step and its plan."""
+    """The name of a job in the queue: its step and its plan."""
     return f"{step}-{plan.id}"

@@ -1,14 +1,14 @@
-"""From what is done and what is being done to what is left: the plan."""
+"""Make the plan of a run from what is finished and which jobs are live."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 from jobs.cluster.profile import Profile
-from jobs.cluster.slurm_cli import NEVER
+from jobs.cluster.slurm_cli import DEPENDENCY_NEVER_SATISFIED
 from jobs.planning.plan import Array, Plan
-from jobs.planning.queue import Queue
+from jobs.planning.queue import LiveJob, Queue
 from pipeline.config import Config
 from pipeline.core.stage import Step, lookup
 from pipeline.dag import STEPS, Node, survey
@@ -18,39 +18,39 @@ def make_plan(
     config: Config,
     root: Path,
     queue: Queue | None = None,
-    longest: int | None = None,
+    max_array_size: int | None = None,
     code: str = "",
 ) -> Plan:
-    """What of a run is not done yet, and not being done.
+    """Plan what of a run is neither finished nor in the queue.
 
     Args:
         config: The run.
         root: The folder that holds `data/`, `models/` and `runs/`.
-        queue: Jobs that may be at it: looked at before this is called, so that what ended in
-            between is seen by its receipts.
-        longest: Elements that an array may have; None for no limit.
-        code: Folder of the code to run.
+        queue: The queue, read before this call, so that the receipts of a job that has ended since
+            are seen.
+        max_array_size: How many elements an array may have; None for no limit.
+        code: The folder of the code to run.
     """
     arrays: dict[str, Array] = {}
-    waiting: dict[str, list[str]] = {}
+    live: dict[str, list[str]] = {}
     for node in survey(config, root):
         if node.complete:
             continue
         step = node.work.step
         jobs = queue.at(node) if queue else []
-        # a job by hand has some of the items, who knows which: what is left of them comes after it
-        by_hand = [live for live in jobs if step.tasks and not live.run]
-        jobs = [live for live in jobs if live not in by_hand]
-        needs = _nearest(step, arrays.keys() | waiting.keys())
-        fresh = tuple(need for need in needs if need in arrays)
-        twins = [live.job.id for live in [*by_hand, *(queue.twins(node) if queue else [])]]
-        lost = [j for j in jobs if j.job.pending and (fresh or j.job.reason == NEVER)]
-        kept = [j for j in jobs if j not in lost]
-        of = kept[0].of if kept else tasks_of(step, config, node, longest)
-        elements = tuple(sorted(_wanted(node, of) - {j.element for j in kept}))
+        # A job by hand may hold any of the items: the array for the rest waits until it ends.
+        by_hand = [job for job in jobs if step.tasks and not job.run]
+        jobs = [job for job in jobs if job not in by_hand]
+        elsewhere = [*by_hand, *(queue.equivalent(node) if queue else [])]
+        needs = _direct_needs(step, arrays.keys() | live.keys())
+        blocked = [job for job in jobs if _never_starts(job, needs, arrays)]
+        kept = [job for job in jobs if job not in blocked]
         if kept:
-            waiting[step.name] = sorted(j.job.id for j in kept)
+            live[step.name] = sorted(job.job.id for job in kept)
+        of = kept[0].of if kept else task_count(step, config, node, max_array_size)
+        elements = tuple(sorted(_unfinished(node, of) - {job.element for job in kept}))
         if elements:
+            after = [job for need in needs for job in live.get(need, [])]
             arrays[step.name] = Array(
                 stage=step.stage,
                 step=step.name,
@@ -58,29 +58,35 @@ def make_plan(
                 folder=str(node.work.folder),
                 of=of,
                 elements=elements,
-                needs=fresh,
-                after=(*(job for need in needs for job in waiting.get(need, [])), *twins),
-                replaces=tuple(sorted(j.job.id for j in lost)),
+                needs=tuple(need for need in needs if need in arrays),
+                after=(*after, *(job.job.id for job in elsewhere)),
+                replaces=tuple(sorted(job.job.id for job in blocked)),
                 items=None if node.items is None else len(node.items),
                 todo=None if node.items is None else len(node.missing),
             )
     content = config.model_dump(mode="json")
-    return Plan(config.name, str(root), tuple(arrays.values()), content, code, waiting)
+    return Plan(config.name, str(root), tuple(arrays.values()), content, code, live)
 
 
-def tasks_of(step: Step, config: Config, node: Node, longest: int | None) -> int:
-    """Among how many tasks a step's items are shared."""
+def _never_starts(job: LiveJob, needs: list[str], arrays: Mapping[str, Array]) -> bool:
+    """Whether a pending job waits for one that has failed, or that is about to be replaced."""
+    failed = job.job.reason == DEPENDENCY_NEVER_SATISFIED
+    return job.job.pending and (failed or any(need in arrays for need in needs))
+
+
+def task_count(step: Step, config: Config, node: Node, max_array_size: int | None) -> int:
+    """Among how many tasks the items of a step are divided."""
     if not step.tasks:
         return 1
-    limits = [lookup(config, step.tasks), longest, len(node.items) if node.items else None]
+    limits = [lookup(config, step.tasks), max_array_size, len(node.items) if node.items else None]
     return max(1, min(limit for limit in limits if limit is not None))
 
 
-def _nearest(step: Step, unfinished: Set[str]) -> list[str]:
-    """Of the needs that are not finished those that no other one waits for already."""
+def _direct_needs(step: Step, unfinished: Set[str]) -> list[str]:
+    """The unfinished needs of a step, without those that another of its needs waits for."""
     needs = [need for need in step.needs if need in unfinished]
-    behind = {earlier for need in needs for earlier in _all_needs(need)}
-    return [need for need in needs if need not in behind]
+    indirect = {earlier for need in needs for earlier in _all_needs(need)}
+    return [need for need in needs if need not in indirect]
 
 
 def _all_needs(name: str) -> set[str]:
@@ -88,23 +94,24 @@ def _all_needs(name: str) -> set[str]:
     return {*step.needs, *(earlier for need in step.needs for earlier in _all_needs(need))}
 
 
-def _wanted(node: Node, of: int) -> set[int]:
-    """The elements that have something to do."""
+def _unfinished(node: Node, of: int) -> set[int]:
+    """The elements that have missing items."""
     if node.items is None:
         return set(range(of))
     return {i % of for i, item in enumerate(node.items) if item.name not in node.done}
 
 
-def tell_plan(made: Plan, site: Profile) -> Iterator[str]:
-    """What a plan comes to, in lines."""
-    yield f"{made.name}  ·  {made.root}"
-    for array in made.arrays:
+def describe_plan(plan: Plan, site: Profile) -> Iterator[str]:
+    """A plan as lines of text."""
+    yield f"{plan.name}  ·  {plan.root}"
+    for array in plan.arrays:
         known = array.todo is not None
         items = f"{array.todo} of {array.items} items" if known else "items not known yet"
         tasks = f", {len(array.elements)} tasks" if len(array.elements) > 1 else ""
-        asks = f"  ({site.resources(array.step).told()})" if site.scheduler == "slurm" else ""
-        yield f"  {array.step:<18} {items}{tasks}{asks}"
-    for step, jobs in made.live.items():
+        slurm = site.scheduler == "slurm"
+        resources = f"  ({site.resources(array.step).summary()})" if slurm else ""
+        yield f"  {array.step:<18} {items}{tasks}{resources}"
+    for step, jobs in plan.live.items():
         yield f"  {step:<18} in the queue: {' '.join(jobs)}"
-    if not made.arrays and not made.live:
+    if not plan.arrays and not plan.live:
         yield "  nothing to do"

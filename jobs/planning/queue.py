@@ -1,7 +1,7 @@
-"""One look at SLURM's queue, and which of the jobs there work on which step.
+"""SLURM's queue, and which of its jobs work on which step.
 
-Jobs of plans are known by their names, work by hand by the lease that it holds. So whoever looks,
-from whatever terminal, sees the same.
+Jobs of plans are recognized by their names, jobs submitted by hand by the lease that they hold. So
+every terminal sees the same.
 """
 
 from __future__ import annotations
@@ -11,23 +11,29 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.cluster import slurm_cli as slurm
+from jobs.cluster import slurm_cli
 from jobs.cluster.allocation import job_of
 from jobs.cluster.slurm_cli import Job
-from jobs.planning.plan import ID, Plan, read_plan
+from jobs.planning.plan import ID_LENGTH, Plan, read_plan
 from pipeline.core.errors import InputError
 from pipeline.core.lease import holder
 from pipeline.core.stage import lease_path
 from pipeline.dag import Node
 
-BY_HAND = "gristmill-"  # what slurm/*.sbatch are called; an interactive job is nobody's batch job
+# the job names of slurm/*.sbatch; an interactive job must not count as one
+BY_HAND_PREFIX = "gristmill-"
 
 
 @dataclass(frozen=True)
-class Live:
-    """A job that has not ended, and which of how many elements of a step it is at.
+class LiveJob:
+    """A job that has not ended.
 
-    `run`: whose plan it belongs to. `folder`: where its result goes.
+    Attributes:
+        job: What squeue says of it.
+        element: Which element of the step's array it runs.
+        of: How many elements the array has.
+        run: The run whose plan it belongs to; empty for a job submitted by hand.
+        folder: Where its results go.
     """
 
     job: Job
@@ -39,83 +45,92 @@ class Live:
 
 @dataclass(frozen=True)
 class Queue:
-    """All jobs of the user, and by key of their step those of plans of this root.
+    """The jobs of this user.
 
-    `fault`: why there was none to be had.
+    Attributes:
+        jobs: All of them.
+        planned: Those that belong to plans of this root, by the key of their step.
+        error: Why SLURM did not answer; empty if it did.
     """
 
     jobs: Sequence[Job] = ()
-    planned: dict[str, list[Live]] = field(default_factory=dict)
-    fault: str = ""
+    planned: dict[str, list[LiveJob]] = field(default_factory=dict)
+    error: str = ""
 
     @property
     def running(self) -> set[str]:
-        """SLURM_JOB_ID of every job that has begun and not ended."""
+        """SLURM_JOB_ID of every job that has started and not ended."""
         return {job.number for job in self.jobs if not job.pending}
 
-    def at(self, node: Node) -> list[Live]:
+    def at(self, node: Node) -> list[LiveJob]:
         """The jobs that work on a step."""
-        same = self.planned.get(node.work.key, ())
-        found = [live for live in same if live.folder == str(node.work.folder)]
+        same_key = self.planned.get(node.work.key, ())
+        found = [live for live in same_key if live.folder == str(node.work.folder)]
         known = {live.job.number for live in found}
         for item in node.missing if node.work.step.exclusive else ():
             number = job_of(holder(lease_path(node.work, item)) or "")
             for job in self.jobs:
-                if job.number == number and number not in known and job.name.startswith(BY_HAND):
-                    found.append(Live(job))
+                by_hand = job.name.startswith(BY_HAND_PREFIX)
+                if job.number == number and number not in known and by_hand:
+                    found.append(LiveJob(job))
         return found
 
-    def twins(self, node: Node) -> list[Live]:
-        """The jobs that compute the same for another run, which this one can adopt."""
-        same = self.planned.get(node.work.key, ())
-        return [live for live in same if live.folder != str(node.work.folder)]
+    def equivalent(self, node: Node) -> list[LiveJob]:
+        """The jobs that compute the same for another run, whose result this run can adopt."""
+        same_key = self.planned.get(node.work.key, ())
+        return [live for live in same_key if live.folder != str(node.work.folder)]
 
-    def waiting_for(self, ids: Iterable[str], but: Set[str]) -> dict[str, list[str]]:
-        """Jobs of plans, other than those in `but`, that wait for one of these, with what for."""
+    def dependents(self, ids: Iterable[str], but: Set[str]) -> dict[str, list[str]]:
+        """Planned jobs that wait for one of these jobs, each with all ids it waits for.
+
+        Args:
+            ids: The jobs waited for.
+            but: Jobs to leave out of the result.
+        """
         wanted = set(ids)
         found = {}
-        for live in (live for lives in self.planned.values() for live in lives):
+        for live in (live for jobs in self.planned.values() for live in jobs):
             needed = live.job.needed
             if live.job.id not in but and wanted & set(needed):
                 found[live.job.id] = needed
         return found
 
 
-def look(root: Path, strict: bool = True) -> Queue:
+def read_queue(root: Path, strict: bool = True) -> Queue:
     """The queue as it is now.
 
     Args:
-        root: The folder that holds the runs whose plans name the jobs.
-        strict: Whether it is an error that SLURM does not answer.
+        root: The folder that holds the runs whose plans the jobs belong to.
+        strict: Whether to raise if SLURM does not answer, instead of returning `Queue.error`.
 
     Raises:
-        InputError: It does not.
+        InputError: SLURM does not answer.
     """
     try:
-        jobs = slurm.queue()
-        return Queue(jobs, recognise(root, jobs))
+        jobs = slurm_cli.list_jobs()
+        return Queue(jobs, match_plans(root, jobs))
     except InputError as error:
         if strict:
             raise
-        return Queue(fault=str(error))
+        return Queue(error=str(error))
 
 
-def recognise(root: Path, jobs: Sequence[Job]) -> dict[str, list[Live]]:
-    """Which jobs are those of plans of this root, by key of their step."""
+def match_plans(root: Path, jobs: Sequence[Job]) -> dict[str, list[LiveJob]]:
+    """The jobs that belong to plans of this root, by the key of their step."""
     plans: dict[str, Plan | None] = {}
-    found: dict[str, list[Live]] = {}
+    found: dict[str, list[LiveJob]] = {}
     for job in jobs:
-        named = re.fullmatch(rf"([a-z]+\.[a-z]+)-([0-9a-f]{{{ID}}})", job.name)
-        if not named:
+        match = re.fullmatch(rf"([a-z]+\.[a-z]+)-([0-9a-f]{{{ID_LENGTH}}})", job.name)
+        if not match:
             continue
-        step, plan_id = named.groups()
+        step, plan_id = match.groups()
         if plan_id not in plans:
             plans[plan_id] = _find_plan(root, plan_id)
         plan = plans[plan_id]
         if plan is not None:
             array = plan.array(step)
             element = array.elements[job.index or 0]
-            live = Live(job, element, array.of, plan.name, array.folder)
+            live = LiveJob(job, element, array.of, plan.name, array.folder)
             found.setdefault(array.key, []).append(live)
     return found
 

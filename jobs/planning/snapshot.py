@@ -1,7 +1,7 @@
-"""The code that travels with a plan: a copy of the packages.
+"""The code that travels with a plan: a copy of the packages in the run's folder.
 
-So jobs that wait for days run what was submitted, however the working tree is edited. A snapshot is
-a folder named by its content, put there by one rename, shared by the plans of a run.
+Jobs that wait for days run the code that was submitted, even if the working tree has changed. A
+snapshot is named after its content, appears with one rename, and is shared by the plans of a run.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from pipeline.core.redaction import redact
 PACKAGES = ("pipeline", "jobs")
 
 
-def source() -> Path:
+def source_folder() -> Path:
     """The folder of the code that is running."""
     return Path(__file__).resolve().parents[2]
 
 
 def take(run: Path) -> Path:
-    """Copy the running code into a run's folder, unless it is there.
+    """Copy the running code into a run's folder, unless that copy exists.
 
     Returns:
         The folder to put first on PYTHONPATH.
 
     Raises:
-        UserError: PYTHONPATH cannot hold it.
+        UserError: PYTHONPATH cannot contain the folder's path.
     """
     if os.pathsep in str(run):
-        what = f"{str(run)!r} has {os.pathsep!r} in it, at which PYTHONPATH is split"
+        what = f"{str(run)!r} contains {os.pathsep!r}, which separates folders in PYTHONPATH"
         raise UserError(what, "choose another RUNS or NAME")
-    here = source()
+    source = source_folder()
     files = sorted(
         path
         for package in PACKAGES
-        for path in (here / package).rglob("*")
+        for path in (source / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     )
-    content = {path.relative_to(here).as_posix(): hash_file(path) for path in files}
+    content = {path.relative_to(source).as_posix(): hash_file(path) for path in files}
     final = run / "code" / hash_json(content)[:12]
     if final.is_dir():
         return final
@@ -52,25 +52,25 @@ def take(run: Path) -> Path:
     temporary.mkdir(parents=True)
     try:
         with naming(final):
-            for path in files:  # the content alone: rights are those of the run, not of the tree
-                target = temporary / path.relative_to(here)
+            for path in files:  # without their modes: the run's folder decides who may read
+                target = temporary / path.relative_to(source)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
         write_text(temporary / provenance.STAMP, provenance.code_version())
         os.rename(temporary, final)
     except OSError:
-        if not final.is_dir():  # somebody was quicker with the same content
+        if not final.is_dir():  # another process has created the same snapshot
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 
-def record(run: Path) -> str:
-    """Write down what the working tree has that its commit has not, for work done by hand.
+def record_changes(run: Path) -> str:
+    """Save the uncommitted changes of the working tree, for work done by hand.
 
     Returns:
-        The version of the code, as it stands in receipts.
+        The version of the code, as it is written into receipts.
     """
     version, changes = provenance.code_version(), provenance.changes()
     if changes:
@@ -82,5 +82,5 @@ def record(run: Path) -> str:
 
 
 def python_path(code: str) -> str:
-    """PYTHONPATH with the code first."""
+    """PYTHONPATH with the folder `code` first."""
     return os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])

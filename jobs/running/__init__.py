@@ -1,1 +1,1 @@
-"""Running tasks: in a job, by hand, or in the foreground."""
+"""Running a plan, in SLURM jobs or in the foreground, and the tasks of it."""

@@ -1,71 +1,76 @@
-"""The plan, run here in the foreground: the same arrays and the same tasks as on a cluster.
+"""Run a plan here, in the foreground: the same arrays and tasks as on a cluster.
 
-Every task is a process of its own, so that a stage's memory ends with it and a crash of one says
-what happened. Stop it at any time; what was running goes on from its last safe point.
+Each task is a process of its own, so its memory is freed when it ends and a crash says what
+happened. A run can be stopped at any time and resumes from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jobs.cluster.allocation import process_gone, process_label
 from jobs.cluster.profile import Profile
-from jobs.core.environment import TASK_ENVIRONMENT, THREAD_VARIABLES
-from jobs.monitoring import history
-from jobs.monitoring import progress_file as journal
-from jobs.monitoring.logs import tail
-from jobs.monitoring.progress_file import FOREGROUND
+from jobs.monitoring import history, progress_file
+from jobs.monitoring.progress_file import FOREGROUND_FILE, ProgressFile
 from jobs.planning import snapshot
 from jobs.planning.plan import Array, Plan
-from jobs.planning.planner import tasks_of
-from pipeline.core.errors import Busy, Failure, InputError, Interrupted, UserError
+from jobs.planning.planner import task_count
+from jobs.running.task_process import TaskProcess
+from pipeline.core.errors import Busy, Interrupted
 from pipeline.core.stop import Stop
-from pipeline.core.task_log import read_status
+from pipeline.core.task_log import DONE, RUNNING, read_status
 from pipeline.dag import find
 
-POLL = 0.2
-SPEAK = 30.0  # seconds between two lines of a step, where there is no terminal for a bar
-TOLD = "error: "
-STOPPED = (-signal.SIGINT, -signal.SIGTERM)
+POLL_SECONDS = 0.2
+PROGRESS_LINE_SECONDS = 30.0  # between two lines about a step, where there is no progress bar
+STOP_CODES = (-signal.SIGINT, -signal.SIGTERM)
 
-Show = Callable[..., None]
-"""Shows `completed`, a share, and a `note`."""
-
-
-class TaskFailed(Failure):
-    """A task ended badly; it carries the task's own exit code."""
-
-    def __init__(self, what: str, hint: str, exit_code: int) -> None:
-        super().__init__(what, hint)
-        self.exit_code = exit_code
+ShowProgress = Callable[..., None]
+"""Shows `completed`, a share of 1, and a `note`."""
 
 
 def run_plan(plan: Plan, profile: Profile, console: Console) -> None:
-    """Run the arrays one after another, with a copy of the code as it is now.
+    """Run the arrays one after another, from a snapshot of the code.
 
     Raises:
-        TaskFailed: A task failed; its message and the place of its log are in it.
+        TaskFailed: A task failed; the error carries its message and the path of its log.
         Interrupted: A signal asked for a stop and all tasks have saved.
+        Busy: This run is running already.
     """
     run = Path(plan.root) / "runs" / plan.name
-    _check_alone(run / "logs")
+    _check_not_running(run / "logs")
     plan = replace(plan, code=str(snapshot.take(run)))
     path, stop = plan.write(), Stop()
-    history.note_plan(plan, run / "logs")
+    history.record_plan(plan, run / "logs")
     stop.on_signals(signal.SIGINT, signal.SIGTERM)
+    bars = _progress_bars(console)
+    console.print(f"{plan.name}  ·  {run}", markup=False)
+    with _foreground_file(run / "logs" / FOREGROUND_FILE), bars:
+        for array in plan.arrays:
+            if stop.reason:
+                raise Interrupted(stop.reason)
+            bar = bars.add_task(array.step, total=1.0, note="")
+            started = time.monotonic()
+            show: ShowProgress = functools.partial(bars.update, bar)
+            if not console.is_terminal:
+                show = _line_printer(array.step, console)
+            _run_array(plan, path, array, profile, stop, show)
+            bars.update(bar, completed=1.0, note="")
+            if not console.is_terminal:
+                console.print(f"{array.step:<18} done in {time.monotonic() - started:.1f} s")
+
+
+def _progress_bars(console: Console) -> Progress:
     columns = (
         TextColumn("{task.description:<18}"),
         BarColumn(bar_width=24),
@@ -73,175 +78,78 @@ def run_plan(plan: Plan, profile: Profile, console: Console) -> None:
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}", style="dim"),
     )
-    bars = Progress(*columns, console=console, disable=not console.is_terminal)
-    console.print(f"{plan.name}  ·  {run}", markup=False)
-    with _noted(run / "logs" / FOREGROUND), bars:
-        for array in plan.arrays:
-            if stop.reason:
-                raise Interrupted(stop.reason)
-            bar = bars.add_task(array.step, total=1.0, note="")
-            started = time.monotonic()
-            show: Show = functools.partial(bars.update, bar)
-            if not console.is_terminal:
-                show = _speaker(array.step, console)
-            _run_array(plan, path, array, profile, stop, show)
-            bars.update(bar, completed=1.0, note="")
-            if not console.is_terminal:
-                console.print(f"{array.step:<18} done in {time.monotonic() - started:.1f} s")
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def _speaker(step: str, console: Console) -> Show:
-    """What says in a line, now and then, how far a step is."""
+def _line_printer(step: str, console: Console) -> ShowProgress:
+    """A function that prints a line about the progress of a step every half minute."""
     last = time.monotonic()
 
-    def speak(completed: float, note: str) -> None:
+    def show(completed: float, note: str) -> None:
         nonlocal last
-        if time.monotonic() - last > SPEAK:
+        if time.monotonic() - last > PROGRESS_LINE_SECONDS:
             last = time.monotonic()
             console.print(f"{step:<18} {completed:>4.0%}  {note}", markup=False)
 
-    return speak
+    return show
 
 
 @contextmanager
-def _noted(path: Path) -> Iterator[None]:
-    """Write down that this process looks after the run, so that it can be asked to end."""
+def _foreground_file(path: Path) -> Iterator[None]:
+    """Record that this process runs the plan, so that `cancel` can stop it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    note = journal.Journal(path)
-    note.write(label=process_label(), state="running")
+    ProgressFile(path).write(label=process_label(), state=RUNNING)
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
 
 
-def _check_alone(folder: Path) -> None:
-    """Refuse to start beside another foreground run of the same plan."""
+def _check_not_running(folder: Path) -> None:
+    """Raise `Busy` if another foreground process runs this run."""
     for path in folder.glob("*.json"):
         state = read_status(path)
-        if state.get("state") == "running" and process_gone(state.get("label", "")) is False:
-            raise Busy(f"this run is going on already: {state['label']}", "make logs")
+        if state.get("state") == RUNNING and process_gone(state.get("label", "")) is False:
+            raise Busy(f"this run is already running: {state['label']}", "make logs")
 
 
 def _run_array(
-    plan: Plan,
-    path: Path,
-    array: Array,
-    profile: Profile,
-    stop: Stop,
-    show: Show,
+    plan: Plan, path: Path, array: Array, profile: Profile, stop: Stop, show: ShowProgress
 ) -> None:
+    """Run the tasks of an array at the same time; if one fails, stop the others."""
     root, config, step = Path(plan.root), plan.settings, array.step
     node = find(config, root, step)
     cpus = profile.granted_cpus()
-    width = tasks_of(node.work.step, config, node, cpus)
-    folder = journal.logs_folder(root, plan.name)
+    count = task_count(node.work.step, config, node, cpus)
+    folder = progress_file.logs_folder(root, plan.name)
     folder.mkdir(parents=True, exist_ok=True)
-    threads = max(1, cpus // width)
+    cpus_per_task, gpus = max(1, cpus // count), profile.granted_gpus()
     tasks = [
-        _Task(plan, path, step, element, width, threads, profile.granted_gpus(), folder)
-        for element in range(width)
+        TaskProcess(plan, path, step, element, count, cpus_per_task, gpus, folder)
+        for element in range(count)
     ]
     try:
         while any(task.running() for task in tasks):
             if stop.reason or any(task.code for task in tasks):
                 for task in tasks:
-                    task.ask_to_stop()
-            time.sleep(POLL)
+                    task.request_stop()
+            time.sleep(POLL_SECONDS)
             states = [task.state() for task in tasks]
-            done = sum(_fraction(state) for state in states) / width
-            show(completed=done, note=_note(states))
+            show(completed=sum(map(_completed, states)) / count, note=_note(states))
     finally:
         for task in tasks:
             task.end()
     for task in tasks:
-        if task.code not in (0, 75) and not (task.code in STOPPED and (task.asked or stop.reason)):
+        stopped = task.code in STOP_CODES and (task.stop_requested or stop.reason)
+        if task.code not in (0, Interrupted.exit_code) and not stopped:
             raise task.failure()
     if any(task.code for task in tasks):
         raise Interrupted(stop.reason or "a task was asked to stop")
 
 
-class _Task:
-    """A child process that runs one element."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        path: Path,
-        step: str,
-        element: int,
-        of: int,
-        cpus: int,
-        gpus: int,
-        folder: Path,
-    ) -> None:
-        self.step = step
-        self.log = folder / f"{step}-{element}.log"
-        self._state = folder / f"{step}-{element}.json"
-        history.keep(self._state, read_status(self._state))
-        self._state.unlink(missing_ok=True)
-        self.asked = False
-        self._file: IO[bytes] = self.log.open("ab")
-        words = ["run", step, f"--plan={path}", f"--element={element}/{of}", f"--cpus={cpus}"]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "jobs", *words, f"--gpus={gpus}"],
-            stdout=self._file,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={
-                **TASK_ENVIRONMENT,
-                **os.environ,
-                **dict.fromkeys(THREAD_VARIABLES, str(cpus)),
-                # without it the working folder would come before the copy of the code
-                "PYTHONSAFEPATH": "1",
-                "PYTHONPATH": snapshot.python_path(plan.code),
-            },
-        )
-
-    @property
-    def code(self) -> int | None:
-        return self._process.returncode
-
-    def running(self) -> bool:
-        return self._process.poll() is None
-
-    def ask_to_stop(self) -> None:
-        if not self.asked and self.running():
-            self._process.send_signal(signal.SIGTERM)
-            self.asked = True
-
-    def end(self) -> None:
-        """Wait for the process; leave none behind."""
-        self.ask_to_stop()
-        self._process.wait()
-        self._file.close()
-
-    def state(self) -> dict[str, Any]:
-        return read_status(self._state)
-
-    def _last_words(self) -> str:
-        lines = tail(self.log, 50).splitlines()
-        told = [line.removeprefix(TOLD) for line in lines if line.startswith(TOLD)]
-        return told[-1] if told else ""
-
-    def failure(self) -> TaskFailed:
-        state = self.state()
-        if state.get("state") == "failed" and state.get("exit_code") != 1:
-            return TaskFailed(state["message"], f"(log: {self.log})", state["exit_code"])
-        if self.code == -signal.SIGKILL:
-            what = f"{self.step} was killed; was there too little memory?"
-            return TaskFailed(what, f"Run the same command to go on (log: {self.log})", 1)
-        if self.code in (UserError.exit_code, InputError.exit_code):
-            # its journal could not be written
-            said = self._last_words() or f"{self.step} ended with code {self.code}"
-            return TaskFailed(said, f"(log: {self.log})", self.code)
-        message = state.get("message") or f"{self.step} ended with code {self.code}"
-        return TaskFailed(message, f"This is a defect; its traceback is in {self.log}", 1)
-
-
-def _fraction(state: dict[str, Any]) -> float:
-    """How much of its items a task has behind it, 0 to 1."""
-    if state.get("state") == "done":
+def _completed(state: dict[str, Any]) -> float:
+    """The share of its items that a task has completed, from 0 to 1."""
+    if state.get("state") == DONE:
         return 1.0
     share = min(1.0, state.get("done", 0) / state["total"]) if state.get("total") else 0.0
     return float((state.get("number", 0) + share) / max(1, state.get("items", 1)))
@@ -249,4 +157,4 @@ def _fraction(state: dict[str, Any]) -> float:
 
 def _note(states: list[dict[str, Any]]) -> str:
     facts: dict[str, Any] = next((s["facts"] for s in states if s.get("facts")), {})
-    return ", ".join(journal.tell_facts(facts))
+    return ", ".join(progress_file.describe_facts(facts))

@@ -1,9 +1,9 @@
 """What submitit pickles and runs: names only.
 
-All state is on disk, so the same pickle can be run again, on any node, after anything. On a stop
-that leaves time (USR2, the deadline) the task saves, and then submitit's own handler requeues the
-job. After a TERM it saves, too, but waits to be killed: SLURM has its own plans for the job then,
-and one that ends by itself in a preemption's grace time counts as timed out.
+All state is on disk, so the same pickle can run again, on any node, after any failure. After a
+signal that leaves time (USR2, or the deadline) the task saves, and submitit's own handler requeues
+the job. After a TERM the task saves as well, but waits to be killed: SLURM decides what happens to
+the job then, and a job that ends by itself in a preemption's grace time counts as timed out.
 """
 
 from __future__ import annotations
@@ -19,25 +19,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster.allocation import Allocation, of_slurm
-from jobs.core.console import complain, say, settle
-from jobs.core.permissions import follow
+from jobs.cluster.allocation import Allocation, slurm_allocation
+from jobs.core.console import flush_streams, print_error, print_line
+from jobs.core.permissions import apply_umask
 from jobs.planning.plan import read_plan
 from jobs.running.task import run_task
 from pipeline.core.error_translation import explain
 from pipeline.core.errors import Busy, Failure, Interrupted
 from pipeline.core.stop import Stop
 
-TERM = signal.SIGTERM
-AGAIN = 30.0
-KILLED_WITHIN = 1800.0
+BUSY_RETRY_SECONDS = 30.0
+MAX_WAIT_FOR_KILL_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
 class StageJob:
     """One element of an array of a plan; see `jobs.planning.plan`.
 
-    `minutes`: its time limit. `warning`: seconds before that at which SLURM tells it to save.
+    Attributes:
+        plan: The path of the plan's file.
+        step: The step's name.
+        element: Which element of the step's array.
+        minutes: The job's time limit.
+        warning: Seconds before the time limit at which SLURM signals it to save.
     """
 
     plan: str
@@ -47,33 +51,33 @@ class StageJob:
     warning: int
 
     def __call__(self) -> None:
-        """Run it; submitit's handlers are in place."""
-        requeue = signal.getsignal(signal.SIGUSR2)
-        allocation = of_slurm(self.minutes, self.warning)
-        stop = listen(allocation.deadline)
+        """Run the element; submitit has installed its signal handlers before."""
+        requeue_handler = signal.getsignal(signal.SIGUSR2)
+        allocation = slurm_allocation(self.minutes, self.warning)
+        stop = install_stop(allocation.deadline)
         done = False
         try:
             self._run(stop, allocation)
             done = True
-        except Interrupted as why:
-            say(f"interrupted ({why}): progress is safe")
+        except Interrupted as reason:
+            print_line(f"interrupted ({reason}): progress is safe")
         except Exception as error:
             failure = error if isinstance(error, Failure) else explain(error, Path(self.plan))
             if failure is None:
                 raise
-            complain(f"error: {failure}")
-            settle()
+            print_error(f"error: {failure}")
+            flush_streams()
             sys.exit(failure.exit_code)
-        if runs_again(stop, allocation, done):
+        if must_run_again(stop, allocation, done):
             if not allocation.rank:
-                _requeue(requeue)
+                _requeue(requeue_handler)
             wait_to_be_killed(None)
 
     def _run(self, stop: Stop, allocation: Allocation) -> None:
-        """Run the element, once nobody else is at it."""
+        """Run the element; while another process works on it, wait."""
         plan = read_plan(Path(self.plan))
         config, root, of = plan.settings, Path(plan.root), plan.array(self.step).of
-        follow(root / "runs" / config.name)  # whatever umask a node gives it
+        apply_umask(root / "runs" / config.name)  # nodes may start jobs with another umask
         while True:
             try:
                 run_task(
@@ -84,36 +88,36 @@ class StageJob:
                 )
                 return
             except Busy as busy:
-                # by hand, say; failing would take along what waits for this job
-                say(f"waiting: {busy.what}")
-            end = time.monotonic() + AGAIN
+                # for example a job by hand; a failure would cancel the jobs that wait for this one
+                print_line(f"waiting: {busy.what}")
+            end = time.monotonic() + BUSY_RETRY_SECONDS
             while time.monotonic() < end:
                 stop.check()
                 time.sleep(1.0)
 
     def checkpoint(self) -> Any:
-        """What submitit is to run next time: the same."""
+        """What submitit runs after a requeue: the same."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-def listen(deadline: float | None) -> Stop:
-    """The flag, set by the signals with which SLURM announces an end."""
+def install_stop(deadline: float | None) -> Stop:
+    """A stop flag, set by the signals with which SLURM announces the end of a job."""
     stop = Stop(deadline)
-    stop.on_signals(signal.SIGUSR2, TERM)
-    # as it ends, Python gives signals their defaults back: a late one would kill a job that is done
+    stop.on_signals(signal.SIGUSR2, signal.SIGTERM)
+    # At exit Python restores the default handlers, and a late signal would kill a finished job.
     atexit.register(signal.signal, signal.SIGUSR2, signal.SIG_IGN)
     return stop
 
 
-def runs_again(stop: Stop, allocation: Allocation, done: bool) -> bool:
-    """Whether a job that was told to end has to run again; waits to be killed after a TERM.
+def must_run_again(stop: Stop, allocation: Allocation, done: bool) -> bool:
+    """Whether a job that was told to end has to run again; after a TERM waits to be killed.
 
-    Also one whose work was just done: if it ends by itself in a preemption's grace time it counts
-    as timed out, and what waits for it never runs. At its time limit it may.
+    This holds even if its work has just finished: a job that ends by itself in a preemption's grace
+    time counts as timed out, and its dependents never run. At its time limit it may end.
     """
-    if stop.asked_by == TERM:
+    if stop.asked_by == signal.SIGTERM:
         wait_to_be_killed(allocation.deadline)
     if done and (stop.asked_by is None or allocation.ends_soon):
         return False
@@ -121,34 +125,34 @@ def runs_again(stop: Stop, allocation: Allocation, done: bool) -> bool:
 
 
 def wait_to_be_killed(deadline: float | None) -> None:
-    """Hold still until SLURM ends the process, which is not ours to do.
+    """Wait until SLURM ends the process.
 
-    Returns where it does not: after another signal, at the deadline, or half an hour.
+    Returns if it does not: after another signal, at the deadline, or after half an hour.
     """
-    say("waiting for SLURM to end this job")
-    end = time.monotonic() + KILLED_WITHIN
-    again = Stop(end if deadline is None else min(end, deadline))
-    again.on_signals(signal.SIGUSR2)
-    while not again.reason:
+    print_line("waiting for SLURM to end this job")
+    end = time.monotonic() + MAX_WAIT_FOR_KILL_SECONDS
+    stop = Stop(end if deadline is None else min(end, deadline))
+    stop.on_signals(signal.SIGUSR2)
+    while not stop.reason:
         time.sleep(1.0)
 
 
 def _requeue(handler: Callable[[int, None], None] | Any) -> None:
-    """Have submitit's handler requeue the job; it ends the process."""
-    _clear_half_written()
+    """Let submitit's handler requeue the job; it ends the process."""
+    _remove_partial_pickle()
     try:
         handler(signal.SIGUSR2, None)
     except (OSError, subprocess.SubprocessError) as error:
-        # no scontrol on compute nodes, or requeueing is not allowed here
-        complain(
+        # scontrol is missing on this node, or requeueing is not allowed
+        print_error(
             f"error: this job cannot be requeued ({error}). Progress is safe: run make pipeline "
-            "again to go on"
+            "again to resume"
         )
         sys.exit(Interrupted.exit_code)
 
 
-def _clear_half_written() -> None:
-    """Remove what a kill in the middle of an earlier requeue left: submitit refuses to go on."""
+def _remove_partial_pickle() -> None:
+    """Remove what a kill during an earlier requeue left; with it submitit refuses to requeue."""
     from submitit import JobEnvironment
 
     pickle = JobEnvironment().paths.submitted_pickle

@@ -1,4 +1,4 @@
-"""What a file system has free, and sizes as people read them."""
+"""Free space of file systems, what steps will write, and sizes as people read them."""
 
 from __future__ import annotations
 
@@ -6,40 +6,83 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+# Bytes of JSON lines in a byte of a compressed corpus: NIH of the Pile has 2.2 GB in 664 MB, and
+# version 1 of it 2.1 GB in 631 MB.
+TEXT_RATIO = 3.3
+# Bytes of a base model for each parameter: fp32, or fp16 beside the files it was converted from.
+MODEL_BYTES_PER_PARAMETER = 4
+
 
 @dataclass(frozen=True)
-class Room:
-    """What may still be written: bytes and files, each None where no limit is told.
+class FreeSpace:
+    """Bytes and files that can still be written; each None if the file system reports no limit.
 
-    A quota is not seen by it: there is no one way to ask for quotas.
+    Quotas are not included, because there is no common way to ask for them.
     """
 
     bytes: int | None
     files: int | None
 
 
-def room(place: Path) -> Room:
-    """What is free for us where a folder is, or will be.
+@dataclass(frozen=True)
+class RunSizes:
+    """What is known of a run's sizes before it starts; None if unknown.
+
+    Attributes:
+        raw: Bytes of the corpus as published, without files that will be linked.
+        text: Bytes of the corpus as JSON lines.
+        model: Bytes of the base model.
+        files: Files of the corpus.
+    """
+
+    raw: int | None
+    text: int | None
+    model: int | None
+    files: int = 1
+
+    @property
+    def parameters(self) -> float:
+        """About how many parameters the base model has; 0 if unknown."""
+        return (self.model or 0) / MODEL_BYTES_PER_PARAMETER
+
+    def part_count(self, part_bytes: int) -> int:
+        """Into how many parts of `part_bytes` raw bytes the corpus is divided."""
+        return -(-int((self.text or 0) / TEXT_RATIO) // part_bytes)
+
+    def chunk_count(self, chunk_bytes: int, part_bytes: int) -> int:
+        """How many chunks of `chunk_bytes` text the parts have; each part ends in a smaller one."""
+        return -(-(self.text or 0) // chunk_bytes) + self.part_count(part_bytes)
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """Bytes and files (folders included) that a step will write."""
+
+    bytes: float = 0.0
+    files: int = 0
+
+
+def free_space(folder: Path) -> FreeSpace:
+    """What this user can still write where a folder is, or will be.
 
     Raises:
-        OSError: It cannot be told.
+        OSError: The file system does not answer.
     """
-    found = os.statvfs(standing(place))
-    # btrfs makes inodes as it needs them and says that there are none; some in user space say
-    # nothing at all
-    return Room(
-        found.f_bavail * found.f_frsize if found.f_blocks else None,
-        found.f_favail if found.f_files else None,
+    status = os.statvfs(existing_folder(folder))
+    # btrfs creates inodes on demand and reports 0; some file systems in user space report nothing
+    return FreeSpace(
+        status.f_bavail * status.f_frsize if status.f_blocks else None,
+        status.f_favail if status.f_files else None,
     )
 
 
-def standing(place: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
-    return next(path for path in (place, *place.parents) if os.path.isdir(path))
+def existing_folder(folder: Path) -> Path:
+    """The folder itself, or its nearest parent that exists."""
+    return next(path for path in (folder, *folder.parents) if os.path.isdir(path))
 
 
 def size(value: float) -> str:
-    """Bytes in the unit that suits them, three digits at most."""
+    """A number of bytes in a unit that needs at most three digits."""
     if value < 1000:
         return f"{value:.0f} bytes"
     for unit in ("kB", "MB", "GB"):

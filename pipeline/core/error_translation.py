@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-from pipeline.core.disk import room, size, standing
+from pipeline.core.disk import existing_folder, free_space, size
 from pipeline.core.errors import Failure, InputError, UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -97,7 +97,7 @@ def _full(number: int | None, folder: Path) -> UserError:
         what = f"a file in {place} reached the limit{of} on the size of files ({said})"
         return UserError(what, f"Raise it with ulimit -f unlimited, {AGAIN}")
     try:
-        free = room(folder)
+        free = free_space(folder)
     except OSError:
         free = None
     left = f"{size(free.bytes)} are" if free and free.bytes is not None else ""
@@ -132,7 +132,7 @@ def _denied(path: Path, said: str) -> UserError:
 def shown(path: Path) -> Path:
     """The folder that is there and has a name to be seen: not one that a failed commit removes."""
     visible = [part for part in (path, *path.parents) if not part.name.startswith(".tmp-")]
-    return standing(visible[0])
+    return existing_folder(visible[0])
 
 
 def _owner(path: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 
 from pipeline.core import receipt as receipts
 from pipeline.core.adoption import adopt, equivalent_units
+from pipeline.core.disk import DiskNeed, RunSizes
 from pipeline.core.errors import CorruptInput, InputError
 from pipeline.core.lease import Gone, Lease
 from pipeline.core.leftovers import sweep
@@ -129,6 +130,7 @@ class Step:
         exclusive: Its items are long; a lease keeps a second writer out.
         ranked: Several processes may share an item; what it commits, rank 0 does.
         read_by: The step that alone reads its units. When that is finished they may be released.
+        estimate: How much it will write; None for next to nothing.
     """
 
     stage: str
@@ -145,6 +147,7 @@ class Step:
     exclusive: bool = False
     ranked: bool = False
     read_by: str = ""
+    estimate: Callable[[RunConfig, RunSizes], DiskNeed] | None = None
 
     def own_key(self, config: RunConfig) -> str:
         """Hash of what the step itself brings: name, version and the settings it uses."""

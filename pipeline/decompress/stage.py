@@ -17,6 +17,7 @@ from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Receipt, hash_file, hash_json, set_aside
 from pipeline.core.settings import Section, hashed, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
+from pipeline.decompress.disk_estimate import estimate_chunks
 from pipeline.decompress.partition import Slice, Sliced, divide
 from pipeline.sources.codecs import CHUNK_NAME, RawFile
 from pipeline.sources.formats import format_of, json_lines
@@ -227,5 +228,6 @@ STEPS = (
         tasks="decompress.tasks",
         exclusive=True,
         read_by="tokenize.shards",
+        estimate=estimate_chunks,
     ),
 )

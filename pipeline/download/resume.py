@@ -17,7 +17,7 @@ from typing import IO, Any, TypeVar
 
 import msgspec
 
-from pipeline.core.disk import room, size
+from pipeline.core.disk import free_space, size
 from pipeline.core.error_translation import AGAIN, no_room, shown
 from pipeline.core.errors import UserError
 from pipeline.core.redaction import redact
@@ -175,7 +175,7 @@ def require_free_space(folder: Path, needed: int | None) -> None:
     Raises:
         UserError: Less than that is free.
     """
-    free = room(folder).bytes
+    free = free_space(folder).bytes
     if needed is not None and free is not None and needed > free:
         raise UserError(
             f"{shown(folder)} has {size(free)} free, {size(needed)} are needed",

@@ -25,6 +25,7 @@ from pipeline.download import base_model as source
 from pipeline.download import demo_corpus as docstrings
 from pipeline.download import fetch as http
 from pipeline.download import hub_dataset as rows
+from pipeline.download.disk_estimate import estimate_corpus, estimate_model
 from pipeline.download.resume import Progress
 from pipeline.download.throttle import Pace
 from pipeline.sources.formats import FORMAT_BY_SUFFIX, format_of, format_suffix
@@ -247,6 +248,7 @@ STEPS = (
         items=corpus_items,
         run=corpus,
         exclusive=True,
+        estimate=estimate_corpus,
     ),
     Step(
         stage="download",
@@ -259,5 +261,6 @@ STEPS = (
         items=model_items,
         run=model,
         exclusive=True,
+        estimate=estimate_model,
     ),
 )

@@ -16,6 +16,7 @@ from pydantic import model_validator
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
+from pipeline.evaluate.disk_estimate import estimate_overlap, estimate_scores
 from pipeline.tokenize.stage import downstream_inputs
 
 SPLITS = ("train", "validation", "test")
@@ -165,6 +166,7 @@ _BASE = Step(
     items=base_items,
     run=run,
     exclusive=True,
+    estimate=estimate_scores,
 )
 _TUNED = replace(
     _BASE,
@@ -182,5 +184,6 @@ _OVERLAP = Step(
     folder=_overlap_folder,
     items=overlap_items,
     run=overlap,
+    estimate=estimate_overlap,
 )
 STEPS = (_BASE, _TUNED, _OVERLAP)

@@ -9,6 +9,7 @@ import shutil
 
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.report import PARTIAL_REPORT, SECTIONS
+from pipeline.report.disk_estimate import estimate_report
 
 
 def items(config: RunConfig, inputs: Inputs) -> list[Item]:
@@ -44,5 +45,6 @@ STEPS = (
         folder=lambda config, keys: f"runs/{config.name}",
         items=items,
         run=run,
+        estimate=estimate_report,
     ),
 )

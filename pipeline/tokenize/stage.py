@@ -19,6 +19,7 @@ from pipeline.core.settings import Section, hashed, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.sources.chunks import part_facts
 from pipeline.sources.records import MAX_LINE_BYTES
+from pipeline.tokenize.disk_estimate import estimate_seal, estimate_shards
 
 SMALL_CORPUS_BYTES = 5_000_000_000  # of text; below that, larger shares are held out
 
@@ -145,6 +146,7 @@ STEPS = (
         items=items,
         run=run,
         tasks="tokenize.tasks",
+        estimate=estimate_shards,
     ),
     Step(
         stage="tokenize",
@@ -156,5 +158,6 @@ STEPS = (
         folder=_folder,
         items=seal_items,
         run=seal,
+        estimate=estimate_seal,
     ),
 )

@@ -19,6 +19,7 @@ from pipeline.modeling.loading import WeightFormat
 from pipeline.tokenize.stage import downstream_inputs
 from pipeline.train import optimizer as optimizers
 from pipeline.train import schedule as schedules
+from pipeline.train.disk_estimate import estimate_training
 
 LONGEST = 1024
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -207,5 +208,6 @@ STEPS = (
         run=run,
         exclusive=True,
         ranked=True,
+        estimate=estimate_training,
     ),
 )

@@ -20,7 +20,7 @@ import zstandard
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from jobs.housekeeping.clean import remove, spent
+from jobs.housekeeping.clean import releasable_parts, remove
 from pipeline.config import Config, resolve, save_config
 from pipeline.core import receipt
 from pipeline.core.errors import CorruptInput, Interrupted, UserError
@@ -387,8 +387,8 @@ def test_chunks_are_dropped_when_they_are_sealed_and_come_back_when_they_are_nee
     assert made == part.units.keys()
     assert find(config, root, "tokenize.seal").complete, "it has sealed the same bytes"
     save_config(config, root)
-    assert spent(root, "elsewhere") == []
-    assert remove([], spent(root, "parts")) > 0
+    assert releasable_parts(root, "elsewhere") == []
+    assert remove([], releasable_parts(root, "parts")) > 0
     assert not list(chunks.work.folder.glob("chunk-*"))
     assert find(config, root, "decompress.chunks").complete
     shutil.rmtree(root / "models")
@@ -421,9 +421,9 @@ def test_a_run_that_keeps_its_chunks_keeps_them_for_all(
     config = many("decompress.keep_chunks=false")
     advance(many(), tmp_path, "tokenize.seal")
     save_config(config, tmp_path)
-    assert spent(tmp_path, None)
+    assert releasable_parts(tmp_path, None)
     save_config(many().model_copy(update={"name": "keeps"}), tmp_path)
-    assert spent(tmp_path, None) == []
+    assert releasable_parts(tmp_path, None) == []
 
 
 def test_the_card_names_what_is_sealed_and_nothing_beside_it(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from pipeline.core.disk import Room
+from pipeline.core.disk import FreeSpace
 from pipeline.core.errors import CorruptInput, InputError, Interrupted, UserError
 from pipeline.core.stop import Stop
 from pipeline.download import fetch as http
@@ -368,11 +368,11 @@ def test_a_signature_is_not_kept_and_a_renewed_one_goes_on(server: FileServer, p
 
 
 def test_no_room(server: FileServer, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partial, "room", lambda folder: Room(100_000_000, None))
+    monkeypatch.setattr(partial, "free_space", lambda folder: FreeSpace(100_000_000, None))
     with pytest.raises(UserError, match=r"has 100 MB free, 5 GB are needed"):
         http.require_free_space(part, 5_000_000_000)
     assert get(part, server.url + "/file").size == len(DATA)
-    monkeypatch.setattr(partial, "room", lambda folder: Room(1000, None))
+    monkeypatch.setattr(partial, "free_space", lambda folder: FreeSpace(1000, None))
     part.unlink()
     with pytest.raises(UserError, match="free"):
         get(part, server.url + "/file")

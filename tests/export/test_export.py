@@ -281,8 +281,8 @@ def test_a_training_that_is_not_finished_is_told_with_what_to_type(
 ) -> None:
     with pytest.raises(InputError) as caught:
         export_run(small(), prepared, None, "fp32")
-    told = "small is not trained to the end yet. make status, with the same NAME and RUNS, says "
-    told += "how far it is; to go on: "
+    told = "the training of small is not finished. see how far it is with make status and the "
+    told += "same NAME and RUNS; to resume: "
     assert str(caught.value) == f"{told}the make pipeline that began it, with all its words"
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     save_config(small(), tmp_path, "make pipeline DATASET=small")
@@ -389,7 +389,7 @@ def test_a_damaged_adapter_is_not_exported(small: Small, trained: Trained, tmp_p
     content = bytearray((best / "adapter_model.safetensors").read_bytes())
     content[-1] ^= 1
     (best / "adapter_model.safetensors").write_bytes(content)
-    with pytest.raises(CorruptInput, match=r"is damaged.*the make pipeline that began it makes it"):
+    with pytest.raises(CorruptInput, match=r"is damaged.*run the make pipeline command that"):
         export_run(small(), root, tmp_path / "out", "fp32")
     assert not (tmp_path / "out").exists()
     assert not best.exists()

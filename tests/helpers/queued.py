@@ -16,9 +16,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
-from jobs.cluster.allocation import LABEL, pid_of
+from jobs.cluster.allocation import LABEL_PATTERN, pid_of
 from jobs.cluster.profile import find_profile
-from jobs.monitoring import progress_file as journal
+from jobs.monitoring import progress_file
 from jobs.planning.plan import Plan, read_plan
 from jobs.running.submit import queue_plan
 from pipeline.config import Config, save_config
@@ -105,7 +105,7 @@ class Queued:
     def starts(self, step: str, element: int) -> None:
         """Wait until that task runs."""
         end = time.monotonic() + PATIENCE
-        while self._journal(step, element).get("state") != "running":
+        while self._progress(step, element).get("state") != "running":
             assert time.monotonic() < end, self.logs()
             time.sleep(0.02)
 
@@ -118,14 +118,14 @@ class Queued:
 
     def restarts(self, step: str) -> int:
         """How often SLURM has started the task again."""
-        return int(self._journal(step).get("restarts", 0))
+        return int(self._progress(step).get("restarts", 0))
 
     def attempts(self, step: str, element: int = 0) -> list[dict[str, Any]]:
         """What was written down of each start of a task, the one at hand last."""
-        folder = journal.logs_folder(self.root, self.config.name)
+        folder = progress_file.logs_folder(self.root, self.config.name)
         before = folder / f"{step}-{element}.history.jsonl"
         rows = before.read_text().splitlines() if before.exists() else []
-        return [*map(json.loads, rows), self._journal(step, element)]
+        return [*map(json.loads, rows), self._progress(step, element)]
 
     def times(self, step: str) -> dict[str, Any]:
         """What the report says of the time of a step."""
@@ -149,15 +149,15 @@ class Queued:
 
     def node(self, step: str) -> str:
         """The node on which the task runs."""
-        return LABEL.fullmatch(self._journal(step)["label"])["host"]
+        return LABEL_PATTERN.fullmatch(self._progress(step)["label"])["host"]
 
-    def _journal(self, step: str, element: int = 0, rank: int = 0) -> dict[str, Any]:
-        folder = journal.logs_folder(self.root, self.config.name)
+    def _progress(self, step: str, element: int = 0, rank: int = 0) -> dict[str, Any]:
+        folder = progress_file.logs_folder(self.root, self.config.name)
         return read_status(folder / f"{step}-{element}.{f'rank{rank}' if rank else 'json'}")
 
     def process(self, step: str, rank: int = 0) -> int:
         """The process id of a task that runs, of its element 0."""
-        return pid_of(self._journal(step, rank=rank)["label"])
+        return pid_of(self._progress(step, rank=rank)["label"])
 
 
 def steps(config: Config, root: Path) -> list[int]:

@@ -264,8 +264,8 @@ def test_the_command_puts_real_runs_side_by_side(two: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["small"], "2 to 8 runs can be compared, not 1. name them, as in: make compare NAMES="),
-        (["small"] * 9, "2 to 8 runs can be compared, not 9"),
+        (["small"], "compare takes 2 to 8 runs, not 1. name them, as in: make compare NAMES="),
+        (["small"] * 9, "compare takes 2 to 8 runs, not 9"),
         (["small", "small"], "named twice: 'small'"),
         (["small", "smal", "x"], "there is no run 'smal', 'x' in"),
         ([], "Missing argument"),

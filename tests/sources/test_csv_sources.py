@@ -20,7 +20,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.planning.preflight import probe
+from jobs.planning.preflight import check_sources
 from pipeline.config import Config, resolve
 from pipeline.core.errors import CorruptInput, InputError, Interrupted
 from pipeline.core.receipt import Receipt, load
@@ -520,10 +520,10 @@ def test_a_year_that_is_not_there_is_told(exporter: Any, tmp_path: Path) -> None
     with pytest.raises(InputError, match="/abstracts/2022: status 404"):
         advance(config("dataset.years=2021-2022"), tmp_path, "download.corpus")
     before = len(server.requests)
-    probe(config("dataset.years=2021-2022"), tmp_path / "other")
+    check_sources(config("dataset.years=2021-2022"), tmp_path / "other")
     assert [r.path for r in server.requests[before:]] == ["/abstracts/2021"], "the first is probed"
     with pytest.raises(InputError, match="/abstracts/1999: status 404"):
-        probe(config("dataset.years=1999-2021"), tmp_path / "other")
+        check_sources(config("dataset.years=1999-2021"), tmp_path / "other")
 
 
 def test_years_may_be_files_that_change(exporter: Any, tmp_path: Path) -> None:

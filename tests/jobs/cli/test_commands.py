@@ -100,7 +100,7 @@ def test_what_is_missing_offline_is_told_before_anything_is_queued(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     line = refused(jobs(command, f"--dataset={dataset}", "--model=me/opt"), 3)
     assert "model me/opt: http://127.0.0.1:9 cannot be reached" in line
-    assert line.endswith("or make fetch where there is internet")
+    assert line.endswith("or run make fetch where there is internet")
     path = tmp_path / "hub.yaml"
     path.write_text(yaml.safe_dump({"urls": ["hf://me/texts"]}))
     line = refused(jobs(command, f"--dataset={path}", "--model=me/opt"), 3)
@@ -272,15 +272,15 @@ def test_where_no_cluster_answers_one_may_still_look(
         ("status", "seal", 0),
         ("report", "in progress", 0),
         ("logs", "small has no logs yet", 3),
-        ("export", "small is not trained to the end yet", 3),
+        ("export", "the training of small is not finished", 3),
     ):
         done = jobs(command)
         assert done.returncode == code, done.stderr
-        assert f"what follows is from files alone, those in {root}\n" in done.stderr
+        assert f"this is based on files alone, those in {root}\n" in done.stderr
         assert told in done.stdout + done.stderr
     before = set(root.rglob("*"))
     for command in ("submit", "cancel", "clean"):
-        assert "PROFILE=local does without" in refused(jobs(command, "--dataset=nih"), 3)
+        assert "PROFILE=local runs without one" in refused(jobs(command, "--dataset=nih"), 3)
     assert set(root.rglob("*")) == before
 
 

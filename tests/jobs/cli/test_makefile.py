@@ -84,7 +84,7 @@ def test_the_line_to_go_on_with_means_the_same_run(recorder: Path) -> None:
     flags = {"dataset": f"{HOSTILE}.yaml", "model": HOSTILE, "recipe": "lora", "profile": HOSTILE}
     flags |= {"name": HOSTILE, "file": f"/a/{HOSTILE}.zst", "root": "/tmp/my runs"}
     words = ["train.lora_targets=[q_proj,v_proj]", "dataset.about=it's$#1"]
-    line = shlex.split(Selection(**flags, words=words).line())
+    line = shlex.split(Selection(**flags, words=words).make_command())
     assert line[:2] == ["make", "pipeline"]
     expected = [f"--{flag}={value}" for flag, value in flags.items()]
     assert sorted(argv(recorder, *line[1:])) == sorted(["-m", "jobs", "submit", *expected, *words])

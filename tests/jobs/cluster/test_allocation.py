@@ -12,18 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import allocation
-from jobs.cluster import slurm_cli as slurm
+from jobs.cluster import allocation, slurm_cli
 from jobs.cluster.allocation import (
     Allocation,
     job_of,
-    of_slurm,
     pid_of,
     process_gone,
     process_label,
+    slurm_allocation,
 )
-from jobs.monitoring.progress_file import IDLE_RESTARTS, Journal, progress_mark
-from jobs.planning.snapshot import record, source, take
+from jobs.monitoring.progress_file import MAX_IDLE_RESTARTS, ProgressFile, progress_mark
+from jobs.planning.snapshot import record_changes, source_folder, take
 from pipeline.core.errors import UserError
 from pipeline.core.task_log import read_status
 
@@ -49,7 +48,7 @@ def in_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_a_job")
 def test_what_slurm_says_is_taken() -> None:
-    given = of_slurm()
+    given = slurm_allocation()
     assert (given.job, given.cpus, given.gpus, given.attempt) == ("100_7", 3, 2, 4)
     assert (given.rank, given.local_rank, given.world) == (1, 1, 2)
     assert given.deadline is None
@@ -62,18 +61,24 @@ def test_tasks_meet_where_the_first_is_and_each_has_its_gpu(
 ) -> None:
     monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.1.2.3")
     monkeypatch.setenv("SLURM_JOB_ID", "65000003")
-    assert of_slurm().rendezvous == "10.1.2.3:20003"
+    assert slurm_allocation().rendezvous == "10.1.2.3:20003"
     monkeypatch.setenv("SLURM_GPUS_PER_TASK", "1")
-    assert (of_slurm().rank, of_slurm().local_rank) == (1, 0), "it sees one, the first"
+    assert (slurm_allocation().rank, slurm_allocation().local_rank) == (1, 0), (
+        "it sees one, the first"
+    )
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    assert of_slurm().rendezvous == ""
+    assert slurm_allocation().rendezvous == ""
 
 
 def test_the_end_is_known_from_slurm_or_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
-    assert of_slurm(10).deadline == pytest.approx(now + 600 - allocation.WARNING / 2, abs=5)
+    assert slurm_allocation(10).deadline == pytest.approx(
+        now + 600 - allocation.WARNING_SECONDS / 2, abs=5
+    )
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 300))
-    assert of_slurm(10).deadline == pytest.approx(now + 300 - allocation.WARNING / 2, abs=5)
+    assert slurm_allocation(10).deadline == pytest.approx(
+        now + 300 - allocation.WARNING_SECONDS / 2, abs=5
+    )
 
 
 def test_a_process_is_known_to_live_and_to_be_gone() -> None:
@@ -81,7 +86,11 @@ def test_a_process_is_known_to_live_and_to_be_gone() -> None:
     assert pid_of(process_label()) == os.getpid()
     code = "from jobs.cluster.allocation import process_label as p; print(p())"
     label = subprocess.run(
-        [sys.executable, "-c", code], cwd=source(), capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=source_folder(),
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.strip()
     assert process_gone(label) is True
     assert process_gone("what is this?") is None
@@ -91,10 +100,10 @@ def test_a_process_is_known_to_live_and_to_be_gone() -> None:
 def test_a_process_elsewhere_is_judged_by_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
     assert job_of(process_label()) == "107"
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "c")
-    monkeypatch.setattr(slurm, "present", lambda: True)
+    monkeypatch.setattr(slurm_cli, "is_installed", lambda: True)
     user = f"process 5 of user {os.getuid()} on elsewhere, born 9"
     for ended, known in ((True, True), (False, None)):
-        monkeypatch.setattr(slurm, "ended", lambda job, answer=ended: answer)
+        monkeypatch.setattr(slurm_cli, "has_ended", lambda job, answer=ended: answer)
         assert process_gone(f"job 106 of c, {user}") is known
         assert process_gone(f"job 107 of c, {user}") is True, "what we are ran before, and not now"
         assert process_gone(f"job 106 of other, {user}") is None
@@ -110,13 +119,13 @@ def test_the_gpus_are_counted_whoever_made_them(monkeypatch: pytest.MonkeyPatch)
         ("SLURM_GPUS_ON_NODE", "4", 4),
     ):
         monkeypatch.setenv(name, value)
-        assert of_slurm().gpus == count
+        assert slurm_allocation().gpus == count
 
 
 def test_a_warning_near_the_end_is_that_of_the_time_limit() -> None:
-    assert of_slurm(4, warning=180).ends_soon
-    assert not of_slurm(20, warning=180).ends_soon
-    assert not of_slurm().ends_soon
+    assert slurm_allocation(4, warning=180).ends_soon
+    assert not slurm_allocation(20, warning=180).ends_soon
+    assert not slurm_allocation().ends_soon
 
 
 def as_if_long(path: Path) -> None:
@@ -129,47 +138,47 @@ def test_a_warning_that_comes_as_python_ends_does_no_harm() -> None:
     """By then Python has given the signals their defaults back."""
     program = """
 import os, signal
-from jobs.running.stage_job import listen
+from jobs.running.stage_job import install_stop
 
 class Late:
     def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGUSR2):
         kill(me, number)
 
 late = Late()
-{listen}
+{install_stop}
 """
     ends = {}
-    for line in ("signal.signal(signal.SIGUSR2, print)", "listen(None)"):
-        words = [sys.executable, "-c", program.format(listen=line)]
+    for line in ("signal.signal(signal.SIGUSR2, print)", "install_stop(None)"):
+        words = [sys.executable, "-c", program.format(install_stop=line)]
         ends[line] = subprocess.run(words, cwd=HERE, timeout=60).returncode
     assert list(ends.values()) == [-signal.SIGUSR2, 0]
 
 
 def test_a_start_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "train.train-0.json"
-    for attempt in range(3 * IDLE_RESTARTS):
-        journal = Journal(path)
-        journal.start(Allocation(job="1", attempt=attempt), 0, 1)
-        journal.count_idle("same")
+    for attempt in range(3 * MAX_IDLE_RESTARTS):
+        file = ProgressFile(path)
+        file.start(Allocation(job="1", attempt=attempt), 0, 1)
+        file.count_idle("same")
     assert read_status(path)["idle"] == 0
 
 
 def test_starts_that_bring_nothing_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "train.train-0.json"
-    for attempt in range(IDLE_RESTARTS + 1):
-        journal = Journal(path)
-        journal.start(Allocation(job="1", attempt=attempt), 0, 1)
-        journal.count_idle("same")
+    for attempt in range(MAX_IDLE_RESTARTS + 1):
+        file = ProgressFile(path)
+        file.start(Allocation(job="1", attempt=attempt), 0, 1)
+        file.count_idle("same")
         assert (read_status(path)["restarts"], read_status(path)["idle"]) == (attempt, attempt)
         as_if_long(path)
-    journal = Journal(path)
-    journal.start(Allocation(job="1", attempt=attempt + 1), 0, 1)
-    with pytest.raises(UserError, match="without getting any further"):
-        journal.count_idle("same")
+    file = ProgressFile(path)
+    file.start(Allocation(job="1", attempt=attempt + 1), 0, 1)
+    with pytest.raises(UserError, match="without progress"):
+        file.count_idle("same")
     for job, attempt, mark in (("1", 9, "another"), ("2", 0, "same"), (None, 0, "same")):
-        journal = Journal(path)
-        journal.start(Allocation(job=job, attempt=attempt), 0, 1)
-        journal.count_idle(mark)
+        file = ProgressFile(path)
+        file.start(Allocation(job=job, attempt=attempt), 0, 1)
+        file.count_idle(mark)
         assert read_status(path)["idle"] == 0
 
 
@@ -194,12 +203,13 @@ def test_a_snapshot_is_the_code_and_says_its_version(tmp_path: Path) -> None:
     assert take(tmp_path) == folder
     assert [path.name for path in (tmp_path / "code").iterdir()] == [folder.name]
     code = (
-        "import jobs.running.task, pipeline; from pipeline.core.provenance import code_version as v;"
-        "print(jobs.running.task.__file__, pipeline.__file__, v())"
+        "import jobs.running.task, pipeline\n"
+        "from pipeline.core.provenance import code_version\n"
+        "print(jobs.running.task.__file__, pipeline.__file__, code_version())"
     )
     told = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=source(),
+        cwd=source_folder(),
         env={**os.environ, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"},
         capture_output=True,
         text=True,
@@ -215,7 +225,7 @@ def test_what_the_working_tree_changed_is_written_down(
     from pipeline.core import provenance
 
     monkeypatch.setattr(provenance, "TOP", tmp_path / "tree")
-    assert record(tmp_path / "run") == provenance.code_version()
+    assert record_changes(tmp_path / "run") == provenance.code_version()
     assert not (tmp_path / "run" / "code").exists()
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -223,14 +233,14 @@ def test_what_the_working_tree_changed_is_written_down(
     git = ["git", "-C", str(tree), "-c", "user.name=x", "-c", "user.email=x@y"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *words], check=True)
-    clean = record(tmp_path / "run")
+    clean = record_changes(tmp_path / "run")
     assert len(clean) == 12
     (tree / "a.py").write_text("two\n")
-    version = record(tmp_path / "run")
+    version = record_changes(tmp_path / "run")
     assert version.startswith(clean + "+")
     diff = (tmp_path / "run" / "code" / f"{version}.diff").read_text()
     assert "-one\n+two\n" in diff
     (tree / "mine.yaml").write_text("urls: [https://x/a.csv?token=s3cret]\n")
-    diff = (tmp_path / "run" / "code" / f"{record(tmp_path / 'run')}.diff").read_text()
+    diff = (tmp_path / "run" / "code" / f"{record_changes(tmp_path / 'run')}.diff").read_text()
     assert "https://x/a.csv?…]" in diff
     assert "s3cret" not in diff

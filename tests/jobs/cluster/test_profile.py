@@ -75,7 +75,7 @@ def test_training_may_have_several_tasks_one_a_gpu_and_nothing_else(write: Write
     wide = {"nodes": 2, "tasks_per_node": 4, "gres": "gpu:a100:4", "cpus": 8}
     train = find_profile(write(jobs={"train": wide})).resources("train.train")
     assert (train.nodes, train.tasks_per_node, train.granted_gpus) == (2, 4, 4)
-    assert train.told() == "2 nodes, 4 tasks a node, 8 cpu, gpu:a100:4, 240 min"
+    assert train.summary() == "2 nodes, 4 tasks a node, 8 cpu, gpu:a100:4, 240 min"
     for jobs, told in (
         ({"train": {**wide, "gres": "gpu:2"}}, "4 tasks of a node cannot share 2 GPU"),
         ({"evaluate": {"nodes": 2}}, "evaluate cannot have several tasks a job, only train can"),
@@ -96,7 +96,7 @@ def test_times_are_read_as_slurm_writes_them(time: Any, minutes: int) -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"jobs": {"trian": {}}}, "'trian' is no stage; did you mean train?"),
+        ({"jobs": {"trian": {}}}, "'trian' is not a stage; did you mean train?"),
         ({"jobs": {"train": {"time": 10}}}, "jobs.train.time = 10"),
         ({"jobs": {"train": {"time": "soon"}}}, "D-HH:MM:SS"),
         (
@@ -141,7 +141,7 @@ def test_one_extends_another_but_is_not_its_cluster(write: Write) -> None:
 
 def test_extending_without_end_is_told(write: Write, tmp_path: Path) -> None:
     write("one", extends=str(tmp_path / "two.yaml"))
-    with pytest.raises(UserError, match="has no end"):
+    with pytest.raises(UserError, match="extend each other"):
         find_profile(write("two", extends=str(tmp_path / "one.yaml")))
 
 

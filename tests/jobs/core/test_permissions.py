@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.core.permissions import follow, open_run
+from jobs.core.permissions import apply_umask, create_run_folders
 from jobs.planning.planner import make_plan
 from pipeline.config import Config, save_config
 from pipeline.core.errors import UserError
@@ -232,14 +232,14 @@ def test_what_is_there_stays_as_it_is(tmp_path: Path, umask: None, group: str) -
     root = tmp_path / "root"
     (root / "data" / "nih").mkdir(parents=True)
     (root / "runs" / "old").mkdir(parents=True)
-    open_run(root, "new", None)
+    create_run_folders(root, "new", None)
     assert [mode(root), mode(root / "data"), mode(root / "data" / "nih")] == ["0o777"] * 3
     assert [mode(root / "models"), mode(root / "runs" / "new")] == ["0o700"] * 2
     (root / "runs" / "old").chmod(0o755)  # shown to all, by its owner
-    follow(root / "runs" / "old")
+    apply_umask(root / "runs" / "old")
     (root / "runs" / "old" / "logs").mkdir()
     assert mode(root / "runs" / "old" / "logs") == "0o755"
-    follow(root / "runs" / "new")
+    apply_umask(root / "runs" / "new")
     (root / "runs" / "new" / "config.yaml").touch()
     assert mode(root / "runs" / "new" / "config.yaml") == "0o600"
 
@@ -249,7 +249,7 @@ def test_a_task_is_as_private_as_its_run_wherever_it_starts(
 ) -> None:
     """Whatever umask a node gives it."""
     root = tmp_path / "root"
-    open_run(root, "small", None)
+    create_run_folders(root, "small", None)
     save_config(small(), root)
     plan = make_plan(small(), root).write()
     jobs("run", "download.corpus", f"--plan={plan}", HOME=str(tmp_path))
@@ -259,14 +259,14 @@ def test_a_task_is_as_private_as_its_run_wherever_it_starts(
 
 
 def test_a_group_that_cannot_have_it_is_told(tmp_path: Path, umask: None, group: str) -> None:
-    with pytest.raises(UserError, match=r"there is no group 'nobody here'\. see your groups with"):
-        open_run(tmp_path / "root", "x", "nobody here")
+    with pytest.raises(UserError, match=r"there is no group 'nobody here'\. list your groups with"):
+        create_run_folders(tmp_path / "root", "x", "nobody here")
     assert not (tmp_path / "root").exists()
-    open_run(tmp_path / "the root", "old", None)
+    create_run_folders(tmp_path / "the root", "old", None)
     with pytest.raises(UserError, match=rf"data'?, .* not open to the group {group} ") as caught:
-        open_run(tmp_path / "the root", "new", group)
+        create_run_folders(tmp_path / "the root", "new", group)
     subprocess.run(caught.value.hint, shell=True, check=True)
-    open_run(tmp_path / "the root", "new", group)
+    create_run_folders(tmp_path / "the root", "new", group)
     assert {mode(p) for p in (tmp_path / "the root").rglob("*")} == {"0o2750"}
 
 
@@ -281,7 +281,7 @@ def test_a_group_that_one_is_not_in_is_told(tmp_path: Path, umask: None) -> None
                 os.setgroups([])
                 os.setgid(65534)
                 os.setuid(65534)
-            open_run(tmp_path / "root", "x", other)
+            create_run_folders(tmp_path / "root", "x", other)
         except BaseException as error:
             os.write(writer, f"{type(error).__name__}: {error}".encode())
         finally:
@@ -289,7 +289,7 @@ def test_a_group_that_one_is_not_in_is_told(tmp_path: Path, umask: None) -> None
     os.close(writer)
     os.waitpid(child, 0)
     with os.fdopen(reader) as told:
-        said = f"you are not in the group {other}. see your groups with: id -Gn"
+        said = f"you are not in the group {other}. list your groups with: id -Gn"
         assert told.read() == f"UserError: {said}"
 
 
@@ -301,7 +301,7 @@ def test_jobs_leave_no_secret_and_nothing_open(
     """Scripts, pickles and logs of SLURM's and submitit's, too."""
     monkeypatch.setenv("HF_TOKEN", SECRETS["token"])
     monkeypatch.setenv("HTTPS_PROXY", f"http://me:{SECRETS['proxy']}@127.0.0.1:9")
-    open_run(run.root, run.config.name, None)
+    create_run_folders(run.root, run.config.name, None)
     before = os.umask(0)  # SLURM gives jobs the umask that they are submitted with
     run.submit()
     os.umask(before)
@@ -318,7 +318,7 @@ def test_jobs_leave_no_secret_and_nothing_open(
 def test_a_snapshot_of_the_code_is_as_open_as_the_run(tmp_path: Path, umask: None) -> None:
     from jobs.planning.snapshot import take
 
-    open_run(tmp_path, "x", None)
+    create_run_folders(tmp_path, "x", None)
     code = take(tmp_path / "runs" / "x")
     assert (code / "pipeline" / "conf" / "datasets" / "nih.yaml").is_file()
     assert not readable(code, 0o077)

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from jobs.cluster.allocation import Allocation, process_gone, process_label
-from jobs.monitoring import history, status
-from jobs.monitoring import progress_file as journal
-from jobs.monitoring.progress_file import Journal, speed, tell_facts, told
+from jobs.monitoring import history, progress_file, status
+from jobs.monitoring.progress_file import ProgressFile, describe, describe_facts, speed
 from jobs.planning.planner import make_plan
 from pipeline.config import Config
 from pipeline.core.lease import Lease
@@ -42,7 +41,7 @@ def test_the_log_says_every_few_seconds_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, lines = Clock(monkeypatch), list[str]()
-    note = Journal(tmp_path / "x.json", lines.append)
+    note = ProgressFile(tmp_path / "x.json", lines.append)
     note.begin("corpus", 0, 1)
     note.progress(0, 4_000_000_000)
     assert lines == [], "what is over soon says nothing"
@@ -59,9 +58,9 @@ def test_the_log_of_twelve_hours_stays_readable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, lines = Clock(monkeypatch), list[str]()
-    note = Journal(tmp_path / "x.json", lines.append)
+    note = ProgressFile(tmp_path / "x.json", lines.append)
     note.begin("train", 0, 1)
-    note.every = 1e9
+    note.write_seconds = 1e9
     for second in range(60):
         clock.now += 1
         note.progress(second, 43_200, "steps")
@@ -81,10 +80,10 @@ def test_status_says_rows_bytes_rate_and_time_left(
     root, config = tmp_path, small()
     node = advance(config, root, "decompress.chunks")
     assert node.complete
-    folder = journal.logs_folder(root, config.name)
+    folder = progress_file.logs_folder(root, config.name)
     folder.mkdir(parents=True)
-    note = Journal(folder / "tokenize.shards-0.json", every=0.0)
-    note.write(label=journal.process_label(), state="running", element=0, of=1)
+    note = ProgressFile(folder / "tokenize.shards-0.json", write_seconds=0.0)
+    note.write(label=progress_file.process_label(), state="running", element=0, of=1)
     step = find(config, root, "tokenize.shards")
     assert step.items
     seen = []
@@ -103,7 +102,7 @@ def test_status_says_rows_bytes_rate_and_time_left(
     assert (task["rows"], task["bytes"], task["total"]) == (facts["documents"], done, total)
     assert task["mb_per_second"] >= 0
     json.dumps(found)
-    told = [str(cell) for column in status.table(found).columns for cell in column.cells]
+    told = [str(cell) for column in status.status_table(found).columns for cell in column.cells]
     (now,) = [cell for cell in told if "100 %" in cell]
     assert f"{facts['documents']} documents, " in now
 
@@ -111,7 +110,9 @@ def test_status_says_rows_bytes_rate_and_time_left(
 def test_a_task_has_a_line_of_its_own_in_the_status() -> None:
     task = {"item": "a", "done": 5, "total": 10, "unit": "steps", "rate": 0, "eta": None}
     step = {"message": None, "jobs": [], "requeues": 1, "tasks": [task | {"facts": {}}] * 2}
-    assert status.now(step) == "a: 50 %, 5 of 10 steps\na: 50 %, 5 of 10 steps; requeued 1×"
+    assert (
+        status.describe_step(step) == "a: 50 %, 5 of 10 steps\na: 50 %, 5 of 10 steps; requeued 1×"
+    )
 
 
 def test_rate_and_time_left_count_from_where_it_went_on() -> None:
@@ -128,25 +129,25 @@ def test_rate_and_time_left_count_from_where_it_went_on() -> None:
 
 def test_what_is_not_known_is_not_said() -> None:
     task = {"item": "a", "done": 5, "total": None, "unit": "rows", "rate": 2.0, "eta": None}
-    assert told({**task, "facts": {}}) == "a: 5 rows, 2 rows/s"
-    assert told({**task, "done": 0, "rate": 0.0, "facts": {}}) == "a"
+    assert describe({**task, "facts": {}}) == "a: 5 rows, 2 rows/s"
+    assert describe({**task, "done": 0, "rate": 0.0, "facts": {}}) == "a"
     data = {**task, "unit": "bytes", "done": 5e9, "rate": 2.5e6}
-    assert told({**data, "facts": {"n": "x"}}) == "a: n x, 5 GB, 2.5 MB/s"
-    assert told({**data, "eta": 600, "facts": {}}).endswith(", 10 min left")
-    assert told({**data, "eta": 9000, "facts": {}}).endswith(", 2.5 h left")
-    assert tell_facts({"lines": 1234567, "loss": 2.5}) == ["1,234,567 lines", "loss 2.5"]
+    assert describe({**data, "facts": {"n": "x"}}) == "a: n x, 5 GB, 2.5 MB/s"
+    assert describe({**data, "eta": 600, "facts": {}}).endswith(", 10 min left")
+    assert describe({**data, "eta": 9000, "facts": {}}).endswith(", 2.5 h left")
+    assert describe_facts({"lines": 1234567, "loss": 2.5}) == ["1,234,567 lines", "loss 2.5"]
 
 
 def test_what_is_granted_is_noted_for_all_ranks_together(tmp_path: Path) -> None:
-    note = Journal(tmp_path / "train.train-0.json", every=0.0)
+    note = ProgressFile(tmp_path / "train.train-0.json", write_seconds=0.0)
     note.start(Allocation(cpus=4, gpus=2, world=4, nodes=2), 0, 1)
     found = read_status(note.path)
     assert (found["cpus"], found["gpus"]) == (16, 4)
 
 
-def start(path: Path, attempt: int = 0, **more: Any) -> Journal:
+def start(path: Path, attempt: int = 0, **more: Any) -> ProgressFile:
     """A task of a job that starts, for the `attempt`-th time again."""
-    note = Journal(path, every=0.0)
+    note = ProgressFile(path, write_seconds=0.0)
     note.start(Allocation(4, 1, job="7_2", attempt=attempt), 2, 8, "plan")
     note.write(**more)
     return note
@@ -227,7 +228,7 @@ def test_one_who_waits_for_another_makes_no_attempts(
         for _ in range(2):
             done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, timeout=120)
             assert "is being worked on by" in refused(done, 2)
-    folder = journal.logs_folder(tmp_path, config.name)
+    folder = progress_file.logs_folder(tmp_path, config.name)
     (only,) = folder.glob("train*")
     assert only.name == "train.train-0.json"
     assert timeline(folder) is None
@@ -266,7 +267,7 @@ def test_a_plan_is_noted_with_what_its_steps_wait_for(
     plan = make_plan(small(), tmp_path)
     before = time.time()
     for _ in range(2):
-        history.note_plan(plan, tmp_path / "logs")
+        history.record_plan(plan, tmp_path / "logs")
     first, second = lines(tmp_path / "logs" / PLANS_FILE)
     assert first["plan"] == second["plan"] == plan.id
     assert before - 0.01 <= first["time"] <= second["time"] <= time.time() + 0.01

@@ -206,11 +206,11 @@ def test_a_damaged_score_is_set_aside_and_the_old_report_kept(
     path.write_bytes(path.read_bytes()[:-1] + b"#")
     with pytest.raises(CorruptInput, match=r"scores\.parquet is damaged") as met:
         made(config, root)
-    assert str(met.value).endswith("the make pipeline that began it makes it anew")
+    assert str(met.value).endswith("run the make pipeline command that began it to rebuild it")
     assert not unit.exists()
     folder = report_run(config, root, lambda: None)
     assert folder.name == "report"
-    assert "not all here any more (evaluate.tuned)" in capsys.readouterr().err
+    assert "some of its inputs are gone (evaluate.tuned)" in capsys.readouterr().err
 
 
 def test_the_report_of_a_run_whose_data_is_gone_can_still_be_read(
@@ -313,9 +313,9 @@ def test_states_are_told_the_most_telling_first() -> None:
 
 
 def test_a_folder_is_named_after_its_runs_and_no_others() -> None:
-    joined = reporting._joined
+    joined = reporting._folder_name
     assert joined(["nih", "try 2"]) == "nih_vs_try 2"
     assert joined(["a_vs_b", "c"]) != joined(["a", "b_vs_c"])
     long = joined(["x" * 200, "é" * 100])
-    assert len(long.encode()) <= reporting.LONGEST
+    assert len(long.encode()) <= reporting.MAX_NAME_BYTES
     assert long != joined(["x" * 200, "é" * 99])

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.planning import disk_estimate as room
-from jobs.planning.disk_estimate import Known, estimate
+from jobs.planning import disk_estimate
+from jobs.planning.disk_estimate import check_disk, estimate_disk, estimate_steps
 from pipeline.config import Config, resolve
-from pipeline.core.disk import size
+from pipeline.core.disk import RunSizes, size
 from pipeline.core.errors import UserError
 from pipeline.dag import STEPS, find
 from pipeline.download.resume import require_free_space
+from pipeline.train.disk_estimate import trainable_parameters
 from tests.helpers.runs import Mount
 
 HERE = Path(__file__).parents[3]
@@ -48,24 +49,29 @@ def test_an_estimate_is_near_what_is_written(
     corpus = dataset.with_name("small.jsonl.zst").stat().st_size
     model = sum(f.stat().st_size for f in Path(str(config.model.path)).iterdir())
     every = [step.name for step in STEPS]
-    needs = estimate(config, Known(corpus, text, model), every)
+    needs = estimate_steps(config, RunSizes(corpus, text, model), every)
     for step in ("download.model", "decompress.chunks", "train.train"):
-        written = room._held(find(config, finished, step).work.folder)
+        written = disk_estimate._folder_bytes(find(config, finished, step).work.folder)
         assert 0.2 * written < needs[step].bytes < 5 * written, step
     folder = find(config, finished, "tokenize.shards").work.folder
     files = sum(1 for _ in folder.rglob("*"))
     assert needs["tokenize.shards"].files < files < 2 * needs["tokenize.shards"].files + 60
-    assert set(estimate(config, Known(0, 0, 0), ["tokenize.seal"])) == {"tokenize.seal"}
+    assert set(estimate_steps(config, RunSizes(0, 0, 0), ["tokenize.seal"])) == {"tokenize.seal"}
 
 
 def test_the_ratios_are_those_of_a_known_corpus() -> None:
     """NIH with OPT-125m, by the registry: 664 MB, 2.2 GB of text; 2.7 M weights learn."""
-    config = resolve("nih")
-    known = room._published(config, Path("/"), None)
-    assert (known.raw, known.base) == (664_022_839, 4 * 125_239_296)
+    config, train = resolve("nih"), resolve("nih").train
+    known = disk_estimate._published_sizes(config, Path("/"), None)
+    assert (known.raw, known.model) == (664_022_839, 4 * 125_239_296)
     assert known.text == pytest.approx(2.2e9, rel=0.05)
-    assert room._learned(config.train, 125_239_296) == pytest.approx(2.65e6, rel=0.35)
-    assert room._learned(resolve("nih", "opt-6.7b").train, 6.66e9) == pytest.approx(38e6, rel=0.35)
+    assert trainable_parameters(train.method, train.lora_rank, 125_239_296) == pytest.approx(
+        2.65e6, rel=0.35
+    )
+    train = resolve("nih", "opt-6.7b").train
+    assert trainable_parameters(train.method, train.lora_rank, 6.66e9) == pytest.approx(
+        38e6, rel=0.35
+    )
 
 
 @pytest.fixture
@@ -100,7 +106,9 @@ def test_what_cannot_fit_is_refused_before_anything_is_begun(
     assert line.startswith("error: about 2.66 GB in ")
     assert ", 21 MB and room for " in line
     assert f"are free in {root}: too little for download 600 MB, decompress 713 MB, " in line
-    assert line.endswith("Make room, choose another place with RUNS=…, or ARGS=--force to begin")
+    assert line.endswith(
+        "Free some space, choose another place with RUNS=…, or start anyway with ARGS=--force"
+    )
     assert not list(root.iterdir())
     assert call("plan").stdout.splitlines()[-1].startswith("  disk: about 2.66 GB in ")
     begun = call("submit", "--force")
@@ -119,25 +127,25 @@ def test_a_file_system_that_does_not_tell_is_believed_to_have_room(
     tmp_path: Path, mount: Mount
 ) -> None:
     place = mount(tmp_path / "disk", "size=0,nr_inodes=0")
-    found = room.check(resolve("law", "opt-6.7b"), place)
+    found = check_disk(resolve("law", "opt-6.7b"), place)
     assert (found.free.bytes, found.free.files) == (None, None)
-    assert found.told().endswith(f"; {place} does not tell what is free")
+    assert found.summary().endswith(f"; {place} does not report its free space")
     require_free_space(place, 10**15)
 
 
 def test_a_corpus_of_unknown_size_is_only_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "hub.yaml"
     path.write_text(yaml.safe_dump({"urls": ["hf://me/texts"]}))
-    found = room.check(resolve(str(path), "opt-125m"), tmp_path)
+    found = check_disk(resolve(str(path), "opt-125m"), tmp_path)
     assert found.unknown == ("the corpus",)
-    assert "(not counting the corpus, of unknown size)" in found.told()
+    assert "(without the corpus, of unknown size)" in found.summary()
 
 
 def test_what_is_done_needs_no_more_room(
     finished: Path, prepared: Path, small: Callable[..., Config]
 ) -> None:
-    assert room.look(small(), finished).stages == {}
-    left = room.look(small(), prepared)
+    assert estimate_disk(small(), finished).stages == {}
+    left = estimate_disk(small(), prepared)
     assert set(left.stages) == {"train", "evaluate"}
 
 
@@ -145,10 +153,10 @@ def test_what_a_server_says_counts(tmp_path: Path) -> None:
     path = tmp_path / "web.yaml"
     path.write_text(yaml.safe_dump({"urls": ["https://example.org/a.jsonl"]}))
     config = resolve(str(path), "opt-125m")
-    assert room.look(config, tmp_path).unknown == ("the corpus",)
-    found = room.look(config, tmp_path, probed=10**9)
+    assert estimate_disk(config, tmp_path).unknown == ("the corpus",)
+    found = estimate_disk(config, tmp_path, probed=10**9)
     assert found.unknown == ()
     assert found.stages["download"].bytes == pytest.approx(1.5e9, rel=0.01)
     assert found.stages["decompress"].bytes == pytest.approx(0.36e9)
     with pytest.raises(UserError, match="too little for download"):
-        room.check(config, tmp_path, probed=10**17)
+        check_disk(config, tmp_path, probed=10**17)

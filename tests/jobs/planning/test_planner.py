@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import slurm_cli as slurm
-from jobs.cluster.slurm_cli import NEVER, Job, parse
+from jobs.cluster import slurm_cli
+from jobs.cluster.slurm_cli import DEPENDENCY_NEVER_SATISFIED, Job, parse_squeue
 from jobs.planning.plan import Plan, job_name, read_plan
 from jobs.planning.planner import make_plan
-from jobs.planning.queue import Queue, recognise
+from jobs.planning.queue import Queue, match_plans
 from pipeline.config import Config
 from pipeline.core.errors import InputError
 from pipeline.dag import STEPS, find
@@ -47,7 +47,7 @@ def job(
 
 
 def queue(root: Path, *jobs: Job) -> Queue:
-    return Queue(jobs, recognise(root, jobs))
+    return Queue(jobs, match_plans(root, jobs))
 
 
 def written(config: Config, root: Path, **more: object) -> Plan:
@@ -57,7 +57,7 @@ def written(config: Config, root: Path, **more: object) -> Plan:
 
 
 def test_before_there_is_data_every_array_is_known(small: Small, tmp_path: Path) -> None:
-    plan = make_plan(small("tokenize.tasks=5"), tmp_path, longest=1001)
+    plan = make_plan(small("tokenize.tasks=5"), tmp_path, max_array_size=1001)
     assert [array.step for array in plan.arrays] == ALL
     assert plan.array("tokenize.shards").elements == tuple(range(5))
     needs = {array.step: array.needs for array in plan.arrays}
@@ -69,7 +69,7 @@ def test_before_there_is_data_every_array_is_known(small: Small, tmp_path: Path)
 
 
 def test_an_array_is_no_longer_than_the_site_allows(small: Small, tmp_path: Path) -> None:
-    plan = make_plan(small("tokenize.tasks=5000"), tmp_path, longest=1001)
+    plan = make_plan(small("tokenize.tasks=5000"), tmp_path, max_array_size=1001)
     assert plan.array("tokenize.shards").of == 1001
 
 
@@ -93,10 +93,10 @@ def test_a_plan_is_found_again_by_the_names_of_its_jobs(small: Small, tmp_path: 
     assert read_plan(path).settings == small("tokenize.tasks=3")
     shards = [job(job_name("tokenize.shards", plan), f"9_{i}") for i in range(3)]
     others = [job("bash"), job("train.train-000000000000"), job("train.train")]
-    found = recognise(tmp_path, [*shards, *others])
+    found = match_plans(tmp_path, [*shards, *others])
     (lives,) = found.values()
     assert [(live.element, live.of) for live in lives] == [(0, 3), (1, 3), (2, 3)]
-    assert recognise(tmp_path / "elsewhere", shards) == {}
+    assert match_plans(tmp_path / "elsewhere", shards) == {}
 
 
 def test_what_is_in_the_queue_is_not_submitted_again(small: Small, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_below_a_failed_element_the_waiting_are_replaced_and_wait_for_live_ids(
         job(name["decompress.chunks"], "3"),
         job(name["tokenize.shards"], "4_0"),
         job(name["tokenize.shards"], "4_2"),
-        job(name["tokenize.seal"], "5", reason=NEVER),
+        job(name["tokenize.seal"], "5", reason=DEPENDENCY_NEVER_SATISFIED),
         job(name["train.train"], "6"),
     ]
     again = make_plan(config, tmp_path, queue(tmp_path, *jobs))
@@ -220,8 +220,8 @@ def test_jobs_of_other_runs_that_wait_are_known(small: Small, tmp_path: Path) ->
     train = job(job_name("train.train", plan), "6", dependency="afterok:5(unfulfilled)")
     stranger = job("bash", "8", dependency="afterok:5(unfulfilled)")
     looked = queue(tmp_path, seal, train, stranger)
-    assert looked.waiting_for(["5"], but=set()) == {"6": ["5"]}
-    assert looked.waiting_for(["5"], but={"6"}) == {}
+    assert looked.dependents(["5"], but=set()) == {"6": ["5"]}
+    assert looked.dependents(["5"], but={"6"}) == {}
 
 
 def test_what_other_runs_wait_for_is_not_cancelled(
@@ -230,7 +230,7 @@ def test_what_other_runs_wait_for_is_not_cancelled(
     from jobs.housekeeping.cancel import cancel_run
 
     cancelled: list[str] = []
-    monkeypatch.setattr(slurm, "cancel", cancelled.extend)
+    monkeypatch.setattr(slurm_cli, "cancel", cancelled.extend)
     one, two = small("tokenize.tasks=2"), small("train.lr=1", name="two")
     plan = written(one, tmp_path)
     chain = [
@@ -254,7 +254,9 @@ def test_squeue_is_read_whatever_the_names() -> None:
         ("12", "3", "15", "RUNNING", when, when[:-1] + "9", "node1", "(null)", "None", "t.s-0123"),
         ("13", "N/A", "13", "PENDING", when, "N/A", "", "afterok:5(unfulfilled)", "x, | y", "a\nb"),
     ]
-    first, second = parse("".join(slurm.BETWEEN.join(row) + "\n" for row in rows))
+    first, second = parse_squeue(
+        "".join(slurm_cli.FIELD_SEPARATOR.join(row) + "\n" for row in rows)
+    )
     assert (first.id, first.number, first.index, first.node) == ("12_3", "15", 3, "node1")
     assert first.started is not None
     assert first.submitted is not None
@@ -272,6 +274,6 @@ def test_dependencies_name_elements_or_whole_arrays() -> None:
 
 def test_without_slurm_its_commands_are_told_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert slurm.cluster_name() is None
+    assert slurm_cli.cluster_name() is None
     with pytest.raises(InputError, match="there is no squeue here"):
-        slurm.queue()
+        slurm_cli.list_jobs()

@@ -31,7 +31,7 @@ def test_several_tasks_share_a_training_and_nothing_else(
 ) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "2")
     for stage in ("download", "decompress", "tokenize", "evaluate"):
-        with pytest.raises(UserError, match=r"by the tasks of a job, and this one has 2"):
+        with pytest.raises(UserError, match=r"by the tasks of a job; this one has 2"):
             run_steps(small(), tmp_path, stage, batch=True)
     assert not list(tmp_path.iterdir())
 

@@ -160,7 +160,7 @@ def test_a_kill_costs_at_most_an_interval_and_a_second_submit_goes_on(
 
 
 def test_a_job_that_gets_nowhere_is_given_up(run: Queued) -> None:
-    from jobs.monitoring.progress_file import IDLE_RESTARTS, progress_mark
+    from jobs.monitoring.progress_file import MAX_IDLE_RESTARTS, progress_mark
 
     job = run.submit()["train.train"]
     run.trains(1)
@@ -169,11 +169,11 @@ def test_a_job_that_gets_nowhere_is_given_up(run: Queued) -> None:
     # as if it had been so all the time
     path = run.root / "runs" / run.config.name / "logs" / "train.train-0.json"
     mark = progress_mark(find(run.config, run.root, "train.train").work.folder)
-    content = json.loads(path.read_text()) | {"idle": IDLE_RESTARTS, "mark": mark}
+    content = json.loads(path.read_text()) | {"idle": MAX_IDLE_RESTARTS, "mark": mark}
     content["started"] -= 3600
     path.write_text(json.dumps(content))
     run.cluster.wait(job, "FAILED", timeout=180)
-    assert "without getting any further" in run.logs()
+    assert "without progress" in run.logs()
     run.cluster.wait(run.jobs["evaluate.report"], "CANCELLED")
 
 
