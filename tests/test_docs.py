@@ -1,13 +1,68 @@
-"""What the documents say is there, is there."""
+"""The documents agree with the code: links, tests, settings, paths and commands exist."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from jobs.cluster.profile import Profile, Resources
+from pipeline.config import Config
+from pipeline.core.settings import parse_overrides
+from pipeline.dag import STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
+DOCS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+DOCS += sorted((ROOT / "docs").glob("*.md"))
+README_MAX_WORDS = 1400
+SECTIONS: dict[str, type[BaseModel]] = {
+    name: field.annotation
+    for name, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+}
+FORMER_NAMES = "## Former names"
+STEP_NAMES = {step.name for step in STEPS}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def without_code_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", without_code_blocks(path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def tables(text: str) -> Iterator[list[list[str]]]:
+    """The tables of a page, as rows of cells, without the line below the header."""
+    for block in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE):
+        rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in block.splitlines()]
+        yield [
+            [cell.strip() for cell in row] for row in rows if not set("".join(row)) <= set("-: ")
+        ]
+
+
+def names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def section_of_page(text: str, heading: str) -> str:
+    return re.split(rf"^{re.escape(heading)}$", text, flags=re.MULTILINE)[1].split("\n## ")[0]
+
+
+def plain(value: Any) -> Any:
+    """A default as YAML has it."""
+    return [plain(each) for each in value] if isinstance(value, tuple | list) else value
 
 
 @pytest.mark.parametrize(("name", "least"), [("inputs", 50), ("training", 25)])
@@ -18,8 +73,97 @@ def test_every_test_that_a_document_names_exists(name: str, least: int) -> None:
     assert named <= set(re.findall(r"^def (test_\w+)", there, re.MULTILINE))
 
 
-def test_every_link_of_readme_leads_somewhere() -> None:
-    text = (ROOT / "README.md").read_text()
-    targets = re.findall(r"\]\(([^)#:]+)\)", text)
-    assert targets
-    assert not [target for target in targets if not (ROOT / target).exists()]
+@pytest.mark.parametrize("path", DOCS, ids=relative)
+def test_every_relative_link_resolves(path: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code_blocks(path.read_text())):
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+def test_every_page_is_linked_from_readme() -> None:
+    links = set(re.findall(r"\]\(([^)#\s]+)\)", (ROOT / "README.md").read_text()))
+    assert {relative(path) for path in DOCS} - links == {"README.md"}
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= README_MAX_WORDS
+
+
+@pytest.mark.parametrize("path", DOCS, ids=relative)
+def test_every_setting_that_a_document_names_exists(path: Path) -> None:
+    text = path.read_text().split(FORMER_NAMES)[0]
+    pattern = rf"(?<![\w./])({'|'.join(SECTIONS)})\.(\w+)\b(?!\.\w|/|\()"
+    unknown = [
+        f"{section}.{field}"
+        for section, field in re.findall(pattern, text)
+        if field not in SECTIONS[section].model_fields
+        and f"{section}.{field}" not in STEP_NAMES
+        and field not in ("sbatch", "md", "html", "py", "yaml")
+    ]
+    assert not unknown
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_table_of_a_section_lists_its_settings_and_defaults(section: str) -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    (table,) = tables(section_of_page(text, f"## {section}"))
+    header, *rows = table
+    assert header == ["name", "default", "meaning", "changes results"]
+    fields = SECTIONS[section].model_fields
+    assert [names(name) for name, *_ in rows] == [[name] for name in fields]
+    for (name, default, meaning, changes), field in zip(rows, fields.values(), strict=True):
+        if field.default is PydanticUndefined:
+            assert default == "required", name
+        else:
+            (word,) = names(default)
+            assert parse_overrides([f"a.b={word}"])["a"]["b"] == plain(field.default), name
+        assert meaning, name
+        extra = field.json_schema_extra
+        is_free = isinstance(extra, dict) and bool(extra.get("free"))
+        assert changes.split(",")[0] == ("no" if is_free else "yes"), name
+
+
+def test_former_names_are_gone_and_their_new_names_exist() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    (table,) = tables(section_of_page(text, FORMER_NAMES))
+    assert len(table) > 16
+    for former, new in table[1:]:
+        (name,) = names(former)
+        section, _, field = name.partition(".")
+        assert field not in SECTIONS[section].model_fields
+        for each in names(new):
+            section, _, field = each.partition(".")
+            assert field in SECTIONS[section].model_fields
+
+
+def test_the_tables_of_profiles_list_their_fields() -> None:
+    text = section_of_page((ROOT / "docs" / "clusters.md").read_text(), "## Profiles")
+    profile, resources = (
+        {name for first, *_ in table[1:] for name in names(first)} for table in tables(text)
+    )
+    assert profile == {*Profile.model_fields, "extends"}
+    assert resources == set(Resources.model_fields)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=relative)
+def test_every_path_and_module_that_a_document_names_exists(path: Path) -> None:
+    text = path.read_text()
+    folders = "pipeline|jobs|tests|bench|env|slurm|docs"
+    named = set(re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./-]+\w)", text))
+    named |= {f"{m.replace('.', '/')}.py" for m in re.findall(r"-m (bench\.\w+)", text)}
+    assert not [name for name in sorted(named) if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("path", DOCS, ids=relative)
+def test_every_make_target_that_a_document_names_exists(path: Path) -> None:
+    (phony,) = re.findall(
+        r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text().replace("\\\n", ""), re.MULTILINE
+    )
+    named = re.findall(r"(?:`|^    )make ([a-z][a-z-]*)", path.read_text(), re.MULTILINE)
+    assert set(named) <= set(phony.split())
