@@ -125,7 +125,7 @@ def test_the_table_of_a_section_lists_its_settings_and_defaults(section: str) ->
             assert parse_overrides([f"a.b={word}"])["a"]["b"] == plain(field.default), name
         assert meaning, name
         extra = field.json_schema_extra
-        is_free = isinstance(extra, dict) and bool(extra.get("free"))
+        is_free = isinstance(extra, dict) and extra.get("hashed") is False
         assert changes.split(",")[0] == ("no" if is_free else "yes"), name
 
 

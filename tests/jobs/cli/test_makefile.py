@@ -92,7 +92,7 @@ def test_the_line_to_go_on_with_means_the_same_run(recorder: Path) -> None:
 
 def test_cancel_needs_a_run(recorder: Path) -> None:
     assert argv(recorder, "cancel", "NAME=try2") == ["-m", "jobs", "cancel", "--name=try2"]
-    assert "which run? As in: make cancel DATASET=nih" in make("cancel").stderr
+    assert "name a run, e.g. make cancel DATASET=nih" in make("cancel").stderr
 
 
 def test_export_takes_a_place(recorder: Path) -> None:
@@ -132,7 +132,7 @@ def test_the_newest_run_needs_no_name(recorder: Path, target: str) -> None:
 def test_a_misspelt_variable_is_told() -> None:
     done = make("plan", "DATASET=nih", "RECIP=demo")
     assert done.returncode == 2
-    assert "what is RECIP=?" in done.stderr
+    assert "unknown variable RECIP=;" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
