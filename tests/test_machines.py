@@ -1,4 +1,4 @@
-"""Bad environments: each ends in one line with the remedy, loses nothing, and can be cured."""
+"""Bad environments: each ends in one line with a remedy, loses nothing, and can be fixed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run(tmp_path: Path, dataset: Path, models: Callable[[str], Path]) -> Run:
-    """`run("submit", root)`: a command about `small()`, on one core, in a process of its own."""
+    """`run("submit", root)` runs a command about `small()` on one core, in its own process."""
     profile = tmp_path / "one-core.yaml"
     profile.write_text("scheduler: local\ncpus: 1\ngpus: 0\n")
 
@@ -57,7 +57,7 @@ def run(tmp_path: Path, dataset: Path, models: Callable[[str], Path]) -> Run:
 
 
 def digests(root: Path, config: Config) -> dict[str, str]:
-    """What every item has come to. The report tells times, so it has none that could be equal."""
+    """The content digest of every item but the report, which contains times."""
     return {
         f"{node.work.step.name} {name}": receipt.digest
         for node in survey(config, root)
@@ -67,7 +67,7 @@ def digests(root: Path, config: Config) -> dict[str, str]:
 
 
 def undo(step: str, root: Path, config: Config) -> Path:
-    """Take away what a step has done, but the first of its chunks; returns its folder."""
+    """Remove the units of a step, except the first chunk; returns the step's folder."""
     node = find(config, root, step)
     units = [node.work.folder / item.name for item in node.items or []]
     units += [*node.work.folder.glob("step-*"), *node.work.folder.glob("metrics.jsonl")]
@@ -80,7 +80,7 @@ def undo(step: str, root: Path, config: Config) -> Path:
 
 
 def confine(folder: Path, mount: Mount, options: Callable[[os.statvfs_result], str]) -> None:
-    """Put a folder on a file system of its own, whose size is told by what it holds."""
+    """Move a folder to its own file system, with mount options that depend on its content."""
     aside = folder.rename(folder.with_name("aside"))
     mount(folder, "size=64m")
     shutil.copytree(aside, folder, dirs_exist_ok=True)
@@ -89,11 +89,11 @@ def confine(folder: Path, mount: Mount, options: Callable[[os.statvfs_result], s
 
 
 def leave(room: int) -> Callable[[os.statvfs_result], str]:
-    """So many bytes shall be free."""
+    """Mount options that leave so many bytes free."""
     return lambda found: f"size={(found.f_blocks - found.f_bfree) * found.f_frsize + room}"
 
 
-# ---- room
+# ---- disk space
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def leave(room: int) -> Callable[[os.statvfs_result], str]:
         ("decompress.chunks", 2 * PAGE),
         ("tokenize.shards", 3 * PAGE),
         ("tokenize.seal", 1 * PAGE),
-        ("train.train", None),  # torch fails, on the optimizer of the second checkpoint
+        ("train.train", None),  # torch fails while writing the optimizer of the second checkpoint
         ("evaluate.base", 2 * PAGE),
         ("evaluate.overlap", 1 * PAGE),
         ("evaluate.report", 16 * PAGE),
@@ -134,7 +134,7 @@ def test_a_full_disk_ends_a_stage_in_one_line_and_room_cures_it(
     assert "RUNS=" in line
     assert f"{step}-0.log" in line
     assert digests(root, config).items() < before.items() or step == "evaluate.report"
-    assert not list(folder.glob(".tmp-*")), "nothing half is left"
+    assert not list(folder.glob(".tmp-*")), "nothing partial is left"
     mount(folder, "remount,size=64m")
     done = run("submit", root)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -183,7 +183,7 @@ def test_a_quota_is_told_as_one(
     config, root = small(), tmp_path / "root"
     shutil.copytree(finished, root)
     undo("decompress.chunks", root, config)
-    # network file systems say it late: when what was written is to be brought to the disk
+    # network file systems report it only at fsync
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "real = os.fsync\n"
@@ -208,7 +208,9 @@ def test_a_quota_is_told_as_one(
         RuntimeError("unexpected pos 704 vs 598"),
     ],
 )
-def test_libraries_say_in_many_ways_that_the_disk_is_full(error: Exception, tmp_path: Path) -> None:
+def test_errors_of_libraries_about_a_full_disk_are_recognized(
+    error: Exception, tmp_path: Path
+) -> None:
     if isinstance(error, RuntimeError):
         assert explain(error, tmp_path) is None, "a defect keeps its traceback"
         error.__context__ = OSError(errno.ENOSPC, "No space left on device")
@@ -238,7 +240,7 @@ def test_a_disk_that_is_full_from_the_start_is_told(
 
 
 def fill(place: Path) -> Path:
-    """Leave no byte free."""
+    """Fill a file system; returns the file that does."""
     ballast = place / "ballast"
     with pytest.raises(OSError, match="No space"), ballast.open("wb", buffering=0) as file:  # noqa: PT012
         while True:
@@ -254,7 +256,7 @@ def test_a_journal_says_how_a_task_ended_on_a_full_disk(tmp_path: Path, mount: M
     journal.write(state="failed", message="the first error", exit_code=2)
     assert read_status(disk / "task.json")["message"] == "the first error"
     ProgressFile(disk / "none").write(state="failed")
-    assert read_status(disk / "none") == {}, "no error hides the first one"
+    assert read_status(disk / "none") == {}, "a write error does not hide the first error"
 
 
 @pytest.mark.slow
@@ -297,11 +299,11 @@ def test_a_task_that_could_note_nothing_is_still_understood(tmp_path: Path) -> N
     assert task.failure().what == "train.train ended with code 2"
 
 
-# ---- rights
+# ---- permissions
 
 
 def unprivileged() -> tuple[str, ...]:
-    """What makes a command of root's obey the modes of files."""
+    """A command prefix that makes root obey file modes."""
     if os.geteuid():
         return ()
     if not shutil.which("setpriv"):
@@ -370,7 +372,7 @@ def test_what_may_not_be_read_is_told(
     line = refused(run("submit", root, *words, before=unprivileged()), 2)
     assert str(path) in line
     assert "may not be " in line or "Permission denied" in line
-    assert "RUNS=" not in line, "the place of results is not at fault"
+    assert "RUNS=" not in line, "the folder for results is not the problem"
     path.chmod(mode)
     assert run("plan", root, *words, before=unprivileged()).returncode == 0
 
@@ -429,11 +431,11 @@ def test_wrong_clocks_make_nothing_undone_and_remove_nothing(
         os.utime(path, (then, then))
     assert digests(root, config) == before
     sweep(folder)
-    assert half.is_dir(), "its writer may live, with another clock"
+    assert half.is_dir(), "its writer may be alive on a host with another clock"
     assert half not in removable(root, None)
     assert not [path for path in removable(root, None) if path.name[0] != "."]
     (logs / "tokenize.shards-0.json").write_text(json.dumps({"state": "done", "label": label}))
-    assert (half in removable(root, None)) == (skew < 0), "nobody is at it, and it is old"
+    assert (half in removable(root, None)) == (skew < 0), "no process works there, and it is old"
 
 
 @pytest.mark.parametrize("skew", SKEWS)
@@ -452,7 +454,7 @@ def test_a_lease_outlives_a_sweep_under_a_wrong_clock(skew: float, tmp_path: Pat
             for file in tmp_path.iterdir():
                 os.utime(file, (then, then))
             sweep(tmp_path)
-        assert path.read_text() != before, "the heart still beats"
+        assert path.read_text() != before, "the heartbeat goes on"
 
 
 def test_one_who_waits_for_a_lease_may_lose_his_name(tmp_path: Path) -> None:
@@ -516,7 +518,7 @@ def test_an_old_python_is_told() -> None:
         if "error: this is Python 3." in done.stderr:
             assert "3.11 or newer is needed. Run make" in refused(done, 2)
             return
-    # where there is none, its words must be such that an old one reads them
+    # without an old Python here, check that one could parse the message
     for minor in (4, 7, 10):
         ast.parse((HERE / "jobs" / "__init__.py").read_text(), feature_version=(3, minor))
     old = "import sys; sys.version_info = (3, 9); sys.version = '3.9.1 x'; import jobs"
@@ -560,7 +562,7 @@ def test_a_package_that_is_not_there_is_told_with_the_remedy(
     shutil.copytree(finished, root)
     if step:
         undo(step, root, small())
-    # what a task lacks, the command that starts it may have
+    # only the task misses the package, not the command that starts it
     when = f"{step!r} in sys.argv" if step else "True"
     text = BLOCKER.format(name=package, when=when)
     (tmp_path / "sitecustomize.py").write_text(text)
@@ -582,7 +584,7 @@ def test_a_package_of_ours_that_is_missing_is_a_defect(tmp_path: Path) -> None:
 
 
 class Gpu:
-    """What torch would say of a GPU."""
+    """Let torch report a GPU."""
 
     def __init__(self, patch: pytest.MonkeyPatch, capability: tuple[int, int], seen: int) -> None:
         import torch

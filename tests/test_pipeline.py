@@ -1,4 +1,4 @@
-"""All five stages through the command line, over real HTTP, undisturbed and killed."""
+"""All five stages through the command line, over HTTP, undisturbed and with kills."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STEPS = [
 
 
 def start(root: Path, dataset: Path, model: Path, *words: str) -> subprocess.Popen[str]:
-    """`submit` in a process group of its own."""
+    """Start `submit` in its own process group."""
     command = [sys.executable, "-m", "jobs", "submit", f"--root={root}", f"--dataset={dataset}"]
     return subprocess.Popen(
         [*command, f"--model={model}", "--profile=local", *SMALL, *words],
@@ -49,7 +49,7 @@ def start(root: Path, dataset: Path, model: Path, *words: str) -> subprocess.Pop
 
 
 def submit(root: Path, dataset: Path, model: Path, *words: str) -> str:
-    """`submit` to its end; returns what it printed."""
+    """Run `submit` to its end; returns its output."""
     process = start(root, dataset, model, *words)
     text, _ = process.communicate(timeout=280)
     assert process.returncode == 0, text
@@ -57,7 +57,7 @@ def submit(root: Path, dataset: Path, model: Path, *words: str) -> str:
 
 
 def kill_in(step: str, process: subprocess.Popen[str], root: Path) -> bool:
-    """SIGKILL the whole tree as soon as a step runs; False if it ended before."""
+    """Send SIGKILL to all processes once a step runs; returns False if they ended before."""
     while process.poll() is None:
         for path in root.glob(f"runs/*/logs/{step}-0.json"):
             try:
@@ -74,7 +74,7 @@ def kill_in(step: str, process: subprocess.Popen[str], root: Path) -> bool:
 
 
 def outcome(root: Path) -> dict[str, Any]:
-    """What must not depend on what happened on the way: shards, adapter, losses, scores."""
+    """What interruptions must not change: shards, adapter, losses, scores."""
     shards = {
         path.relative_to(path.parents[1]).as_posix(): {
             name: output["sha256"]
@@ -94,7 +94,7 @@ def outcome(root: Path) -> dict[str, Any]:
 
 
 def timeline(root: Path) -> dict[str, Any]:
-    """What the report says of the time of each step."""
+    """The times of each step in the report."""
     (report,) = root.glob("runs/*/report/report.json")
     steps: dict[str, Any] = json.loads(report.read_text())["timeline"]["steps"]
     return steps
@@ -102,7 +102,7 @@ def timeline(root: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_killed_in_every_stage_it_ends_as_undisturbed(
+def test_kills_in_every_stage_do_not_change_the_result(
     tmp_path: Path, models: Callable[[str], Path]
 ) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl.zst", documents=300, frames=3)
@@ -136,7 +136,7 @@ def test_killed_in_every_stage_it_ends_as_undisturbed(
 
 
 @pytest.mark.slow
-def test_a_signal_saves_and_says_so(
+def test_a_signal_saves_and_is_reported(
     tmp_path: Path, models: Callable[[str], Path], dataset: Path
 ) -> None:
     root = tmp_path / "root"
@@ -173,7 +173,7 @@ def test_a_damaged_file_is_rebuilt_by_the_next_run(
 
 
 @pytest.mark.slow
-def test_make_pipeline_passes_hostile_words(
+def test_make_passes_on_special_characters(
     tmp_path: Path, models: Callable[[str], Path], dataset: Path
 ) -> None:
     name, root = "-a b'c\"é", tmp_path / "ro ot"
@@ -189,13 +189,13 @@ def test_make_pipeline_passes_hostile_words(
     assert f"{name}  ·  {root}" in done.stdout
 
 
-def test_without_a_terminal_a_step_says_now_and_then_how_far_it_is(
+def test_without_a_terminal_progress_is_printed_as_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said = io.StringIO()
     speak = local._line_printer("train.train", Console(file=said))
     speak(completed=0.1, note="step 1 of 10")
-    assert said.getvalue() == "", "it has only begun"
+    assert said.getvalue() == "", "it has just started"
     monkeypatch.setattr(local, "PROGRESS_LINE_SECONDS", 0.0)
     speak(completed=0.25, note="step 2 of 10, loss 3.1")
     assert " ".join(said.getvalue().split()) == "train.train 25% step 2 of 10, loss 3.1"

@@ -1,4 +1,4 @@
-"""The `cluster` fixture: a real SLURM, never anybody's own.
+"""The `cluster` fixture: a real SLURM for tests, never a user's cluster.
 
 Its environment is that of the test process, so that the code under test finds the same cluster.
 """
@@ -27,14 +27,14 @@ FIELDS = (
 
 
 class Cluster:
-    """What tests do with the cluster, besides running the pipeline on it."""
+    """What tests do with the cluster besides running the pipeline."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.conf = root / "etc" / "slurm.conf"
 
     def run(self, *command: str | Path, timeout: float = 60, cwd: Path | None = None) -> str:
-        """What a command prints, without the last newline; it has to succeed."""
+        """The output of a command without the last newline; the command must succeed."""
         done = subprocess.run(
             [str(word) for word in command],
             cwd=cwd,
@@ -48,16 +48,16 @@ class Cluster:
         return done.stdout.rstrip("\n")
 
     def submit(self, script: str, *options: str, cwd: Path) -> str:
-        """The id of a batch job of one bash script; its output goes to `<id>.out` in `cwd`."""
+        """Submit a bash script; returns the job id. Its output goes to `<id>.out` in `cwd`."""
         path = cwd / "job.sh"
         path.write_text(f"#!/bin/bash\n{script}\n")
         output = ["--output=%A.out", "--open-mode=append"]
         return self.run("sbatch", "--parsable", *output, *options, path, cwd=cwd)
 
     def squeue(self, *options: str) -> list[dict[str, str]]:
-        """All jobs that have not ended, one for each array element, `id` being sacct's.
+        """All jobs that have not ended, one entry for each array element; `id` is as in sacct.
 
-        With "--states=all" also those that have; they are known for MinJobAge, an hour.
+        With "--states=all" also those that ended less than an hour (MinJobAge) ago.
         """
         wanted = ",".join(f"{field}:\t" for field in FIELDS)
         listed = self.run("squeue", "--array", "--noheader", f"--Format={wanted}", *options)
@@ -93,7 +93,7 @@ class Cluster:
             time.sleep(0.3)
 
     def accounted(self, jobs: Iterable[str], timeout: float = 60) -> set[tuple[str, ...]]:
-        """State and nodes of jobs that have ended, once the accounting has heard of their ends."""
+        """State and nodes of ended jobs, once the accounting has them."""
         end = time.monotonic() + timeout
         command = ("sacct", "-nXP", "-o", "state,nodelist", "-j", ",".join(jobs))
         while True:
@@ -103,11 +103,11 @@ class Cluster:
             time.sleep(0.5)
 
     def cancel_all(self, timeout: float = 60) -> None:
-        """End every job at once, and wait until the nodes are free."""
+        """Kill all jobs and wait until the nodes are free."""
         end = time.monotonic() + timeout
         while jobs := {job["arrayjobid"] for job in self.squeue()}:
             assert time.monotonic() < end, f"still there: {self.squeue()}"
-            # Not checked: a job may end in between. TERM alone would take KillWait.
+            # Not checked: a job may end meanwhile. TERM alone would take KillWait seconds.
             for signal in ((), ("--signal=KILL", "--full")):
                 subprocess.run(
                     ["scancel", *signal, *jobs],
@@ -118,9 +118,9 @@ class Cluster:
             time.sleep(0.3)
 
     def set_line(self, key: str, value: str) -> str:
-        """Change one line of slurm.conf and make it known; gives the value before, to restore.
+        """Change one line of slurm.conf and reconfigure; returns the previous value.
 
-        "" is SLURM's own default: the line becomes a comment, as an empty value is an error.
+        "" stands for SLURM's default: the line becomes a comment, since empty values are errors.
         """
         line = re.compile(rf"^#?{re.escape(key)}=(.*)$", re.MULTILINE)
         text = self.conf.read_text()
@@ -141,7 +141,7 @@ def up() -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """The test cluster, started if need be, and then stopped at the end."""
+    """The test cluster; started if necessary, and then stopped at the end."""
     ran_before = (ROOT / "env.sh").exists()
     done = up()
     if done.returncode == 3 and os.environ.get("CI") != "true":
@@ -152,7 +152,7 @@ def cluster() -> Iterator[Cluster]:
         patch.setenv("SLURM_CONF", str(here.conf))
         config = here.run("scontrol", "show", "config")
         assert re.search(rf"^ClusterName\s*= {NAME}$", config, re.MULTILINE), "not our cluster"
-        # Somebody else may be at work on it: their jobs are not ours to cancel.
+        # Another user may be working on it: do not cancel their jobs.
         jobs = here.squeue()
         assert not jobs, f"{ROOT} is in use: set GRISTMILL_CLUSTER, or make cluster-down\n{jobs}"
         yield here
@@ -163,7 +163,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_scheduler() -> Iterator[None]:
-    """Nobody's real cluster ever gets a test job, nor do the user's settings reach a test's."""
+    """Keep tests away from real clusters, and the user's SLURM settings away from tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(CLIENTS)]:
             patch.delenv(name)
@@ -173,6 +173,6 @@ def no_scheduler() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def only_where_asked_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that does not name the cluster cannot reach it, even while it is up."""
+    """Hide the test cluster from tests that do not use the `cluster` fixture."""
     if "cluster" not in request.fixturenames:
         monkeypatch.setenv("SLURM_CONF", NOWHERE)

@@ -1,4 +1,4 @@
-"""A run in the test cluster's queue, and what its training left behind."""
+"""A run in the test cluster's queue, and the results of its training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PATIENCE = 180.0
 
 @dataclass
 class Queued:
-    """A run whose jobs are in the queue; `jobs` are their ids by step, the newest submission's."""
+    """A run whose jobs are queued; `jobs` has the ids of the newest submission by step."""
 
     cluster: Cluster
     config: Config
@@ -44,7 +44,7 @@ class Queued:
     tree: Path = HERE
 
     def command(self, *words: str, code: int = 0) -> str:
-        """What `python -m jobs …` prints about this run."""
+        """The output of `python -m jobs …` about this run."""
         command, *rest = words
         done = subprocess.run(
             [sys.executable, "-m", "jobs", command, f"--root={self.root}", *rest],
@@ -58,7 +58,7 @@ class Queued:
         return done.stdout if code == 0 else done.stderr
 
     def submit(self) -> dict[str, str]:
-        """Queue what is to do, as `make pipeline` would; gives job ids by step."""
+        """Submit as `make pipeline` does; returns job ids by step."""
         self.freeze()
         self.jobs |= queue_plan(self.config, self.root, find_profile(str(self.site()))).jobs
         return self.jobs
@@ -73,7 +73,7 @@ class Queued:
         return read_plan(max(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns))
 
     def words(self) -> list[str]:
-        """The run as words of the command line."""
+        """The options that select this run."""
         dataset = Path(unquote(urlsplit(self.config.dataset.urls[0]).path)).with_name("small.yaml")
         return [f"--dataset={dataset}", f"--model={self.config.model.path}", *SMALL]
 
@@ -91,64 +91,64 @@ class Queued:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
     def trains(self, step: int) -> None:
-        """Wait until training has taken that step."""
+        """Wait until training has reached a step."""
         end = time.monotonic() + PATIENCE
         while not any(taken >= step for taken in steps(self.config, self.root)):
             assert time.monotonic() < end, self.logs()
             time.sleep(0.1)
 
     def logs(self) -> str:
-        """All logs, for a failing test to show."""
+        """All logs, for the message of a failing test."""
         folder = self.root / "runs" / self.config.name / "logs"
         return "\n".join(f"== {p}\n{p.read_text()}" for p in sorted(folder.glob("*/*.out")))
 
     def starts(self, step: str, element: int) -> None:
-        """Wait until that task runs."""
+        """Wait until a task is running."""
         end = time.monotonic() + PATIENCE
         while self._progress(step, element).get("state") != "running":
             assert time.monotonic() < end, self.logs()
             time.sleep(0.02)
 
     def ends(self, step: str, element: int) -> None:
-        """Wait until that element of the array has left the queue."""
+        """Wait until an element of an array has left the queue."""
         end = time.monotonic() + PATIENCE
         while any(job["id"] == f"{self.jobs[step]}_{element}" for job in self.cluster.squeue()):
             assert time.monotonic() < end, self.logs()
             time.sleep(0.2)
 
     def restarts(self, step: str) -> int:
-        """How often SLURM has started the task again."""
+        """How often SLURM has restarted a task."""
         return int(self._progress(step).get("restarts", 0))
 
     def attempts(self, step: str, element: int = 0) -> list[dict[str, Any]]:
-        """What was written down of each start of a task, the one at hand last."""
+        """The recorded attempts at a task, the current one last."""
         folder = progress_file.logs_folder(self.root, self.config.name)
         before = folder / f"{step}-{element}.history.jsonl"
         rows = before.read_text().splitlines() if before.exists() else []
         return [*map(json.loads, rows), self._progress(step, element)]
 
     def times(self, step: str) -> dict[str, Any]:
-        """What the report says of the time of a step."""
+        """The times of a step in the report."""
         path = self.root / "runs" / self.config.name / "report" / "report.json"
         found: dict[str, Any] = json.loads(path.read_text())["timeline"]["steps"][step]
         return found
 
     def restarted(self, step: str) -> None:
-        """Wait until it was started again."""
+        """Wait until a task was restarted."""
         end = time.monotonic() + PATIENCE
         while not self.restarts(step):
             assert time.monotonic() < end, self.logs()
             time.sleep(0.2)
 
     def requeued(self, job: str) -> None:
-        """Wait until a job is back in the queue and waits there."""
+        """Wait until a job is pending again."""
         end = time.monotonic() + PATIENCE
         while self.cluster.states([job]) != {job: "PENDING"}:
             assert time.monotonic() < end, self.logs()
             time.sleep(0.2)
 
     def node(self, step: str) -> str:
-        """The node on which the task runs."""
+        """The node that a task runs on."""
         return LABEL_PATTERN.fullmatch(self._progress(step)["label"])["host"]
 
     def _progress(self, step: str, element: int = 0, rank: int = 0) -> dict[str, Any]:
@@ -156,12 +156,12 @@ class Queued:
         return read_status(folder / f"{step}-{element}.{f'rank{rank}' if rank else 'json'}")
 
     def process(self, step: str, rank: int = 0) -> int:
-        """The process id of a task that runs, of its element 0."""
+        """The process id of element 0 of a running task."""
         return pid_of(self._progress(step, rank=rank)["label"])
 
 
 def steps(config: Config, root: Path) -> list[int]:
-    """The training steps that were taken, in order."""
+    """The logged training steps, in order."""
     path = find(config, root, "train.train").work.folder / "metrics.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
@@ -171,13 +171,13 @@ def steps(config: Config, root: Path) -> list[int]:
 
 
 def repeated(config: Config, root: Path) -> int:
-    """How many training steps were taken more than once."""
+    """How many training steps were repeated."""
     counts = Counter(steps(config, root))
     return sum(count - 1 for count in counts.values())
 
 
 def adapter(config: Config, root: Path) -> str:
-    """Content digest of what training ended in."""
+    """Content digest of the trained adapter."""
     receipt = load(find(config, root, "train.train").work.folder / "best")
     assert receipt is not None
     return receipt.digest
@@ -194,7 +194,7 @@ def sbatch(
     cwd: Path = HERE,
     script: Path | None = None,
 ) -> str:
-    """Submit a stage of the run by hand; gives the job id."""
+    """Submit a stage of the run by hand; returns the job id."""
     data, model, *_ = (word.partition("=")[2] for word in run.words())
     given = {"MODEL": model, "NAME": run.config.name, "RUNS": str(run.root)}
     with pytest.MonkeyPatch.context() as patch:

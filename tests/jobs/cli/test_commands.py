@@ -1,4 +1,4 @@
-"""The command line: mistakes in one line, plans, status, logs, clean; quick to answer."""
+"""The command line: one-line errors, plan, status, logs and clean, and fast answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Jobs = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> Jobs:
-    """`python -m jobs …` with a root of its own."""
+    """Run `python -m jobs …` with a new root."""
 
     def call(*words: str, root: Path | None = None) -> subprocess.CompletedProcess[str]:
         command, *rest = words
@@ -61,7 +61,7 @@ def jobs(tmp_path: Path) -> Jobs:
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "submit"])
-def test_a_mistake_is_told_in_one_line(
+def test_a_mistake_is_reported_in_one_line(
     jobs: Jobs, command: str, words: list[str], told: str, tmp_path: Path
 ) -> None:
     assert told in refused(jobs(command, *words), 2)
@@ -70,7 +70,7 @@ def test_a_mistake_is_told_in_one_line(
 
 @pytest.mark.parametrize("word", ["weights=nf4", "attention=flash", "precision=fp16"])
 @pytest.mark.parametrize("command", ["plan", "submit"])
-def test_what_needs_a_gpu_is_refused_where_it_would_get_none(
+def test_settings_that_need_a_gpu_are_refused_without_one(
     jobs: Jobs, command: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -82,7 +82,9 @@ def test_what_needs_a_gpu_is_refused_where_it_would_get_none(
     assert not (tmp_path / "root").exists()
 
 
-def test_a_dead_url_is_told_with_its_status_and_what_to_try(jobs: Jobs, tmp_path: Path) -> None:
+def test_a_dead_url_is_reported_with_its_status_and_an_alternative(
+    jobs: Jobs, tmp_path: Path
+) -> None:
     with FileServer({}) as server:
         path = tmp_path / "gone.yaml"
         urls = [server.url + "/a.zst", "http://127.0.0.1:9/b.zst"]
@@ -136,7 +138,9 @@ def test_what_was_fetched_elsewhere_works_where_there_is_no_internet(
     assert "report.html" in done.stdout
 
 
-def test_a_wrong_sha256_is_told(jobs: Jobs, tmp_path: Path, models: Callable[[str], Path]) -> None:
+def test_a_wrong_sha256_is_reported(
+    jobs: Jobs, tmp_path: Path, models: Callable[[str], Path]
+) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl.zst")
     with FileServer({"/c.jsonl.zst": corpus.read_bytes()}) as server:
         path = tmp_path / "wrong.yaml"
@@ -146,7 +150,7 @@ def test_a_wrong_sha256_is_told(jobs: Jobs, tmp_path: Path, models: Callable[[st
     assert "000000" in line
 
 
-def test_a_name_stands_for_one_configuration(
+def test_a_name_belongs_to_one_configuration(
     jobs: Jobs, dataset: Path, models: Callable[[str], Path]
 ) -> None:
     from pipeline.config import resolve, save_config
@@ -183,13 +187,13 @@ def test_plan_and_status_follow_a_run(
     ]
 
 
-def test_a_stage_by_hand_says_what_it_waits_for(jobs: Jobs, dataset: Path) -> None:
+def test_a_stage_by_hand_names_its_missing_inputs(jobs: Jobs, dataset: Path) -> None:
     line = refused(jobs("run", "train", f"--dataset={dataset}"), 3)
     assert "tokenize.seal" in line
     assert "make pipeline" in line
 
 
-def test_status_is_quick_and_light(
+def test_status_is_fast_and_imports_nothing_heavy(
     jobs: Jobs, small: Callable[..., Config], prepared: Path, tmp_path: Path
 ) -> None:
     from pipeline.config import save_config
@@ -227,7 +231,7 @@ def test_status_is_quick_and_light(
     print(f"status: {spent:.2f} s of CPU")
 
 
-def test_clean_removes_leftovers_and_nothing_that_is_named(
+def test_clean_removes_leftovers_and_nothing_that_a_run_needs(
     jobs: Jobs, small: Callable[..., Config], prepared: Path, tmp_path: Path
 ) -> None:
     from pipeline.config import save_config
@@ -253,7 +257,7 @@ def test_clean_removes_leftovers_and_nothing_that_is_named(
     assert set(root.rglob("receipt.json")) == kept
 
 
-def test_where_no_cluster_answers_one_may_still_look(
+def test_read_only_commands_work_while_slurm_does_not_answer(
     jobs: Jobs,
     small: Callable[..., Config],
     prepared: Path,
@@ -284,7 +288,7 @@ def test_where_no_cluster_answers_one_may_still_look(
     assert set(root.rglob("*")) == before
 
 
-def test_hostile_names_survive(
+def test_names_with_special_characters_work(
     jobs: Jobs, dataset: Path, models: Callable[[str], Path], tmp_path: Path
 ) -> None:
     name = "-a b'c\"é$(x)"

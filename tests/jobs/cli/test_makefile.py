@@ -1,4 +1,4 @@
-"""`make` passes on what was typed, exactly, and explains itself."""
+"""`make` passes on its variables exactly as typed, and reports mistakes."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from jobs.cli.run_selection import Selection
 
 ROOT = Path(__file__).resolve().parents[3]
 HOSTILE = "-a b'c\"é $HOME $(id) `id` \\"
-# Stands in for an interpreter: agrees that every package is there, and notes what it is to run.
+# Stands in for Python: claims that every package is installed, and records its arguments.
 RECORDER = """#!/bin/sh
 [ "$1" = -c ] && exit 0
 printf '%s\\0' "$@" >"$0.argv"
@@ -61,26 +61,26 @@ def test_help_describes_every_target() -> None:
     assert told == targets()
 
 
-def test_values_arrive_as_typed(recorder: Path) -> None:
+def test_values_arrive_exactly_as_typed(recorder: Path) -> None:
     values = {"dataset": "nih", "model": HOSTILE, "name": HOSTILE, "file": f"/a/{HOSTILE}.zst"}
     typed = [f"{flag.upper()}={value}" for flag, value in values.items()]
     expected = [f"--{flag}={value}" for flag, value in values.items()]
     assert argv(recorder, "pipeline", *typed) == ["-m", "jobs", "submit", *expected]
 
 
-def test_args_are_split_into_words_and_nothing_more(recorder: Path) -> None:
+def test_args_are_only_split_at_spaces(recorder: Path) -> None:
     words = argv(recorder, "plan", "DATASET=law", "RUNS=/tmp/my runs", "ARGS=a=[1,2]  * --json;x")
     expected = ["--dataset=law", "--root=/tmp/my runs", "a=[1,2]", "*", "--json;x"]
     assert words == ["-m", "jobs", "plan", *expected]
 
 
 @pytest.mark.parametrize("target", ["status", "logs", "cancel", "report", "export", "clean"])
-def test_looking_after_a_run(recorder: Path, target: str) -> None:
+def test_commands_about_a_run_pass_its_name(recorder: Path, target: str) -> None:
     words = argv(recorder, target, "DATASET=nih", "NAME=try2")
     assert words == ["-m", "jobs", target, "--dataset=nih", "--name=try2"]
 
 
-def test_the_line_to_go_on_with_means_the_same_run(recorder: Path) -> None:
+def test_the_resume_command_selects_the_same_run(recorder: Path) -> None:
     flags = {"dataset": f"{HOSTILE}.yaml", "model": HOSTILE, "recipe": "lora", "profile": HOSTILE}
     flags |= {"name": HOSTILE, "file": f"/a/{HOSTILE}.zst", "root": "/tmp/my runs"}
     words = ["train.lora_targets=[q_proj,v_proj]", "dataset.about=it's$#1"]
@@ -95,7 +95,7 @@ def test_cancel_needs_a_run(recorder: Path) -> None:
     assert "name a run, e.g. make cancel DATASET=nih" in make("cancel").stderr
 
 
-def test_export_takes_a_place(recorder: Path) -> None:
+def test_export_takes_a_folder(recorder: Path) -> None:
     words = argv(recorder, "export", "DATASET=nih", "ARGS=--to=/models/nih")
     assert words == ["-m", "jobs", "export", "--dataset=nih", "--to=/models/nih"]
 
@@ -113,12 +113,12 @@ def test_demo_is_a_local_run(recorder: Path) -> None:
     assert words == ["-m", "jobs", "submit", *flags, "train.tokens=10k"]
 
 
-def test_what_runs_is_not_taken_from_the_environment_but_where_is(recorder: Path) -> None:
+def test_only_the_profile_comes_from_the_environment(recorder: Path) -> None:
     words = argv(recorder, "plan", "DATASET=nih", NAME="host", FILE="/x", PROFILE="greene")
     assert words == ["-m", "jobs", "plan", "--dataset=nih", "--profile=greene"]
 
 
-def test_what_runs_is_not_left_in_the_environment(recorder: Path) -> None:
+def test_variables_are_not_exported_to_the_command(recorder: Path) -> None:
     argv(recorder, "plan", "DATASET=nih", "NAME=try2", "ARGS=a=1")
     names = {line.partition("=")[0] for line in Path(f"{recorder}.env").read_text().splitlines()}
     assert not names & {"DATASET", "NAME", "ARGS", "MAKEFLAGS"}
@@ -129,7 +129,7 @@ def test_the_newest_run_needs_no_name(recorder: Path, target: str) -> None:
     assert argv(recorder, target) == ["-m", "jobs", target]
 
 
-def test_a_misspelt_variable_is_told() -> None:
+def test_a_misspelt_variable_is_reported() -> None:
     done = make("plan", "DATASET=nih", "RECIP=demo")
     assert done.returncode == 2
     assert "unknown variable RECIP=;" in done.stderr
@@ -137,14 +137,14 @@ def test_a_misspelt_variable_is_told() -> None:
 
 
 @pytest.mark.parametrize("target", ["pipeline", "plan", "cancel", "clean"])
-def test_a_missing_dataset_is_told_in_one_line(target: str) -> None:
+def test_a_missing_dataset_is_reported_in_one_line(target: str) -> None:
     done = make(target)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"make {target} DATASET=nih" in done.stderr
 
 
-def test_an_interpreter_without_the_packages_is_told_in_one_line(tmp_path: Path) -> None:
+def test_missing_packages_are_reported_in_one_line(tmp_path: Path) -> None:
     bare = tmp_path / "python"
     bare.write_text('#!/bin/sh\ncase "$*" in *find_spec*) exit 1 ;; esac\n')
     bare.chmod(0o755)
@@ -156,7 +156,7 @@ def test_an_interpreter_without_the_packages_is_told_in_one_line(tmp_path: Path)
     )
 
 
-def test_an_old_interpreter_is_told_in_one_line(tmp_path: Path) -> None:
+def test_an_old_interpreter_is_reported_in_one_line(tmp_path: Path) -> None:
     old = tmp_path / "python"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)

@@ -1,4 +1,4 @@
-"""What a process was given, and whether another one lives."""
+"""The allocation of a process, and whether other processes are alive."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def in_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_a_job")
-def test_what_slurm_says_is_taken() -> None:
+def test_the_allocation_is_read_from_slurms_variables() -> None:
     given = slurm_allocation()
     assert (given.job, given.cpus, given.gpus, given.attempt) == ("100_7", 3, 2, 4)
     assert (given.rank, given.local_rank, given.world) == (1, 1, 2)
@@ -56,7 +56,7 @@ def test_what_slurm_says_is_taken() -> None:
 
 
 @pytest.mark.usefixtures("in_a_job")
-def test_tasks_meet_where_the_first_is_and_each_has_its_gpu(
+def test_rendezvous_is_on_the_first_node_and_each_task_has_its_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.1.2.3")
@@ -70,7 +70,7 @@ def test_tasks_meet_where_the_first_is_and_each_has_its_gpu(
     assert slurm_allocation().rendezvous == ""
 
 
-def test_the_end_is_known_from_slurm_or_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deadline_comes_from_slurm_or_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     assert slurm_allocation(10).deadline == pytest.approx(
         now + 600 - allocation.WARNING_SECONDS / 2, abs=5
@@ -81,7 +81,7 @@ def test_the_end_is_known_from_slurm_or_the_limit(monkeypatch: pytest.MonkeyPatc
     )
 
 
-def test_a_process_is_known_to_live_and_to_be_gone() -> None:
+def test_process_gone_knows_live_and_ended_processes() -> None:
     assert process_gone(process_label()) is False
     assert pid_of(process_label()) == os.getpid()
     code = "from jobs.cluster.allocation import process_label as p; print(p())"
@@ -97,7 +97,7 @@ def test_a_process_is_known_to_live_and_to_be_gone() -> None:
 
 
 @pytest.mark.usefixtures("in_a_job")
-def test_a_process_elsewhere_is_judged_by_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_on_another_host_is_judged_by_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
     assert job_of(process_label()) == "107"
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "c")
     monkeypatch.setattr(slurm_cli, "is_installed", lambda: True)
@@ -105,13 +105,15 @@ def test_a_process_elsewhere_is_judged_by_its_job(monkeypatch: pytest.MonkeyPatc
     for ended, known in ((True, True), (False, None)):
         monkeypatch.setattr(slurm_cli, "has_ended", lambda job, answer=ended: answer)
         assert process_gone(f"job 106 of c, {user}") is known
-        assert process_gone(f"job 107 of c, {user}") is True, "what we are ran before, and not now"
+        assert process_gone(f"job 107 of c, {user}") is True, (
+            "our own job: that process is from an earlier attempt"
+        )
         assert process_gone(f"job 106 of other, {user}") is None
         assert process_gone("job 106 of c, process 5 of user 77 on elsewhere, born 9") is None
         assert process_gone(user) is None
 
 
-def test_the_gpus_are_counted_whoever_made_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_of_any_vendor_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value, count in (
         ("ROCR_VISIBLE_DEVICES", "0,1", 2),
         ("CUDA_VISIBLE_DEVICES", "-1", 0),
@@ -122,20 +124,20 @@ def test_the_gpus_are_counted_whoever_made_them(monkeypatch: pytest.MonkeyPatch)
         assert slurm_allocation().gpus == count
 
 
-def test_a_warning_near_the_end_is_that_of_the_time_limit() -> None:
+def test_a_signal_near_the_end_announces_the_time_limit() -> None:
     assert slurm_allocation(4, warning=180).ends_soon
     assert not slurm_allocation(20, warning=180).ends_soon
     assert not slurm_allocation().ends_soon
 
 
 def as_if_long(path: Path) -> None:
-    """Let the start be an hour ago."""
+    """Move the start of the attempt an hour back."""
     content = read_status(path)
     path.write_text(json.dumps(content | {"started": content["started"] - 3600}))
 
 
-def test_a_warning_that_comes_as_python_ends_does_no_harm() -> None:
-    """By then Python has given the signals their defaults back."""
+def test_a_signal_during_exit_is_ignored() -> None:
+    """At exit Python restores the default signal handlers."""
     program = """
 import os, signal
 from jobs.running.stage_job import install_stop
@@ -154,7 +156,7 @@ late = Late()
     assert list(ends.values()) == [-signal.SIGUSR2, 0]
 
 
-def test_a_start_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
+def test_a_short_attempt_does_not_count_as_idle(tmp_path: Path) -> None:
     path = tmp_path / "train.train-0.json"
     for attempt in range(3 * MAX_IDLE_RESTARTS):
         file = ProgressFile(path)
@@ -163,7 +165,7 @@ def test_a_start_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
     assert read_status(path)["idle"] == 0
 
 
-def test_starts_that_bring_nothing_are_counted(tmp_path: Path) -> None:
+def test_restarts_without_progress_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "train.train-0.json"
     for attempt in range(MAX_IDLE_RESTARTS + 1):
         file = ProgressFile(path)
@@ -182,7 +184,7 @@ def test_starts_that_bring_nothing_are_counted(tmp_path: Path) -> None:
         assert read_status(path)["idle"] == 0
 
 
-def test_progress_is_each_commit_and_each_byte(tmp_path: Path) -> None:
+def test_the_mark_changes_with_each_commit_and_each_byte(tmp_path: Path) -> None:
     marks = [progress_mark(tmp_path)]
     (tmp_path / "unit").mkdir()
     (tmp_path / "unit" / "receipt.json").write_text("{}")
@@ -196,7 +198,7 @@ def test_progress_is_each_commit_and_each_byte(tmp_path: Path) -> None:
     assert progress_mark(tmp_path) == marks[-1]
 
 
-def test_a_snapshot_is_the_code_and_says_its_version(tmp_path: Path) -> None:
+def test_a_snapshot_is_the_code_and_reports_its_version(tmp_path: Path) -> None:
     from pipeline.core import provenance
 
     folder = take(tmp_path)
@@ -219,7 +221,7 @@ def test_a_snapshot_is_the_code_and_says_its_version(tmp_path: Path) -> None:
     assert told == [f"{folder}/jobs/running/task.py", f"{folder}/pipeline/__init__.py", version]
 
 
-def test_what_the_working_tree_changed_is_written_down(
+def test_uncommitted_changes_are_recorded_without_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.core import provenance

@@ -1,4 +1,4 @@
-"""The test cluster is a real one, stays to itself, and can be told apart from others."""
+"""The test cluster is a real SLURM, isolated from the host, and recognizable as ours."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.workers import needs_cluster
 PLACES = ("/etc", "/run", "/tmp", "/var/cache", "/var/lib", "/var/log", "/var/spool")
 
 
-def test_other_tests_reach_no_cluster() -> None:
+def test_tests_without_the_fixture_reach_no_cluster() -> None:
     assert os.environ["SLURM_CONF"] == NOWHERE
     assert not [name for name in os.environ if name.startswith(("SLURM_J", "SBATCH_"))]
 
 
-def test_those_that_need_the_cluster_are_known_by_name(request: pytest.FixtureRequest) -> None:
+def test_tests_that_need_the_cluster_are_found_by_name(request: pytest.FixtureRequest) -> None:
     for item in request.session.items:
         marked = item.get_closest_marker("slurm") is not None
         assert needs_cluster(item.nodeid) == marked, item.nodeid
@@ -37,7 +37,7 @@ def test_two_nodes_are_idle_and_run_a_step_together(cluster: Cluster) -> None:
 
 
 @pytest.mark.slurm
-def test_a_job_sees_its_gpu_and_is_accounted_for(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_sees_its_gpu_and_is_in_the_accounting(cluster: Cluster, tmp_path: Path) -> None:
     job = cluster.submit("echo gpus=$CUDA_VISIBLE_DEVICES", "--gres=gpu:1", cwd=tmp_path)
     assert cluster.wait(job, "COMPLETED") == {job: "COMPLETED"}
     assert (tmp_path / f"{job}.out").read_text() in {"gpus=0\n", "gpus=1\n"}
@@ -49,7 +49,7 @@ def test_a_job_sees_its_gpu_and_is_accounted_for(cluster: Cluster, tmp_path: Pat
 
 
 @pytest.mark.slurm
-def test_waiting_for_an_array_is_waiting_for_each_element(cluster: Cluster, tmp_path: Path) -> None:
+def test_waiting_for_an_array_waits_for_each_element(cluster: Cluster, tmp_path: Path) -> None:
     script = "exit $((SLURM_ARRAY_TASK_ID == 2))"
     array = cluster.submit(script, "--array=0-3%2", cwd=tmp_path)
     states = cluster.wait(array, {"COMPLETED", "FAILED"})
@@ -58,7 +58,7 @@ def test_waiting_for_an_array_is_waiting_for_each_element(cluster: Cluster, tmp_
 
 
 @pytest.mark.slurm
-def test_a_healthy_cluster_is_left_as_it_is(cluster: Cluster) -> None:
+def test_up_leaves_a_healthy_cluster_alone(cluster: Cluster) -> None:
     before = cluster.conf.stat()
     start = time.monotonic()
     done = up()
@@ -68,7 +68,7 @@ def test_a_healthy_cluster_is_left_as_it_is(cluster: Cluster) -> None:
 
 
 def changed(since: float, root: Path, also: Path) -> set[str]:
-    """What was written since then and has to do with a cluster; others may write here as well."""
+    """Files written since then whose paths belong to a cluster; other processes write here, too."""
     found = set()
     for place in PLACES:
         for folder, folders, files in os.walk(place):

@@ -1,4 +1,4 @@
-"""What a site is like, said in YAML and checked before anything is queued."""
+"""Profiles: the facts of a site in YAML, validated before anything is queued."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Write a profile's file and give its path."""
+    """Write a profile's file; returns its path."""
 
     def make(name: str = "site", **values: Any) -> str:
         path = tmp_path / f"{name}.yaml"
@@ -32,14 +32,14 @@ def write(tmp_path: Path) -> Write:
 
 
 @pytest.mark.parametrize("name", [path.stem for path in PROFILES.glob("*.yaml")])
-def test_every_profile_is_sound(name: str) -> None:
+def test_every_profile_is_valid(name: str) -> None:
     profile = find_profile(name)
     assert profile.about
     for step in ("download.corpus", "tokenize.shards", "train.train", "evaluate.report"):
         assert profile.resources(step).time > 10
 
 
-def test_the_more_exact_name_wins_field_by_field(write: Write) -> None:
+def test_the_more_specific_entry_wins_field_by_field(write: Write) -> None:
     jobs = {
         "default": {"partition": "cpu", "mem": "1G"},
         "evaluate": {"mem": "9G", "gpus": 1},
@@ -52,7 +52,7 @@ def test_the_more_exact_name_wins_field_by_field(write: Write) -> None:
     assert profile.resources("download.model").mem == "1G"
 
 
-def test_the_example_of_a_site_asks_for_what_it_says() -> None:
+def test_the_example_site_asks_for_its_resources() -> None:
     profile = find_profile("greene")
     train = profile.resources("train.train")
     assert (train.partition, train.gres, train.gpus) == ("rtx8000", "gpu:rtx8000:1", 0)
@@ -71,7 +71,7 @@ def test_gpus_are_counted_in_gres(gres: str, count: int) -> None:
     assert profiles.Resources(gres=gres).granted_gpus == count
 
 
-def test_training_may_have_several_tasks_one_a_gpu_and_nothing_else(write: Write) -> None:
+def test_only_training_may_have_several_tasks_one_for_each_gpu(write: Write) -> None:
     wide = {"nodes": 2, "tasks_per_node": 4, "gres": "gpu:a100:4", "cpus": 8}
     train = find_profile(write(jobs={"train": wide})).resources("train.train")
     assert (train.nodes, train.tasks_per_node, train.granted_gpus) == (2, 4, 4)
@@ -89,7 +89,7 @@ def test_training_may_have_several_tasks_one_a_gpu_and_nothing_else(write: Write
     ("time", "minutes"),
     [(90, 90), ("90", 90), ("30:00", 30), ("47:55:00", 2875), ("2-00", 2880), ("1-00:00:30", 1441)],
 )
-def test_times_are_read_as_slurm_writes_them(time: Any, minutes: int) -> None:
+def test_slurms_time_formats_are_parsed(time: Any, minutes: int) -> None:
     assert profiles.Resources(time=time).time == minutes
 
 
@@ -110,14 +110,16 @@ def test_times_are_read_as_slurm_writes_them(time: Any, minutes: int) -> None:
         ({"extends": "defualt"}, "did you mean default?"),
     ],
 )
-def test_a_mistake_is_told_with_its_place(write: Write, values: dict[str, Any], told: str) -> None:
+def test_a_mistake_is_reported_with_its_field(
+    write: Write, values: dict[str, Any], told: str
+) -> None:
     with pytest.raises(UserError) as caught:
         find_profile(write(**values))
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_default_is_more_than_what_is_inherited_for_a_stage(write: Write) -> None:
+def test_own_defaults_override_inherited_stages(write: Write) -> None:
     own = {"default": {"cpus": 7, "mem_per_cpu": "2G"}, "evaluate": {"gres": "gpu:a100:1"}}
     profile = find_profile(write(extends="default", jobs=own))
     train, tuned = profile.resources("train.train"), profile.resources("evaluate.tuned")
@@ -125,13 +127,13 @@ def test_a_default_is_more_than_what_is_inherited_for_a_stage(write: Write) -> N
     assert (tuned.gres, tuned.gpus) == ("gpu:a100:1", 0)
 
 
-def test_a_time_needs_no_quotes(tmp_path: Path) -> None:
+def test_a_time_works_without_quotes(tmp_path: Path) -> None:
     path = tmp_path / "site.yaml"
     path.write_text("jobs: {train: {time: 1:30:00}}\n")
     assert find_profile(str(path)).resources("train.train").time == 90
 
 
-def test_one_extends_another_but_is_not_its_cluster(write: Write) -> None:
+def test_extending_inherits_all_but_the_cluster(write: Write) -> None:
     base = write("base", cluster="alpha", root="/a", jobs={"default": {"account": "x", "cpus": 3}})
     profile = find_profile(write(extends=base, jobs={"default": {"cpus": 5}}))
     resources = profile.resources("train.train")
@@ -139,7 +141,7 @@ def test_one_extends_another_but_is_not_its_cluster(write: Write) -> None:
     assert (resources.account, resources.cpus) == ("x", 5)
 
 
-def test_extending_without_end_is_told(write: Write, tmp_path: Path) -> None:
+def test_circular_extends_are_reported(write: Write, tmp_path: Path) -> None:
     write("one", extends=str(tmp_path / "two.yaml"))
     with pytest.raises(UserError, match="extend each other"):
         find_profile(write("two", extends=str(tmp_path / "one.yaml")))
@@ -147,7 +149,7 @@ def test_extending_without_end_is_told(write: Write, tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine with a `sbatch`, whose profile is not said; gives its slurm.conf."""
+    """A machine with `sbatch` and no chosen profile; returns the path of its slurm.conf."""
     (tmp_path / "sbatch").write_text("")
     (tmp_path / "sbatch").chmod(0o755)
     monkeypatch.delenv("GRISTMILL_PROFILE")
@@ -160,30 +162,36 @@ def no_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     ("conf", "cluster"),
     [("ClusterName=greene\n", "greene"), ("# x\nclustername = else\n", None)],
 )
-def test_the_cluster_s_name_chooses(no_name: Path, conf: str, cluster: str | None) -> None:
+def test_the_cluster_name_selects_the_profile(
+    no_name: Path, conf: str, cluster: str | None
+) -> None:
     no_name.write_text(conf)
     profile = find_profile(None)
     assert (profile.scheduler, profile.cluster) == ("slurm", cluster)
 
 
-def test_without_sbatch_it_is_here(no_name: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sbatch_the_profile_is_local(
+    no_name: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     assert find_profile(None).scheduler == "local"
 
 
-def test_the_environment_may_name_it(no_name: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_may_name_the_profile(
+    no_name: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GRISTMILL_PROFILE", "greene")
     assert find_profile(None).cluster == "greene"
     assert find_profile("local").scheduler == "local"
 
 
-def test_the_root_may_name_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_root_may_contain_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USER", "me")
     assert find_root(Profile(root="/scratch/$USER/x"), None) == Path("/scratch/me/x")
     assert find_root(Profile(root="/scratch"), "/tmp/../tmp/y") == Path("/tmp/y")
 
 
-def test_by_hand_a_task_starts_with_the_same_environment() -> None:
+def test_env_sh_sets_the_same_environment_as_a_task() -> None:
     lines = (ROOT / "slurm" / "env.sh").read_text().splitlines()
     start = lines.index("# see jobs/core/environment.py") + 1
     exports = "\n".join(lines[start : start + 3])

@@ -1,4 +1,4 @@
-"""What a run leaves behind, and where: nothing at home, no secret, nothing open to others."""
+"""What a run writes, and where: nothing in the home directory, no secrets, nothing public."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HERE = Path(__file__).parents[3]
 
 
 def jobs(*words: str | Path, code: int = 0, **env: str) -> str:
-    """What `python -m jobs` prints, in an environment of its own, under a careless umask."""
+    """The output of `python -m jobs` with a new environment and umask 0."""
     done = subprocess.run(
         [sys.executable, "-m", "jobs", *map(str, words)],
         cwd=HERE,
@@ -51,7 +51,7 @@ def jobs(*words: str | Path, code: int = 0, **env: str) -> str:
 
 
 def readable(folder: Path, by: int) -> set[str]:
-    """What is there, the folder and all below it, that has one of these permissions."""
+    """The paths, from the folder down, that have one of these permission bits."""
     paths = [path for path in (folder, *folder.rglob("*")) if not path.is_symlink()]
     return {str(path.relative_to(folder)) for path in paths if path.stat().st_mode & by}
 
@@ -62,7 +62,7 @@ def below(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_nothing_is_written_at_home(models: Callable[[str], Path], tmp_path: Path) -> None:
-    """Corpus and model come from a hub, so that its libraries are used, too."""
+    """Corpus and model come from a hub, so its libraries run, too."""
     home, root = tmp_path / "home", tmp_path / "root"
     home.mkdir()
     corpus = tmp_path / "corpus"
@@ -104,7 +104,7 @@ print("OUT" + json.dumps({
 
 @pytest.mark.slow
 def test_caches_of_libraries_are_below_the_root(tmp_path: Path) -> None:
-    """As the libraries say themselves, after they are imported; a value of the user's stays."""
+    """Ask the imported libraries; a value that the user has set stays."""
     done = subprocess.run(
         [sys.executable, "-c", PLACES, tmp_path / "root"],
         cwd=HERE,
@@ -125,13 +125,13 @@ def test_caches_of_libraries_are_below_the_root(tmp_path: Path) -> None:
     assert not {name for name, place in places.items() if not place.startswith(f"{tmp_path}/root/")}
 
 
-# made anew each time: what is in this file is in the code that a run records
+# random each time: a run records its code, so a constant here would always be found
 SECRETS = {name: secrets.token_hex(16) for name in ("signature", "password", "proxy")}
 SECRETS["token"] = "hf_" + secrets.token_hex(17)
 
 
 def holding(folder: Path, *hidden: str) -> set[str]:
-    """The files below a folder with one of these in it, or in their names."""
+    """The files below a folder that contain one of these strings, or have it in their path."""
     return {
         str(path.relative_to(folder))
         for path in folder.rglob("*")
@@ -142,7 +142,7 @@ def holding(folder: Path, *hidden: str) -> set[str]:
 
 @contextmanager
 def watching_processes() -> Iterator[set[str]]:
-    """The command lines of all processes of this machine, as `ps` shows them to everybody."""
+    """Collect the command lines of all processes on this machine, which every user can see."""
     seen: set[str] = set()
     done = threading.Event()
 
@@ -163,7 +163,7 @@ def watching_processes() -> Iterator[set[str]]:
 
 @pytest.mark.slow
 def test_no_secret_is_kept_or_shown(models: Callable[[str], Path], tmp_path: Path) -> None:
-    """The signature of a URL is in what defines the run, behind a closed door, and only there."""
+    """The signature of a URL is only in the private files that define the run."""
     root, home = tmp_path / "root", tmp_path / "home"
     home.mkdir()
     (home / ".netrc").write_text(f"machine 127.0.0.1 login me password {SECRETS['password']}")
@@ -202,7 +202,7 @@ def test_no_secret_is_kept_or_shown(models: Callable[[str], Path], tmp_path: Pat
     plans = {str(path.relative_to(root)) for path in root.glob("runs/small/plans/*.json")}
     assert holding(root, SECRETS["signature"]) == {"runs/small/config.yaml", *plans}
     assert not holding(root, SECRETS["password"], SECRETS["proxy"], SECRETS["token"], login)
-    assert not readable(root, 0o077), "and the door is closed"
+    assert not readable(root, 0o077), "no other user can read it"
     journal = json.loads((root / "runs/small/logs/download.corpus-0.json").read_text())
     assert "c.jsonl.zst?…: status 404" in journal["message"]
 
@@ -222,7 +222,7 @@ def test_a_group_may_read_all_of_a_run(
     assert any(path.name == "trainable.safetensors" for path in everything)
     assert any(path.name == "report.html" for path in everything)
     assert {path.stat().st_gid for path in everything} == {grp.getgrnam(group).gr_gid}
-    assert not readable(root.parent, 0o027), "to others, and for writing"
+    assert not readable(root.parent, 0o027), "by others, or writable"
     folders = {path for path in everything if path.is_dir()}
     assert {mode(path) for path in folders} == {"0o2750"}
     assert {mode(path) for path in everything if path not in folders} <= {"0o640", "0o750"}
@@ -235,7 +235,7 @@ def test_what_is_there_stays_as_it_is(tmp_path: Path, umask: None, group: str) -
     create_run_folders(root, "new", None)
     assert [mode(root), mode(root / "data"), mode(root / "data" / "nih")] == ["0o777"] * 3
     assert [mode(root / "models"), mode(root / "runs" / "new")] == ["0o700"] * 2
-    (root / "runs" / "old").chmod(0o755)  # shown to all, by its owner
+    (root / "runs" / "old").chmod(0o755)  # its owner has made it public
     apply_umask(root / "runs" / "old")
     (root / "runs" / "old" / "logs").mkdir()
     assert mode(root / "runs" / "old" / "logs") == "0o755"
@@ -247,7 +247,7 @@ def test_what_is_there_stays_as_it_is(tmp_path: Path, umask: None, group: str) -
 def test_a_task_is_as_private_as_its_run_wherever_it_starts(
     small: Callable[..., Config], tmp_path: Path, umask: None
 ) -> None:
-    """Whatever umask a node gives it."""
+    """The umask of the node does not matter."""
     root = tmp_path / "root"
     create_run_folders(root, "small", None)
     save_config(small(), root)
@@ -255,7 +255,7 @@ def test_a_task_is_as_private_as_its_run_wherever_it_starts(
     jobs("run", "download.corpus", f"--plan={plan}", HOME=str(tmp_path))
     assert list(root.glob("data/small/raw-*/corpus/receipt.json"))
     linked = {path for path in readable(root, 0o077) if path.endswith(".zst")}
-    assert readable(root, 0o077) == linked, "a file of the user's keeps its rights"
+    assert readable(root, 0o077) == linked, "the user's own file keeps its mode"
 
 
 def test_a_group_that_cannot_have_it_is_told(tmp_path: Path, umask: None, group: str) -> None:
@@ -271,7 +271,7 @@ def test_a_group_that_cannot_have_it_is_told(tmp_path: Path, umask: None, group:
 
 
 def test_a_group_that_one_is_not_in_is_told(tmp_path: Path, umask: None) -> None:
-    """In a process that is in no group but its own."""
+    """Run in a process without supplementary groups."""
     other = next(g.gr_name for g in grp.getgrall() if g.gr_gid not in (os.getegid(), 65534))
     reader, writer = os.pipe()
     child = os.fork()
@@ -298,11 +298,11 @@ def test_a_group_that_one_is_not_in_is_told(tmp_path: Path, umask: None) -> None
 def test_jobs_leave_no_secret_and_nothing_open(
     run: Queued, umask: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scripts, pickles and logs of SLURM's and submitit's, too."""
+    """This includes scripts, pickles and logs of SLURM and submitit."""
     monkeypatch.setenv("HF_TOKEN", SECRETS["token"])
     monkeypatch.setenv("HTTPS_PROXY", f"http://me:{SECRETS['proxy']}@127.0.0.1:9")
     create_run_folders(run.root, run.config.name, None)
-    before = os.umask(0)  # SLURM gives jobs the umask that they are submitted with
+    before = os.umask(0)  # jobs inherit the umask of the submitting process
     run.submit()
     os.umask(before)
     run.completes()

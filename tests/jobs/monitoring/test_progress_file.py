@@ -1,4 +1,4 @@
-"""How far a task is, in its file, in its log, and in `status`."""
+"""The progress of a task: in its file, in its log, and in `status`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HERE = Path(__file__).parents[3]
 
 
 class Clock:
-    """Both clocks, which a test puts forward."""
+    """Both clocks of `time`, advanced by the test."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 1e9
@@ -37,24 +37,24 @@ class Clock:
         patch.setattr(time, "monotonic", lambda: self.now)
 
 
-def test_the_log_says_every_few_seconds_how_far_it_is(
+def test_progress_is_logged_every_few_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, lines = Clock(monkeypatch), list[str]()
     note = ProgressFile(tmp_path / "x.json", lines.append)
     note.begin("corpus", 0, 1)
     note.progress(0, 4_000_000_000)
-    assert lines == [], "what is over soon says nothing"
+    assert lines == [], "a short item logs nothing"
     clock.now += 10
     note.progress(1_000_000_000, 4_000_000_000, documents=1234567)
     assert lines == [
         "corpus: 25 %, 1,234,567 documents, 1 GB of 4 GB, 100 MB/s, 30 s left",
     ]
     note.progress(1_000_000_001, 4_000_000_000, documents=1234568)
-    assert len(lines) == 1, "it was told just now"
+    assert len(lines) == 1, "it has just logged"
 
 
-def test_the_log_of_twelve_hours_stays_readable(
+def test_the_log_of_twelve_hours_stays_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, lines = Clock(monkeypatch), list[str]()
@@ -74,7 +74,7 @@ def test_the_log_of_twelve_hours_stays_readable(
     assert " of 43,200 steps, 1 steps/s, " in lines[-1]
 
 
-def test_status_says_rows_bytes_rate_and_time_left(
+def test_status_has_rows_bytes_rate_and_time_left(
     small: Callable[..., Config], prepared: Path, tmp_path: Path
 ) -> None:
     root, config = tmp_path, small()
@@ -107,7 +107,7 @@ def test_status_says_rows_bytes_rate_and_time_left(
     assert f"{facts['documents']} documents, " in now
 
 
-def test_a_task_has_a_line_of_its_own_in_the_status() -> None:
+def test_each_task_has_its_own_line_in_the_status() -> None:
     task = {"item": "a", "done": 5, "total": 10, "unit": "steps", "rate": 0, "eta": None}
     step = {"message": None, "jobs": [], "requeues": 1, "tasks": [task | {"facts": {}}] * 2}
     assert (
@@ -115,7 +115,7 @@ def test_a_task_has_a_line_of_its_own_in_the_status() -> None:
     )
 
 
-def test_rate_and_time_left_count_from_where_it_went_on() -> None:
+def test_rate_and_time_left_count_from_where_the_attempt_resumed() -> None:
     content = {"first": 600, "done": 800, "total": 1000, "since": 100.0, "time": 110.0}
     found = speed({**content, "unit": "bytes", "facts": {"lines": 7}})
     assert (found["rate"], found["eta"]) == (20.0, 10)
@@ -124,10 +124,10 @@ def test_rate_and_time_left_count_from_where_it_went_on() -> None:
     assert speed({"since": 100.0, "time": 100.0}) == {"rate": 0.0, **unknown}
     assert speed({"first": 0, "done": 50, "since": 0.0, "time": 10.0}) == {"rate": 5.0, **unknown}
     more = {"first": 0, "done": 11, "total": 10, "since": 0.0, "time": 1.0}
-    assert speed(more)["eta"] == 0, "a total may have been a guess"
+    assert speed(more)["eta"] == 0, "a total may be an estimate"
 
 
-def test_what_is_not_known_is_not_said() -> None:
+def test_unknown_values_are_left_out() -> None:
     task = {"item": "a", "done": 5, "total": None, "unit": "rows", "rate": 2.0, "eta": None}
     assert describe({**task, "facts": {}}) == "a: 5 rows, 2 rows/s"
     assert describe({**task, "done": 0, "rate": 0.0, "facts": {}}) == "a"
@@ -138,7 +138,7 @@ def test_what_is_not_known_is_not_said() -> None:
     assert describe_facts({"lines": 1234567, "loss": 2.5}) == ["1,234,567 lines", "loss 2.5"]
 
 
-def test_what_is_granted_is_noted_for_all_ranks_together(tmp_path: Path) -> None:
+def test_resources_are_recorded_for_all_ranks_together(tmp_path: Path) -> None:
     note = ProgressFile(tmp_path / "train.train-0.json", write_seconds=0.0)
     note.start(Allocation(cpus=4, gpus=2, world=4, nodes=2), 0, 1)
     found = read_status(note.path)
@@ -146,7 +146,7 @@ def test_what_is_granted_is_noted_for_all_ranks_together(tmp_path: Path) -> None
 
 
 def start(path: Path, attempt: int = 0, **more: Any) -> ProgressFile:
-    """A task of a job that starts, for the `attempt`-th time again."""
+    """Start a task of a job that SLURM has started `attempt` times before."""
     note = ProgressFile(path, write_seconds=0.0)
     note.start(Allocation(4, 1, job="7_2", attempt=attempt), 2, 8, "plan")
     note.write(**more)
@@ -154,15 +154,17 @@ def start(path: Path, attempt: int = 0, **more: Any) -> ProgressFile:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """What a history holds; every line of it can be read."""
+    """The rows of a history; all lines must be valid."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_what_a_restart_overwrites_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_earlier_attempts_are_kept_in_the_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock(monkeypatch)
     path, kept = tmp_path / "train.train-2.json", tmp_path / "train.train-2.history.jsonl"
     first = start(path)
-    assert not kept.exists(), "there was nothing before"
+    assert not kept.exists(), "there is no earlier attempt"
     first.begin("train", 0, 1)
     clock.now += 60
     first.progress(5, 10, "steps", loss=2.7)
@@ -193,7 +195,7 @@ def test_what_a_restart_overwrites_is_kept(tmp_path: Path, monkeypatch: pytest.M
     assert (now["cpus"], now["gpus"], now["host"]) == (4, 1, killed["host"])
 
 
-def test_a_thousand_restarts_are_a_small_file(tmp_path: Path) -> None:
+def test_the_history_of_a_thousand_restarts_is_small(tmp_path: Path) -> None:
     path = tmp_path / "train.train-2.json"
     facts = {f"fact{i}": i for i in range(100)}
     for attempt in range(1000):
@@ -203,7 +205,7 @@ def test_a_thousand_restarts_are_a_small_file(tmp_path: Path) -> None:
     assert kept.stat().st_size < 500_000
 
 
-def test_only_what_was_an_attempt_is_kept(tmp_path: Path) -> None:
+def test_only_attempts_are_kept(tmp_path: Path) -> None:
     path, other = tmp_path / "train.train-2.json", tmp_path / "train.train-2.rank1"
     start(path, state="failed", busy=True)
     start(path)
@@ -214,7 +216,7 @@ def test_only_what_was_an_attempt_is_kept(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir() if "history" in p.name] == []
 
 
-def test_one_who_waits_for_another_makes_no_attempts(
+def test_waiting_for_a_lease_is_no_attempt(
     small: Callable[..., Config], prepared: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
@@ -236,7 +238,7 @@ def test_one_who_waits_for_another_makes_no_attempts(
     assert (content["state"], content["plan"], content["busy"]) == ("failed", plan.stem, True)
 
 
-def test_a_torn_line_spoils_no_other(tmp_path: Path) -> None:
+def test_a_torn_line_damages_no_other(tmp_path: Path) -> None:
     path = tmp_path / "train.train-2.json"
     kept = path.with_suffix(".history.jsonl")
     kept.write_text('{"state": "run')
@@ -248,20 +250,20 @@ def test_a_torn_line_spoils_no_other(tmp_path: Path) -> None:
     assert [json.loads(line)["restarts"] for line in whole] == [0, 1]
 
 
-def test_a_full_disk_costs_a_line_and_no_work(tmp_path: Path, mount: Mount) -> None:
+def test_a_full_disk_costs_a_line_of_history_and_no_work(tmp_path: Path, mount: Mount) -> None:
     place = mount(tmp_path / "disk", "size=64k")
     path = place / "train.train-2.json"
     start(path, state="interrupted")
     with pytest.raises(OSError, match="No space"):
         (place / "all").write_bytes(bytes(1 << 20))
     start(path, 1, state="interrupted")
-    assert read_status(path)["restarts"] == 1, "it is written over"
+    assert read_status(path)["restarts"] == 1, "it is overwritten in place"
     (place / "all").unlink()
     start(path, 2)
     assert [row["restarts"] for row in lines(path.with_suffix(".history.jsonl"))] == [1]
 
 
-def test_a_plan_is_noted_with_what_its_steps_wait_for(
+def test_a_plan_is_recorded_with_the_needs_of_its_steps(
     small: Callable[..., Config], tmp_path: Path
 ) -> None:
     plan = make_plan(small(), tmp_path)

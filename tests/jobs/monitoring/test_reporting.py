@@ -1,4 +1,4 @@
-"""Reports when they are asked for: of every stretch of a run, and the committed one made anew."""
+"""Reports on request: of unfinished runs at every step, and of finished runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAMES = [step.name for step in STEPS]
 
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
-    """A command is a process of its own; called in ours it must leave nothing in it."""
+    """Restore the environment and umask, which commands change in their own process."""
     environment, mask = dict(os.environ), os.umask(0)
     os.umask(mask)
     yield
@@ -43,7 +43,7 @@ def as_it_was() -> Iterator[None]:
 
 @pytest.fixture
 def root(finished: Path, tmp_path: Path) -> Path:
-    """A finished run that a test may take apart."""
+    """A finished run that a test may change."""
     return Path(shutil.copytree(finished, tmp_path / "root"))
 
 
@@ -54,18 +54,20 @@ def made(config: Config, root: Path) -> tuple[Path, dict[str, Any], str]:
 
 
 def take_away(root: Path, config: Config, step: str, *items: str) -> None:
-    """Undo items of a step, else all; what depends on them is not touched."""
+    """Remove items of a step, by default all; steps that depend on it stay."""
     node = find(config, root, step)
     for name in items or [item.name for item in node.items or []]:
         shutil.rmtree(node.work.folder / name)
 
 
 @pytest.mark.slow
-def test_every_stretch_of_a_run_has_a_page(root: Path, small: Callable[..., Config]) -> None:
+def test_a_run_has_a_report_after_every_step(root: Path, small: Callable[..., Config]) -> None:
     config = small()
     steps = {node.work.step.name: node for node in survey(config, root)}
     shutil.rmtree(root / "runs/small/report")
-    assert made(config, root)[1]["progress"] is None, "all is there, so this is the report proper"
+    assert made(config, root)[1]["progress"] is None, (
+        "all inputs exist, so this is the final report"
+    )
     assert find(config, root, "evaluate.report").complete
     shutil.rmtree(root / "runs/small/report")
     for count in reversed(range(len(STEPS) - 1)):
@@ -90,15 +92,15 @@ def test_every_stretch_of_a_run_has_a_page(root: Path, small: Callable[..., Conf
         }
         assert scored == {who for who in ("base", "tuned") if f"evaluate.{who}" in NAMES[:count]}
         if NAMES[count] == "train.train":
-            # its journal is there, the weights are not
+            # the metrics log is there, the weights are not
             assert report["progress"]["training"]["step"] == 6
             assert "Best so far" in html
             assert "Kept: the checkpoint" not in html
             shutil.rmtree(steps["train.train"].work.folder)
-    assert [p.name for p in folder.parent.glob(".*")] == [], "nothing is left of the pages before"
+    assert [p.name for p in folder.parent.glob(".*")] == [], "earlier pages leave nothing behind"
 
 
-def test_a_half_scored_split_is_shown_for_what_it_is(
+def test_a_half_scored_split_is_shown_as_unfinished(
     root: Path, small: Callable[..., Config]
 ) -> None:
     config = small()
@@ -107,14 +109,14 @@ def test_a_half_scored_split_is_shown_for_what_it_is(
     _, report, html = made(config, root)
     assert "paired" in report["evaluation"]["test"]
     assert "tuned" not in report["evaluation"]["validation"]
-    assert report["verdict"]["outcome"] == "open", "no verdict before all is there"
+    assert report["verdict"]["outcome"] == "open", "no verdict before all scores exist"
     (step,) = [s for s in report["progress"]["steps"] if s["step"] == "evaluate.tuned"]
     assert (step["done"], step["items"], step["state"]) == (2, 4, "to do")
     assert "evaluate.tuned is next" in html
 
 
 @pytest.mark.slow
-def test_a_training_that_was_stopped_shows_how_far_it_is(
+def test_a_stopped_training_shows_its_progress(
     prepared: Path, small: Callable[..., Config], tmp_path: Path
 ) -> None:
     config = small()
@@ -133,7 +135,7 @@ def test_a_training_that_was_stopped_shows_how_far_it_is(
         seen.append(far["step"])
         if far["step"]:
             break
-    assert seen[0] == 0, "begun, and no step taken"
+    assert seen[0] == 0, "started, before the first step"
     assert 0 < seen[-1] < 6
     assert far["tokens"] > 0
     assert far["restarts"] >= 0
@@ -146,7 +148,7 @@ def test_a_training_that_was_stopped_shows_how_far_it_is(
     assert "Kept: the checkpoint" in html
 
 
-def test_the_page_of_a_run_in_progress_goes_when_the_report_is_there(
+def test_the_final_report_replaces_the_report_of_a_run_in_progress(
     root: Path, small: Callable[..., Config]
 ) -> None:
     config = small()
@@ -162,7 +164,7 @@ def test_the_page_of_a_run_in_progress_goes_when_the_report_is_there(
     assert "How far it is" not in html
 
 
-def test_the_committed_report_is_made_anew(root: Path, small: Callable[..., Config]) -> None:
+def test_the_committed_report_is_rebuilt(root: Path, small: Callable[..., Config]) -> None:
     config = small()
     node = find(config, root, "evaluate.report")
     (before,) = node.done.values()
@@ -170,16 +172,16 @@ def test_the_committed_report_is_made_anew(root: Path, small: Callable[..., Conf
     (folder / "report.md").write_text("scribbled over")
     assert made(config, root)[0] == folder
     (after,) = find(config, root, "evaluate.report").done.values()
-    assert after.outputs == before.outputs, "the same receipts make the same bytes"
+    assert after.outputs == before.outputs, "equal inputs give equal bytes"
     after.verify(folder)
     page = folder / "report.html"
     content = page.read_bytes()
     page.write_bytes(content[:-1] + b"#")
     made(config, root)
-    assert page.read_bytes() == content, "damage that has the right size, too"
+    assert page.read_bytes() == content, "damage of equal size is repaired, too"
 
 
-def test_a_report_that_cannot_be_made_leaves_the_one_there(
+def test_a_failed_rebuild_keeps_the_existing_report(
     root: Path, small: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small()
@@ -213,7 +215,7 @@ def test_a_damaged_score_is_set_aside_and_the_old_report_kept(
     assert "some of its inputs are gone (evaluate.tuned)" in capsys.readouterr().err
 
 
-def test_the_report_of_a_run_whose_data_is_gone_can_still_be_read(
+def test_the_report_of_a_run_without_its_data_can_still_be_read(
     root: Path, small: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(root / "data")
@@ -226,7 +228,7 @@ def test_the_report_of_a_run_whose_data_is_gone_can_still_be_read(
 
 
 @pytest.mark.slow
-def test_the_command_prints_the_text_and_where_the_page_is(root: Path) -> None:
+def test_the_command_prints_the_report_and_the_path_of_its_page(root: Path) -> None:
     def jobs(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "jobs", "report", f"--root={root}", *words]
         return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=120)
@@ -251,7 +253,7 @@ def rows(*of: dict[str, Any]) -> str:
     return "".join(json.dumps(row) + "\n" for row in of)
 
 
-def test_how_far_a_training_is_is_read_off_its_journal(tmp_path: Path) -> None:
+def test_training_progress_is_read_from_the_metrics_log(tmp_path: Path) -> None:
     now = time.time()
     journal = tmp_path / "metrics.jsonl"
     step = {"kind": "step", "loss": 3.0, "tokens": 100, "seconds": 2.0}
@@ -273,11 +275,13 @@ def test_how_far_a_training_is_is_read_off_its_journal(tmp_path: Path) -> None:
     training = far["training"]
     assert (training["step"], training["of"], training["tokens"]) == (10, 50, 1000)
     assert training["tokens_per_second"] == 50.0
-    assert training["seconds_left"] == 40 * 100 / 5, "with validations, as in this attempt so far"
+    assert training["seconds_left"] == 40 * 100 / 5, (
+        "at the speed of this attempt, validations included"
+    )
     assert (training["restarts"], training["lost_seconds"], training["skipped"]) == (1, 6.0, 1)
     assert (training["best_step"], training["best_loss"], training["first_loss"]) == (10, 2.25, 2.5)
     assert training["silent"] == 60
-    assert [step["now"] for step in far["steps"]] == ["", ""], "it is not said twice"
+    assert [step["now"] for step in far["steps"]] == ["", ""], "it is reported once"
     assert headline(far)["words"] == (
         "Not finished: 1 of 2 steps are done, and train.train is running, at step 10 of 50."
     )
@@ -285,7 +289,7 @@ def test_how_far_a_training_is_is_read_off_its_journal(tmp_path: Path) -> None:
     assert progress(Underway(steps, None, now), None, trained=False)["training"] is None
 
 
-def test_a_training_that_went_back_is_where_it_went(tmp_path: Path) -> None:
+def test_after_a_rollback_training_is_at_the_earlier_step(tmp_path: Path) -> None:
     step = {"kind": "step", "loss": 3.0, "tokens": 100, "seconds": 2.0}
     (tmp_path / "metrics.jsonl").write_text(
         rows(
@@ -301,7 +305,7 @@ def test_a_training_that_went_back_is_where_it_went(tmp_path: Path) -> None:
     assert training["best_step"] is None
 
 
-def test_states_are_told_the_most_telling_first() -> None:
+def test_the_headline_names_the_most_important_state() -> None:
     def said(*states: str) -> str:
         steps = [Standing(f"step.{n}", s, 0, None) for n, s in enumerate(states)]
         return headline(progress(Underway(tuple(steps)), None, trained=False))["words"]
@@ -312,7 +316,7 @@ def test_states_are_told_the_most_telling_first() -> None:
     assert said("waiting", "waiting") == "Not finished: 0 of 2 steps are done."
 
 
-def test_a_folder_is_named_after_its_runs_and_no_others() -> None:
+def test_each_list_of_runs_has_its_own_folder_name() -> None:
     joined = reporting._folder_name
     assert joined(["nih", "try 2"]) == "nih_vs_try 2"
     assert joined(["a_vs_b", "c"]) != joined(["a", "b_vs_c"])

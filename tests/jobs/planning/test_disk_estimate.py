@@ -1,4 +1,4 @@
-"""How much room a run needs is told before it begins, and is near what it takes."""
+"""The disk estimate of a run is made before it starts, and is close to what it writes."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ HERE = Path(__file__).parents[3]
         (121_000_000_000_000, "121 TB"),
     ],
 )
-def test_sizes_are_told_in_the_unit_that_suits_them(value: int, told: str) -> None:
+def test_sizes_have_at_most_three_digits(value: int, told: str) -> None:
     assert size(value) == told
 
 
-def test_an_estimate_is_near_what_is_written(
+def test_an_estimate_is_close_to_what_is_written(
     finished: Path, small: Callable[..., Config], dataset: Path
 ) -> None:
     config = small()
@@ -59,8 +59,8 @@ def test_an_estimate_is_near_what_is_written(
     assert set(estimate_steps(config, RunSizes(0, 0, 0), ["tokenize.seal"])) == {"tokenize.seal"}
 
 
-def test_the_ratios_are_those_of_a_known_corpus() -> None:
-    """NIH with OPT-125m, by the registry: 664 MB, 2.2 GB of text; 2.7 M weights learn."""
+def test_the_ratios_match_a_known_corpus() -> None:
+    """NIH with OPT-125m has 664 MB, 2.2 GB of text and 2.7 M trainable weights."""
     config, train = resolve("nih"), resolve("nih").train
     known = disk_estimate._published_sizes(config, Path("/"), None)
     assert (known.raw, known.model) == (664_022_839, 4 * 125_239_296)
@@ -76,7 +76,7 @@ def test_the_ratios_are_those_of_a_known_corpus() -> None:
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """A corpus of 600 MB that takes no room, and has not to be read."""
+    """A sparse corpus file of 600 MB; tests do not read it."""
     corpus = tmp_path / "large.jsonl.zst"
     with corpus.open("wb") as file:
         file.truncate(600_000_000)
@@ -116,7 +116,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_begun(
     first, last = begun.stderr.splitlines()
     assert first.startswith("disk: about 2.66 GB in ")
     told = "MB free, 600 MB are needed. Make room, or choose another place with RUNS=…, then run"
-    assert told in last, "then it is the download that refuses"
+    assert told in last, "then the download refuses"
     found = os.statvfs(root)
     mount(root, f"remount,size=8g,nr_inodes={found.f_files - found.f_ffree + 9}")
     assert "and room for 9 files are free in" in call("plan").stdout
@@ -141,7 +141,7 @@ def test_a_corpus_of_unknown_size_is_only_warned_of(tmp_path: Path) -> None:
     assert "(without the corpus, of unknown size)" in found.summary()
 
 
-def test_what_is_done_needs_no_more_room(
+def test_finished_steps_need_no_space(
     finished: Path, prepared: Path, small: Callable[..., Config]
 ) -> None:
     assert estimate_disk(small(), finished).stages == {}
@@ -149,7 +149,7 @@ def test_what_is_done_needs_no_more_room(
     assert set(left.stages) == {"train", "evaluate"}
 
 
-def test_what_a_server_says_counts(tmp_path: Path) -> None:
+def test_the_size_that_a_server_reports_is_used(tmp_path: Path) -> None:
     path = tmp_path / "web.yaml"
     path.write_text(yaml.safe_dump({"urls": ["https://example.org/a.jsonl"]}))
     config = resolve(str(path), "opt-125m")

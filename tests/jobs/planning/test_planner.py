@@ -1,4 +1,4 @@
-"""What is left to do, given what is done and what is in the queue."""
+"""What a run still needs, given its receipts and the queue."""
 
 from __future__ import annotations
 
@@ -56,26 +56,22 @@ def written(config: Config, root: Path, **more: object) -> Plan:
     return plan
 
 
-def test_before_there_is_data_every_array_is_known(small: Small, tmp_path: Path) -> None:
+def test_every_array_is_known_before_the_data_exists(small: Small, tmp_path: Path) -> None:
     plan = make_plan(small("tokenize.tasks=5"), tmp_path, max_array_size=1001)
     assert [array.step for array in plan.arrays] == ALL
     assert plan.array("tokenize.shards").elements == tuple(range(5))
     needs = {array.step: array.needs for array in plan.arrays}
-    assert needs["train.train"] == ("tokenize.seal",), (
-        "what others wait for is not waited for twice"
-    )
+    assert needs["train.train"] == ("tokenize.seal",), "indirect needs are left out"
     assert needs["tokenize.shards"] == ("decompress.chunks", "download.model")
     assert needs["evaluate.report"] == ("evaluate.tuned", "evaluate.overlap")
 
 
-def test_an_array_is_no_longer_than_the_site_allows(small: Small, tmp_path: Path) -> None:
+def test_an_array_has_no_more_elements_than_the_site_allows(small: Small, tmp_path: Path) -> None:
     plan = make_plan(small("tokenize.tasks=5000"), tmp_path, max_array_size=1001)
     assert plan.array("tokenize.shards").of == 1001
 
 
-def test_only_elements_with_something_missing_are_run(
-    small: Small, prepared: Path, tmp_path: Path
-) -> None:
+def test_only_elements_with_missing_items_run(small: Small, prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     config = small("tokenize.tasks=3")
     folder = find(config, tmp_path, "tokenize.shards").work.folder
@@ -85,7 +81,7 @@ def test_only_elements_with_something_missing_are_run(
     assert (array.of, array.elements, array.todo) == (3, (1,), 2)
 
 
-def test_a_plan_is_found_again_by_the_names_of_its_jobs(small: Small, tmp_path: Path) -> None:
+def test_plans_are_found_by_job_name(small: Small, tmp_path: Path) -> None:
     plan = written(small("tokenize.tasks=3"), tmp_path)
     path = next(tmp_path.glob("runs/*/plans/*.json"))
     assert path.stem == plan.id
@@ -99,7 +95,7 @@ def test_a_plan_is_found_again_by_the_names_of_its_jobs(small: Small, tmp_path: 
     assert match_plans(tmp_path / "elsewhere", shards) == {}
 
 
-def test_what_is_in_the_queue_is_not_submitted_again(small: Small, tmp_path: Path) -> None:
+def test_queued_jobs_are_not_submitted_again(small: Small, tmp_path: Path) -> None:
     config = small("tokenize.tasks=3")
     plan = written(config, tmp_path)
     jobs = [
@@ -117,10 +113,10 @@ def test_what_is_in_the_queue_is_not_submitted_again(small: Small, tmp_path: Pat
         "evaluate.tuned",
         "evaluate.report",
     ]
-    assert shared.array("train.train").after == ("4",), "the seal has waited for the shards"
+    assert shared.array("train.train").after == ("4",), "the seal waits for the shards already"
 
 
-def test_below_a_failed_element_the_waiting_are_replaced_and_wait_for_live_ids(
+def test_after_a_failed_element_waiting_jobs_are_replaced_and_wait_for_live_jobs(
     small: Small, tmp_path: Path
 ) -> None:
     config = small("tokenize.tasks=3")
@@ -143,7 +139,9 @@ def test_below_a_failed_element_the_waiting_are_replaced_and_wait_for_live_ids(
     assert again.array("train.train").replaces == ("6",)
 
 
-def test_what_runs_is_left_alone_whatever_is_above_it(small: Small, tmp_path: Path) -> None:
+def test_running_jobs_are_left_alone_even_if_their_needs_run_again(
+    small: Small, tmp_path: Path
+) -> None:
     config = small()
     plan = written(config, tmp_path)
     running = job(job_name("train.train", plan), "6", "RUNNING")
@@ -152,9 +150,7 @@ def test_what_runs_is_left_alone_whatever_is_above_it(small: Small, tmp_path: Pa
     assert again.array("evaluate.tuned").after == ("6",)
 
 
-def test_the_shares_of_live_elements_hold_for_those_that_join_them(
-    small: Small, tmp_path: Path
-) -> None:
+def test_new_elements_keep_the_division_of_live_ones(small: Small, tmp_path: Path) -> None:
     plan = written(small("tokenize.tasks=8"), tmp_path)
     live = job(job_name("tokenize.shards", plan), "4_5", "RUNNING")
     array = make_plan(small("tokenize.tasks=2"), tmp_path, queue(tmp_path, live)).array(
@@ -163,7 +159,7 @@ def test_the_shares_of_live_elements_hold_for_those_that_join_them(
     assert (array.of, array.elements) == (8, (0, 1, 2, 3, 4, 6, 7))
 
 
-def test_what_jobs_by_hand_leave_of_the_parts_comes_after_them(
+def test_remaining_parts_wait_for_jobs_by_hand(
     small: Small, prepared: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
@@ -178,7 +174,9 @@ def test_what_jobs_by_hand_leave_of_the_parts_comes_after_them(
     assert (array.elements, array.after) == ((0,), ("07",))
 
 
-def test_work_by_hand_is_known_by_its_lease(small: Small, prepared: Path, tmp_path: Path) -> None:
+def test_work_by_hand_is_recognized_by_its_lease(
+    small: Small, prepared: Path, tmp_path: Path
+) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     config = small()
     folder = find(config, tmp_path, "train.train").work.folder
@@ -194,7 +192,7 @@ def test_work_by_hand_is_known_by_its_lease(small: Small, prepared: Path, tmp_pa
     assert "train.train" in [array.step for array in gone.arrays]
 
 
-def test_a_damaged_plan_is_told(small: Small, tmp_path: Path) -> None:
+def test_a_damaged_plan_is_reported(small: Small, tmp_path: Path) -> None:
     written(small(), tmp_path)
     path = next(tmp_path.glob("runs/*/plans/*.json"))
     path.write_text("{")
@@ -202,9 +200,7 @@ def test_a_damaged_plan_is_told(small: Small, tmp_path: Path) -> None:
         read_plan(path)
 
 
-def test_the_same_settings_under_another_name_wait_for_the_first_and_adopt(
-    small: Small, tmp_path: Path
-) -> None:
+def test_a_second_run_with_equal_settings_waits_for_the_first(small: Small, tmp_path: Path) -> None:
     plan = written(small(name="first"), tmp_path)
     running = job(job_name("train.train", plan), "6", "RUNNING")
     again = make_plan(small(name="second"), tmp_path, queue(tmp_path, running))
@@ -214,7 +210,7 @@ def test_the_same_settings_under_another_name_wait_for_the_first_and_adopt(
     assert train.key == plan.array("train.train").key
 
 
-def test_jobs_of_other_runs_that_wait_are_known(small: Small, tmp_path: Path) -> None:
+def test_dependents_in_other_runs_are_found(small: Small, tmp_path: Path) -> None:
     plan = written(small(), tmp_path)
     seal = job(job_name("tokenize.seal", plan), "5")
     train = job(job_name("train.train", plan), "6", dependency="afterok:5(unfulfilled)")
@@ -224,7 +220,7 @@ def test_jobs_of_other_runs_that_wait_are_known(small: Small, tmp_path: Path) ->
     assert looked.dependents(["5"], but={"6"}) == {}
 
 
-def test_what_other_runs_wait_for_is_not_cancelled(
+def test_jobs_that_other_runs_wait_for_are_not_cancelled(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from jobs.housekeeping.cancel import cancel_run
@@ -248,7 +244,7 @@ def test_what_other_runs_wait_for_is_not_cancelled(
     assert cancel_run(one, tmp_path, queue(tmp_path, *chain)).kept == []
 
 
-def test_squeue_is_read_whatever_the_names() -> None:
+def test_squeue_is_parsed_with_any_job_name() -> None:
     when = "2026-11-24T13:00:00"
     rows = [
         ("12", "3", "15", "RUNNING", when, when[:-1] + "9", "node1", "(null)", "None", "t.s-0123"),
@@ -272,7 +268,7 @@ def test_dependencies_name_elements_or_whole_arrays() -> None:
     assert told.needed == ["5", "6_2", "7"]
 
 
-def test_without_slurm_its_commands_are_told_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_slurm_commands_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     assert slurm_cli.cluster_name() is None
     with pytest.raises(InputError, match="there is no squeue here"):

@@ -1,4 +1,4 @@
-"""`sbatch slurm/*.sbatch`: the same receipts and leases as in a plan, from wherever it is typed."""
+"""`sbatch slurm/*.sbatch` from any folder: the same receipts and leases as in a plan."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SCRIPTS = [HERE / "slurm" / f"{stage}.sbatch" for stage in STAGES]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_a_script_is_short_and_bash(script: Path) -> None:
+def test_a_script_is_short_and_valid_bash(script: Path) -> None:
     assert script.read_text().count("\n") < 40
     subprocess.run(["bash", "-n", script], check=True)
 
 
-def test_several_tasks_share_a_training_and_nothing_else(
+def test_only_a_training_is_shared_by_several_tasks(
     small: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "2")
@@ -38,8 +38,8 @@ def test_several_tasks_share_a_training_and_nothing_else(
 
 @pytest.mark.slurm
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_sbatch_takes_a_script_as_it_is(cluster: Cluster, script: Path) -> None:
-    # the test cluster has no such memory
+def test_sbatch_accepts_each_script(cluster: Cluster, script: Path) -> None:
+    # the test cluster has less memory than the script asks for
     cluster.run("sbatch", "--test-only", "--mem=2000M", script)
 
 
@@ -91,7 +91,7 @@ def test_a_pipeline_waits_for_training_by_hand(run: Queued, small: Callable[...,
     assert "train.train" not in jobs
     waits = {row["name"].partition("-")[0]: row["dependency"] for row in run.cluster.squeue()}
     assert f"afterok:{job}" in waits["evaluate.tuned"]
-    # told to end, it goes on by itself
+    # told to end, it is requeued and resumes
     run.cluster.run("scancel", "--signal=USR2", job)
     run.completes()
     run.cluster.wait(job, "COMPLETED")
@@ -101,10 +101,10 @@ def test_a_pipeline_waits_for_training_by_hand(run: Queued, small: Callable[...,
 
 @pytest.mark.slurm
 @pytest.mark.slow
-def test_a_gpu_that_torch_cannot_use_is_told_in_one_line(
+def test_a_gpu_that_torch_cannot_use_is_reported_in_one_line(
     run: Queued, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # from a copy elsewhere, so that only GRISTMILL_ROOT says where the project is
+    # a copy elsewhere: only GRISTMILL_ROOT leads to the project
     monkeypatch.setenv("GRISTMILL_ROOT", str(HERE))
     copy = shutil.copy(HERE / "slurm" / "train.sbatch", tmp_path / "mine.sbatch")
     job = sbatch(run, "train", "--gpus-per-node=1", cwd=tmp_path, words=SMALL, script=copy)

@@ -1,4 +1,4 @@
-"""A training that SLURM disturbs ends as one left alone, and repeats as little as can be."""
+"""A training that SLURM interrupts gives the same result and repeats few steps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def config(small: Callable[..., Config]) -> Config:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, config: Config, prepared: Path) -> Path:
-    """A root in which all is done but the report, without a scheduler."""
+    """A root, made without a scheduler, in which only the report is missing."""
     root = tmp_path_factory.mktemp("undisturbed")
     shutil.copytree(prepared, root, dirs_exist_ok=True)
     advance(config, root, "evaluate.tuned")
@@ -44,7 +44,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, config: Config, prepar
 
 @pytest.fixture
 def run(cluster: Cluster, config: Config, undisturbed: Path, tmp_path: Path) -> Iterator[Queued]:
-    """The same in the queue, from where training begins."""
+    """The same run in the queue, with training still to do."""
     root = tmp_path / "the 'root' é"
     shutil.copytree(undisturbed, root)
     for done in ("train.train", "evaluate.tuned"):
@@ -55,7 +55,7 @@ def run(cluster: Cluster, config: Config, undisturbed: Path, tmp_path: Path) -> 
 
 
 def ends_as(run: Queued, undisturbed: Path, at_most: int) -> None:
-    """Every job of the run completes, in the same weights, with few steps done twice."""
+    """Every job completes, with the same weights and at most so many steps done twice."""
     run.completes()
     assert adapter(run.config, run.root) == adapter(run.config, undisturbed)
     assert repeated(run.config, run.root) <= at_most
@@ -63,15 +63,15 @@ def ends_as(run: Queued, undisturbed: Path, at_most: int) -> None:
     assert run.cluster.squeue() == []
 
 
-def test_a_time_limit_is_seen_in_time(run: Queued, undisturbed: Path) -> None:
+def test_a_time_limit_is_noticed_in_time(run: Queued, undisturbed: Path) -> None:
     job = run.submit()["train.train"]
     run.trains(EVERY // 2)
-    # SLURM looks at limits every half minute; before its signal it sends a CONT
+    # stopped until SLURM, which checks limits every half minute, sends a CONT before its signal
     os.kill(run.process("train.train"), signal.SIGSTOP)
-    # the signal of 180 s before the end is due at once
+    # the signal, due 180 s before the end, comes at once
     run.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=2")
     run.requeued(job)
-    # else the signal would be due at once in the next start, too
+    # otherwise the signal would come at once in the next attempt, too
     run.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     ends_as(run, undisturbed, at_most=0)
     assert run.restarts("train.train") == 1
@@ -82,7 +82,7 @@ def test_a_time_limit_is_seen_in_time(run: Queued, undisturbed: Path) -> None:
     [("scancel", "--signal=USR2"), ("scontrol", "requeue")],
     ids=["user-signal", "requeued-by-somebody-else"],
 )
-def test_told_to_make_room_it_saves_and_comes_back(
+def test_after_a_signal_or_requeue_it_saves_and_resumes(
     run: Queued, undisturbed: Path, words: tuple[str, ...]
 ) -> None:
     job = run.submit()["train.train"]
@@ -101,7 +101,7 @@ def test_told_to_make_room_it_saves_and_comes_back(
 
 
 @pytest.mark.parametrize("warned", [True, False], ids=["user-signal", "term"])
-def test_making_room_for_a_higher_partition_loses_nothing(
+def test_preemption_loses_nothing(
     run: Queued, undisturbed: Path, tmp_path: Path, warned: bool
 ) -> None:
     run.profile = {"jobs": {"train": {"partition": "low", "sbatch": {"nodelist": "node1"}}}}
@@ -117,14 +117,14 @@ def test_making_room_for_a_higher_partition_loses_nothing(
     ends_as(run, undisturbed, at_most=0)
 
 
-def test_a_node_that_goes_down_costs_at_most_an_interval_on_another(
+def test_a_node_failure_costs_at_most_one_checkpoint_interval(
     run: Queued, undisturbed: Path
 ) -> None:
     run.submit()
     run.trains(EVERY + 5)
     node = run.node("train.train")
     try:
-        for state in ("DOWN", "DRAIN"):  # as the slurmd lives, it would be back at once
+        for state in ("DOWN", "DRAIN"):  # DOWN alone would not last, because the slurmd is alive
             run.cluster.run(
                 "scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=test"
             )
@@ -138,35 +138,35 @@ def test_a_node_that_goes_down_costs_at_most_an_interval_on_another(
         run.cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
 
-def test_a_kill_costs_at_most_an_interval_and_a_second_submit_goes_on(
-    run: Queued, undisturbed: Path
-) -> None:
+def test_a_kill_costs_at_most_one_checkpoint_interval(run: Queued, undisturbed: Path) -> None:
     first = dict(run.submit())
     run.trains(EVERY + 5)
     os.kill(run.process("train.train"), signal.SIGKILL)
     run.cluster.wait(first["train.train"], "FAILED")
     run.cluster.wait([first["evaluate.tuned"], first["evaluate.report"]], "CANCELLED")
     second = run.submit()
-    overlap = "evaluate.overlap"  # waits for no training, so it stays where it is
+    overlap = "evaluate.overlap"  # does not wait for the training, so it stays in the queue
     anew = {step: job for step, job in second.items() if step != overlap}
     assert not set(first.values()) & set(anew.values())
     ends_as(run, undisturbed, at_most=EVERY)
     killed, last = run.attempts("train.train")
-    assert (killed["state"], last["state"]) == ("running", "done"), "it did not come to say more"
+    assert (killed["state"], last["state"]) == ("running", "done"), (
+        "a killed task cannot update its file"
+    )
     assert [a["job"] for a in (killed, last)] == [first["train.train"], second["train.train"]]
     found = run.times("train.train")
     assert found["attempts"] == 2
     assert (found["lost_seconds"] > 0) == (repeated(run.config, run.root) > 0)
 
 
-def test_a_job_that_gets_nowhere_is_given_up(run: Queued) -> None:
+def test_a_job_without_progress_is_given_up(run: Queued) -> None:
     from jobs.monitoring.progress_file import MAX_IDLE_RESTARTS, progress_mark
 
     job = run.submit()["train.train"]
     run.trains(1)
     run.cluster.run("scontrol", "requeue", job)
     run.requeued(job)
-    # as if it had been so all the time
+    # as if all attempts so far had been long and without progress
     path = run.root / "runs" / run.config.name / "logs" / "train.train-0.json"
     mark = progress_mark(find(run.config, run.root, "train.train").work.folder)
     content = json.loads(path.read_text()) | {"idle": MAX_IDLE_RESTARTS, "mark": mark}
@@ -177,7 +177,9 @@ def test_a_job_that_gets_nowhere_is_given_up(run: Queued) -> None:
     run.cluster.wait(run.jobs["evaluate.report"], "CANCELLED")
 
 
-def test_a_signal_before_anybody_listens_does_no_harm(run: Queued, undisturbed: Path) -> None:
+def test_a_signal_before_the_handler_is_installed_is_harmless(
+    run: Queued, undisturbed: Path
+) -> None:
     job = run.submit()["train.train"]
     run.cluster.wait(job, "RUNNING")
     for _ in range(5):
@@ -185,8 +187,8 @@ def test_a_signal_before_anybody_listens_does_no_harm(run: Queued, undisturbed: 
     ends_as(run, undisturbed, at_most=0)
 
 
-def test_a_deadline_stands_in_for_a_signal_that_is_lost(run: Queued, undisturbed: Path) -> None:
-    # the first start is told that it ends in 94 s, so it saves half the warning's 180 s before that
+def test_the_deadline_replaces_a_lost_signal(run: Queued, undisturbed: Path) -> None:
+    # The first attempt believes it ends in 94 s, so it saves 90 s (half of 180 s) before that.
     soon = "export SLURM_JOB_END_TIME=$(($(date +%s) + 94))"
     run.profile = {"jobs": {"train": {"setup": [f'[ -n "$SLURM_RESTART_COUNT" ] || {soon}']}}}
     run.submit()

@@ -1,4 +1,4 @@
-"""A plan in SLURM's queue: submitted once, whoever asks; what is missing is made up for."""
+"""A plan in SLURM's queue: submitted once, and completed after failures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COUNTED = ("sbatch", "squeue", "scontrol", "sacct", "scancel")
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, int]]:
-    """How often SLURM's commands were called since this was asked last; they do their work."""
+    """How often SLURM's commands were called since the last call of this function."""
     folder, log = tmp_path / "bin", tmp_path / "calls"
     folder.mkdir()
     log.touch()
@@ -51,7 +51,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A working tree that may be edited."""
+    """A copy of the working tree that a test may edit."""
     copy = tmp_path / "tree"
     for name in ("jobs", "pipeline", "slurm"):
         shutil.copytree(HERE / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -60,7 +60,7 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Path]:
-    """A data set's YAML file, whose corpus a server on this host has."""
+    """The YAML file of a data set whose corpus is served over HTTP on this host."""
     corpus = write_corpus(tmp_path / "small.jsonl.zst", documents=160)
     with FileServer({"/small.jsonl.zst": corpus.read_bytes()}) as server:
         path = tmp_path / "small.yaml"
@@ -68,7 +68,7 @@ def served(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-def test_five_stages_as_jobs_of_names_that_need_care(
+def test_five_stages_run_as_jobs_despite_special_characters(
     cluster: Cluster,
     models: Callable[[str], Path],
     served: Path,
@@ -79,12 +79,12 @@ def test_five_stages_as_jobs_of_names_that_need_care(
     words = [*SMALL, "tokenize.tasks=4"]
     name = "-a b'c\"é$(x)"
     config = resolve(str(served), str(models("llama")), "lora-8bit", words, name)
-    wide = {"jobs": {"tokenize": {"mem": "3500M"}}}  # two fill a node
+    wide = {"jobs": {"tokenize": {"mem": "3500M"}}}  # two of them fill a node
     run = Queued(cluster, config, tmp_path / "the 'root' \"é", wide, tree=tree)
     chosen = (f"--dataset={served}", f"--model={models('llama')}", f"--name={name}", *words)
     told = run.command("submit", *chosen)
     assert calls() == {"sbatch": 10, "squeue": 1, "scontrol": 1}
-    # the tree is edited while jobs wait
+    # edit the tree while jobs wait
     (tree / "jobs" / "task.py").write_text("this is not Python")
     (tree / "pipeline" / "__init__.py").write_text("this neither")
     run.jobs = jobs_told(told)
@@ -117,7 +117,7 @@ def jobs_told(text: str) -> dict[str, str]:
     return {row[0]: row[2] for row in rows if row[1:2] == ["job"]}
 
 
-def test_two_at_once_submit_one_set_of_jobs(
+def test_two_submitters_at_once_submit_one_set_of_jobs(
     run: Queued, calls: Callable[[], dict[str, int]]
 ) -> None:
     command = [sys.executable, "-c", SUBMIT, str(run.root), str(run.site())]
@@ -145,7 +145,7 @@ print(json.dumps(queue_plan(config, root, find_profile(sys.argv[2])).jobs))
 """
 
 
-def test_what_a_killed_element_left_is_made_up_for(
+def test_a_killed_element_is_submitted_again(
     run: Queued, small: Callable[..., Config], prepared: Path
 ) -> None:
     run.config = small("tokenize.tasks=4")
@@ -160,7 +160,7 @@ def test_what_a_killed_element_left_is_made_up_for(
     run.cluster.run("scancel", "--signal=KILL", f"{first['tokenize.shards']}_0")
     below = [job for step, job in first.items() if step != "tokenize.shards"]
     run.ends("tokenize.shards", 0)
-    # the others are still in the queue, one by one; what is missing joins them
+    # the other elements are still queued, one at a time; the missing one joins them
     second = dict(run.submit())
     array = run.plan().array("tokenize.shards")
     assert array.elements == (0,)
@@ -209,7 +209,7 @@ def test_status_logs_and_cancel_of_a_run_in_the_queue(
     assert run.cluster.squeue() == []
 
 
-def test_what_sbatch_refuses_is_told_in_one_line(run: Queued) -> None:
+def test_what_sbatch_refuses_is_reported_in_one_line(run: Queued) -> None:
     run.profile = {"jobs": {"train": {"partition": "gpux"}}}
     chosen = ("--name=small",)
     line = run.command("submit", *run.words(), *chosen, code=2).strip().splitlines()[-1]
@@ -218,7 +218,7 @@ def test_what_sbatch_refuses_is_told_in_one_line(run: Queued) -> None:
     assert "Traceback" not in line
 
 
-def test_where_nothing_is_killed_what_waits_in_vain_is_replaced(
+def test_without_kill_on_invalid_dep_blocked_jobs_are_replaced(
     run: Queued, small: Callable[..., Config]
 ) -> None:
     run.config = small("train.steps=400", "train.checkpoint_every=400", "train.validate_every=1000")
@@ -237,7 +237,7 @@ def test_where_nothing_is_killed_what_waits_in_vain_is_replaced(
     assert run.cluster.squeue() == []
 
 
-def test_download_may_be_done_on_the_login_node(
+def test_download_can_run_on_the_login_node(
     run: Queued, served: Path, models: Callable[[str], Path]
 ) -> None:
     run.profile = {"jobs": {"download": {"where": "login"}}}

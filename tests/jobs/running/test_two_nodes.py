@@ -1,4 +1,4 @@
-"""Two nodes share a training: by hand and from the pipeline, left alone and struck."""
+"""Two nodes share a training, by hand and from the pipeline, undisturbed and interrupted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def by_hand(
     prepared: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Queued, str]:
-    """A training by `sbatch --nodes=2 slurm/train.sbatch` that nothing befell, and its job."""
+    """An undisturbed training by `sbatch --nodes=2 slurm/train.sbatch`, and its job id."""
     root = tmp_path_factory.mktemp("by hand") / "root"
     shutil.copytree(prepared, root)
     run = Queued(cluster, small(*LONG), root)
@@ -48,7 +48,7 @@ def by_hand(
 
 
 def rows(run: Queued) -> dict[tuple[str, int], set[tuple[float, ...]]]:
-    """Losses, gradient norms and rates, by kind of row and step; all that a step ever had."""
+    """All losses, gradient norms and rates that were logged, by kind of row and step."""
     return read_metrics(find(run.config, run.root, "train.train").work.folder / "metrics.jsonl")[0]
 
 
