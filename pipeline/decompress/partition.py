@@ -1,8 +1,8 @@
-"""A corpus in parts that can be worked on independently: whole files, and spans of large ones.
+"""Partition of a corpus into parts that are read independently: whole files, or spans of one.
 
-A line belongs to the part in which it begins; one that begins where a part ends belongs to it, too.
-So nobody has to know what comes before a part: its first line, or the rest of one, is left out, and
-at its end a line is read to its end.
+A line belongs to the part in which it begins; one that begins exactly where two parts meet belongs
+to the first. So a part can be read without the one before it: its reader skips everything up to the
+first line end, and reads the last line to its end.
 """
 
 from __future__ import annotations
@@ -18,58 +18,60 @@ from pipeline.sources.spans import Span
 
 
 @dataclass(frozen=True)
-class Slice:
-    """Of a file, its spans from `first` to before `after`; all of it where it has but one."""
+class FileSlice:
+    """The spans `first` to `end` (exclusive) of a file; if `end` is 0, the whole file."""
 
     name: str
     first: int = 0
-    after: int = 0
+    end: int = 0
 
-    def bounds(self, spans: Sequence[Span], size: int) -> tuple[int, int]:
-        """Its first byte, and the one after its last, in a file of that size and those spans."""
-        if not self.after:
+    def byte_range(self, spans: Sequence[Span], size: int) -> tuple[int, int]:
+        """Offsets of the first byte and after the last one, given the file's spans and size."""
+        if not self.end:
             return 0, size
-        last = spans[self.after - 1]
+        last = spans[self.end - 1]
         return spans[self.first].start, last.start + last.size
 
 
-def divide(files: Sequence[tuple[str, int, Sequence[Span]]], size: int) -> list[list[Slice]]:
-    """Parts of at least `size` raw bytes, but for the last one; files and spans stay in order.
+def partition(
+    files: Sequence[tuple[str, int, Sequence[Span]]], part_bytes: int
+) -> list[list[FileSlice]]:
+    """Divide files into parts of at least `part_bytes` raw bytes, except the last; keeps the order.
 
     Args:
-        files: Name, bytes, and spans of each, if it may be read in spans.
-        size: Raw bytes.
+        files: Name, size and spans of each file; no spans if it must be read as a whole.
+        part_bytes: Raw bytes.
     """
-    parts: list[list[Slice]] = [[]]
-    held = 0
-    for name, whole, spans in files:
-        for index, bytes_ in enumerate([span.size for span in spans] or [whole]):
-            if held >= size:
+    parts: list[list[FileSlice]] = [[]]
+    filled = 0
+    for name, file_size, spans in files:
+        for index, size in enumerate([span.size for span in spans] or [file_size]):
+            if filled >= part_bytes:
                 parts.append([])
-                held = 0
+                filled = 0
             part = parts[-1]
             if part and part[-1].name == name:
-                part[-1] = Slice(name, part[-1].first, index + 1)
+                part[-1] = FileSlice(name, part[-1].first, index + 1)
             else:
-                part.append(Slice(name, index, index + 1) if spans else Slice(name))
-            held += bytes_
+                part.append(FileSlice(name, index, index + 1) if spans else FileSlice(name))
+            filled += size
     return parts
 
 
-class Sliced(RawFile):
-    """The lines of a file that begin in a slice of it, in blocks: iterate over it, once.
+class SlicedFile(RawFile):
+    """The lines that belong to a slice of a file: iterate once to get them in blocks.
 
     Every span that is read is verified.
 
     Args:
         path: The file.
-        unit: The unit it belongs to, named in errors.
-        spans: Those of the whole file.
-        piece: Which of them.
-        before_read: Called before each read; it may raise.
+        unit: The unit that the file belongs to, named in errors.
+        spans: All spans of the file.
+        piece: The slice.
+        before_read: Called before each read; may raise.
 
     Raises:
-        CorruptInput: While iterating, where one of the spans is damaged.
+        CorruptInput: While iterating, if a span is damaged.
     """
 
     def __init__(
@@ -77,20 +79,20 @@ class Sliced(RawFile):
         path: Path,
         unit: Path,
         spans: Sequence[Span],
-        piece: Slice,
+        piece: FileSlice,
         before_read: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(path, unit, before_read)
         self._spans, self._piece = spans, piece
 
     def verify(self, receipt: Receipt) -> None:
-        """Nothing is left to do: each span was compared when it was read."""
+        """Do nothing: each span was verified when it was read."""
 
     def __iter__(self) -> Generator[bytes]:
-        first, after = self._piece.first, self._piece.after
+        first, end = self._piece.first, self._piece.end
         inside = first == 0
-        for span in self._spans[first:after]:
-            for block in self._text(span):
+        for span in self._spans[first:end]:
+            for block in self._read_span(span):
                 if inside:
                     yield block
                 elif cut := block.find(b"\n") + 1:
@@ -98,12 +100,13 @@ class Sliced(RawFile):
                     if rest := block[cut:]:
                         yield rest
         if inside:
-            yield from self._rest_of_line(self._spans[after:])
+            yield from self._rest_of_line(self._spans[end:])
 
     def _rest_of_line(self, spans: Sequence[Span]) -> Iterator[bytes]:
+        """The bytes of the spans up to the first line end."""
         for span in spans:
             cut = 0
-            raw = self._raw(span)
+            raw = self._open_span(span)
             with closing(iter(raw)) as blocks:
                 for block in blocks:
                     cut = block.find(b"\n") + 1
@@ -115,12 +118,12 @@ class Sliced(RawFile):
             if cut:
                 return
 
-    def _text(self, span: Span) -> Iterator[bytes]:
-        before, raw = self.bytes_read, self._raw(span)
+    def _read_span(self, span: Span) -> Iterator[bytes]:
+        before, raw = self.bytes_read, self._open_span(span)
         for block in raw:
             self.bytes_read = before + raw.bytes_read
             yield block
         raw.verify_span(span)
 
-    def _raw(self, span: Span) -> RawFile:
+    def _open_span(self, span: Span) -> RawFile:
         return RawFile(self.path, self.unit, self._before_read, span)

@@ -1,31 +1,24 @@
-"""Decompress: the raw files as JSON lines, cut into chunks that can be worked on independently.
+"""The decompress stage: raw files become JSON lines, cut into chunks of equal size.
 
-Many files, and the spans of files of many zstd frames, make parts, which tasks share among them. A
-part is one pass in constant memory, hashing on the way. A chunk that is already committed is read
-over, compared and not written again, so an interrupted pass goes on where it was.
+Whole files, and spans of files with many zstd frames, make up parts, which tasks share.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Receipt, hash_file, hash_json, set_aside
 from pipeline.core.settings import Section, hashed, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
+from pipeline.decompress.cutting import ChunkCutter, PartReader, spans_of
 from pipeline.decompress.disk_estimate import estimate_chunks
-from pipeline.decompress.partition import Slice, Sliced, divide
-from pipeline.sources.codecs import CHUNK_NAME, RawFile
-from pipeline.sources.formats import format_of, json_lines
-from pipeline.sources.records import LineReader
-from pipeline.sources.spans import Span
-from pipeline.sources.zstd_frames import FrameWriter
+from pipeline.decompress.partition import FileSlice, partition
+from pipeline.sources.chunks import PartFacts, as_facts, chunk_facts
+from pipeline.sources.formats import format_of
 
-COPY = "Get a sound copy and give it with FILE="
+ANOTHER_COPY = "Get an intact copy and pass it as FILE="
 
 
 class DecompressConfig(Section):
@@ -45,161 +38,90 @@ class DecompressConfig(Section):
 
 
 def items(config: RunConfig, inputs: Inputs) -> list[Item]:
-    """One item a part of the corpus."""
+    """One item per part of the corpus."""
     _, receipt = inputs["download.corpus"].one()
     form = config.dataset.form
-    # the name is in the ids of records that bring none
-    forms = {name: format_of(name) if form == "auto" else "" for name in receipt.outputs}
-    lines = {name for name, known in forms.items() if (known or form) in ("jsonl", "auto")}
-    parts = divide(
+    # the extension is hashed with each file, because `auto` reads the file by it
+    formats = {name: format_of(name) if form == "auto" else "" for name in receipt.outputs}
+    divisible = {name for name, known in formats.items() if (known or form) in ("jsonl", "auto")}
+    parts = partition(
         [
-            (name, output.size, spans if name in lines and len(spans) > 1 else [])
+            (name, output.size, spans if name in divisible and len(spans) > 1 else [])
             for name, output in receipt.outputs.items()
-            for spans in [_spans(receipt, name)]
+            for spans in [spans_of(receipt, name)]
         ],
         config.decompress.part_bytes,
     )
     return [
         Item(
             f"part-{number:05d}",
-            {"files": hash_json([[*_told(piece, receipt), forms[piece.name]] for piece in part])},
-            {"slices": part, "of": len(parts)},
+            {"files": hash_json([[*_identity(p, receipt), formats[p.name]] for p in part])},
+            {"slices": part, "parts": len(parts)},
         )
         for number, part in enumerate(parts)
     ]
 
 
-def _told(piece: Slice, receipt: Receipt) -> list[object]:
+def _identity(piece: FileSlice, receipt: Receipt) -> list[object]:
+    """What identifies the bytes of a slice. The name is in the ids of documents without an id."""
     output = receipt.outputs[piece.name]
-    return [piece.name, output.sha256, *piece.bounds(_spans(receipt, piece.name), output.size)]
-
-
-def _spans(receipt: Receipt, name: str) -> list[Span]:
-    """Where a raw file can be taken up; none where it came before that was looked for."""
-    return [Span(**span) for span in receipt.facts.get("spans", {}).get(name, [])]
+    return [
+        piece.name,
+        output.sha256,
+        *piece.byte_range(spans_of(receipt, piece.name), output.size),
+    ]
 
 
 def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Cut a part into `chunk-…` units and list them in its own.
+    """Cut a part into `chunk-…` units, and list them in the unit of the part.
 
     Raises:
-        CorruptInput: A raw file cannot be read, or is not the one that was downloaded.
+        CorruptInput: A raw file cannot be read, or has changed since it was downloaded.
     """
     unit, receipt = inputs["download.corpus"].one()
-    pieces: list[Slice] = item.data["slices"]
-    begins: dict[str, int] = {}
-
-    def pause() -> None:
-        ctx.stop.check()
-        ctx.progress(sum(raw.bytes_read for raw in raws), total, lines=lines.lines_read)
-
-    def opened() -> Iterator[RawFile]:
-        for piece, raw in zip(pieces, raws, strict=True):
-            if not piece.first:  # all lines before it are handed out
-                begins[piece.name] = lines.lines_read
-            yield raw
-            raw.verify(receipt)
-
-    raws, total = [], 0
-    for piece in pieces:
-        path, spans = unit / piece.name, _spans(receipt, piece.name)
-        sliced = Sliced(path, unit, spans, piece, pause) if piece.after else None
-        raws.append(sliced or RawFile(path, unit, pause, spans[0] if len(spans) == 1 else None))
-        begin, end = piece.bounds(spans, receipt.outputs[piece.name].size)
-        total += end - begin
-    lines = LineReader(json_lines(opened(), config.dataset.form))
-    made: list[str] = []
+    slices: list[FileSlice] = item.data["slices"]
+    settings = config.decompress
+    part = PartReader(unit, receipt, slices, config.dataset.form, ctx)
+    prefix = item.name.replace("part", "chunk")
+    cutter = ChunkCutter(prefix, part.lines, settings.chunk_bytes, settings.level, ctx)
     try:
-        _cut(item.name.replace("part", "chunk"), made, lines, config, ctx)
+        cutter.cut()
     except CorruptInput as error:
-        if error.unit != unit:
-            raise
-        if all(_sound(unit / piece.name, receipt, ctx) for piece in pieces):
-            raise CorruptInput(f"{error.what}; it was so when it came", COPY) from None
-        # what was cut from a damaged file is not to be trusted either
-        for chunk in filter(ctx.has, made):
-            set_aside(ctx.folder / chunk, "damaged")
+        if error.unit == unit:
+            _check_downloaded(unit, receipt, slices, error, ctx)
+            # chunks that were cut from a damaged file cannot be trusted
+            for chunk in filter(ctx.has, cutter.names):
+                set_aside(ctx.folder / chunk, "damaged")
         raise
-    if not made and item.data["of"] == 1:
-        raise CorruptInput(f"{unit} holds no text", COPY)
-    receipts = {chunk: _receipt(chunk, ctx) for chunk in made}
+    if not cutter.names and item.data["parts"] == 1:
+        raise CorruptInput(f"{unit} holds no text", ANOTHER_COPY)
+    chunks = {name: _committed(name, ctx) for name in cutter.names}
+    facts: PartFacts = {
+        "lines": part.lines.lines_read,
+        "bytes": part.lines.bytes_read,
+        "files": part.file_starts,
+        "first_lines": {name: chunk_facts(chunk)["first_line"] for name, chunk in chunks.items()},
+    }
     with ctx.commit(item.name) as draft:
-        draft.units = {chunk: r.digest for chunk, r in receipts.items()}
-        first = {chunk: r.facts["first_line"] for chunk, r in receipts.items()}
-        size = {"lines": lines.lines_read, "bytes": lines.bytes_read}
-        draft.facts = {**size, "files": begins, "first_lines": first}
+        draft.units = {name: chunk.digest for name, chunk in chunks.items()}
+        draft.facts = as_facts(facts)
 
 
-def _sound(path: Path, receipt: Receipt, ctx: Context) -> bool:
-    """Whether a raw file is still the one that was downloaded."""
-    try:
-        return hash_file(path, ctx.stop.check) == receipt.outputs[path.name].sha256
-    except OSError:
-        return False
+def _check_downloaded(
+    unit: Path, receipt: Receipt, slices: Sequence[FileSlice], error: CorruptInput, ctx: Context
+) -> None:
+    """Refuse the corpus if its files are still as they were downloaded, but cannot be read."""
+    for piece in slices:
+        try:
+            digest = hash_file(unit / piece.name, ctx.stop.check)
+        except OSError:
+            return
+        if digest != receipt.outputs[piece.name].sha256:
+            return
+    raise CorruptInput(f"{error.what}; it was downloaded in this state", ANOTHER_COPY) from None
 
 
-def _cut(name: str, made: list[str], lines: LineReader, config: RunConfig, ctx: Context) -> None:
-    """Make the chunks of a part, and list them; one is committed while the next is cut."""
-    commits: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as behind:
-        while lines.has_more():
-            chunk = f"{name}-{len(made):05d}"
-            if known := ctx.has(chunk):
-                _compare(known, lines, config, ctx)
-            else:
-                commits.append(behind.submit(_write(chunk, lines, config, ctx)))
-            made.append(chunk)
-            while len(commits) > 1:
-                commits.pop(0).result()
-    for commit in commits:
-        commit.result()
-
-
-def _write(chunk: str, lines: LineReader, config: RunConfig, ctx: Context) -> Callable[[], None]:
-    """Feed a chunk to its file; what is returned commits it."""
-    first_line, offset, started = lines.lines_read, lines.bytes_read, time.monotonic()
-    with ExitStack() as opened:
-        draft = opened.enter_context(ctx.commit(chunk))
-        press = FrameWriter(draft.path / CHUNK_NAME, config.decompress.level, ctx.cpus)
-        opened.enter_context(press)
-        _feed(press, lines, config, ctx)
-        draft.facts = {
-            "lines": lines.lines_read - first_line,
-            "bytes": lines.bytes_read - offset,
-            "first_line": first_line,
-            "offset": offset,
-            # of several chunks no second counts twice
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        rest = opened.pop_all()
-
-    def commit() -> None:
-        with rest:
-            text = press.finish()
-            draft.hashes[CHUNK_NAME] = press.sha256
-            draft.facts |= {"xxh3": press.xxh3, "text": text}
-
-    return commit
-
-
-def _compare(known: Receipt, lines: LineReader, config: RunConfig, ctx: Context) -> None:
-    """Read over a committed chunk, comparing the text with what it was made from."""
-    with FrameWriter(None, threads=ctx.cpus) as press:
-        _feed(press, lines, config, ctx)
-        text = press.finish()
-    if text != known.facts["text"]:
-        unit = ctx.folder / known.unit
-        raise CorruptInput(f"{unit} was cut from another text", unit=unit)
-
-
-def _feed(press: FrameWriter, lines: LineReader, config: RunConfig, ctx: Context) -> None:
-    """Give a chunk's text to the press."""
-    for piece in lines.pieces(config.decompress.chunk_bytes):
-        ctx.stop.check()
-        press.add(piece)
-
-
-def _receipt(chunk: str, ctx: Context) -> Receipt:
+def _committed(chunk: str, ctx: Context) -> Receipt:
     receipt = ctx.has(chunk)
     if receipt is None:
         raise CorruptInput(f"{ctx.folder / chunk} vanished after it was committed")

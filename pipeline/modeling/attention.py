@@ -1,9 +1,9 @@
 """Choose the attention implementation that a training uses.
 
 All of them keep the documents of a window apart. `cpu_by_document` and torch's SDPA use the
-block-diagonal mask of a `PackedBatch`. FlashAttention uses sequence lengths (`varlen_inputs`) and needs
-neither mask nor padding. They agree up to rounding, so a run may change between them, as it may
-change the GPU.
+block-diagonal mask of a `PackedBatch`. FlashAttention uses sequence lengths (`varlen_inputs`) and
+needs neither mask nor padding. They agree up to rounding, so a run may change between them, as it
+may change the GPU.
 """
 
 from __future__ import annotations

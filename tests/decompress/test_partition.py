@@ -28,8 +28,8 @@ from pipeline.core.receipt import load
 from pipeline.core.registry import Dataset
 from pipeline.core.stage import Context, run_item
 from pipeline.dag import Node, find, survey
-from pipeline.decompress import stage as decompress
-from pipeline.decompress.partition import Slice, Sliced, divide
+from pipeline.decompress.cutting import ChunkCutter
+from pipeline.decompress.partition import FileSlice, SlicedFile, partition
 from pipeline.sources import spans as spans_module
 from pipeline.sources import zstd_frames as frames_module
 from pipeline.sources.formats import json_lines
@@ -102,14 +102,14 @@ def test_parts_are_in_order_and_hold_all_once(files: list[tuple[int, int]], size
         (f"f{n}", whole * max(1, count), [Span(whole * i, whole, "") for i in range(count)])
         for n, (whole, count) in enumerate(files)
     ]
-    parts = divide(listed, size)
+    parts = partition(listed, size)
     pieces = {
         (name, index): held // max(1, len(spans))
         for name, held, spans in listed
         for index in range(max(1, len(spans)))
     }
     found = [
-        [(s.name, index) for s in part for index in range(s.first, max(s.after, s.first + 1))]
+        [(s.name, index) for s in part for index in range(s.first, max(s.end, s.first + 1))]
         for part in parts
     ]
     assert list(itertools.chain(*found)) == list(pieces)
@@ -139,7 +139,9 @@ def test_each_line_is_read_by_one_part_wherever_frames_end(
     ends = [0, *sorted(bound for bound in bounds if bound < len(spans)), len(spans)]
     found = [
         b"".join(
-            json_lines([Sliced(path, path.parent, spans, Slice("corpus.zst", *bounds))], "jsonl")
+            json_lines(
+                [SlicedFile(path, path.parent, spans, FileSlice("corpus.zst", *bounds))], "jsonl"
+            )
         )
         for bounds in itertools.pairwise(ends)
     ]
@@ -306,20 +308,20 @@ def test_a_chunk_is_cut_while_the_one_before_it_is_committed(
     many: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = many("decompress.part_bytes=100000000", "decompress.chunk_bytes=4000")
-    feed, seal, fed = decompress._feed, receipt._seal, Semaphore(0)
+    add_text, seal, added = ChunkCutter._add_text, receipt._seal, Semaphore(0)
 
     def watched(*arguments: Any) -> None:
-        feed(*arguments)
-        fed.release()
+        add_text(*arguments)
+        added.release()
 
     def slow(draft: receipt.Draft) -> Any:
         if "text" in draft.facts and draft.facts["offset"] == 0:
-            assert fed.acquire(timeout=60)
-            assert fed.acquire(timeout=60), "the second waits for the first"
+            assert added.acquire(timeout=60)
+            assert added.acquire(timeout=60), "the second waits for the first"
         return seal(draft)
 
     advance(config, tmp_path, "download.corpus")
-    monkeypatch.setattr(decompress, "_feed", watched)
+    monkeypatch.setattr(ChunkCutter, "_add_text", watched)
     monkeypatch.setattr(receipt, "_seal", slow)
     assert len(advance(config, tmp_path, "decompress.chunks").done) == 1
 
@@ -461,7 +463,7 @@ def test_lines_of_a_part_are_cut_as_those_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "x.zst"
     path.write_bytes(zstandard.compress(b"a\nb") + zstandard.compress(b"c\nd"))
     spans = spans_of(path.read_bytes())
-    lines = LineReader(Sliced(path, tmp_path, spans, Slice("x.zst", 0, 1)))
+    lines = LineReader(SlicedFile(path, tmp_path, spans, FileSlice("x.zst", 0, 1)))
     assert b"".join(lines.pieces(100)) == b"a\nbc\n"
-    lines = LineReader(Sliced(path, tmp_path, spans, Slice("x.zst", 1, 2)))
+    lines = LineReader(SlicedFile(path, tmp_path, spans, FileSlice("x.zst", 1, 2)))
     assert b"".join(lines.pieces(100)) == b"d\n"

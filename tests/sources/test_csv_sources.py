@@ -511,7 +511,8 @@ def test_a_damaged_year_is_found_out_and_fetched_again(
 def test_a_year_that_came_broken_is_told_so(exporter: Any, tmp_path: Path) -> None:
     server, config = exporter
     server.files = {**YEARS, "/abstracts/2020": YEARS["/abstracts/2020"][:-30]}
-    with pytest.raises(CorruptInput, match=r"2020 is truncated.* it was so when it came.* FILE="):
+    refusal = r"2020 is truncated.* it was downloaded in this state.* FILE="
+    with pytest.raises(CorruptInput, match=refusal):
         advance(config(), tmp_path, "decompress.chunks")
 
 
