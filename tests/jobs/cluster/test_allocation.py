@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,17 +12,13 @@ import pytest
 
 from jobs.cluster import allocation, slurm_cli
 from jobs.cluster.allocation import (
-    Allocation,
     job_of,
     pid_of,
     process_gone,
     process_label,
     slurm_allocation,
 )
-from jobs.monitoring.progress_file import MAX_IDLE_RESTARTS, ProgressFile, progress_mark
-from jobs.planning.snapshot import record_changes, source_folder, take
-from pipeline.core.errors import UserError
-from pipeline.core.task_log import read_status
+from jobs.planning.snapshot import source_folder
 
 HERE = Path(__file__).parents[3]
 JOB = {
@@ -128,121 +122,3 @@ def test_a_signal_near_the_end_announces_the_time_limit() -> None:
     assert slurm_allocation(4, warning=180).ends_soon
     assert not slurm_allocation(20, warning=180).ends_soon
     assert not slurm_allocation().ends_soon
-
-
-def as_if_long(path: Path) -> None:
-    """Move the start of the attempt an hour back."""
-    content = read_status(path)
-    path.write_text(json.dumps(content | {"started": content["started"] - 3600}))
-
-
-def test_a_signal_during_exit_is_ignored() -> None:
-    """At exit Python restores the default signal handlers."""
-    program = """
-import os, signal
-from jobs.running.stage_job import install_stop
-
-class Late:
-    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGUSR2):
-        kill(me, number)
-
-late = Late()
-{install_stop}
-"""
-    ends = {}
-    for line in ("signal.signal(signal.SIGUSR2, print)", "install_stop(None)"):
-        words = [sys.executable, "-c", program.format(install_stop=line)]
-        ends[line] = subprocess.run(words, cwd=HERE, timeout=60).returncode
-    assert list(ends.values()) == [-signal.SIGUSR2, 0]
-
-
-def test_a_short_attempt_does_not_count_as_idle(tmp_path: Path) -> None:
-    path = tmp_path / "train.train-0.json"
-    for attempt in range(3 * MAX_IDLE_RESTARTS):
-        file = ProgressFile(path)
-        file.start(Allocation(job="1", attempt=attempt), 0, 1)
-        file.count_idle("same")
-    assert read_status(path)["idle"] == 0
-
-
-def test_restarts_without_progress_are_counted(tmp_path: Path) -> None:
-    path = tmp_path / "train.train-0.json"
-    for attempt in range(MAX_IDLE_RESTARTS + 1):
-        file = ProgressFile(path)
-        file.start(Allocation(job="1", attempt=attempt), 0, 1)
-        file.count_idle("same")
-        assert (read_status(path)["restarts"], read_status(path)["idle"]) == (attempt, attempt)
-        as_if_long(path)
-    file = ProgressFile(path)
-    file.start(Allocation(job="1", attempt=attempt + 1), 0, 1)
-    with pytest.raises(UserError, match="without progress"):
-        file.count_idle("same")
-    for job, attempt, mark in (("1", 9, "another"), ("2", 0, "same"), (None, 0, "same")):
-        file = ProgressFile(path)
-        file.start(Allocation(job=job, attempt=attempt), 0, 1)
-        file.count_idle(mark)
-        assert read_status(path)["idle"] == 0
-
-
-def test_the_mark_changes_with_each_commit_and_each_byte(tmp_path: Path) -> None:
-    marks = [progress_mark(tmp_path)]
-    (tmp_path / "unit").mkdir()
-    (tmp_path / "unit" / "receipt.json").write_text("{}")
-    marks.append(progress_mark(tmp_path))
-    (tmp_path / ".partial-x").mkdir()
-    (tmp_path / ".partial-x" / "part").write_text("a")
-    marks.append(progress_mark(tmp_path))
-    (tmp_path / ".partial-x" / "part").write_text("ab")
-    marks.append(progress_mark(tmp_path))
-    assert len(set(marks)) == 4
-    assert progress_mark(tmp_path) == marks[-1]
-
-
-def test_a_snapshot_is_the_code_and_reports_its_version(tmp_path: Path) -> None:
-    from pipeline.core import provenance
-
-    folder = take(tmp_path)
-    assert take(tmp_path) == folder
-    assert [path.name for path in (tmp_path / "code").iterdir()] == [folder.name]
-    code = (
-        "import jobs.running.task, pipeline\n"
-        "from pipeline.core.provenance import code_version\n"
-        "print(jobs.running.task.__file__, pipeline.__file__, code_version())"
-    )
-    told = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=source_folder(),
-        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    version = provenance.code_version()
-    assert told == [f"{folder}/jobs/running/task.py", f"{folder}/pipeline/__init__.py", version]
-
-
-def test_uncommitted_changes_are_recorded_without_secrets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipeline.core import provenance
-
-    monkeypatch.setattr(provenance, "TOP", tmp_path / "tree")
-    assert record_changes(tmp_path / "run") == provenance.code_version()
-    assert not (tmp_path / "run" / "code").exists()
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    (tree / "a.py").write_text("one\n")
-    git = ["git", "-C", str(tree), "-c", "user.name=x", "-c", "user.email=x@y"]
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
-        subprocess.run([*git, *words], check=True)
-    clean = record_changes(tmp_path / "run")
-    assert len(clean) == 12
-    (tree / "a.py").write_text("two\n")
-    version = record_changes(tmp_path / "run")
-    assert version.startswith(clean + "+")
-    diff = (tmp_path / "run" / "code" / f"{version}.diff").read_text()
-    assert "-one\n+two\n" in diff
-    (tree / "mine.yaml").write_text("urls: [https://x/a.csv?token=s3cret]\n")
-    diff = (tmp_path / "run" / "code" / f"{record_changes(tmp_path / 'run')}.diff").read_text()
-    assert "https://x/a.csv?…]" in diff
-    assert "s3cret" not in diff

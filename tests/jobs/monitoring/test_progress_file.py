@@ -15,9 +15,17 @@ import pytest
 
 from jobs.cluster.allocation import Allocation, process_gone, process_label
 from jobs.monitoring import history, progress_file, status
-from jobs.monitoring.progress_file import ProgressFile, describe, describe_facts, speed
+from jobs.monitoring.progress_file import (
+    MAX_IDLE_RESTARTS,
+    ProgressFile,
+    describe,
+    describe_facts,
+    progress_mark,
+    speed,
+)
 from jobs.planning.planner import make_plan
 from pipeline.config import Config
+from pipeline.core.errors import UserError
 from pipeline.core.lease import Lease
 from pipeline.core.stage import Context, lease_path, run_item
 from pipeline.core.task_log import PLANS_FILE, read_status
@@ -276,3 +284,51 @@ def test_a_plan_is_recorded_with_the_needs_of_its_steps(
     assert list(first["steps"]) == [array.step for array in plan.arrays]
     assert first["steps"]["tokenize.seal"] == ["decompress.chunks", "tokenize.shards"]
     assert "train.train" in first["steps"]["evaluate.tuned"]
+
+
+def as_if_long(path: Path) -> None:
+    """Move the start of the attempt an hour back."""
+    content = read_status(path)
+    path.write_text(json.dumps(content | {"started": content["started"] - 3600}))
+
+
+def test_a_short_attempt_does_not_count_as_idle(tmp_path: Path) -> None:
+    path = tmp_path / "train.train-0.json"
+    for attempt in range(3 * MAX_IDLE_RESTARTS):
+        file = ProgressFile(path)
+        file.start(Allocation(job="1", attempt=attempt), 0, 1)
+        file.count_idle("same")
+    assert read_status(path)["idle"] == 0
+
+
+def test_restarts_without_progress_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "train.train-0.json"
+    for attempt in range(MAX_IDLE_RESTARTS + 1):
+        file = ProgressFile(path)
+        file.start(Allocation(job="1", attempt=attempt), 0, 1)
+        file.count_idle("same")
+        assert (read_status(path)["restarts"], read_status(path)["idle"]) == (attempt, attempt)
+        as_if_long(path)
+    file = ProgressFile(path)
+    file.start(Allocation(job="1", attempt=attempt + 1), 0, 1)
+    with pytest.raises(UserError, match="without progress"):
+        file.count_idle("same")
+    for job, attempt, mark in (("1", 9, "another"), ("2", 0, "same"), (None, 0, "same")):
+        file = ProgressFile(path)
+        file.start(Allocation(job=job, attempt=attempt), 0, 1)
+        file.count_idle(mark)
+        assert read_status(path)["idle"] == 0
+
+
+def test_the_mark_changes_with_each_commit_and_each_byte(tmp_path: Path) -> None:
+    marks = [progress_mark(tmp_path)]
+    (tmp_path / "unit").mkdir()
+    (tmp_path / "unit" / "receipt.json").write_text("{}")
+    marks.append(progress_mark(tmp_path))
+    (tmp_path / ".partial-x").mkdir()
+    (tmp_path / ".partial-x" / "part").write_text("a")
+    marks.append(progress_mark(tmp_path))
+    (tmp_path / ".partial-x" / "part").write_text("ab")
+    marks.append(progress_mark(tmp_path))
+    assert len(set(marks)) == 4
+    assert progress_mark(tmp_path) == marks[-1]
