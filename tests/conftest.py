@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from jobs.planning import snapshot
-from pipeline.config import Config, resolve, save_config
+from pipeline.config import Config, resolve
+from pipeline.saved_config import save_config
 from tests.cluster.fixture import Cluster
 from tests.cluster.fixture import cluster as cluster
 from tests.cluster.fixture import no_scheduler as no_scheduler

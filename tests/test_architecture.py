@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import resolve, save_config
+from pipeline.config import resolve
+from pipeline.saved_config import save_config
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {

@@ -19,19 +19,11 @@ from pydantic.fields import FieldInfo
 from jobs.cli.run_selection import Selection
 from jobs.planning.preflight import check_device
 from pipeline import dag
-from pipeline.config import (
-    Config,
-    begun_by,
-    differences,
-    identity_fields,
-    load_config,
-    resolve,
-    resume_command,
-    save_config,
-)
+from pipeline.config import Config, differences, identity_fields, resolve
 from pipeline.core import registry
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, merge, parse_overrides
+from pipeline.saved_config import begun_by, load_config, resume_command, save_config
 from tests.helpers.tiny import POSITIONS
 
 SECTIONS = [name for name, field in Config.model_fields.items() if name not in ("name", "recipe")]

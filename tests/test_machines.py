@@ -22,13 +22,14 @@ import yaml
 from jobs.housekeeping.clean import removable
 from jobs.monitoring.progress_file import ProgressFile
 from jobs.planning.planner import make_plan
-from pipeline.config import Config, resolve, save_config
+from pipeline.config import Config, resolve
+from pipeline.core.commit import sweep
 from pipeline.core.error_translation import explain
 from pipeline.core.errors import UserError
 from pipeline.core.lease import Lease
-from pipeline.core.leftovers import sweep
 from pipeline.core.task_log import read_status
 from pipeline.dag import STEPS, find, survey
+from pipeline.saved_config import save_config
 from tests.helpers.runs import SMALL, Mount, refused
 
 HERE = Path(__file__).parent.parent

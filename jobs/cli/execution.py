@@ -25,7 +25,7 @@ def submit(chosen: Selection, force: Force = False) -> None:
     """Run what a run still needs. Running it again is safe."""
     from jobs.core.permissions import create_run_folders
     from jobs.planning.preflight import check_packages, check_site, check_sources
-    from pipeline.config import save_config
+    from pipeline.saved_config import save_config
 
     config, root, site = chosen.config(), chosen.root_folder(), chosen.site
     check_packages(config)
@@ -89,8 +89,8 @@ def fetch(chosen: Selection, force: Force = False) -> None:
     from jobs.planning.planner import make_plan
     from jobs.planning.preflight import check_sources
     from jobs.running.local import run_plan
-    from pipeline.config import save_config
     from pipeline.dag import survey
+    from pipeline.saved_config import save_config
 
     config, root, site = chosen.config(), chosen.root_folder(), chosen.site
     _check_disk(config, root, check_sources(config, root), force, "download")
@@ -114,7 +114,7 @@ def plan(chosen: Selection, as_json: AsJson = False) -> None:
     from jobs.planning.disk_estimate import estimate_disk
     from jobs.planning.planner import describe_plan, make_plan
     from jobs.planning.preflight import check_site, check_sources
-    from pipeline.config import check_name
+    from pipeline.saved_config import check_name
 
     config, root, site = chosen.config(), chosen.root_folder(), chosen.site
     check_site(config, site)
@@ -143,7 +143,7 @@ def run(
     from jobs.core.permissions import apply_umask, create_run_folders
     from jobs.planning.plan import read_plan
     from jobs.running.by_hand import run_steps
-    from pipeline.config import save_config
+    from pipeline.saved_config import save_config
 
     if plan is not None:
         made = read_plan(plan)

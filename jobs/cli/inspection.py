@@ -21,7 +21,7 @@ def status(
 ) -> None:
     """Show how far a run is; without a name, the newest of the data set."""
     from jobs.monitoring.status import run_accounting, status_table, survey_run
-    from pipeline.config import resume_command
+    from pipeline.saved_config import resume_command
 
     chosen = chosen.read_only()
     config, root = chosen.existing_config(), chosen.root_folder()

@@ -17,10 +17,11 @@ import typer
 from jobs.cluster.profile import Profile, find_profile, find_root
 from jobs.core.console import print_error
 from jobs.planning.queue import Queue, read_queue
-from pipeline.config import COMMAND, Config, load_config, resolve
+from pipeline.config import Config, resolve
 from pipeline.core.errors import InputError, UserError
 from pipeline.core.registry import find_dataset, ids
 from pipeline.core.settings import read_yaml
+from pipeline.saved_config import COMMAND, load_config
 
 
 @dataclass(frozen=True)

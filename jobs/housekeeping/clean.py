@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.cluster.allocation import process_gone
-from pipeline.config import Config, load_config
+from pipeline.config import Config
+from pipeline.saved_config import load_config
+from pipeline.core.commit import ended, release, silent
 from pipeline.core.errors import UserError
-from pipeline.core.leftovers import ended, silent
-from pipeline.core.receipt import load, release
+from pipeline.core.receipt import load
 from pipeline.core.task_log import RUNNING, read_status
 from pipeline.dag import survey
 

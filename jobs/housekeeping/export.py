@@ -7,16 +7,17 @@ from pathlib import Path
 
 from jobs.core.console import print_line
 from jobs.core.permissions import prepare_parents
-from pipeline.config import Config, resume_command
+from pipeline.config import Config
 from pipeline.core import provenance
+from pipeline.core.commit import damage_set_aside
 from pipeline.core.disk import size
 from pipeline.core.errors import InputError
 from pipeline.core.receipt import verify
-from pipeline.core.stage import damage_set_aside
 from pipeline.dag import Node, survey
 from pipeline.export import export
 from pipeline.export.model_card import write_card
 from pipeline.modeling.device import Precision
+from pipeline.saved_config import resume_command
 
 
 def export_run(config: Config, root: Path, to: Path | None, precision: Precision) -> None:

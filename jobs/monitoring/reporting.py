@@ -14,16 +14,18 @@ from jobs.core.environment import prepare_environment
 from jobs.core.permissions import apply_umask, prepare_parents
 from jobs.monitoring.status import describe_step, survey_run
 from jobs.planning.queue import Queue
-from pipeline.config import Config, load_config
+from pipeline.config import Config
 from pipeline.core import provenance
+from pipeline.core.commit import commit, damage_set_aside
 from pipeline.core.errors import CorruptInput, UserError
-from pipeline.core.receipt import UnitIdentity, commit, hash_json, load_intact
+from pipeline.core.receipt import UnitIdentity, hash_json, load_intact
 from pipeline.core.redaction import redact
-from pipeline.core.stage import Context, Input, Inputs, damage_set_aside
+from pipeline.core.stage import Context, Input, Inputs
 from pipeline.core.stop import Stop
 from pipeline.dag import Node, survey
 from pipeline.report import PARTIAL_REPORT
 from pipeline.report.history.progress import Standing, Underway
+from pipeline.saved_config import load_config
 
 MIN_RUNS, MAX_RUNS = 2, 8
 NAME_SEPARATOR, MAX_NAME_BYTES = "_vs_", 120

@@ -10,7 +10,8 @@ from jobs.cluster.slurm_cli import DEPENDENCY_NEVER_SATISFIED
 from jobs.planning.plan import Array, Plan
 from jobs.planning.queue import LiveJob, Queue
 from pipeline.config import Config
-from pipeline.core.stage import Step, lookup
+from pipeline.core.settings import lookup
+from pipeline.core.stage import Step
 from pipeline.dag import STEPS, Node, survey
 
 

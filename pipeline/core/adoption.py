@@ -11,8 +11,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pipeline.core.commit import commit
 from pipeline.core.errors import CorruptInput
-from pipeline.core.receipt import Receipt, UnitIdentity, commit, load, load_intact, verify
+from pipeline.core.receipt import Receipt, UnitIdentity, load, load_intact, verify
 
 
 def equivalent_units(folder: Path, item: str) -> Iterator[Path]:

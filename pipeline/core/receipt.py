@@ -1,34 +1,24 @@
-"""Receipts: the one mechanism by which finished work is known, skipped, trusted and resumed.
+"""Receipts: how finished work is recognised, skipped, verified and resumed.
 
-A *unit* is a folder with output files and a `receipt.json`. It is written in a temporary folder
-beside its final place and put there by one `rename`, so it is absent or whole at every instant,
-whatever was killed. Nothing else makes a unit done.
-
-What it costs: every output is hashed once when written, and once more by the stage that reads it.
+A *unit* is a folder with output files and a `receipt.json`, put there by one rename (see
+`pipeline.core.commit`). Nothing else makes a unit done. Each output is hashed once when it is
+written, and once more by the stage that reads it. A receipt carries a hash of itself.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
-import shutil
-import socket
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.atomic_io import sync, write_text
-from pipeline.core.error_translation import no_room
-from pipeline.core.errors import CorruptInput, Failure
+from pipeline.core.atomic_io import write_text
+from pipeline.core.errors import CorruptInput
 
 NAME = "receipt.json"
+FORMAT = 2  # 1 was that of Gristmill 0.1, whose receipts do not say it
 Check = Callable[[], None]
 
 
@@ -93,20 +83,6 @@ class Receipt:
             verify(unit, name, self, check)
 
 
-@dataclass
-class Draft:
-    """A unit being written. Put files into `path`; the rest goes into the receipt.
-
-    `hashes` may carry the sha256 of files that were hashed while they were written.
-    """
-
-    path: Path
-    facts: dict[str, Any] = field(default_factory=dict)
-    units: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    hashes: dict[str, str] = field(default_factory=dict)
-
-
 def hash_json(value: Any) -> str:
     """sha256 (hex) of plain data in canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -124,9 +100,11 @@ def hash_file(path: Path, check: Check = lambda: None) -> str:
 
 
 def load(unit: Path) -> Receipt | None:
-    """The receipt of a unit's folder; None where there is none or it cannot be read."""
+    """The receipt of a unit's folder; None if there is none, or it is damaged or of 0.1."""
     try:
         raw = json.loads((unit / NAME).read_text(encoding="utf-8"))
+        if raw.pop("format") != FORMAT or raw.pop("self") != hash_json(raw):
+            return None
         outputs = {name: Output(**value) for name, value in raw.pop("outputs").items()}
         return Receipt(outputs=outputs, **raw)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -185,112 +163,21 @@ def expect(found: str, unit: Path, name: str, receipt: Receipt) -> None:
         raise CorruptInput(what, unit=unit)
 
 
-@contextmanager
-def commit(
-    folder: Path, name: str, identity: UnitIdentity, guard: Check = lambda: None
-) -> Iterator[Draft]:
-    """Write a unit: fill `draft.path` in the block; at its end the unit appears, whole.
+def write(receipt: Receipt, unit: Path) -> None:
+    """Write a receipt with a hash of itself: what stages read out of it is protected, too."""
+    content = json.loads(json.dumps(asdict(receipt)))
+    content = {"format": FORMAT, **content, "self": hash_json(content)}
+    write_text(unit / NAME, json.dumps(content, indent=1, ensure_ascii=False))
 
-    Args:
-        folder: Where the unit goes, as `folder/name`.
-        identity: What it is made from.
-        guard: Called just before the unit appears; raises if the right to commit was lost.
 
-    Raises:
-        UserError, OSError: There is no room, or else; nothing was committed, and what was written
-            is gone.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".tmp-{name}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    temporary.mkdir()
-    started = time.monotonic()
+def is_of_01(unit: Path) -> bool:
+    """Whether a unit was committed by Gristmill 0.1."""
     try:
-        draft = Draft(temporary)
-        yield draft
-        receipt = Receipt(
-            unit=name,
-            key=identity.key,
-            own=identity.own,
-            inputs=identity.inputs or {},
-            outputs=_seal(draft),
-            units=draft.units,
-            notes=draft.notes,
-            facts=draft.facts,
-            seconds=round(time.monotonic() - started, 3),
-            host=socket.gethostname(),
-            code=identity.code,
-            written=time.time(),
-        )
-        write_text(temporary / NAME, json.dumps(asdict(receipt), indent=1, ensure_ascii=False))
-        sync(temporary)
-        guard()
-        _place(temporary, folder / name, receipt)
-    except Exception as error:
-        # now, while what was written is still there: without it there will be room again
-        full = None if isinstance(error, Failure) else no_room(error, temporary)
-        if full:
-            raise full from error
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def set_aside(unit: Path, why: str) -> Path:
-    """Move a unit out of the way, under a hidden name beside it."""
-    aside = unit.parent / f".{why}-{unit.name}-{uuid.uuid4().hex[:8]}"
-    unit.rename(aside)
-    return aside
-
-
-def release(unit: Path) -> None:
-    """Remove the units that one lists, which stays and says so: nobody needs them any more."""
-    receipt = load(unit)
-    if receipt is None:
-        return
-    listed = [unit.parent / name for name in receipt.units]
-    if not receipt.released:
-        spent = sum(found.spent for found in map(load, listed) if found)
-        facts = {**receipt.facts, "seconds": round(receipt.spent + spent, 3)}
-        content = asdict(replace(receipt, released=True, facts=facts))
-        write_text(unit / NAME, json.dumps(content, indent=1, ensure_ascii=False))
-    for path in listed:
-        # out of the way first: half a unit would be taken for a damaged one
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(set_aside(path, "stale"), ignore_errors=True)
-
-
-def _place(temporary: Path, final: Path, receipt: Receipt) -> None:
-    """Rename into place. Where a unit already stands: keep an equal one, else take its place."""
-    for _ in range(10):
-        try:
-            temporary.rename(final)
-            sync(final.parent)
-            return
-        except OSError as error:
-            # not "is it there?": a third one may just have moved it out of the way
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-        winner = load_intact(final)
-        if winner and _same(winner, receipt):
-            return
-        try:
-            stale = set_aside(final, "stale")
-        except FileNotFoundError:
-            continue
-        shutil.rmtree(stale, ignore_errors=True)
-    raise OSError(f"{final} changes faster than it can be replaced; is another run writing there?")
-
-
-def _same(winner: Receipt, receipt: Receipt) -> bool:
-    """Whether a unit that stands already is as good as one that was just made."""
-    known = (winner.key, winner.inputs, winner.digest)
-    return not winner.released and known == (receipt.key, receipt.inputs, receipt.digest)
-
-
-def _seal(draft: Draft) -> dict[str, Output]:
-    outputs = {}
-    for path in sorted(p for p in draft.path.rglob("*") if p.is_file()):
-        name = path.relative_to(draft.path).as_posix()
-        outputs[name] = Output(path.stat().st_size, draft.hashes.get(name) or hash_file(path))
-        sync(path)
-    return outputs
+        raw = json.loads((unit / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (
+        isinstance(raw, dict)
+        and {"unit", "key", "outputs"} <= raw.keys() - {"format"}
+        and ("format" not in raw)
+    )

@@ -1,8 +1,8 @@
-"""Validated settings: the base of every config section, and how a mistake in one is told.
+"""Validated settings: the base of every config section, and messages about mistakes in one.
 
-Sections stand beside the code that uses them; `pipeline.config` puts them together. A field that
-cannot change a byte of the result (paths, workers, retries) is declared with `free(...)` and stays
-out of the recipe key.
+Sections are defined beside the code that uses them; `pipeline.config` puts them together. A field
+that cannot change a result (paths, workers, retries) is declared with `not_hashed(...)` and is no
+part of a recipe key.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import MethodType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 import yaml
@@ -19,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.core.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
+FORMER_NAMES = Path(__file__).parents[1] / "conf" / "former_settings.yaml"
 
 
 class Section(BaseModel):
@@ -34,8 +37,12 @@ class Section(BaseModel):
 
     def identity_fields(self) -> dict[str, Any]:
         """The fields that decide the bytes of a result, as plain data."""
-        left_out = {name for name, facts in _declared(type(self)) if facts.get("hashed") is False}
-        return self.model_dump(mode="json", exclude=left_out)
+        return self.model_dump(mode="json", exclude=self.not_hashed_fields())
+
+    @classmethod
+    def not_hashed_fields(cls) -> set[str]:
+        """The fields that cannot change a result."""
+        return {name for name, facts in _declared(cls) if facts.get("hashed") is False}
 
     def identity(self, name: str) -> Any:
         """What a field adds to a recipe key: its value, or `NEUTRAL` if it adds nothing."""
@@ -84,6 +91,49 @@ def _identity(section: type[Section], name: str, value: Any) -> Any:
     if value == "auto" and facts["table"] > 1:
         return f"auto@{facts['table']}"
     return NEUTRAL if value == facts["neutral"] else value
+
+
+def lookup(config: Any, path: str) -> Any:
+    """The value at a dotted path of a config."""
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def identities(config: Any, paths: Iterable[str]) -> dict[str, Any]:
+    """What the settings at these dotted paths add to a recipe key, without neutral values."""
+    found = {}
+    for path in paths:
+        section_name, _, name = path.partition(".")
+        section: Section = getattr(config, section_name)
+        is_field = name in type(section).model_fields
+        found[path] = section.identity(name) if is_field else getattr(section, name)
+    return {path: value for path, value in found.items() if value is not NEUTRAL}
+
+
+class View:
+    """A config of which only some settings can be read, so that no step reads others unnoticed.
+
+    Args:
+        node: The config, or a section of it.
+        declared: Dotted paths of the settings that may be read.
+        owner: Who declared them, for the error.
+        path: Where in the config `node` is.
+    """
+
+    def __init__(self, node: Any, declared: tuple[str, ...], owner: str, path: str = "") -> None:
+        self._node, self._declared, self._owner, self._path = node, declared, owner, path
+
+    def __getattr__(self, name: str) -> Any:
+        path = f"{self._path}.{name}".lstrip(".")
+        value = getattr(self._node, name)
+        if isinstance(value, MethodType):
+            return MethodType(value.__func__, self)  # a method, too, reads only what is declared
+        if any(path == d or path.startswith(d + ".") for d in self._declared):
+            return value
+        if any(d.startswith(path + ".") for d in self._declared):
+            return View(value, self._declared, self._owner, path)
+        raise LookupError(f"step {self._owner} reads the setting {path}, which it does not declare")
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
@@ -188,6 +238,9 @@ def _explain(model: type[BaseModel], error: Any) -> tuple[str, str]:
     fields, section = _walk(model, error["loc"])
     if error["type"] == "extra_forbidden":
         name = str(error["loc"][-1])
+        renamed = _renamed(".".join([*fields, name]))
+        if renamed:
+            return f"the setting {'.'.join([*fields, name])} is now called ", renamed
         others = [
             f"{word}.{name}" for word, inner in _sections(model) if name in inner.model_fields
         ]
@@ -204,6 +257,12 @@ def _explain(model: type[BaseModel], error: Any) -> tuple[str, str]:
     if not place or isinstance(error["input"], dict):
         return f"{place}: " if place else "", rule
     return f"{place} = {error['input']!r}: ", rule
+
+
+def _renamed(path: str) -> str:
+    """The present name of a setting that had another one in an earlier release, else ""."""
+    former: dict[str, str] = read_yaml(FORMER_NAMES)
+    return former.get(path, "")
 
 
 def _sections(model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:

@@ -7,23 +7,22 @@ many tasks share the items. No step knows how it is scheduled, skipped, committe
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MethodType
 from typing import Any, Protocol, cast
 
+from pipeline.core import commit as commits
 from pipeline.core import receipt as receipts
 from pipeline.core.adoption import adopt, equivalent_units
+from pipeline.core.commit import Draft, damage_set_aside, sweep
 from pipeline.core.disk import DiskNeed, RunSizes
-from pipeline.core.errors import CorruptInput, InputError
+from pipeline.core.errors import InputError
 from pipeline.core.lease import Gone, Lease
-from pipeline.core.leftovers import sweep
-from pipeline.core.receipt import Draft, Receipt, UnitIdentity, hash_json
+from pipeline.core.receipt import Receipt, UnitIdentity, hash_json
 from pipeline.core.registry import BaseModel, Dataset
-from pipeline.core.settings import NEUTRAL, Section
+from pipeline.core.settings import View, identities
 from pipeline.core.stop import Stop
 
 
@@ -151,7 +150,7 @@ class Step:
 
     def own_key(self, config: RunConfig) -> str:
         """Hash of what the step itself brings: name, version and the settings it uses."""
-        return hash_json([self.name, self.version, _identities(config, self.uses)])
+        return hash_json([self.name, self.version, identities(config, self.uses)])
 
     def key(self, config: RunConfig, needs: Mapping[str, str]) -> str:
         """The recipe key.
@@ -160,48 +159,11 @@ class Step:
             config: The run.
             needs: The recipe keys of the steps it needs, by name.
         """
-        return hash_json([self.own_key(config), _identities(config, self.resolved), needs])
+        return hash_json([self.own_key(config), identities(config, self.resolved), needs])
 
     def view(self, config: RunConfig) -> RunConfig:
         """The config, restricted to what the step declares; anything else is an error of ours."""
-        return cast("RunConfig", _View(config, self))
-
-
-def lookup(config: Any, path: str) -> Any:
-    """The value at a dotted path of a config."""
-    for name in path.split("."):
-        config = getattr(config, name)
-    return config
-
-
-def _identities(config: RunConfig, paths: tuple[str, ...]) -> dict[str, Any]:
-    """What settings add to a recipe key; those with their neutral value add nothing."""
-    found = {}
-    for path in paths:
-        section_name, _, name = path.partition(".")
-        section: Section = getattr(config, section_name)
-        is_field = name in type(section).model_fields
-        found[path] = section.identity(name) if is_field else getattr(section, name)
-    return {path: value for path, value in found.items() if value is not NEUTRAL}
-
-
-class _View:
-    def __init__(self, node: Any, step: Step, path: str = "") -> None:
-        self._node, self._step, self._path = node, step, path
-
-    def __getattr__(self, name: str) -> Any:
-        path = f"{self._path}.{name}".lstrip(".")
-        declared = (*self._step.uses, *self._step.resolved, *self._step.reads)
-        value = getattr(self._node, name)
-        if isinstance(value, MethodType):
-            return MethodType(value.__func__, self)  # it reads what is declared, no more
-        if any(path == d or path.startswith(d + ".") for d in declared):
-            return value
-        if any(d.startswith(path + ".") for d in declared):
-            return _View(value, self._step, path)
-        raise LookupError(
-            f"step {self._step.name} reads the setting {path}, which it does not declare"
-        )
+        return cast("RunConfig", View(config, (*self.uses, *self.resolved, *self.reads), self.name))
 
 
 Progress = Callable[..., None]
@@ -237,8 +199,8 @@ class Context:
     guard: Callable[[], None] = lambda: None
 
     def commit(self, name: str) -> AbstractContextManager[Draft]:
-        """Write the unit `name`; see `receipt.commit`."""
-        return receipts.commit(self.folder, name, self.identity, self.guard)
+        """Write the unit `name`; see `commits.commit`."""
+        return commits.commit(self.folder, name, self.identity, self.guard)
 
     def has(self, name: str) -> Receipt | None:
         """The receipt of the unit `name` if this recipe has made it from these inputs."""
@@ -323,25 +285,3 @@ def _lease(work: Work, item: Item, ctx: Context) -> Iterator[Callable[[], None]]
         return
     with Lease(lease_path(work, item), ctx.label, ctx.gone, check=ctx.stop.check) as lease:
         yield lease.confirm
-
-
-@contextmanager
-def damage_set_aside(then: str = "run the same command again to rebuild it") -> Iterator[None]:
-    """Move a unit out of the way that was found damaged.
-
-    Args:
-        then: What to do about it.
-
-    Raises:
-        CorruptInput: As it was met, with what was done about it.
-    """
-    try:
-        yield
-    except CorruptInput as error:
-        if error.unit is None or not error.unit.is_dir():
-            raise
-        aside = ""
-        with contextlib.suppress(FileNotFoundError):  # another task may be quicker
-            aside = f" as {receipts.set_aside(error.unit, 'damaged').name}"
-        hint = f"It was set aside{aside}; {then}"
-        raise CorruptInput(error.what, hint) from None

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.core import commit as commits
 from pipeline.core import receipt as receipts
 from pipeline.core.errors import Busy, CorruptInput
 from pipeline.core.lease import Lease
@@ -92,7 +93,7 @@ def open_token_cache(sealed: SealedShards, split: str, ctx: Context) -> Tokenize
         try:
             with Lease(sealed.folder / f".lease-{name}", ctx.label, ctx.gone, check=check) as lease:
                 if receipts.load_current(unit, identity) is None:
-                    with receipts.commit(sealed.folder, name, identity, lease.confirm) as draft:
+                    with commits.commit(sealed.folder, name, identity, lease.confirm) as draft:
                         _build(sealed, split, draft.path, ctx)
         except Busy:  # a second copy of a large cache would take as much disk as the shards
             time.sleep(POLL_SECONDS)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.core.commit import set_aside
 from pipeline.core.errors import CorruptInput
-from pipeline.core.receipt import Receipt, hash_file, hash_json, set_aside
+from pipeline.core.receipt import Receipt, hash_file, hash_json
 from pipeline.core.settings import Section, hashed, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.decompress.cutting import ChunkCutter, PartReader, spans_of

@@ -22,10 +22,10 @@ from typing import Any
 
 from pipeline.core.atomic_io import open_as_umask
 from pipeline.core.cgroup_memory import memory
+from pipeline.core.commit import commit, ended
 from pipeline.core.disk import size
 from pipeline.core.errors import CorruptInput, UserError
-from pipeline.core.leftovers import ended
-from pipeline.core.receipt import NAME, Receipt, UnitIdentity, commit, hash_json, load_current
+from pipeline.core.receipt import NAME, Receipt, UnitIdentity, hash_json, load_current
 from pipeline.core.receipt import load as read_receipt
 from pipeline.download.base_model import TOKENIZER_FILES
 from pipeline.modeling.device import Precision

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from pipeline.core.commit import Draft
 from pipeline.core.errors import CorruptInput
-from pipeline.core.receipt import Draft, Receipt, load, verify
+from pipeline.core.receipt import Receipt, load, verify
 from pipeline.core.stage import Context, Inputs, Item, RunConfig
 from pipeline.sources.chunks import chunk_facts
 from pipeline.sources.codecs import CHUNK_NAME, RawFile

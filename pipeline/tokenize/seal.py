@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from pipeline.core.commit import release
 from pipeline.core.errors import CorruptInput, UserError
-from pipeline.core.receipt import release, verify
+from pipeline.core.receipt import verify
 from pipeline.core.stage import Context, Input, Inputs, Item, RunConfig
 from pipeline.tokenize.dataset_card import write_card
 from pipeline.tokenize.facts import (

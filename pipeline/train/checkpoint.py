@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.atomic_io import open_as_umask
+from pipeline.core.commit import set_aside
 from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import NAME as RECEIPT
-from pipeline.core.receipt import load, set_aside
+from pipeline.core.receipt import load
 from pipeline.core.stage import Context
 from pipeline.train.stability import Memory
 

@@ -17,20 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core import leftovers
+from pipeline.core import commit as leftovers
 from pipeline.core import receipt as receipts
 from pipeline.core.adoption import adopt
+from pipeline.core.commit import Draft, commit, set_aside, sweep
 from pipeline.core.errors import Busy, CorruptInput, Interrupted, UserError
-from pipeline.core.leftovers import sweep
-from pipeline.core.receipt import (
-    Draft,
-    Receipt,
-    UnitIdentity,
-    commit,
-    load_current,
-    load_intact,
-    set_aside,
-)
+from pipeline.core.receipt import Receipt, UnitIdentity, load_current, load_intact
 from tests.helpers.runs import Mount
 
 IDENTITY = UnitIdentity(key="k" * 64, own="o" * 64, inputs={"corpus": "d" * 64}, code="abc")

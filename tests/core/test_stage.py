@@ -18,6 +18,7 @@ import pytest
 
 from pipeline import dag
 from pipeline.config import Config, resolve
+from pipeline.core import commit as commits
 from pipeline.core import receipt
 from pipeline.core.errors import Busy, CorruptInput, InputError, Interrupted
 from pipeline.core.lease import Lease
@@ -56,7 +57,7 @@ class Kitchen:
                 stage="count",
                 name="count.words",
                 version=1,
-                uses=("evaluate",),
+                uses=("evaluate.context",),
                 needs=("cut.parts",),
                 folder=lambda config, keys: f"data/counts-{keys['count.words']}",
                 items=self.parts,
@@ -253,8 +254,8 @@ def probe(config: Config, root: Path, read: Callable[[Any], Any]) -> str:
         stage="probe",
         name="probe.it",
         version=1,
-        uses=("train.lr", "decompress", "dataset.content"),
-        reads=("tokenize.tasks",),
+        uses=("train.lr", "dataset.content"),
+        reads=("decompress", "tokenize.tasks"),
         needs=(),
         folder=lambda config, keys: f"data/probe-{keys['probe.it']}",
         items=lambda config, inputs: [Item("x", {})],
@@ -318,7 +319,7 @@ def test_a_flipped_byte_is_noticed_by_who_reads_it_and_the_next_run_mends_it(
     part, count = (unit_of(config(), root, s, "part-3") for s in ("cut.parts", "count.words"))
     flip(part / "text")
     assert go(config(), root) == ["skipped"] * (1 + PARTS), "nobody reads it, nobody minds"
-    receipt.set_aside(count, "gone")
+    commits.set_aside(count, "gone")
     kitchen.ran.clear()
     with pytest.raises(CorruptInput, match=r"text is damaged: its sha256 is") as caught:
         go(config(), root)

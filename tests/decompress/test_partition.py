@@ -21,7 +21,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jobs.housekeeping.clean import releasable_parts, remove
-from pipeline.config import Config, resolve, save_config
+from pipeline.config import Config, resolve
+from pipeline.core import commit as commits
 from pipeline.core import receipt
 from pipeline.core.errors import CorruptInput, Interrupted, UserError
 from pipeline.core.receipt import load
@@ -30,6 +31,7 @@ from pipeline.core.stage import Context, run_item
 from pipeline.dag import Node, find, survey
 from pipeline.decompress.cutting import ChunkCutter
 from pipeline.decompress.partition import FileSlice, SlicedFile, partition
+from pipeline.saved_config import save_config
 from pipeline.sources import spans as spans_module
 from pipeline.sources import zstd_frames as frames_module
 from pipeline.sources.formats import json_lines
@@ -308,13 +310,13 @@ def test_a_chunk_is_cut_while_the_one_before_it_is_committed(
     many: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = many("decompress.part_bytes=100000000", "decompress.chunk_bytes=4000")
-    add_text, seal, added = ChunkCutter._add_text, receipt._seal, Semaphore(0)
+    add_text, seal, added = ChunkCutter._add_text, commits._seal, Semaphore(0)
 
     def watched(*arguments: Any) -> None:
         add_text(*arguments)
         added.release()
 
-    def slow(draft: receipt.Draft) -> Any:
+    def slow(draft: commits.Draft) -> Any:
         if "text" in draft.facts and draft.facts["offset"] == 0:
             assert added.acquire(timeout=60)
             assert added.acquire(timeout=60), "the second waits for the first"
@@ -322,7 +324,7 @@ def test_a_chunk_is_cut_while_the_one_before_it_is_committed(
 
     advance(config, tmp_path, "download.corpus")
     monkeypatch.setattr(ChunkCutter, "_add_text", watched)
-    monkeypatch.setattr(receipt, "_seal", slow)
+    monkeypatch.setattr(commits, "_seal", slow)
     assert len(advance(config, tmp_path, "decompress.chunks").done) == 1
 
 

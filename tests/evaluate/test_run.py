@@ -109,7 +109,11 @@ def test_base_and_adapted_read_the_same(finished: Config, root: Path) -> None:
 
 def test_both_write_on_the_same_openings(finished: Config, root: Path) -> None:
     base, tuned = (
-        json.loads((find(finished, root, step).work.folder / "samples/samples.json").read_text())
+        json.loads(
+            (
+                find(finished, root, step).work.folder / samples_item(finished) / "samples.json"
+            ).read_text()
+        )
         for step in ("evaluate.base", "evaluate.tuned")
     )
     corpus = corpus_of(finished, root, "test")
@@ -125,7 +129,7 @@ def test_both_write_on_the_same_openings(finished: Config, root: Path) -> None:
         assert [s["greedy"] for s in base[kind]] != [s["greedy"] for s in tuned[kind]]
     assert set(first) == {"prompt", "reference", "greedy", "sampled"}
     assert set(base["learned"][0]) == {"prompt", "reference", "greedy"}
-    written = facts(finished, root, "evaluate.tuned", samples_item(small()))["written"]
+    written = facts(finished, root, "evaluate.tuned", samples_item(finished))["written"]
     assert set(written) == {"reference", "greedy", "sampled", "learned"}
     assert (written["greedy"]["texts"], written["greedy"]["tokens"]) == (2, 8)
 

@@ -19,12 +19,13 @@ import pytest
 import yaml
 
 from jobs.housekeeping.export import _source, export_run
-from pipeline.config import Config, save_config
+from pipeline.config import Config
 from pipeline.core import receipt as receipts
 from pipeline.core.errors import CorruptInput, InputError, UserError
 from pipeline.dag import find
 from pipeline.export import export
 from pipeline.modeling.loading import add_lora, load_adapter, load_base
+from pipeline.saved_config import save_config
 from tests.export.helpers import apart, in_fp32, logits, parts
 from tests.helpers.files import mode
 from tests.helpers.runs import advance, refused
@@ -352,7 +353,7 @@ import os, signal, sys
 from pathlib import Path
 import pipeline.core.receipt as receipt
 from jobs.housekeeping.export import _source, export_run
-from pipeline.config import load_config
+from pipeline.saved_config import load_config
 seal = receipt._seal
 def kill(draft):
     found = seal(draft)

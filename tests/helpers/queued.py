@@ -21,10 +21,11 @@ from jobs.cluster.profile import find_profile
 from jobs.monitoring import progress_file
 from jobs.planning.plan import Plan, read_plan
 from jobs.running.submit import queue_plan
-from pipeline.config import Config, save_config
+from pipeline.config import Config
 from pipeline.core.receipt import load
 from pipeline.core.task_log import read_status
 from pipeline.dag import find
+from pipeline.saved_config import save_config
 from tests.cluster.fixture import Cluster
 from tests.helpers.runs import SMALL
 

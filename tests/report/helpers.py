@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import Config
+from pipeline.core import commit as commits
 from pipeline.core import receipt as receipts
 from pipeline.core.receipt import UnitIdentity
 from pipeline.core.registry import BaseModel, Dataset
@@ -49,7 +50,7 @@ class Run:
 
     def unit(self, step: str, name: str, facts: dict[str, Any], **files: Any) -> Input:
         folder = self.root / step
-        with receipts.commit(
+        with commits.commit(
             folder, name, UnitIdentity(f"key of {step}", "own", {}, "abc123")
         ) as draft:
             for file, content in files.items():
@@ -204,7 +205,7 @@ def chunked(run: Run, sizes: list[int], slow: dict[int, float]) -> dict[str, Inp
         splits = {split: {"bytes": size // 4} for split in ("train", "validation", "test")}
         facts = {"splits": splits, "seconds": seconds * 10}
         shards |= run.unit("tokenize.shards", name, facts, train_parquet=index).receipts
-    with receipts.commit(folder, "complete", UnitIdentity("key", "own", {})) as draft:
+    with commits.commit(folder, "complete", UnitIdentity("key", "own", {})) as draft:
         draft.units, draft.facts = digests, {"bytes": sum(sizes)}
     complete = receipts.load(folder / "complete")
     assert complete

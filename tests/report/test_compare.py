@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.config import Config, save_config
+from pipeline.config import Config
 from pipeline.report.compare import ranking
 from pipeline.report.compare.compare import Run, against, compare
 from pipeline.report.figures import overlay
 from pipeline.report.history.training_curve import read_curve
+from pipeline.saved_config import save_config
 from tests.helpers.runs import advance, refused
 from tests.report.helpers import HOSTILE, Made
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from jobs.housekeeping.export import export_run
-from pipeline.config import Config, save_config
+from pipeline.config import Config
 from pipeline.core.errors import Interrupted
 from pipeline.dag import find
 from pipeline.modeling.loading import backbone, is_quantized, load_adapter
+from pipeline.saved_config import save_config
 from pipeline.train.trainer import Learner
 from tests.export.helpers import apart, in_fp32, logits, parts
 from tests.helpers.runs import advance

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import Config, save_config
+from pipeline.config import Config
+from pipeline.saved_config import save_config
 from tests.helpers.runs import SMALL, refused, write_corpus
 from tests.helpers.servers import FileServer
 
@@ -153,7 +154,8 @@ def test_a_wrong_sha256_is_reported(
 def test_a_name_belongs_to_one_configuration(
     jobs: Jobs, dataset: Path, models: Callable[[str], Path]
 ) -> None:
-    from pipeline.config import resolve, save_config
+    from pipeline.config import resolve
+    from pipeline.saved_config import save_config
 
     root = Path(dataset.parent / "frozen")
     save_config(resolve(str(dataset), str(models("opt")), name="x"), root)
@@ -196,7 +198,7 @@ def test_a_stage_by_hand_names_its_missing_inputs(jobs: Jobs, dataset: Path) -> 
 def test_status_is_fast_and_imports_nothing_heavy(
     jobs: Jobs, small: Callable[..., Config], prepared: Path, tmp_path: Path
 ) -> None:
-    from pipeline.config import save_config
+    from pipeline.saved_config import save_config
 
     root = tmp_path / "root"
     shutil.copytree(prepared, root)
@@ -234,7 +236,7 @@ def test_status_is_fast_and_imports_nothing_heavy(
 def test_clean_removes_leftovers_and_nothing_that_a_run_needs(
     jobs: Jobs, small: Callable[..., Config], prepared: Path, tmp_path: Path
 ) -> None:
-    from pipeline.config import save_config
+    from pipeline.saved_config import save_config
 
     root = tmp_path / "root"
     shutil.copytree(prepared, root)

@@ -19,8 +19,9 @@ import yaml
 
 from jobs.core.permissions import apply_umask, create_run_folders
 from jobs.planning.planner import make_plan
-from pipeline.config import Config, save_config
+from pipeline.config import Config
 from pipeline.core.errors import UserError
+from pipeline.saved_config import save_config
 from tests.helpers.files import mode
 from tests.helpers.queued import Queued
 from tests.helpers.runs import SMALL, write_corpus

@@ -16,7 +16,7 @@ import pytest
 
 from jobs.monitoring import reporting
 from jobs.monitoring.reporting import report_run
-from pipeline.config import Config, save_config
+from pipeline.config import Config
 from pipeline.core import receipt as receipts
 from pipeline.core.errors import CorruptInput, Interrupted, UserError
 from pipeline.dag import STEPS, find, survey
@@ -24,6 +24,7 @@ from pipeline.evaluate.stage import samples_item
 from pipeline.report import PARTIAL_REPORT, build
 from pipeline.report.history.progress import Standing, Underway, headline, progress
 from pipeline.report.history.training_curve import read_curve
+from pipeline.saved_config import save_config
 from tests.helpers.runs import AfterChecks, advance, refused
 
 HERE = Path(__file__).parents[3]

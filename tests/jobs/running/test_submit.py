@@ -137,7 +137,7 @@ import json, sys
 from pathlib import Path
 from jobs.cluster.profile import find_profile
 from jobs.running.submit import queue_plan
-from pipeline.config import load_config
+from pipeline.saved_config import load_config
 
 root = Path(sys.argv[1])
 config = load_config(root / "runs" / "small" / "config.yaml")
