@@ -69,7 +69,7 @@ class Config(Section):
         return self
 
 
-SECTIONS = tuple(n for n in Config.model_fields if n not in ("name", "recipe", "request"))
+ALL_SECTIONS = tuple(n for n in Config.model_fields if n not in ("name", "recipe", "request"))
 
 
 def resolve(
@@ -156,7 +156,7 @@ def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
 
 def identity_fields(config: Config) -> dict[str, Any]:
     """The settings that decide results, by section."""
-    return {name: getattr(config, name).identity_fields() for name in SECTIONS}
+    return {name: getattr(config, name).identity_fields() for name in ALL_SECTIONS}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

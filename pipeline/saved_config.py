@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import SECTIONS, Config, Request, differences
+from pipeline.config import ALL_SECTIONS, Config, Request, differences
 from pipeline.core.atomic_io import write_text
 from pipeline.core.errors import UserError
 from pipeline.core.receipt import is_of_01
@@ -49,7 +49,7 @@ def continue_run(config: Config, root: Path) -> tuple[Config, dict[str, tuple[An
         saved = load_config(path)
         if _same(saved.request, config.request):
             fields = {
-                name: _updated(getattr(saved, name), getattr(config, name)) for name in SECTIONS
+                name: _updated(getattr(saved, name), getattr(config, name)) for name in ALL_SECTIONS
             }
             return saved.model_copy(update=fields), differences(saved, config)
     return config, {}

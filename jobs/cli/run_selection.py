@@ -21,7 +21,7 @@ from pipeline.config import Config, resolve
 from pipeline.core.errors import InputError, UserError
 from pipeline.core.registry import find_dataset, ids
 from pipeline.core.settings import read_yaml
-from pipeline.saved_config import COMMAND, load_config
+from pipeline.saved_config import COMMAND, continue_run, load_config
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,12 @@ class Selection:
         if not self.dataset:
             known = ", ".join(ids("datasets"))
             raise UserError("name a data set", f"e.g. make pipeline DATASET=nih; there are {known}")
-        return resolve(self.dataset, self.model, self.recipe, self.words, self.name, self.file)
+        asked = resolve(self.dataset, self.model, self.recipe, self.words, self.name, self.file)
+        config, changed = continue_run(asked, self.root_folder())
+        if changed:
+            listed = "; ".join(f"{k}: {old!r}, now {new!r}" for k, (old, new) in changed.items())
+            print_error(f"{config.name} keeps the settings it began with; new defaults: {listed}")
+        return config
 
     def existing_config(self) -> Config:
         """The saved configuration of the newest run that these options describe.

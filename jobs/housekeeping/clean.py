@@ -8,12 +8,12 @@ from pathlib import Path
 
 from jobs.cluster.allocation import process_gone
 from pipeline.config import Config
-from pipeline.saved_config import load_config
 from pipeline.core.commit import ended, release, silent
 from pipeline.core.errors import UserError
 from pipeline.core.receipt import load
 from pipeline.core.task_log import RUNNING, read_status
 from pipeline.dag import survey
+from pipeline.saved_config import load_config
 
 SET_ASIDE_PATTERNS = (".damaged-*", ".stale-*", ".retired-*")
 
