@@ -13,8 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+from pipeline.core.commit import Draft
 from pipeline.core.errors import CorruptInput
-from pipeline.core.receipt import Draft, Receipt
+from pipeline.core.receipt import Receipt
 from pipeline.core.stage import Context
 from pipeline.decompress.partition import FileSlice, SlicedFile
 from pipeline.sources.chunks import ChunkFacts, as_facts, chunk_facts
