@@ -2,10 +2,10 @@
 
     .venv/bin/python env/lock.py
 
-pyproject.toml has the requirements; the lock files have the exact version of every package that these
-resolve to here. Each package is in one lock file only: those of dev and demo add to the product's.
-Run it where torch is the CPU build: a CUDA build would add its nvidia packages, which fit only some
-machines.
+pyproject.toml has the requirements; the lock files have the exact version of every package that
+these resolve to here. Each package is in one lock file only: those of dev and demo add to the
+product's. Run it where torch is the CPU build: a CUDA build would add its nvidia packages, which
+fit only some machines.
 """
 
 from __future__ import annotations
