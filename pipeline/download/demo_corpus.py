@@ -1,9 +1,9 @@
 """The demo corpus: the docstrings of installed packages, one document per module.
 
-Real prose of a narrow domain, on every machine, with no network and no licence to ask for. Nothing
-is imported: the files are read and parsed. The same installed versions give the same bytes. Parsing
-is the cost, so files with little to give (under a tenth of them between triple quotes) are left
-out: a third of the time for a thirteenth of the text.
+It is real text from a narrow domain, available on every machine without a network or a licence.
+Packages are parsed, not imported. The same installed versions give the same bytes. Parsing takes
+most of the time, so files with less than a tenth of their bytes between triple quotes are skipped:
+that saves a third of the time and loses a thirteenth of the text.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ import msgspec
 
 from pipeline.core.errors import UserError
 from pipeline.core.stop import Stop
-from pipeline.download.fetch import Fetched
-from pipeline.download.resume import Progress
+from pipeline.download.fetch import FetchedFile
+from pipeline.download.resume import ProgressCallback
 
-SMALLEST = 200
-SHARE = 10
-LEVEL = 3
+MIN_DOCUMENT_BYTES = 200
+MIN_DOCSTRING_DIVISOR = 10  # at least a tenth of a file is docstrings
+ZSTD_LEVEL = 3
 STDLIB = "stdlib"
 NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test"}
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def harvest(
+def write_demo_corpus(
     packages: list[str],
     part: Path,
     stop: Stop,
-    progress: Progress,
+    progress: ProgressCallback,
     limit_bytes: int | None = None,
-) -> Fetched:
-    """Write the docstrings of packages to `part` as Pile-style `.jsonl.zst`, modules by name.
+) -> FetchedFile:
+    """Write the docstrings of packages to `part` as Pile-style `.jsonl.zst`, sorted by module.
 
     Args:
-        packages: Top-level names; `stdlib` stands for the standard library.
-        part: The file to write; it is written anew each time.
-        stop: Looked at between modules.
+        packages: Top-level names; `stdlib` is the standard library.
+        part: The file to write; an existing one is replaced.
+        stop: Checked between modules.
         progress: Called with (bytes of text so far, limit).
-        limit_bytes: UTF-8 bytes of text at most: modules are then picked by the hash of their name.
+        limit_bytes: Maximum bytes of text (UTF-8); modules are chosen by the hash of their name.
 
     Raises:
-        UserError: A package is not installed, or there is nothing to take.
-        Interrupted: A stop was asked for.
+        UserError: A package is not installed, or there are no docstrings.
+        Interrupted: A stop was requested.
     """
     import zstandard
 
@@ -61,12 +61,12 @@ def harvest(
         key=lambda module: hashlib.sha256(module[0].encode()).digest(),
     )
     size, documents = 0, {}
-    with _no_collector():
+    with _gc_disabled():
         for name, package, path in modules:
             stop.check()
-            text = document(name, path.read_bytes())
+            text = module_text(name, path.read_bytes())
             length = len(text.encode())
-            if length < SMALLEST:
+            if length < MIN_DOCUMENT_BYTES:
                 continue
             if limit_bytes is not None and size + length > limit_bytes:
                 break
@@ -77,23 +77,23 @@ def harvest(
         limit = "" if limit_bytes is None else f" within {limit_bytes} bytes"
         raise UserError(f"there are no docstrings in {', '.join(packages)}{limit}")
     lines = b"".join(msgspec.json.encode(documents[name]) + b"\n" for name in sorted(documents))
-    data = zstandard.ZstdCompressor(level=LEVEL).compress(lines)
+    data = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(lines)
     with part.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     url = "docstrings://" + ",".join(packages)
-    return Fetched(part, url, len(data), hashlib.sha256(data).hexdigest())
+    return FetchedFile(part, url, len(data), hashlib.sha256(data).hexdigest())
 
 
-def document(module: str, source: bytes) -> str:
-    """The docstrings of a module under their names, in the order of the source.
+def module_text(module: str, source: bytes) -> str:
+    """The docstrings of a module, each below its name, in the order of the source.
 
     Returns:
-        Text; "" where there is too little or the source does not parse.
+        The text; "" if there is too little, or the source does not parse.
     """
     quoted = source.split(b'"""')[1::2]
-    if sum(map(len, quoted)) * SHARE < len(source):
+    if sum(map(len, quoted)) * MIN_DOCSTRING_DIVISOR < len(source):
         return ""
     try:
         with warnings.catch_warnings():
@@ -101,8 +101,8 @@ def document(module: str, source: bytes) -> str:
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
-    found = ((name, ast.get_docstring(node)) for name, node in _definitions(module, tree))
-    text = "\n\n".join(f"{name}\n{doc}" for name, doc in found if doc)
+    docstrings = ((name, ast.get_docstring(node)) for name, node in _definitions(module, tree))
+    text = "\n\n".join(f"{name}\n{doc}" for name, doc in docstrings if doc)
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -118,7 +118,7 @@ def _definitions(
 
 
 def _modules(package: str) -> Iterator[tuple[str, Path]]:
-    """The modules of a package by name, found without importing it."""
+    """The modules of a package (name and path), found without importing it."""
     prefix: tuple[str, ...] = (package,)
     skip: set[str] = set()
     if package == STDLIB:
@@ -139,8 +139,8 @@ def _modules(package: str) -> Iterator[tuple[str, Path]]:
 
 
 @contextmanager
-def _no_collector() -> Iterator[None]:
-    """Syntax trees have no cycles; looking for them costs a third of the time."""
+def _gc_disabled() -> Iterator[None]:
+    """Disable garbage collection: syntax trees have no cycles, and it takes a third of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

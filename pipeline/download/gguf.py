@@ -1,7 +1,7 @@
-"""Llama-family weights in a GGUF file → a folder in HF form, in bf16.
+"""Convert a GGUF file with a model of the Llama family to a Hugging Face folder, in bf16.
 
-The quantized blocks are expanded by the `gguf` package and renamed here. Going through
-`from_pretrained(gguf_file=)` and a second model gives the same weights in three times the time.
+The `gguf` package dequantizes the tensors; they are renamed here. `from_pretrained(gguf_file=)`
+gives the same weights in three times the time.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.stop import Stop
-from pipeline.download.resume import Progress, require_free_space
+from pipeline.download.resume import ProgressCallback, require_free_space
 
 if TYPE_CHECKING:
     import torch
 
-TOP = {
+TOP_LEVEL_TENSORS = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-BLOCK = {
+LAYER_TENSORS = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -35,18 +35,18 @@ BLOCK = {
 }
 
 
-def convert(path: Path, out: Path, stop: Stop, progress: Progress) -> None:
+def convert(path: Path, out: Path, stop: Stop, progress: ProgressCallback) -> None:
     """Write config, generation config, weights and tokenizer of a GGUF file into `out`.
 
     Args:
         path: The GGUF file.
         out: The folder to write into.
-        stop: Looked at between tensors.
+        stop: Checked between tensors.
         progress: Called with (bytes read, bytes of all tensors).
 
     Raises:
-        UserError: The `gguf` package is missing, or the model is not of the Llama family.
-        Interrupted: A stop was asked for.
+        UserError: The `gguf` package is missing, or the model is not a plain Llama model.
+        Interrupted: A stop was requested.
     """
     try:
         from gguf import GGUFReader
@@ -94,7 +94,9 @@ def _config(reader: Any, name: str) -> Any:
     )
 
 
-def _save_weights(reader: Any, config: Any, target: Path, stop: Stop, progress: Progress) -> None:
+def _save_weights(
+    reader: Any, config: Any, target: Path, stop: Stop, progress: ProgressCallback
+) -> None:
     import torch
     from gguf import dequantize
     from safetensors.torch import save_file
@@ -104,37 +106,38 @@ def _save_weights(reader: Any, config: Any, target: Path, stop: Stop, progress: 
     tensors: dict[str, torch.Tensor] = {}
     for tensor in reader.tensors:
         stop.check()
-        name, part = rename(tensor.name)
+        name, role = hf_tensor_name(tensor.name)
         values = dequantize(tensor.data, tensor.tensor_type)
-        if part in heads:
-            values = unpermute(values, heads[part])
-        values = values if values.flags.writeable else values.copy()  # the file is mapped
+        if role in heads:
+            values = unpermute(values, heads[role])
+        values = values if values.flags.writeable else values.copy()  # memory-mapped
         tensors[name] = torch.from_numpy(values).to(torch.bfloat16).contiguous()
         done += int(tensor.n_bytes)
         progress(done, total)
     save_file(tensors, target, metadata={"format": "pt"})
 
 
-def rename(name: str) -> tuple[str, str]:
-    """The HF name of a GGUF tensor, and the part of the model it is.
+def hf_tensor_name(name: str) -> tuple[str, str]:
+    """The Hugging Face name of a GGUF tensor, and its role, such as `attn_q`.
 
     Raises:
         UserError: A plain Llama model has no such tensor.
     """
-    if (top := re.fullmatch(r"(\w+)\.weight", name)) and top[1] in TOP:
-        return f"{TOP[top[1]]}.weight", top[1]
-    if (block := re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)) and block[2] in BLOCK:
-        return f"model.layers.{block[1]}.{BLOCK[block[2]]}.weight", block[2]
+    if (top := re.fullmatch(r"(\w+)\.weight", name)) and top[1] in TOP_LEVEL_TENSORS:
+        return f"{TOP_LEVEL_TENSORS[top[1]]}.weight", top[1]
+    if (layer := re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)) and layer[2] in LAYER_TENSORS:
+        return f"model.layers.{layer[1]}.{LAYER_TENSORS[layer[2]]}.weight", layer[2]
     raise UserError(f"the tensor {name} is not one of a plain Llama model", "take another MODEL")
 
 
 def unpermute(values: Any, heads: int) -> Any:
-    """Rows of a query or key projection, from GGUF's pairs of rotary halves to HF's halves.
+    """Reorder the rows of a query or key projection from GGUF's to Hugging Face's rotary layout.
+
+    The inverse of `permute` in llama.cpp's convert_hf_to_gguf.py.
 
     Args:
-        values: (heads × width, hidden); the inverse of `permute` in llama.cpp's
-            convert_hf_to_gguf.py.
-        heads: Of queries or of keys.
+        values: Weights of shape (heads × head width, hidden).
+        heads: Number of query or key heads.
     """
     half = values.shape[0] // heads // 2
     return values.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(values.shape)

@@ -1,15 +1,13 @@
-"""Data sets of the Hugging Face hub as one `.jsonl.zst`.
+"""Data sets of the Hugging Face hub as one `.jsonl.zst` file.
 
-Rows are streamed and written as many small zstd frames; after each the sidecar says how to go on,
-so an interrupted download ends in the same bytes.
+Rows are streamed and written as many small zstd frames. After each frame, the sidecar of the
+partial file records where the stream continues, so an interrupted download gives the same bytes.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,125 +16,87 @@ import msgspec
 from pipeline.core.errors import InputError
 from pipeline.core.registry import Dataset
 from pipeline.core.stop import Stop
-from pipeline.download.fetch import Fetched
-from pipeline.download.hub import resolve_revision, telling
-from pipeline.download.resume import BLOCK, Progress, read_json, room_is_needed, write_json
-from pipeline.sources.spans import Fingerprint
+from pipeline.download.fetch import FetchedFile
+from pipeline.download.hub import map_hub_errors, resolve_revision
+from pipeline.download.resume import ContentIdentity, PartFile, ProgressCallback
 
-ROWS = 1000
-LEVEL = 3
-
-
-@dataclass(frozen=True)
-class Frames:
-    """The sidecar of a data set: `size` bytes with `sha256` hold `rows` rows of `source`.
-
-    `state`: how the stream goes on after them. `whole`: there is nothing after them.
-    """
-
-    source: list[str | None]
-    size: int = 0
-    rows: int = 0
-    sha256: str = ""
-    state: dict[str, Any] = field(default_factory=dict)
-    whole: bool = False
+ROWS_PER_FRAME = 1000
+ZSTD_LEVEL = 3
 
 
-def fetch_dataset(dataset: Dataset, part: Path, stop: Stop, progress: Progress) -> Fetched:
-    """Write the rows of a hub data set to `part`, one JSON object a line, keys sorted.
+def fetch_dataset(
+    dataset: Dataset, part: Path, stop: Stop, progress: ProgressCallback
+) -> FetchedFile:
+    """Write the rows of a hub data set to `part`, one JSON object per line, keys sorted.
 
     Args:
-        dataset: Its first URL is `hf://owner/name`; revision, subset and split are its own.
-        part: The `.jsonl.zst` to write; beside it lies `<part>.json`. Both may be left from before.
-        stop: Looked at between rows; what was written up to the last full frame is kept.
+        dataset: Its first URL is `hf://owner/name`; it has its own revision, subset and split.
+        part: The `.jsonl.zst` to write, with its sidecar `<part>.json`. Both may exist from an
+            interrupted call.
+        stop: Checked after each row; complete frames are kept.
         progress: Called with (bytes written, None) after each frame.
 
     Returns:
         The file; its `etag` is the commit.
 
     Raises:
-        InputError: The hub, the data set or its split is not there, or breaks off.
-        Interrupted: A stop was asked for.
+        InputError: The hub, the data set or its split does not exist, or the download failed.
+        Interrupted: A stop was requested.
     """
-    repo = dataset.urls[0].removeprefix("hf://")
+    url = dataset.urls[0]
+    repo = url.removeprefix("hf://")
     commit = resolve_revision(repo, dataset.revision, "dataset")
     part.parent.mkdir(parents=True, exist_ok=True)
-    frames, seen = _resume(part, [repo, commit, dataset.subset, dataset.split], stop)
-    if not frames.whole:
-        frames = _stream(dataset, repo, frames, seen, part, stop, progress)
-    if not frames.rows:
+    file = PartFile(part, sync_bytes=1)  # after each frame
+    content = ContentIdentity(f"{url}/{dataset.subset or ''}/{dataset.split}", etag=commit)
+    if file.identity and (file.identity.url, file.identity.etag) == (content.url, content.etag):
+        file.resume(stop)
+    else:
+        file.discard()
+    if file.identity is None:
+        file.start(content)
+    if not file.complete:
+        _append_rows(dataset, repo, commit, file, stop, progress)
+        file.finish()
+    if not file.size:
         raise InputError(f"hf://{repo}: the split {dataset.split!r} has no rows")
-    url = dataset.urls[0]
-    return Fetched(part, url, frames.size, frames.sha256, etag=commit, spans=seen.spans)
+    fingerprint = file.fingerprint
+    return FetchedFile(
+        part, url, file.size, fingerprint.hexdigest(), etag=commit, spans=fingerprint.spans
+    )
 
 
-def _stream(
+def _append_rows(
     dataset: Dataset,
     repo: str,
-    frames: Frames,
-    seen: Fingerprint,
-    part: Path,
+    commit: str,
+    file: PartFile,
     stop: Stop,
-    progress: Progress,
-) -> Frames:
+    progress: ProgressCallback,
+) -> None:
     """Write the rows that are missing, frame by frame."""
     import datasets
+
+    with map_hub_errors(repo, "dataset"):
+        stream = datasets.load_dataset(
+            repo, dataset.subset, split=dataset.split, revision=commit, streaming=True
+        )
+    if file.identity and file.identity.state:
+        stream.load_state_dict(file.identity.state)
+    file.append(_frames(_rows(stream, repo, stop)), stop, progress, state=stream.state_dict)
+
+
+def _frames(rows: Iterator[Any]) -> Iterator[bytes]:
+    """Rows as zstd frames of JSON lines."""
     import zstandard
 
-    with telling(repo, "dataset"):
-        stream = datasets.load_dataset(
-            repo, dataset.subset, split=dataset.split, revision=frames.source[1], streaming=True
-        )
-    if frames.state:
-        stream.load_state_dict(frames.state)
-    rows = _rows(stream, repo, stop)
     encoder = msgspec.json.Encoder(order="sorted", enc_hook=str)
-    with room_is_needed(part), part.open("ab") as file:
-        while not frames.whole:
-            lines = [encoder.encode(row) + b"\n" for row in itertools.islice(rows, ROWS)]
-            if lines:
-                data = zstandard.ZstdCompressor(level=LEVEL).compress(b"".join(lines))
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                seen.update(data)
-            frames = Frames(
-                source=frames.source,
-                size=frames.size + (len(data) if lines else 0),
-                rows=frames.rows + len(lines),
-                sha256=seen.hexdigest(),
-                state=stream.state_dict(),
-                whole=len(lines) < ROWS,
-            )
-            write_json(_sidecar(part), frames)
-            progress(frames.size, None)
-    return frames
+    while lines := [encoder.encode(row) + b"\n" for row in itertools.islice(rows, ROWS_PER_FRAME)]:
+        yield zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(b"".join(lines))
 
 
 def _rows(stream: Any, repo: str, stop: Stop) -> Iterator[Any]:
-    with telling(repo, "dataset"):
+    with map_hub_errors(repo, "dataset"):
         for row in stream:
             stop.check()
             yield row
-
-
-def _resume(part: Path, source: list[str | None], stop: Stop) -> tuple[Frames, Fingerprint]:
-    """What is there of this source, cut after its last full frame, and the hash so far."""
-    frames, seen = read_json(_sidecar(part), Frames), Fingerprint()
-    if frames and frames.source == source and part.is_file():
-        left = frames.size
-        with part.open("rb") as file:
-            while left > 0 and (block := file.read(min(BLOCK, left))):
-                stop.check()
-                seen.update(block)
-                left -= len(block)
-        if left == 0 and seen.hexdigest() == frames.sha256:
-            os.truncate(part, frames.size)
-            return frames, seen
-    _sidecar(part).unlink(missing_ok=True)
-    part.unlink(missing_ok=True)
-    return Frames(source), Fingerprint()
-
-
-def _sidecar(part: Path) -> Path:
-    return part.with_name(part.name + ".json")

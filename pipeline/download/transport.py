@@ -1,4 +1,4 @@
-"""The HTTP client: its patience, its logins, and which of its errors a retry may cure."""
+"""The HTTP client: timeouts, retries, logins, and which errors a retry may fix."""
 
 from __future__ import annotations
 
@@ -18,91 +18,97 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from pipeline.core.errors import InputError, UserError
+from pipeline.download.resume import SYNC_BYTES
 
 if TYPE_CHECKING:
     import httpx
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long to insist: times in seconds, `sync` as in `Part`.
+class RetryPolicy:
+    """Timeouts and retries; times in seconds.
 
-    `attempts` counts tries in a row that bring nothing new, or less than `slowest` bytes a second.
-    The wait between them is `base`, twice that, and so on up to `cap`, or what the server asks for
-    (Retry-After) up to `asked`. `connect` and `read` are the longest silences; `crawl` is how long
-    the head of an answer may take, and a body may be slower than `slowest`.
+    `attempts`: attempts in a row without progress before a mirror is given up; progress slower than
+    `min_bytes_per_second` does not count. `base_delay`: wait before the first retry; it doubles up
+    to `max_delay`. A Retry-After of the server is followed up to `max_retry_after`.
+    `connect_timeout`, `read_timeout`: the longest silence. `stall_timeout`: the longest time for
+    the head of a response, and for a body that is slower than `min_bytes_per_second`.
+    `sync_bytes`: see `PartFile`.
     """
 
     attempts: int = 6
-    base: float = 1.0
-    cap: float = 60.0
-    asked: float = 300.0
-    connect: float = 20.0
-    read: float = 30.0
-    crawl: float = 60.0
-    slowest: float = 1000.0
-    sync: int = 32 << 20
+    base_delay: float = 1.0
+    max_delay: float = 60.0
+    max_retry_after: float = 300.0
+    connect_timeout: float = 20.0
+    read_timeout: float = 30.0
+    stall_timeout: float = 60.0
+    min_bytes_per_second: float = 1000.0
+    sync_bytes: int = SYNC_BYTES
 
 
-PATIENCE = Patience()
-AUTHORITY = "where a site has an authority of its own, let SSL_CERT_FILE name its certificate"
-LOGIN = "is there a login for that host in ~/.netrc, mode 600?"
+DEFAULT_RETRY_POLICY = RetryPolicy()
+CERTIFICATE_HINT = "if your site has its own authority, set SSL_CERT_FILE to its certificate"
+LOGIN_HINT = "is there a login for that host in ~/.netrc, mode 600?"
 
 
-class Again(Exception):
-    """A passing fault; `after`: seconds to wait that the server asked for."""
+class RetryableError(Exception):
+    """A temporary failure; `retry_after`: seconds to wait, if the server asked for it."""
 
-    def __init__(self, why: str, after: float | None = None) -> None:
+    def __init__(self, why: str, retry_after: float | None = None) -> None:
         super().__init__(why)
-        self.after = after
+        self.retry_after = retry_after
 
 
-def waiting(patience: Patience) -> Callable[[Any], float]:
-    """Tenacity's wait: exponential, or what the server asked for."""
+def retry_delay(policy: RetryPolicy) -> Callable[[Any], float]:
+    """The wait between retries, as tenacity takes it: exponential, or the server's Retry-After."""
 
-    def wait(state: Any) -> float:
-        backoff = min(patience.base * 2.0 ** (state.attempt_number - 1), patience.cap)
-        asked = getattr(state.outcome.exception(), "after", None)
-        return backoff if asked is None else max(0.0, min(asked, patience.asked))
+    def delay(state: Any) -> float:
+        retry_after = getattr(state.outcome.exception(), "retry_after", None)
+        if retry_after is not None:
+            return max(0.0, min(retry_after, policy.max_retry_after))
+        return min(policy.base_delay * 2.0 ** (state.attempt_number - 1), policy.max_delay)
 
-    return wait
+    return delay
 
 
-class Client:
-    """Asks for URLs: verifies TLS, follows redirects, knows ~/.netrc and the user's proxies.
+class HttpClient:
+    """An HTTP client that verifies TLS, follows redirects and uses ~/.netrc and the proxy settings.
 
-    httpx times single reads only, so a head that drips would never end; here the connection is
-    broken then, by way of httpx's request extension `trace`.
+    httpx's timeouts are per read, so a head that arrives byte by byte would never time out. A timer
+    shuts the connection down instead. The connection comes from httpx's `trace` extension: the
+    `network_stream` extension exists only after the head.
 
     Raises:
-        UserError: A variable such as HTTPS_PROXY or NO_PROXY holds what no proxy can be, or
-            SSL_CERT_FILE or SSL_CERT_DIR, which httpx heeds, no certificates.
+        UserError: HTTPS_PROXY, NO_PROXY or a similar variable is not a valid proxy, or
+            SSL_CERT_FILE or SSL_CERT_DIR has no certificates.
     """
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, policy: RetryPolicy) -> None:
         import httpx
 
-        self._seconds = patience.crawl
-        self._stream: Any = None
+        self._head_timeout = policy.stall_timeout
+        self._connection: Any = None  # the last network stream that was opened
         try:
             self._client = httpx.Client(
-                timeout=httpx.Timeout(patience.read, connect=patience.connect),
+                timeout=httpx.Timeout(policy.read_timeout, connect=policy.connect_timeout),
                 follow_redirects=True,
                 headers={"User-Agent": "gristmill"},
-                limits=httpx.Limits(max_keepalive_connections=0),  # `_break` knows the last one
-                auth=_login(),
+                limits=httpx.Limits(max_keepalive_connections=0),  # so the last one is in use
+                auth=_netrc_auth(),
             )
-        except OSError as error:  # ssl's own are such, too
-            raise UserError(f"no certificates can be read from {_trusted()}: {error}") from error
+        except OSError as error:  # includes ssl.SSLError
+            source = _certificate_source()
+            raise UserError(f"no certificates can be read from {source}: {error}") from error
         except (ValueError, httpx.InvalidURL) as error:
-            # an invalid URL is cut anywhere, so its message may quote a password
+            # the message of an invalid URL may contain a password
             why = "" if isinstance(error, httpx.InvalidURL) else f": {error}"
             raise UserError(
-                f"the proxies that the environment names cannot be used{why}",
-                "See what this shows: env | grep -i proxy",
+                f"the proxy settings in the environment are not valid{why}",
+                "See them with: env | grep -i proxy",
             ) from error
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> HttpClient:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -110,87 +116,87 @@ class Client:
 
     @contextmanager
     def stream(self, method: str, url: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
-        """The answer, its body still to be read."""
-        timer = threading.Timer(self._seconds, self._break)
+        """Send a request; the body of the response is not read yet."""
+        timer = threading.Timer(self._head_timeout, self._shut_down)
         timer.daemon = True
         timer.start()
         try:
             with self._client.stream(
-                method, url, headers=dict(headers), extensions={"trace": self._note}
+                method, url, headers=dict(headers), extensions={"trace": self._trace}
             ) as response:
                 timer.cancel()
                 yield response
         finally:
             timer.cancel()
 
-    def _note(self, event: str, info: dict[str, Any]) -> None:
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
-            self._stream = info["return_value"]
+            self._connection = info["return_value"]
 
-    def _break(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):  # it is closed already, or none yet
-            # a second handle of the same connection: the first one is another thread's
-            number = os.dup(self._stream.get_extra_info("socket").fileno())
-            with socket.socket(fileno=number) as handle:
-                handle.shutdown(socket.SHUT_RDWR)
+    def _shut_down(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # closed already, or not open yet
+            # through a duplicate of the socket: the request's thread is using the original
+            number = os.dup(self._connection.get_extra_info("socket").fileno())
+            with socket.socket(fileno=number) as duplicate:
+                duplicate.shutdown(socket.SHUT_RDWR)
 
 
-def brisk(blocks: Iterable[bytes], patience: Patience) -> Iterator[bytes]:
-    """The blocks, for as long as they come faster than a crawl.
+def enforce_min_rate(blocks: Iterable[bytes], policy: RetryPolicy) -> Iterator[bytes]:
+    """Pass blocks on while they arrive fast enough.
 
     Raises:
-        Again: They do not.
+        RetryableError: They were slower than the policy allows for its `stall_timeout`.
     """
     since, size = time.monotonic(), 0
     for block in blocks:
         yield block
         size += len(block)
-        spent = time.monotonic() - since
-        if spent > patience.crawl:
-            if size < patience.slowest * spent:
-                raise Again(f"only {size} bytes in {spent:.0f} s")
+        seconds = time.monotonic() - since
+        if seconds > policy.stall_timeout:
+            if size < policy.min_bytes_per_second * seconds:
+                raise RetryableError(f"only {size} bytes in {seconds:.0f} s")
             since, size = time.monotonic(), 0
 
 
-def _trusted() -> str:
-    """Where the certificates come from."""
-    said = {k: os.environ[k] for k in ("SSL_CERT_FILE", "SSL_CERT_DIR") if k in os.environ}
-    return ", ".join(f"{name}={value}" for name, value in said.items()) or "certifi"
+def _certificate_source() -> str:
+    """Where the certificates of authorities come from."""
+    names = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+    return ", ".join(f"{k}={os.environ[k]}" for k in names if k in os.environ) or "certifi"
 
 
-def _login() -> Callable[[httpx.Request], httpx.Request] | None:
-    """What adds a host's login from ~/.netrc, or from where NETRC says; None without that file.
+def _netrc_auth() -> Callable[[httpx.Request], httpx.Request] | None:
+    """A hook that adds a host's login from ~/.netrc, or from $NETRC; None without such a file.
 
-    httpx sends it to no other host on a redirect. A file that cannot be used is passed over, for
-    most servers want no login; one that does is told to need it.
+    httpx does not send it to another host on a redirect. An unreadable file is ignored, since most
+    servers need no login; the error of one that does mentions the file.
     """
     try:
-        known = netrc.netrc(os.environ.get("NETRC"))
+        logins = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, ValueError, netrc.NetrcParseError):
         return None
 
     def add(request: httpx.Request) -> httpx.Request:
-        found = known.authenticators(request.url.host)
-        if found and "Authorization" not in request.headers:  # the hub's token goes first
-            login = base64.b64encode(f"{found[0]}:{found[2]}".encode()).decode()
-            request.headers["Authorization"] = f"Basic {login}"
+        login = logins.authenticators(request.url.host)
+        if login and "Authorization" not in request.headers:  # the hub's token has precedence
+            encoded = base64.b64encode(f"{login[0]}:{login[2]}".encode()).decode()
+            request.headers["Authorization"] = f"Basic {encoded}"
         return request
 
     return add
 
 
-def distrust(error: BaseException | None) -> str:
-    """Why a server's certificate is not trusted, if that is behind an error, else ""."""
+def certificate_problem(error: BaseException | None) -> str:
+    """Why a server's certificate was rejected, if that caused the error; else empty."""
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
-            return f"its certificate is not trusted ({error.verify_message}); {AUTHORITY}"
+            return f"its certificate is not trusted ({error.verify_message}); {CERTIFICATE_HINT}"
         error = error.__cause__ or error.__context__
     return ""
 
 
 @contextmanager
-def telling(url: str) -> Iterator[None]:
-    """Turn what httpx raises into what a retry may cure, and what it may not."""
+def map_errors(url: str) -> Iterator[None]:
+    """Turn httpx's errors into `RetryableError`, or `InputError` where a retry does not help."""
     import httpx
 
     try:
@@ -198,13 +204,13 @@ def telling(url: str) -> Iterator[None]:
     except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
         raise InputError(f"{url}: {error}") from error
     except httpx.TransportError as error:
-        if why := distrust(error):
+        if why := certificate_problem(error):
             raise InputError(f"{url}: {why}") from error
-        raise Again(f"{str(error) or type(error).__name__}{_way(url)}") from error
+        raise RetryableError(f"{str(error) or type(error).__name__}{_via_proxy(url)}") from error
 
 
-def _way(url: str) -> str:
-    """Through which proxy a URL is asked for, if any; without its password."""
+def _via_proxy(url: str) -> str:
+    """The proxy that a URL is requested through, without its password; empty if there is none."""
     target = urlsplit(url)
     proxies = getproxies()
     proxy = urlsplit(proxies.get(target.scheme) or proxies.get("all") or "")

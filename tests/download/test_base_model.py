@@ -1,4 +1,4 @@
-"""Base models from a local folder, from a package, and what is said when it does not work."""
+"""Base models from a local folder or a package, and the messages of failures."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import pytest
 from pipeline.core.errors import InputError, Interrupted, UserError
 from pipeline.core.registry import BaseModel, find_model
 from pipeline.core.stop import Stop
-from pipeline.download.base_model import materialise
-from pipeline.download.gguf import rename, unpermute
+from pipeline.download.base_model import prepare_model
+from pipeline.download.gguf import hf_tensor_name, unpermute
 from tests.helpers.tiny import make_old_form
 
 Models = Callable[[str], Path]
@@ -34,7 +34,9 @@ def out(tmp_path: Path) -> Path:
 
 
 def take(model: BaseModel, out: Path, stop: Stop | None = None) -> dict[str, Any]:
-    return materialise(model, out, out.parent / "partial", stop or Stop(), lambda done, total: None)
+    return prepare_model(
+        model, out, out.parent / "partial", stop or Stop(), lambda done, total: None
+    )
 
 
 def local(folder: Path, **more: Any) -> BaseModel:
@@ -51,7 +53,7 @@ def loaded(folder: Path) -> tuple[Any, Any]:
 
 
 def same(one: Path, other: Path) -> None:
-    """Both folders hold the same model and encode text alike."""
+    """Both folders have the same model and tokenizer."""
     import torch
 
     (model, tokenizer), (again, tokenizer2) = loaded(one), loaded(other)
@@ -80,7 +82,9 @@ def test_local_folder(models: Models, out: Path, family: str) -> None:
     same(models(family), out)
     for path in out.iterdir():
         assert path.read_bytes() == (models(family) / path.name).read_bytes()
-        assert not os.path.samefile(path, models(family) / path.name), "theirs is not ours to keep"
+        assert not os.path.samefile(path, models(family) / path.name), (
+            "their files are copied, not linked"
+        )
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -144,7 +148,7 @@ def test_prefix_falls_back_on_eos(models: Models, tmp_path: Path, out: Path) -> 
         ("weights", InputError, "no weights as safetensors"),
         ("config", UserError, "cannot be read"),
         ("code", UserError, "cannot be read: .*custom code|cannot be read: .*trust_remote_code"),
-        ("words", UserError, "the tokenizer has 512 words, the model 100"),
+        ("words", UserError, "the tokenizer has 512 tokens, the model 100"),
     ],
 )
 def test_what_is_wrong_is_said(
@@ -195,19 +199,19 @@ def test_what_a_pickle_would_do_is_not_done(
     with pytest.raises(UserError) as caught:
         take(local(folder), out)
     assert str(caught.value) == (
-        f"{folder}: its weights are a pickle with more in it than weights, which is not run. "
+        f"{folder}: its weights are a pickle that contains code, which is not run. "
         "take a MODEL that is published as safetensors"
     )
     assert not (tmp_path / "done").exists()
     if form != "bare":
         torch.load(weights, weights_only=False)
-        assert (tmp_path / "done").exists(), "so it is hostile"
+        assert (tmp_path / "done").exists(), "it is hostile"
 
 
 def test_code_of_a_model_is_not_run_even_where_somebody_could_agree(
     models: Models, tmp_path: Path, out: Path
 ) -> None:
-    """transformers would ask at a terminal, unless it was told; the weights are converted first."""
+    """By default transformers asks at a terminal; the weights are converted first."""
     folder = make_old_form(models("opt"), tmp_path / "copy")
     config = json.loads((folder / "config.json").read_text())
     config |= {"auto_map": {"AutoConfig": "code.Mine"}, "model_type": "mine"}
@@ -216,12 +220,12 @@ def test_code_of_a_model_is_not_run_even_where_somebody_could_agree(
     code = f"""
 from pathlib import Path
 from pipeline.core.errors import UserError
-from pipeline.download.base_model import materialise
+from pipeline.download.base_model import prepare_model
 from pipeline.core.registry import BaseModel
 from pipeline.core.stop import Stop
 model = BaseModel(id="mine", path={str(folder)!r})
 try:
-    materialise(model, Path({str(out)!r}), Path({str(tmp_path)!r}), Stop(), lambda *_: None)
+    prepare_model(model, Path({str(out)!r}), Path({str(tmp_path)!r}), Stop(), lambda *_: None)
 except UserError as error:
     print(error)
 """
@@ -272,11 +276,14 @@ def test_missing_gguf_reader(out: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_gguf_names() -> None:
-    assert rename("token_embd.weight") == ("model.embed_tokens.weight", "token_embd")
-    assert rename("blk.11.attn_q.weight") == ("model.layers.11.self_attn.q_proj.weight", "attn_q")
+    assert hf_tensor_name("token_embd.weight") == ("model.embed_tokens.weight", "token_embd")
+    assert hf_tensor_name("blk.11.attn_q.weight") == (
+        "model.layers.11.self_attn.q_proj.weight",
+        "attn_q",
+    )
     for name in ("rope_freqs.weight", "blk.1.attn_q.bias", "blk.1.ffn_gate_inp.weight"):
         with pytest.raises(UserError, match="not one of a plain Llama"):
-            rename(name)
+            hf_tensor_name(name)
 
 
 def test_unpermute_inverts_the_published_permutation() -> None:

@@ -1,4 +1,4 @@
-"""The demo corpus: small packages on the path, and the standard library once."""
+"""The demo corpus, from small test packages and from the standard library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import zstandard
 
 from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
-from pipeline.download.demo_corpus import SMALLEST, document, harvest
+from pipeline.download.demo_corpus import MIN_DOCUMENT_BYTES, module_text, write_demo_corpus
 
 PROSE = " ".join(["It is written here at length, for a module that is small is not taken."] * 4)
 MODULE = f'''"""A module about things.
@@ -64,7 +64,7 @@ def read(part: Path) -> list[dict]:
 
 
 def take(packages: list[str], part: Path, limit: int | None = None):
-    return harvest(packages, part, Stop(), lambda done, total: None, limit)
+    return write_demo_corpus(packages, part, Stop(), lambda done, total: None, limit)
 
 
 def test_documents(package: str, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_stop(package: str, tmp_path: Path) -> None:
     stop = Stop()
     stop.set("received SIGUSR2")
     with pytest.raises(Interrupted):
-        harvest([package], tmp_path / "part", stop, lambda done, total: None)
+        write_demo_corpus([package], tmp_path / "part", stop, lambda done, total: None)
     assert gc.isenabled()
 
 
@@ -143,9 +143,9 @@ def test_standard_library(tmp_path: Path) -> None:
     assert modules == sorted(set(modules))
     assert not [m for m in modules if m.startswith(("test.", "idlelib", "site"))]
     assert sum(len(d["text"].encode()) for d in documents) > 100_000
-    assert min(len(d["text"].encode()) for d in documents) >= SMALLEST
+    assert min(len(d["text"].encode()) for d in documents) >= MIN_DOCUMENT_BYTES
 
 
 def test_files_without_docstrings_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ast.parse", lambda source: pytest.fail("parsed"))
-    assert document("a", b"x = 1\n" * 1000) == ""
+    assert module_text("a", b"x = 1\n" * 1000) == ""

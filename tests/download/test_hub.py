@@ -1,6 +1,6 @@
-"""Models and data sets from a hub on the loopback, as the installed libraries ask for them.
+"""Models and data sets from a hub on the loopback, through the installed libraries.
 
-HF_ENDPOINT is read when these libraries are imported, so each test is a process of its own.
+They read HF_ENDPOINT when they are imported, so each test starts its own process.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import random
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,34 +22,36 @@ import pytest
 import zstandard
 
 from pipeline.core.errors import InputError
-from pipeline.download.hub import choose
-from tests.helpers.servers import HubServer, certify
+from pipeline.download.hub import map_hub_errors, select_files
+from tests.helpers.servers import HubServer, make_certificate
 from tests.helpers.tiny import make_old_form
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = random.Random(3).randbytes(400_000)
-pytestmark = pytest.mark.slow  # every test starts a Python with the hub's libraries
+pytestmark = pytest.mark.slow  # a process with the hub's libraries for each test
 
 Run = Callable[[HubServer, str], dict[str, Any]]
 START = """
 import json, pathlib
-from pipeline.download import hub, hub_dataset as rows
-from pipeline.download.transport import Patience
+from pipeline.download import hub, hub_dataset
+from pipeline.download.transport import RetryPolicy
 from pipeline.core.errors import Failure, Interrupted
 from pipeline.core.registry import Dataset
 from pipeline.core.stop import Stop
 
 here = pathlib.Path.cwd()
-quick = Patience(attempts=2, base=0.001, connect=2, read=2, sync=65_536)
+quick = RetryPolicy(
+    attempts=2, base_delay=0.001, connect_timeout=2, read_timeout=2, sync_bytes=65_536
+)
 quiet = lambda done, total: None
 out = {}
 
-def said(call):
+def outcome(call):
     try:
         call()
     except Failure as error:
         return f"{type(error).__name__} {error.exit_code}: {error}"
-    return "nothing"
+    return "no error"
 
 def stop_after(limit):
     stop = Stop()
@@ -87,7 +90,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def repos(tmp_path: Path) -> dict[str, Path]:
-    """A model in all forms at once, an old one, one without weights."""
+    """A model in all formats at once, an old one, and one without weights."""
     side = {"config.json": b"{}", "tokenizer.json": b"{}", "modeling_x.py": b"raise SystemExit"}
     forms = {"model.safetensors": WEIGHTS, "pytorch_model.bin": b"x", "flax_model.msgpack": b"x"}
     content = {
@@ -152,14 +155,14 @@ out["old"] = hub.fetch_repo("me/old", None, here / "old", Stop(), quiet, quick)
     gets = [r for r in server.requests if "/resolve/" in r.path]
     assert {r.path.rpartition("/")[2] for r in gets} == {*names, *out["old"]["files"]}
     asked = [r.headers.get("range") for r in gets if r.path.endswith("model.safetensors")]
-    assert asked == [None, f"bytes={out['half']}-"], "it goes on within the file"
+    assert asked == [None, f"bytes={out['half']}-"], "it resumes within the file"
     assert all(server.commit in r.path for r in gets), "pinned to the commit"
 
 
 def test_model_that_cannot_be_had(run: Run, repos: dict[str, Path]) -> None:
     code = """
 def take(repo, revision="main"):
-    return said(lambda: hub.fetch_repo(repo, revision, here / "x", Stop(), quiet, quick))
+    return outcome(lambda: hub.fetch_repo(repo, revision, here / "x", Stop(), quiet, quick))
 
 for repo in ("me/none", "me/missing", "me/gated", "me/private", "me/token", "me/down"):
     out[repo] = take(repo)
@@ -168,13 +171,13 @@ from huggingface_hub import constants
 constants.HF_HUB_OFFLINE = True
 out["offline"] = take("me/full")
 """
-    refuse = {
+    refusals = {
         "me/gated": (403, "GatedRepo"),
         "me/private": (401, "RepoNotFound"),
         "me/token": (401, ""),
         "me/down": (500, ""),
     }
-    with HubServer(models=repos, refuse=refuse) as server:
+    with HubServer(models=repos, refusals=refusals) as server:
         out = run(server, code)
         hub = server.url
     remedy = "set HF_ENDPOINT to a mirror, or MODEL= to a local folder"
@@ -200,15 +203,15 @@ def test_no_hub(run: Run) -> None:
     server = HubServer()
     server.url = "http://127.0.0.1:9"
     code = """
-out["model"] = said(lambda: hub.fetch_repo("me/x", None, here / "x", Stop(), quiet, quick))
+out["model"] = outcome(lambda: hub.fetch_repo("me/x", None, here / "x", Stop(), quiet, quick))
 dataset = Dataset(id="x", urls=["hf://me/x"])
-out["dataset"] = said(lambda: rows.fetch_dataset(dataset, here / "part", Stop(), quiet))
+out["dataset"] = outcome(lambda: hub_dataset.fetch_dataset(dataset, here / "part", Stop(), quiet))
 """
     out = run(server, code)
     reached = r"http://127.0.0.1:9 cannot be reached (ConnectError: "
     assert out["model"].startswith(f"InputError 3: model me/x: {reached}")
     assert out["dataset"].startswith(f"InputError 3: dataset me/x: {reached}")
-    assert out["dataset"].endswith("or FILE= to a copy that is here")
+    assert out["dataset"].endswith("or FILE= to a local copy")
     assert "\n" not in out["model"] + out["dataset"]
 
 
@@ -221,7 +224,7 @@ out["files"] = got["files"]
     hostile = ["../../model.safetensors", "../config.json", "/etc/tokenizer.json", "x/../vocab.txt"]
     hostile += ["../model-00001-of-00001.safetensors", "..\\merges.txt", "..", ""]
     with HubServer(models=repos) as server:
-        server.also = hostile
+        server.extra_files = hostile
         out = run(server, code)
     assert out["files"] == ["config.json", "tokenizer.json", "model.safetensors"]
     below = {p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()}
@@ -236,45 +239,45 @@ def test_hub_whose_certificate_is_not_trusted(
     code = """
 take = lambda: hub.fetch_repo("me/full", None, here / "x", Stop(), quiet, quick)
 dataset = Dataset(id="x", urls=["hf://me/x"])
-out["model"] = said(take)
-out["dataset"] = said(lambda: rows.fetch_dataset(dataset, here / "part", Stop(), quiet))
+out["model"] = outcome(take)
+out["dataset"] = outcome(lambda: hub_dataset.fetch_dataset(dataset, here / "part", Stop(), quiet))
 """
-    certificate, key = certify(tmp_path, "IP:127.0.0.1")
+    certificate, key = make_certificate(tmp_path, "IP:127.0.0.1")
     with HubServer(models=repos) as server:
-        server.encrypt(certificate, key)
+        server.use_tls(certificate, key)
         refused = run(server, code)
         trusted = run(server, code, SSL_CERT_FILE=str(certificate))
-    for kind, said in refused.items():
-        assert said.startswith(f"InputError 3: {kind} me/")
-        assert f"{server.url}: its certificate is not trusted (self" in said
-        assert "let SSL_CERT_FILE name its certificate" in said
-        assert "\n" not in said
-    assert trusted["model"] == "nothing", "that is, no error"
+    for repo_type, message in refused.items():
+        assert message.startswith(f"InputError 3: {repo_type} me/")
+        assert f"{server.url}: its certificate is not trusted (self" in message
+        assert "set SSL_CERT_FILE to its certificate" in message
+        assert "\n" not in message
+    assert trusted["model"] == "no error"
     assert "has no such repo" in trusted["dataset"]
 
 
 def test_damaged_weights(run: Run, repos: dict[str, Path]) -> None:
     code = """
-out["said"] = said(lambda: hub.fetch_repo("me/full", None, here / "x", Stop(), quiet, quick))
+out["error"] = outcome(lambda: hub.fetch_repo("me/full", None, here / "x", Stop(), quiet, quick))
 out["left"] = sorted(p.name for p in (here / "x").iterdir() if "safetensors" in p.name)
 """
     with HubServer(models=repos) as server:
-        server.spoil = b"?"
+        server.damaged_head = b"?"
         out = run(server, code)
     expected = hashlib.sha256(WEIGHTS).hexdigest()
-    assert out["said"].startswith("CorruptInput 3: ")
-    assert f"expected {expected}" in out["said"]
+    assert out["error"].startswith("CorruptInput 3: ")
+    assert f"expected {expected}" in out["error"]
     assert out["left"] == []
 
 
 def test_model_from_hub_to_folder(run: Run, models: Callable[[str], Path], tmp_path: Path) -> None:
     code = """
-from pipeline.download.base_model import materialise
+from pipeline.download.base_model import prepare_model
 from pipeline.core.registry import BaseModel
 model = BaseModel(id="old", repo="me/opt", revision="main")
 folder = here / "made"
 folder.mkdir()
-out["facts"] = materialise(model, folder, here / "partial", Stop(), quiet)
+out["facts"] = prepare_model(model, folder, here / "partial", Stop(), quiet)
 out["files"] = sorted(p.name for p in folder.iterdir())
 """
     with HubServer(models={"me/opt": make_old_form(models("opt"), tmp_path / "opt")}) as server:
@@ -311,11 +314,11 @@ def rows_of(part: Path) -> tuple[list[Any], int]:
 
 def test_dataset(run: Run, cases: Path, tmp_path: Path) -> None:
     code = """
-rows.ROWS = 100
+hub_dataset.ROWS_PER_FRAME = 100
 dataset = Dataset(id="cases", urls=["hf://me/cases"], revision="main")
 
 def take(name, stop=None, progress=quiet):
-    fetched = rows.fetch_dataset(dataset, here / name, stop or Stop(), progress)
+    fetched = hub_dataset.fetch_dataset(dataset, here / name, stop or Stop(), progress)
     return [fetched.url, fetched.size, fetched.sha256, fetched.etag]
 
 out["whole"] = take("whole")
@@ -324,18 +327,18 @@ for limit in (1, 3000, 5000):
         take("pieces", *stop_after(limit))
     except Interrupted:
         (here / "pieces").open("ab").write(b"a frame that was never finished")
-        out[f"rows {limit}"] = json.loads((here / "pieces.json").read_text())["rows"]
+        out[f"bytes {limit}"] = json.loads((here / "pieces.json").read_text())["synced"]
 out["pieces"] = take("pieces")
 out["again"] = take("pieces")
-sidecar = json.loads((here / "pieces.json").read_text()) | {"sha256": "0" * 64, "whole": False}
+sidecar = json.loads((here / "pieces.json").read_text()) | {"sha256": "0" * 64, "size": None}
 (here / "pieces.json").write_text(json.dumps(sidecar))
 out["damaged"] = take("pieces")
-rows.ROWS = 250
+hub_dataset.ROWS_PER_FRAME = 250
 out["even"] = take("even")
 wrong = dataset.model_copy(update={"split": "trian"})
-out["split"] = said(lambda: rows.fetch_dataset(wrong, here / "x", Stop(), quiet))
+out["split"] = outcome(lambda: hub_dataset.fetch_dataset(wrong, here / "x", Stop(), quiet))
 wrong = dataset.model_copy(update={"subset": "nosuch"})
-out["subset"] = said(lambda: rows.fetch_dataset(wrong, here / "x", Stop(), quiet))
+out["subset"] = outcome(lambda: hub_dataset.fetch_dataset(wrong, here / "x", Stop(), quiet))
 """
     with HubServer(datasets={"me/cases": cases}) as server:
         out = run(server, code)
@@ -347,14 +350,52 @@ out["subset"] = said(lambda: rows.fetch_dataset(wrong, here / "x", Stop(), quiet
     assert [row["id"] for row in rows] == [f"{p}-{i}" for p in range(3) for i in range(250)]
     assert list(rows[0]) == ["added", "id", "metadata", "text"]
     assert rows[1]["metadata"] == {"author": "Née", "year": 1901}
-    assert 0 < out["rows 1"] < out["rows 3000"] < out["rows 5000"] < len(rows)
-    assert (tmp_path / "pieces").read_bytes() == whole, "interrupted or not: the same bytes"
+    assert 0 < out["bytes 1"] < out["bytes 3000"] < out["bytes 5000"] < len(whole)
+    assert (tmp_path / "pieces").read_bytes() == whole, "the same bytes, interrupted or not"
     assert out["pieces"] == out["again"] == out["damaged"] == out["whole"]
     assert rows_of(tmp_path / "even")[0] == rows
     assert out["split"].startswith("InputError 3: dataset me/cases: it cannot be read (ValueError:")
     assert "nosuch" in out["subset"]
     data = [r for r in server.requests if r.method == "GET" and "/resolve/" in r.path]
     assert all(server.commit in r.path for r in data), "pinned to the commit"
+
+
+@pytest.mark.parametrize("bug", [TypeError("unexpected keyword"), KeyError("x"), AssertionError()])
+def test_an_error_of_our_own_is_not_blamed_on_the_hub(bug: Exception) -> None:
+    with pytest.raises(type(bug)) as caught, map_hub_errors("me/x", "model"):
+        raise bug
+    assert caught.value is bug
+
+
+def library_errors() -> list[Exception]:
+    import httpx
+    import httpx2
+    import pyarrow as pa
+    from datasets.exceptions import DatasetGenerationError
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    return [
+        httpx.ConnectError("refused"),
+        httpx2.ReadTimeout("too slow"),
+        EntryNotFoundError("no such file"),
+        HFValidationError("not a repo id"),
+        DatasetGenerationError("broken"),
+        pa.ArrowInvalid("broken"),
+        zstandard.ZstdError("broken"),
+        zlib.error("broken"),
+        EOFError("truncated"),
+        OSError("no route to host"),
+        RuntimeError("Dataset scripts are no longer supported, but found x.py"),
+        TypeError("Couldn't cast array of type string to int64"),
+    ]
+
+
+def test_errors_of_the_libraries_become_one_line_with_a_hint() -> None:
+    for error in library_errors():
+        translated = pytest.raises(InputError, match=r"dataset me/x: .*HF_ENDPOINT")
+        with translated as caught, map_hub_errors("me/x", "dataset"):
+            raise error
+        assert "\n" not in str(caught.value)
 
 
 SHARDED = [
@@ -378,7 +419,7 @@ SHARDED = [
         ),
     ],
 )
-def test_choose(names: list[str], taken: list[str]) -> None:
-    assert choose("me/x", ["config.json", *names]) == ["config.json", *taken]
+def test_select_files(names: list[str], taken: list[str]) -> None:
+    assert select_files("me/x", ["config.json", *names]) == ["config.json", *taken]
     with pytest.raises(InputError, match=r"no config\.json"):
-        choose("me/x", names)
+        select_files("me/x", names)

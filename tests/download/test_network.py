@@ -1,4 +1,4 @@
-"""Slow servers, proxies, and lines that are shared with others."""
+"""Slow servers, proxies, and limited bandwidth."""
 
 from __future__ import annotations
 
@@ -12,15 +12,24 @@ import pytest
 
 from pipeline.core.errors import InputError, Interrupted, UserError
 from pipeline.core.stop import Stop
-from pipeline.download.fetch import Fetched, fetch, probe
-from pipeline.download.resume import Progress
-from pipeline.download.throttle import Pace
-from pipeline.download.transport import Patience
+from pipeline.download.fetch import FetchedFile, fetch
+from pipeline.download.probe import probe
+from pipeline.download.resume import ProgressCallback
+from pipeline.download.throttle import Throttle
+from pipeline.download.transport import RetryPolicy
 from tests.helpers.servers import FileServer, Proxy, Socks
 
 DATA = random.Random(1).randbytes(300_000)
 SHA = hashlib.sha256(DATA).hexdigest()
-BRIEF = Patience(attempts=2, base=0.001, connect=2, read=2, sync=16_384, crawl=0.3, slowest=100_000)
+BRIEF = RetryPolicy(
+    attempts=2,
+    base_delay=0.001,
+    connect_timeout=2,
+    read_timeout=2,
+    sync_bytes=16_384,
+    stall_timeout=0.3,
+    min_bytes_per_second=100_000,
+)
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
@@ -42,15 +51,15 @@ def part(tmp_path: Path) -> Path:
     return tmp_path / "corpus.part"
 
 
-def get(part: Path, *urls: str, progress: Progress | None = None) -> Fetched:
+def get(part: Path, *urls: str, progress: ProgressCallback | None = None) -> FetchedFile:
     return fetch(
-        urls, part, sha256=SHA, size=None, stop=Stop(), patience=BRIEF,
+        urls, part, sha256=SHA, size=None, stop=Stop(), policy=BRIEF,
         progress=progress or (lambda done, total: None),
     )  # fmt: skip
 
 
 def test_a_body_that_drips_is_left_for_the_next_mirror(server: FileServer, part: Path) -> None:
-    server.mood.block, server.mood.pause = 8, 0.01
+    server.behavior.block_bytes, server.behavior.block_pause_s = 8, 0.01
     with pytest.raises(InputError, match=r"only \d+ bytes in 0 s, 2 times in a row"):
         get(part, server.url + "/file")
     with FileServer({"/file": DATA}) as other:
@@ -60,25 +69,35 @@ def test_a_body_that_drips_is_left_for_the_next_mirror(server: FileServer, part:
 
 
 def test_little_by_little_is_no_progress_either(server: FileServer, part: Path) -> None:
-    patience = Patience(attempts=6, base=0.001, connect=2, read=2, crawl=0.2, slowest=100_000)
-    server.mood.block, server.mood.pause = 100, 0.01  # in all six less than one is to bring
+    policy = RetryPolicy(
+        attempts=6,
+        base_delay=0.001,
+        connect_timeout=2,
+        read_timeout=2,
+        stall_timeout=0.2,
+        min_bytes_per_second=100_000,
+    )
+    server.behavior.block_bytes, server.behavior.block_pause_s = (
+        100,
+        0.01,
+    )  # in all six less than one must bring
     with pytest.raises(InputError, match="6 times in a row"):
         fetch(
             [server.url + "/file"], part, sha256=SHA, size=None, stop=Stop(),
-            progress=lambda done, total: None, patience=patience,
+            progress=lambda done, total: None, policy=policy,
         )  # fmt: skip
     assert len(server.requests) == 6
 
 
 def test_a_byte_a_request_is_no_progress(server: FileServer, part: Path) -> None:
-    server.mood.cut = 1
+    server.behavior.cut_after_bytes = 1
     with pytest.raises(InputError, match="2 times in a row"):
         get(part, server.url + "/file")
     assert len(server.requests) == 2
 
 
 def test_a_head_that_drips_is_not_waited_for(server: FileServer, part: Path) -> None:
-    server.mood.head_pause = 0.02
+    server.behavior.head_pause_s = 0.02
     for ask in (lambda url: get(part, url), lambda url: probe(url, BRIEF)):
         with pytest.raises(InputError, match="disconnected"):
             ask(server.url + "/file")
@@ -88,7 +107,7 @@ def test_a_head_that_drips_is_not_waited_for(server: FileServer, part: Path) -> 
 @pytest.mark.parametrize("tenth", range(1, 10))
 def test_cut_at_every_tenth(server: FileServer, part: Path, tenth: int) -> None:
     at = len(DATA) * tenth // 10
-    server.mood.cut, server.mood.cuts = at, 1
+    server.behavior.cut_after_bytes, server.behavior.cut_count = at, 1
     get(part, server.url + "/file")
     assert part.read_bytes() == DATA
     assert server.ranges() == [None, f"bytes={at}-"]
@@ -96,21 +115,21 @@ def test_cut_at_every_tenth(server: FileServer, part: Path, tenth: int) -> None:
 
 def test_bandwidth_is_kept_to(server: FileServer, part: Path) -> None:
     seen: list[int] = []
-    pace = Pace(lambda done, total: seen.append(done), 1e6, Stop())
+    throttle = Throttle(lambda done, total: seen.append(done), 1e6, Stop())
     started = time.monotonic()
-    get(part, server.url + "/file", progress=pace)
-    # the first block, of up to 64 KiB, is not waited for
+    get(part, server.url + "/file", progress=throttle)
+    # no wait before the first block of up to 64 KiB
     assert time.monotonic() - started >= (len(DATA) - 65_536) / 1e6
     assert seen[-1] == len(DATA)
 
 
-def test_a_stop_is_seen_while_the_line_rests() -> None:
+def test_a_stop_is_seen_while_the_throttle_waits() -> None:
     stop = Stop()
-    pace = Pace(lambda done, total: None, 1.0, stop)
-    pace(0, None)
+    throttle = Throttle(lambda done, total: None, 1.0, stop)
+    throttle(0, None)
     stop.set("enough")
     with pytest.raises(Interrupted, match="enough"):
-        pace(3600, None)
+        throttle(3600, None)
 
 
 def test_through_the_proxy_of_the_environment(
@@ -123,7 +142,7 @@ def test_through_the_proxy_of_the_environment(
         assert len(proxy.requests) == len(server.requests) == 2
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         probe(server.url + "/file", BRIEF)
-        assert len(proxy.requests) == 2, "not for those that NO_PROXY names"
+        assert len(proxy.requests) == 2, "not for the hosts in NO_PROXY"
     assert part.read_bytes() == DATA
 
 

@@ -1,4 +1,4 @@
-"""Whom a download trusts, and as whom it asks: certificates and logins, with real servers."""
+"""Certificates and logins of downloads, with real servers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import pytest
 
 from pipeline.core.errors import InputError, UserError
 from pipeline.core.stop import Stop
-from pipeline.download.fetch import fetch, probe, probe_mirrors
-from pipeline.download.transport import Patience
-from tests.helpers.servers import FileServer, Request, certify
+from pipeline.download.fetch import fetch
+from pipeline.download.probe import probe, probe_mirrors
+from pipeline.download.transport import RetryPolicy
+from tests.helpers.servers import FileServer, Request, make_certificate
 
 DATA = b"a line of text\n" * 1000
-QUICK = Patience(attempts=3, base=0.001, connect=2, read=2)
+QUICK = RetryPolicy(attempts=3, base_delay=0.001, connect_timeout=2, read_timeout=2)
 SELF_SIGNED = (
     r"https://127.0.0.1:\d+/file: its certificate is not trusted \(self.signed certificate\); "
-    r"where a site has an authority of its own, let SSL_CERT_FILE name its certificate"
+    r"if your site has its own authority, set SSL_CERT_FILE to its certificate"
 )
 
 
@@ -39,17 +40,15 @@ def server() -> Iterator[FileServer]:
 
 def get(folder: Path, url: str) -> bytes:
     part = folder / "part"
-    fetch(
-        [url], part, sha256=None, size=None, stop=Stop(), progress=lambda *_: None, patience=QUICK
-    )
+    fetch([url], part, sha256=None, size=None, stop=Stop(), progress=lambda *_: None, policy=QUICK)
     return part.read_bytes()
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    certificate, key = certify(tmp_path, "IP:127.0.0.1")
-    server.encrypt(certificate, key)
+    certificate, key = make_certificate(tmp_path, "IP:127.0.0.1")
+    server.use_tls(certificate, key)
     url = server.url + "/file"
     for ask in (lambda: get(tmp_path, url), lambda: probe(url, QUICK)):
         with pytest.raises(InputError) as caught:
@@ -63,8 +62,8 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
 def test_a_certificate_of_another_host_is_refused(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    certificate, key = certify(tmp_path, "DNS:example.org")
-    server.encrypt(certificate, key)
+    certificate, key = make_certificate(tmp_path, "DNS:example.org")
+    server.use_tls(certificate, key)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with pytest.raises(InputError, match=r"/file: its certificate is not trusted .*mismatch"):
         get(tmp_path, server.url + "/file")
@@ -98,7 +97,7 @@ def netrc(folder: Path, host: str, mode: int = 0o600) -> Path:
 def test_a_login_comes_from_netrc(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.mood.lets_in = knows
+    server.behavior.authorize = knows
     path = netrc(tmp_path, "127.0.0.1")
     assert get(tmp_path, server.url + "/file") == DATA
     assert probe(server.url + "/file", QUICK).size == len(DATA)
@@ -108,7 +107,7 @@ def test_a_login_comes_from_netrc(
 
 @pytest.mark.parametrize("wrong", ["none", "another host", "open to all", "damaged"])
 def test_a_login_that_is_missing_is_told(server: FileServer, tmp_path: Path, wrong: str) -> None:
-    server.mood.lets_in = knows
+    server.behavior.authorize = knows
     if wrong != "none":
         host = "example.org" if wrong == "another host" else "127.0.0.1"
         path = netrc(tmp_path, host, 0o644 if wrong == "open to all" else 0o600)
@@ -133,7 +132,7 @@ def test_a_login_does_not_go_to_the_host_that_a_server_points_to(
     netrc(tmp_path, "localhost")
     with FileServer() as first:
         first.redirects["/file"] = server.url + "/file"
-        first.mood.lets_in = knows
+        first.behavior.authorize = knows
         assert get(tmp_path, first.url.replace("127.0.0.1", "localhost") + "/file") == DATA
         assert first.requests[0].headers["authorization"] == basic("me:s3cret")
     assert "authorization" not in server.requests[0].headers

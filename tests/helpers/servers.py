@@ -1,8 +1,8 @@
-"""Real HTTP servers on the loopback: files with moods, and a hub.
+"""Real HTTP servers on the loopback: a file server that can misbehave, and a hub.
 
-`FileServer` serves bytes with ranges, ETags and conditions as RFC 9110 wants them, until its
-`mood` says otherwise. `HubServer` imitates what `huggingface_hub` and `datasets` ask of a hub, for
-folders of files given as model and data set repos. Both record every request.
+`FileServer` serves bytes with ranges, ETags and conditions as in RFC 9110, except where its
+`behavior` differs. `HubServer` serves folders as model and data set repos to `huggingface_hub` and
+`datasets`. Both record every request.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from socketserver import StreamRequestHandler, TCPServer, ThreadingTCPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LFS = (".safetensors", ".bin", ".gz", ".parquet")
+LFS_SUFFIXES = (".safetensors", ".bin", ".gz", ".parquet")
 
 
 @dataclass
 class Request:
-    """One request as it came in; header names in lower case."""
+    """A request that was received; header names in lower case."""
 
     method: str
     path: str
@@ -40,45 +40,45 @@ class Request:
 
 
 @dataclass
-class Mood:
-    """How a file server misbehaves; the default is well.
+class Behavior:
+    """How a file server behaves; by default, correctly.
 
-    `statuses`: answered first, in turn, each as (status, headers). `cut`: bytes of a body after
-    which the connection breaks, the first `cuts` times. `shift`: added to the start of a range.
-    `block`, `pause`: bytes of a body that are sent at once, seconds before the next ones.
-    `head_pause`: seconds before each byte of the head.
-    `careless`: ranges are served without a look at If-Range. `before`: called with each request.
-    `lets_in`: whether a request is answered at all, or with 401.
+    `first_statuses`: sent as the first responses, each (status, headers). `cut_after_bytes`: bytes
+    of a body after which the connection is closed, the first `cut_count` times. `range_shift`:
+    added to the start of a range. `block_bytes`, `block_pause_s`: a body is sent in such blocks
+    with such pauses. `head_pause_s`: the head is sent byte by byte with such pauses.
+    `ignore_if_range`: serve ranges without checking If-Range. `on_request`: called with each
+    request. `authorize`: whether a request is answered, or refused with 401.
     """
 
-    ranges: bool = True
+    supports_ranges: bool = True
     etag: str | None = '"one"'
-    modified: str | None = None
-    kind: str = "application/octet-stream"
+    last_modified: str | None = None
+    content_type: str = "application/octet-stream"
     encoding: str | None = None
-    length: bool = True
-    head_only: bool = False
-    cut: int | None = None
-    cuts: int = 1_000_000
-    shift: int = 0
-    block: int = 4096
-    pause: float = 0.0
-    head_pause: float = 0.0
-    careless: bool = False
-    statuses: list[tuple[int, dict[str, str]]] = field(default_factory=list)
-    before: Callable[[Request], None] = lambda request: None
-    lets_in: Callable[[Request], bool] = lambda request: True
+    send_length: bool = True
+    refuse_ranged_get: bool = False
+    cut_after_bytes: int | None = None
+    cut_count: int = 1_000_000
+    range_shift: int = 0
+    block_bytes: int = 4096
+    block_pause_s: float = 0.0
+    head_pause_s: float = 0.0
+    ignore_if_range: bool = False
+    first_statuses: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    on_request: Callable[[Request], None] = lambda request: None
+    authorize: Callable[[Request], bool] = lambda request: True
 
 
-class _Quiet(ThreadingHTTPServer):
+class _QuietServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *args: Any) -> None:
-        """A client that goes away is no news."""
+        """Ignore clients that disconnect."""
 
 
 class Listener:
-    """Serves on a free port of the loopback, for the length of a `with`."""
+    """Serves on a free port of the loopback within a `with` block."""
 
     def __init__(self, server: TCPServer, scheme: str) -> None:
         server.daemon_threads = True
@@ -96,7 +96,7 @@ class Listener:
 
 
 class Server(Listener):
-    """A threaded server on a free port of the loopback, for the length of a `with`."""
+    """A threaded HTTP server on a free port of the loopback within a `with` block."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -121,9 +121,9 @@ class Server(Listener):
 
             do_HEAD = do_POST = do_GET  # noqa: N815
 
-        super().__init__(_Quiet(("127.0.0.1", 0), Handler), "http")
+        super().__init__(_QuietServer(("127.0.0.1", 0), Handler), "http")
 
-    def encrypt(self, certificate: Path, key: Path) -> None:
+    def use_tls(self, certificate: Path, key: Path) -> None:
         """Serve over TLS from now on."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
@@ -140,7 +140,7 @@ class Server(Listener):
 
 
 def send(handler: Any, status: int, headers: dict[str, str], body: bytes = b"") -> None:
-    """A whole response; no body for HEAD, where the length is still said."""
+    """Send a complete response; for HEAD without the body, but with its length."""
     handler.send_response(status)
     for name, value in {"Content-Length": str(len(body)), **headers}.items():
         handler.send_header(name, value)
@@ -149,8 +149,8 @@ def send(handler: Any, status: int, headers: dict[str, str], body: bytes = b"") 
         handler.wfile.write(body)
 
 
-def drip(handler: Any, data: bytes, pause: float) -> None:
-    """Send bytes one by one."""
+def send_slowly(handler: Any, data: bytes, pause: float) -> None:
+    """Send bytes one by one with pauses of `pause` seconds."""
     for at in range(len(data)):
         handler.wfile.write(data[at : at + 1])
         handler.wfile.flush()
@@ -158,7 +158,7 @@ def drip(handler: Any, data: bytes, pause: float) -> None:
 
 
 class Proxy(Server):
-    """An HTTP proxy that knows its own way to the hosts in `hosts` (name → URL of a server)."""
+    """An HTTP proxy that maps hosts to servers: `hosts` is name → URL."""
 
     def __init__(self, hosts: dict[str, str]) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class Proxy(Server):
 
 
 class Socks(Listener):
-    """A SOCKS5 proxy that leads every connection to one server."""
+    """A SOCKS5 proxy that sends every connection to one server."""
 
     def __init__(self, server: Server) -> None:
         target = urlsplit(server.url)
@@ -205,29 +205,31 @@ class Socks(Listener):
 
 
 class FileServer(Server):
-    """Serves `files` (path → bytes) in its `mood`, and `redirects` (path → URL)."""
+    """Serves `files` (path → bytes) with its `behavior`, and `redirects` (path → URL)."""
 
     def __init__(self, files: dict[str, bytes] | None = None) -> None:
         super().__init__()
         self.files = files or {}
         self.redirects: dict[str, str] = {}
-        self.mood = Mood()
+        self.behavior = Behavior()
 
     def answer(self, handler: Any, request: Request, body: bytes) -> None:
-        mood = self.mood
-        mood.before(request)
-        if mood.head_pause:
-            return drip(handler, b"HTTP/1.1 200 OK\r\nX-Pad: " + b"x" * 10_000, mood.head_pause)
+        behavior = self.behavior
+        behavior.on_request(request)
+        if behavior.head_pause_s:
+            return send_slowly(
+                handler, b"HTTP/1.1 200 OK\r\nX-Pad: " + b"x" * 10_000, behavior.head_pause_s
+            )
         if request.path in self.redirects:
             return send(handler, 302, {"Location": self.redirects[request.path]})
-        if not mood.lets_in(request):
+        if not behavior.authorize(request):
             return send(handler, 401, {"WWW-Authenticate": "Basic"})
-        if mood.statuses:
-            status, headers = mood.statuses.pop(0)
+        if behavior.first_statuses:
+            status, headers = behavior.first_statuses.pop(0)
             return send(handler, status, headers, b"not now")
         if request.path not in self.files:
             return send(handler, 404, {"Content-Type": "text/html"}, b"<html>no such file</html>")
-        if mood.head_only and "range" in request.headers:
+        if behavior.refuse_ranged_get and "range" in request.headers:
             return send(handler, 405, {})
         content = self.files[request.path]
         start = self._start(request, len(content))
@@ -236,30 +238,32 @@ class FileServer(Server):
         return self._send(handler, content, start)
 
     def _start(self, request: Request, size: int) -> int | None:
-        """The first byte of the range to serve; None for the whole."""
+        """The first byte of the range to serve; None for the whole file."""
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
-        if not self.mood.ranges or asked is None:
+        if not self.behavior.supports_ranges or asked is None:
             return None
         condition = request.headers.get("if-range")
-        if condition and not self.mood.careless:
-            strong = self.mood.etag and not self.mood.etag.startswith("W/")
-            if condition not in ({self.mood.etag} if strong else set()) | {self.mood.modified}:
+        if condition and not self.behavior.ignore_if_range:
+            strong = self.behavior.etag and not self.behavior.etag.startswith("W/")
+            if condition not in ({self.behavior.etag} if strong else set()) | {
+                self.behavior.last_modified
+            }:
                 return None
         return int(asked[1])
 
     def _send(self, handler: Any, content: bytes, start: int | None) -> None:
-        mood = self.mood
-        headers = {"Content-Type": mood.kind}
-        named = {"ETag": mood.etag, "Last-Modified": mood.modified}
+        behavior = self.behavior
+        headers = {"Content-Type": behavior.content_type}
+        named = {"ETag": behavior.etag, "Last-Modified": behavior.last_modified}
         headers |= {k: v for k, v in named.items() if v}
-        if mood.encoding:
-            headers["Content-Encoding"] = mood.encoding
+        if behavior.encoding:
+            headers["Content-Encoding"] = behavior.encoding
         if start is not None:
-            start = max(0, start + mood.shift)
+            start = max(0, start + behavior.range_shift)
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         body = content[start or 0 :]
         handler.send_response(200 if start is None else 206)
-        if mood.length:
+        if behavior.send_length:
             headers["Content-Length"] = str(len(body))
         else:
             headers["Connection"] = "close"
@@ -268,20 +272,24 @@ class FileServer(Server):
         handler.end_headers()
         if handler.command == "HEAD":
             return
-        if mood.cut is not None and mood.cuts > 0 and len(body) > mood.cut:
-            mood.cuts -= 1
-            body = body[: mood.cut]
+        if (
+            behavior.cut_after_bytes is not None
+            and behavior.cut_count > 0
+            and len(body) > behavior.cut_after_bytes
+        ):
+            behavior.cut_count -= 1
+            body = body[: behavior.cut_after_bytes]
             handler.close_connection = True
-        if not mood.length:
+        if not behavior.send_length:
             handler.close_connection = True
-        for at in range(0, len(body), mood.block):
-            handler.wfile.write(body[at : at + mood.block])
-            time.sleep(mood.pause)
+        for at in range(0, len(body), behavior.block_bytes):
+            handler.wfile.write(body[at : at + behavior.block_bytes])
+            time.sleep(behavior.block_pause_s)
         handler.wfile.flush()
 
 
-def certify(folder: Path, name: str) -> tuple[Path, Path]:
-    """A self-signed certificate for a name, such as `IP:127.0.0.1`, and its key."""
+def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """Create a self-signed certificate for a name, such as `IP:127.0.0.1`, and its key."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
     words = ["-subj", "/CN=test", "-addext", f"subjectAltName={name}"]
@@ -298,35 +306,37 @@ class HubServer(Server):
 
     Args:
         models: Repo id → folder of its files; `datasets` likewise.
-        refuse: Repo id → (status, X-Error-Code) to answer to every request for it.
+        refusals: Repo id → (status, X-Error-Code) sent for every request for it.
 
-    `also` names files that the hub says it has, too. `spoil` replaces the first bytes of LFS files,
-    though not in what is said of their hash.
+    `extra_files`: names that are listed, too, without a file. `damaged_head`: replaces the first
+    bytes of LFS files, but does not change the hash that is listed.
     """
 
     def __init__(
         self,
         models: dict[str, Path] | None = None,
         datasets: dict[str, Path] | None = None,
-        refuse: dict[str, tuple[int, str]] | None = None,
+        refusals: dict[str, tuple[int, str]] | None = None,
     ) -> None:
         super().__init__()
         self.repos = {"models": models or {}, "datasets": datasets or {}}
-        self.refuse = refuse or {}
+        self.refusals = refusals or {}
         self.commit = "c0ffee" * 6 + "c0ff"
-        self.also: list[str] = []
-        self.spoil = b""
+        self.extra_files: list[str] = []
+        self.damaged_head = b""
 
     def answer(self, handler: Any, request: Request, body: bytes) -> None:
         api = re.match(
             r"/api/(models|datasets)/([^/]+/[^/]+)(?:/([a-z-]+)/([^/]+))?(.*)", request.path
         )
         raw = re.match(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", request.path)
-        kind, repo = (api[1], api[2]) if api else (raw[1] or "models", raw[2]) if raw else ("", "")
-        if repo in self.refuse:
-            status, code = self.refuse[repo]
+        repo_type, repo = (
+            (api[1], api[2]) if api else (raw[1] or "models", raw[2]) if raw else ("", "")
+        )
+        if repo in self.refusals:
+            status, code = self.refusals[repo]
             return send(handler, status, {"X-Error-Code": code, "X-Error-Message": "no"})
-        folder = self.repos.get(kind, {}).get(repo)
+        folder = self.repos.get(repo_type, {}).get(repo)
         if folder is None:
             return send(handler, 404, {"X-Error-Code": "RepoNotFound"})
         revision = api[4] if api else raw[3] if raw else None
@@ -344,23 +354,25 @@ class HubServer(Server):
                 else parse_qs(body.decode())["paths"]
             )
             return self._json(handler, [e for e in self._tree(folder, "") if e["path"] in asked])
-        return self._json(handler, self._info(kind, repo, folder))
+        return self._json(handler, self._info(repo_type, repo, folder))
 
     def _json(self, handler: Any, value: Any) -> None:
         send(handler, 200, {"Content-Type": "application/json"}, json.dumps(value).encode())
 
-    def _info(self, kind: str, repo: str, folder: Path) -> dict[str, Any]:
+    def _info(self, repo_type: str, repo: str, folder: Path) -> dict[str, Any]:
         files = [e for e in self._tree(folder, "") if e["type"] == "file"]
         siblings = [
             {"rfilename": e["path"], "size": e["size"], "blobId": e["oid"]}
             | ({"lfs": e["lfs"]} if "lfs" in e else {})
             for e in files
         ]
-        siblings += [{"rfilename": name, "size": 1, "blobId": "0" * 40} for name in self.also]
+        siblings += [
+            {"rfilename": name, "size": 1, "blobId": "0" * 40} for name in self.extra_files
+        ]
         return {"id": repo, "sha": self.commit, "private": False, "siblings": siblings, "tags": []}
 
     def _tree(self, folder: Path, under: str) -> list[dict[str, Any]]:
-        """All entries of a repo, recursively; weights and data are in LFS, as on the hub."""
+        """All entries of a repo, recursively; weights and data are LFS files, as on the hub."""
         entries: list[dict[str, Any]] = []
         for path in sorted((folder / under).rglob("*")):
             name = path.relative_to(folder).as_posix()
@@ -370,7 +382,7 @@ class HubServer(Server):
             data = path.read_bytes()
             entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data)}
             entry["oid"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-            if path.suffix in LFS:
+            if path.suffix in LFS_SUFFIXES:
                 digest = hashlib.sha256(data).hexdigest()
                 entry["lfs"] = {
                     "oid": digest,
@@ -385,8 +397,8 @@ class HubServer(Server):
         if not path.is_file():
             return send(handler, 404, {"X-Error-Code": "EntryNotFound"})
         data = path.read_bytes()
-        if path.suffix in LFS:
-            data = self.spoil + data[len(self.spoil) :]
+        if path.suffix in LFS_SUFFIXES:
+            data = self.damaged_head + data[len(self.damaged_head) :]
         etag = '"' + hashlib.sha256(data).hexdigest() + '"'
         headers = {"ETag": etag, "X-Repo-Commit": self.commit, "Accept-Ranges": "bytes"}
         headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(len(data))}

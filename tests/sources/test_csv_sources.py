@@ -389,7 +389,7 @@ YEARS = {f"/abstracts/{year}": year_of(year) for year in (2019, 2020, 2021)}
 def exporter(tmp_path: Path, models: Callable[[str], Path]) -> Any:
     """A server of three years that tells neither size nor ETag, and a config of them."""
     with FileServer(YEARS) as server:
-        server.mood.length, server.mood.etag = False, None
+        server.behavior.send_length, server.behavior.etag = False, None
         path = tmp_path / "exporter.yaml"
         url = server.url + "/abstracts/{year}"
         values = {"years": "2019-2021", "form": "nih-exporter", "id_field": "meta.APPLICATION_ID"}
@@ -414,12 +414,12 @@ def test_three_years_become_shards_and_a_year_is_not_fetched_twice(
 ) -> None:
     server, config = exporter
     root, stop = tmp_path / "root", Stop()
-    server.mood.before = lambda request: request.path.endswith("2020") and stop.set("a test")
+    server.behavior.on_request = lambda request: request.path.endswith("2020") and stop.set("a test")
     with pytest.raises(Interrupted):
         advance(config(), root, "download.corpus", stop)
     asked = [request.path for request in server.requests]
     assert asked == ["/abstracts/2019", "/abstracts/2020"]
-    server.mood.before = lambda request: None
+    server.behavior.on_request = lambda request: None
     (raw,) = advance(config(), root, "download.corpus").done.values()
     assert [request.path for request in server.requests].count("/abstracts/2019") == 1
     assert list(raw.outputs) == ["2019", "2020", "2021"]

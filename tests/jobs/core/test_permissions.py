@@ -182,7 +182,7 @@ def test_no_secret_is_kept_or_shown(models: Callable[[str], Path], tmp_path: Pat
         "HTTPS_PROXY": f"http://me:{SECRETS['proxy']}@127.0.0.1:9",
     }
     with FileServer({"/c.jsonl.zst": corpus}) as server, watching_processes() as commands:
-        server.mood.lets_in = lets_in
+        server.behavior.authorize = lets_in
         url = f"{server.url}/c.jsonl.zst?Expires=9&Signature={SECRETS['signature']}"
         dataset = tmp_path / "small.yaml"
         dataset.write_text(yaml.safe_dump({"urls": [url]}))
