@@ -88,7 +88,9 @@ def test_local_folder(models: Models, out: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_old_form_is_converted(models: Models, tmp_path: Path, out: Path, shards: int) -> None:
+def test_old_weights_and_tokenizers_are_converted(
+    models: Models, tmp_path: Path, out: Path, shards: int
+) -> None:
     import torch
     from safetensors.torch import load_file
 
@@ -116,14 +118,14 @@ def test_old_form_is_converted(models: Models, tmp_path: Path, out: Path, shards
     assert before == {p.name: p.read_bytes() for p in old.iterdir()}
 
 
-def test_files_are_readable_as_the_umask_says(models: Models, out: Path) -> None:
+def test_the_mode_of_files_follows_the_umask(models: Models, out: Path) -> None:
     old = os.umask(0o027)
     try:
         take(local(models("llama")), out)
     finally:
         os.umask(old)
     assert {oct(p.stat().st_mode & 0o777) for p in out.iterdir()} == {"0o640"}
-    assert os.umask(old) == old, "the umask is left as it was"
+    assert os.umask(old) == old, "the umask is unchanged"
 
 
 def test_tokens_around_a_document(models: Models, out: Path) -> None:
@@ -151,7 +153,7 @@ def test_prefix_falls_back_on_eos(models: Models, tmp_path: Path, out: Path) -> 
         ("words", UserError, "the tokenizer has 512 tokens, the model 100"),
     ],
 )
-def test_what_is_wrong_is_said(
+def test_messages_for_unusable_models(
     models: Models, tmp_path: Path, out: Path, change: str, kind: type, says: str
 ) -> None:
     folder = shutil.copytree(models("llama"), tmp_path / "copy")
@@ -174,7 +176,7 @@ def test_what_is_wrong_is_said(
 
 
 class Hostile:
-    """Unpickled, it makes a folder."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

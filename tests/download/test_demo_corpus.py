@@ -105,7 +105,7 @@ def test_same_bytes_each_time(package: str, tmp_path: Path) -> None:
     assert gc.isenabled()
 
 
-def test_limit_takes_some_modules_of_the_same(package: str, tmp_path: Path) -> None:
+def test_a_limit_selects_some_of_the_modules(package: str, tmp_path: Path) -> None:
     everything = {d["meta"]["module"]: d for d in take_all(package, tmp_path / "1", None)}
     some = take_all(package, tmp_path / "2", 700)
     assert 0 < len(some) < len(everything)

@@ -222,7 +222,7 @@ def test_complete_file_of_unknown_length(server: FileServer, part: Path) -> None
     assert server.ranges() == [None, f"bytes={len(DATA)}-"], "416 says that nothing is missing"
 
 
-def test_a_whole_file_of_which_the_server_tells_nothing_is_not_fetched_twice(
+def test_a_complete_file_without_size_or_etag_is_not_downloaded_twice(
     server: FileServer, part: Path
 ) -> None:
     server.behavior.send_length, server.behavior.etag = False, None
@@ -272,7 +272,7 @@ def test_next_mirror(server: FileServer, part: Path) -> None:
     assert fetched.url == server.url + "/file"
 
 
-def test_partial_file_outlives_a_dead_mirror(server: FileServer, part: Path) -> None:
+def test_the_partial_file_survives_a_dead_mirror(server: FileServer, part: Path) -> None:
     size = leave_half(server, part)
     server.behavior.first_statuses = [(404, {})]
     with pytest.raises(InputError):
@@ -285,7 +285,7 @@ def test_partial_file_outlives_a_dead_mirror(server: FileServer, part: Path) -> 
     )
 
 
-def test_no_mirror_left(server: FileServer, part: Path) -> None:
+def test_every_mirror_fails(server: FileServer, part: Path) -> None:
     server.behavior.first_statuses = [(503, {})] * 3
     dead = "http://127.0.0.1:9/file"
     with pytest.raises(InputError) as caught:
@@ -313,7 +313,7 @@ def test_portal(server: FileServer, part: Path, size: int | None) -> None:
     assert part.stat().st_size == have, "a portal does not delete the partial file"
 
 
-def test_mislabelled_corpus_is_taken(server: FileServer, part: Path) -> None:
+def test_a_corpus_with_the_wrong_content_type_is_accepted(server: FileServer, part: Path) -> None:
     server.behavior.content_type = "text/html"
     assert get(part, server.url + "/file", size=len(DATA)).sha256 == SHA
 
@@ -475,7 +475,7 @@ def test_probe_says_why(server: FileServer, path: str, says: str) -> None:
         probe(named.get(path) or server.url + path[5:], QUICK)
 
 
-def test_probe_all(server: FileServer) -> None:
+def test_probe_mirrors(server: FileServer) -> None:
     urls = [server.url + "/gone", server.url + "/file"]
     assert probe_mirrors(urls, QUICK).url == urls[1]
     with pytest.raises(InputError, match=r"none of 2 mirrors works: .*/gone: status 404 .*; "):

@@ -156,7 +156,7 @@ out["old"] = hub.fetch_repo("me/old", None, here / "old", Stop(), quiet, quick)
     assert {r.path.rpartition("/")[2] for r in gets} == {*names, *out["old"]["files"]}
     asked = [r.headers.get("range") for r in gets if r.path.endswith("model.safetensors")]
     assert asked == [None, f"bytes={out['half']}-"], "it resumes within the file"
-    assert all(server.commit in r.path for r in gets), "pinned to the commit"
+    assert all(server.commit in r.path for r in gets), "the commit is fixed"
 
 
 def test_model_that_cannot_be_had(run: Run, repos: dict[str, Path]) -> None:
@@ -302,7 +302,7 @@ out["files"] = sorted(p.name for p in folder.iterdir())
 
 
 def rows_of(part: Path) -> tuple[list[Any], int]:
-    """The rows of a `.jsonl.zst`, and how many frames it has."""
+    """The rows of a `.jsonl.zst` file, and the number of its frames."""
     data, frames = part.read_bytes(), 0
     lines = b""
     while data:
@@ -357,11 +357,11 @@ out["subset"] = outcome(lambda: hub_dataset.fetch_dataset(wrong, here / "x", Sto
     assert out["split"].startswith("InputError 3: dataset me/cases: it cannot be read (ValueError:")
     assert "nosuch" in out["subset"]
     data = [r for r in server.requests if r.method == "GET" and "/resolve/" in r.path]
-    assert all(server.commit in r.path for r in data), "pinned to the commit"
+    assert all(server.commit in r.path for r in data), "the commit is fixed"
 
 
 @pytest.mark.parametrize("bug", [TypeError("unexpected keyword"), KeyError("x"), AssertionError()])
-def test_an_error_of_our_own_is_not_blamed_on_the_hub(bug: Exception) -> None:
+def test_errors_of_our_own_code_pass(bug: Exception) -> None:
     with pytest.raises(type(bug)) as caught, map_hub_errors("me/x", "model"):
         raise bug
     assert caught.value is bug

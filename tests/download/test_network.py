@@ -68,7 +68,7 @@ def test_a_body_that_drips_is_left_for_the_next_mirror(server: FileServer, part:
     assert part.read_bytes() == DATA
 
 
-def test_little_by_little_is_no_progress_either(server: FileServer, part: Path) -> None:
+def test_progress_that_is_too_slow_counts_as_failure(server: FileServer, part: Path) -> None:
     policy = RetryPolicy(
         attempts=6,
         base_delay=0.001,

@@ -1,4 +1,4 @@
-"""zstd frames of all kinds."""
+"""zstd frames of all kinds, for tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LEVELS = (-3, 1, 3, 19)
 
 
 def frames(chance: random.Random) -> list[bytes]:
-    """A few frames of all kinds, skippable ones among them."""
+    """A few random frames of all kinds, some of them skippable."""
     made = []
     for _ in range(chance.randint(1, 5)):
         texts = (b"", b"a", chance.randbytes(200_000), b"x" * 2_000_000, b"hello world " * 30_000)

@@ -1,4 +1,4 @@
-"""CSV of the sources to lines of JSON: what rows hold, and every way in which they are broken."""
+"""CSV to JSON lines: what rows contain, and every way in which they are malformed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_columns_are_known_by_their_names(tmp_path: Path) -> None:
     data = b'\xef\xbb\xbf"FY","ABSTRACT_TEXT","APPLICATION_ID"\n2020,text,12'
     line = {"text": "text", "meta": {"APPLICATION_ID": 12}}
     assert read(tmp_path, zipped(data), "nih-exporter") == [line]
-    assert read(tmp_path, data, "nih-exporter") == [line], "unzipped it is the same"
+    assert read(tmp_path, data, "nih-exporter") == [line], "the same without zip"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,10 @@ def test_columns_are_known_by_their_names(tmp_path: Path) -> None:
     [
         ("naïve β-cells".encode(), "naïve β-cells"),
         (b"na\xefve \x93quoted\x94", "naïve “quoted”"),
-        (b"\xce\xb2 and \xef alone", "Î² and ï alone"),  # one of them is, so the row is cp1252
+        (
+            b"\xce\xb2 and \xef alone",
+            "Î² and ï alone",
+        ),  # so the row is cp1252
         (b"\x81 \x8d \x8f \x90 \x9d", "� � � � �"),
         (b"line\x0bfeed\x0c \xc2\x85end", "line feed end"),
         (b"nul \x00 stays", "nul \0 stays"),
@@ -96,7 +99,7 @@ def test_bytes_that_are_not_utf8_are_cp1252_in_their_row(
 ) -> None:
     assert abstract(tmp_path, raw) == text
     rows = b'1,"' + raw + b'"\r\n2,"' + "β".encode() + b'"\r\n'
-    assert [line["text"] for line in nih(tmp_path, rows)] == [text, "β"], "and in no other"
+    assert [line["text"] for line in nih(tmp_path, rows)] == [text, "β"], "only in that row"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,7 @@ def test_an_abstract_is_cleaned_as_in_the_pile(tmp_path: Path, raw: str, text: s
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         (b"5\r\n", "1 columns, 2 expected"),
         (b"5,a,b\r\n", "3 columns, 2 expected"),
@@ -136,31 +139,29 @@ def test_an_abstract_is_cleaned_as_in_the_pile(tmp_path: Path, raw: str, text: s
         (b"5,a\rb\r\n", "new-line character seen in unquoted field"),
     ],
 )
-def test_a_row_that_is_none_becomes_a_line_that_says_why(
-    tmp_path: Path, row: bytes, told: str
+def test_a_malformed_row_becomes_a_line_with_the_reason(
+    tmp_path: Path, row: bytes, message: str
 ) -> None:
     first, bad, last = nih(tmp_path, b'1,"two\nlines"\r\n' + row + b"2,after\r\n")
     assert (first["text"], last["text"]) == ("two lines", "after")
     assert list(bad) == ["malformed"]
     assert bad["malformed"]["line"] == 4
-    assert told in bad["malformed"]["reason"]
+    assert message in bad["malformed"]["reason"]
     assert bad["malformed"]["text"] == row.strip().decode()
 
 
-def test_a_field_may_be_long_and_no_longer_than_memory_allows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_size_of_a_field_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = csv.field_size_limit()
     assert len(abstract(tmp_path, b"x" * 3_000_000)) == 3_000_000
     monkeypatch.setattr(csv_sources, "MAX_FIELD_BYTES", 1000)
     bad, *rest = nih(tmp_path, b'1,"' + b"x" * 2000 + b'"\r\n2,after\r\n')
     assert "field larger than field limit (1000)" in bad["malformed"]["reason"]
     assert [line["text"] for line in rest] == ["after"]
-    assert csv.field_size_limit() == before, "what others see is untouched"
+    assert csv.field_size_limit() == before, "the global limit is restored"
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "no column APPLICATION_ID, ABSTRACT_TEXT"),
         (b"APPLICATION_ID,TEXT\n1,a\n", "no column ABSTRACT_TEXT"),
@@ -169,13 +170,13 @@ def test_a_field_may_be_long_and_no_longer_than_memory_allows(
         (NIH_HEADER + b'1,whole\r\n2,"cut off', "ends in the middle of a row, at line 3"),
     ],
 )
-def test_a_table_that_is_none_is_told(tmp_path: Path, data: bytes, told: str) -> None:
-    with pytest.raises(CorruptInput, match=told) as caught:
+def test_a_malformed_table_is_an_error(tmp_path: Path, data: bytes, message: str) -> None:
+    with pytest.raises(CorruptInput, match=message) as caught:
         read(tmp_path, zipped(data), "nih-exporter")
     assert caught.value.unit == tmp_path
 
 
-def test_a_zip_that_is_cut_off_is_told_wherever_it_is(tmp_path: Path) -> None:
+def test_a_zip_truncated_anywhere_is_an_error(tmp_path: Path) -> None:
     data = zipped(NIH_HEADER + b"".join(b'%d,"text %d"\r\n' % (n, n * n) for n in range(2000)))
     for size in [*range(4, len(data), 97), len(data) - 1]:
         with pytest.raises(CorruptInput, match="truncated or not a valid zip"):
@@ -187,7 +188,7 @@ fields = st.binary(max_size=40).map(lambda raw: raw.replace(b"\0", b""))
 
 @settings(max_examples=200, deadline=None)
 @given(rows=st.lists(st.tuples(st.integers(0, 10**9), fields), max_size=8))
-def test_what_a_writer_of_csv_wrote_is_what_is_read(
+def test_rows_of_a_csv_writer_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, bytes]]
 ) -> None:
     out = io.StringIO(newline="")
@@ -202,7 +203,7 @@ def test_what_a_writer_of_csv_wrote_is_what_is_read(
 
 
 def copied(rows: list[dict[str, str | None]], columns: tuple[str, ...] | None = None) -> bytes:
-    """Rows as PostgreSQL's COPY writes them: quoted, quotes and backslashes escaped, NULL empty."""
+    """Rows as PostgreSQL's COPY writes them: quoted and escaped, NULL is an empty field."""
     names = columns or ("id", "date_created", "type", *OPINION_COLUMNS, "cluster_id")
 
     def field(value: str | None) -> str:
@@ -244,7 +245,7 @@ def test_plain_text_is_untouched(tmp_path: Path, text: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40))
-def test_what_postgresql_wrote_is_what_is_read(
+def test_rows_of_postgresql_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, text: str
 ) -> None:
     found = opinion(tmp_path_factory.getbasetemp(), plain_text=text)
@@ -292,9 +293,9 @@ def test_a_row_of_another_width_or_encoding_is_told(tmp_path: Path) -> None:
     data = copied([{"id": "1", "plain_text": "first"}, {"id": "3", "plain_text": "last"}])
     head, first, last = data.splitlines(keepends=True)
     bad = first.replace(b"first", b"na\xe2")  # "unexpected end of data", as csv says it of a row
-    told = read(tmp_path, head + first + b'2,"two"\n' + bad + last, "courtlistener")
-    assert [line.get("text") for line in told] == ["first", None, None, "last"]
-    short, latin = (line["malformed"] for line in told[1:3])
+    lines = read(tmp_path, head + first + b'2,"two"\n' + bad + last, "courtlistener")
+    assert [line.get("text") for line in lines] == ["first", None, None, "last"]
+    short, latin = (line["malformed"] for line in lines[1:3])
     assert short == {"reason": "2 columns, 11 expected", "line": 3, "text": "2,two"}
     assert latin["line"] == 4
     assert latin["reason"].startswith("'utf-8' codec can't decode byte 0xe2")
@@ -307,7 +308,7 @@ def test_a_column_that_is_gone_is_told(tmp_path: Path) -> None:
         read(tmp_path, data, "courtlistener")
 
 
-def test_a_bzip2_that_is_cut_off_is_told(tmp_path: Path) -> None:
+def test_a_truncated_bzip2_is_an_error(tmp_path: Path) -> None:
     data = bz2.compress(copied([{"id": f"{n}", "html": f"<p>{n * n}</p>"} for n in range(500)]))
     for size in range(10, len(data), 211):
         with pytest.raises(CorruptInput, match=f"at byte {size}"):
@@ -330,7 +331,7 @@ print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.parametrize("form", ["nih-exporter", "courtlistener"])
-def test_memory_stays_small_however_long_the_table(tmp_path: Path, form: str) -> None:
+def test_memory_stays_small_for_long_tables(tmp_path: Path, form: str) -> None:
     text = "All work and no play makes Jack a dull boy. " * 200
     if form == "nih-exporter":
         row = f'7,"{text}"\r\n'.encode()
@@ -354,7 +355,7 @@ def test_memory_stays_small_however_long_the_table(tmp_path: Path, form: str) ->
     assert grown < 50_000, f"{size} bytes took {grown} KB"
 
 
-# Several files, and the way through the stages
+# Several files, and all stages
 
 
 def test_a_file_that_does_not_end_its_line_does_not_run_on_in_the_next(tmp_path: Path) -> None:
@@ -370,7 +371,7 @@ def test_a_file_that_does_not_end_its_line_does_not_run_on_in_the_next(tmp_path:
 
 
 def year_of(year: int) -> bytes:
-    """Forty rows, whatever can be in them; the last of each year is a copy of 2019's first."""
+    """Forty varied rows; the last of each year is a copy of the first row of 2019."""
     rows = [
         b'%d%02d,"DESCRIPTION (provided by applicant): We\r\nstudy ""%d"" cells \xef%d, %s"\r\n'
         % (year, n, n, year, b"the growth of mice " * n)
@@ -387,7 +388,7 @@ YEARS = {f"/abstracts/{year}": year_of(year) for year in (2019, 2020, 2021)}
 
 @pytest.fixture
 def exporter(tmp_path: Path, models: Callable[[str], Path]) -> Any:
-    """A server of three years that tells neither size nor ETag, and a config of them."""
+    """A server with three years that sends neither size nor ETag, and a config for them."""
     with FileServer(YEARS) as server:
         server.behavior.send_length, server.behavior.etag = False, None
         path = tmp_path / "exporter.yaml"
@@ -414,7 +415,9 @@ def test_three_years_become_shards_and_a_year_is_not_fetched_twice(
 ) -> None:
     server, config = exporter
     root, stop = tmp_path / "root", Stop()
-    server.behavior.on_request = lambda request: request.path.endswith("2020") and stop.set("a test")
+    server.behavior.on_request = lambda request: (
+        request.path.endswith("2020") and stop.set("a test")
+    )
     with pytest.raises(Interrupted):
         advance(config(), root, "download.corpus", stop)
     asked = [request.path for request in server.requests]
@@ -441,7 +444,7 @@ def test_three_years_become_shards_and_a_year_is_not_fetched_twice(
     )
     facts = node.done["seal"].facts
     assert (facts["empty"], facts["quarantined"]) == (3, 3)
-    assert sum(facts["duplicates"].values()) == 3, "the copies of the first"
+    assert sum(facts["duplicates"].values()) == 3, "the copies of the first row"
     bad = [
         json.loads(line)
         for path in sorted(node.work.folder.glob("chunk-*/quarantine.jsonl"))
@@ -458,7 +461,7 @@ def test_three_years_become_shards_and_a_year_is_not_fetched_twice(
     ]
 
 
-def test_other_years_are_another_corpus_in_another_place(exporter: Any, tmp_path: Path) -> None:
+def test_other_years_are_another_corpus_in_another_folder(exporter: Any, tmp_path: Path) -> None:
     _, config = exporter
     one = advance(config(), tmp_path, "download.corpus")
     two = advance(config("dataset.years=2020"), tmp_path, "download.corpus")
@@ -472,7 +475,7 @@ def receipts(folder: Path) -> dict[str, Receipt | None]:
     return {path.name: load(path) for path in folder.glob("chunk-*")}
 
 
-def test_an_interrupted_cut_goes_on_and_ends_in_the_same_bytes(
+def test_an_interrupted_decompress_resumes_with_the_same_bytes(
     exporter: Any, tmp_path: Path
 ) -> None:
     _, config = exporter
@@ -483,7 +486,7 @@ def test_an_interrupted_cut_goes_on_and_ends_in_the_same_bytes(
         with pytest.raises(Interrupted):
             advance(config(), root, "decompress.chunks", AfterChecks(left))
         after = receipts(next(root.glob("data/*/chunks-*")))
-        assert before.items() <= after.items(), "nothing that stands is written again"
+        assert before.items() <= after.items(), "committed chunks are not written again"
         before = after
     broken = advance(config(), root, "decompress.chunks")
     assert before
@@ -493,14 +496,14 @@ def test_an_interrupted_cut_goes_on_and_ends_in_the_same_bytes(
 
 
 @pytest.mark.parametrize("year", ["2019", "2021"])
-def test_a_damaged_year_is_found_out_and_fetched_again(
+def test_a_damaged_year_is_detected_and_downloaded_again(
     exporter: Any, tmp_path: Path, year: str
 ) -> None:
     _, config = exporter
     node = advance(config(), tmp_path, "download.corpus")
     file = node.work.folder / "corpus" / year
     sound = file.read_bytes()
-    # the date in the header of the member, which no reader looks at
+    # the date in the header of the member, which no reader uses
     file.write_bytes(sound[:12] + bytes([sound[12] ^ 1]) + sound[13:])
     with pytest.raises(CorruptInput, match=f"corpus/{year} is damaged"):
         advance(config(), tmp_path, "decompress.chunks")
@@ -508,7 +511,7 @@ def test_a_damaged_year_is_found_out_and_fetched_again(
     assert file.read_bytes() == sound
 
 
-def test_a_year_that_came_broken_is_told_so(exporter: Any, tmp_path: Path) -> None:
+def test_a_year_that_is_damaged_at_its_source_is_an_error(exporter: Any, tmp_path: Path) -> None:
     server, config = exporter
     server.files = {**YEARS, "/abstracts/2020": YEARS["/abstracts/2020"][:-30]}
     refusal = r"2020 is truncated.* it was downloaded in this state.* FILE="
@@ -516,7 +519,7 @@ def test_a_year_that_came_broken_is_told_so(exporter: Any, tmp_path: Path) -> No
         advance(config(), tmp_path, "decompress.chunks")
 
 
-def test_a_year_that_is_not_there_is_told(exporter: Any, tmp_path: Path) -> None:
+def test_a_missing_year_is_an_error(exporter: Any, tmp_path: Path) -> None:
     server, config = exporter
     with pytest.raises(InputError, match="/abstracts/2022: status 404"):
         advance(config("dataset.years=2021-2022"), tmp_path, "download.corpus")

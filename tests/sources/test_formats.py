@@ -1,4 +1,4 @@
-"""Corpora in the forms that people have them in: whatever the form, the same documents."""
+"""The same documents from corpora in every supported format."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pipeline.core.errors import CorruptInput, InputError, Interrupted
 from pipeline.core.receipt import hash_file
 from pipeline.core.registry import Dataset
 from pipeline.dag import find
-from pipeline.download.stage import corpus_files
+from pipeline.download.file_names import corpus_files
 from pipeline.sources import codecs, formats
 from pipeline.sources.codecs import RawFile
 from pipeline.sources.formats import READERS, format_of, json_lines
@@ -84,7 +84,7 @@ def read(path: Path, form: str = "auto") -> list[Any]:
     return [json.loads(line) for line in lines.splitlines()]
 
 
-def test_every_form_that_the_registry_knows_can_be_read() -> None:
+def test_every_format_of_the_registry_can_be_read() -> None:
     field = Dataset.model_fields["form"]
     assert set(typing.get_args(field.annotation)) == {"auto", *READERS}
 
@@ -117,9 +117,9 @@ def test_parquet_brings_its_nested_columns(tmp_path: Path) -> None:
 def test_damaged_parquet_is_told(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(CONTENT["parquet"][:cut])
-    with pytest.raises(CorruptInput, match=r"x\.parquet cannot be read as Parquet") as told:
+    with pytest.raises(CorruptInput, match=r"x\.parquet cannot be read as Parquet") as message:
         read(path)
-    assert told.value.unit == tmp_path
+    assert message.value.unit == tmp_path
 
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
@@ -128,9 +128,9 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     assert read(path) == [{"text": "Two\nlines\n", "meta": {"file": "letter.txt"}}]
     path.write_bytes(b"caf\xe9")
     (line,) = read(path)
-    told = line["malformed"]
-    assert told["reason"].startswith("'utf-8' codec can't decode byte 0xe9")
-    assert (told["line"], told["text"]) == (1, "caf\ufffd")
+    message = line["malformed"]
+    assert message["reason"].startswith("'utf-8' codec can't decode byte 0xe9")
+    assert (message["line"], message["text"]) == (1, "caf\ufffd")
 
 
 def test_a_text_file_beyond_measure_is_put_aside(
@@ -140,8 +140,8 @@ def test_a_text_file_beyond_measure_is_put_aside(
     path.write_bytes(b"x" * 2_000_000)
     monkeypatch.setattr(formats, "MAX_TEXT_FILE_BYTES", 1 << 20)
     (line,) = read(path)
-    told = "longer than 1048576 bytes, and a text file is one document"
-    assert line["malformed"]["reason"] == told
+    message = "longer than 1048576 bytes, and a text file is one document"
+    assert line["malformed"]["reason"] == message
 
 
 def test_a_row_that_json_cannot_hold_is_put_aside(tmp_path: Path) -> None:
@@ -158,20 +158,20 @@ def test_a_row_that_json_cannot_hold_is_put_aside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"text,id\ra,1\rb,2\r", "x.csv has no header: new-line character seen"),
         (b'"text" x,id\na,1\n', "x.csv has no header: ',' expected"),
     ],
 )
-def test_a_header_that_is_none_is_told(tmp_path: Path, data: bytes, told: str) -> None:
+def test_a_malformed_header_is_an_error(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(data)
-    with pytest.raises(CorruptInput, match=re.escape(told)):
+    with pytest.raises(CorruptInput, match=re.escape(message)):
         read(path)
 
 
-def test_empty_lines_before_a_header_are_passed_over(tmp_path: Path) -> None:
+def test_empty_lines_before_a_header_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(b"\n\r\ntext\na\n")
     assert read(path) == [{"text": "a"}]
@@ -182,15 +182,15 @@ def test_a_csv_may_be_cp1252_in_places_and_uneven_in_others(tmp_path: Path) -> N
     path.write_bytes(b"text,id\ncaf\xe9,1\ncaf\xc3\xa9,2\none,two,three\n")
     *sound, bad = read(path)
     assert sound == [{"text": "café", "id": "1"}, {"text": "café", "id": "2"}]
-    told = {"reason": "3 columns, 2 expected", "line": 4, "text": "one,two,three"}
-    assert bad == {"malformed": told}
+    message = {"reason": "3 columns, 2 expected", "line": 4, "text": "one,two,three"}
+    assert bad == {"malformed": message}
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=40)
 
 
 @given(rows=st.lists(st.fixed_dictionaries({"text": TEXT, "id": TEXT}), min_size=1, max_size=6))
-def test_what_python_writes_as_csv_comes_back(
+def test_csv_written_by_python_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]
 ) -> None:
     import csv
@@ -219,12 +219,12 @@ def test_what_python_writes_as_csv_comes_back(
         ("a.csv.gz.zst", None),
     ],
 )
-def test_the_name_tells_the_form(name: str, form: str | None) -> None:
+def test_format_of_a_name(name: str, form: str | None) -> None:
     assert format_of(name) == form
 
 
 def folder(path: Path) -> Path:
-    """A corpus of 40 documents in every form, and other things beside it."""
+    """A folder with 40 documents in all formats, and with other files."""
     texts = [f"Document {n}. " + "The grant supports research on cells. " * 5 for n in range(40)]
     (path / "deep" / "er").mkdir(parents=True)
     rows = [{"text": text} for text in texts]
@@ -255,7 +255,7 @@ def test_a_folder_is_a_corpus(tmp_path: Path, small: Callable[..., Config]) -> N
     assert not find(config, root, "download.corpus").complete
     shutil.rmtree(corpus)
     corpus.mkdir()
-    assert find(config, root, "tokenize.seal").complete, "as for any source that is gone"
+    assert find(config, root, "tokenize.seal").complete, "outputs stay valid"
 
 
 UNHASHED = ("dataset.sha256=null", "dataset.size=null")
@@ -265,7 +265,7 @@ def local(path: Path, *words: str) -> Dataset:
     return resolve("nih", "opt-125m", file=str(path), overrides=words).dataset
 
 
-def test_another_name_is_another_form_and_place(
+def test_another_name_is_another_format_and_item(
     tmp_path: Path, small: Callable[..., Config]
 ) -> None:
     corpus, root = tmp_path / "corpus", tmp_path / "root"
@@ -283,7 +283,7 @@ def test_another_name_is_another_form_and_place(
     assert json.loads(first) == {"text": "document 0"}
 
 
-def test_the_files_of_years_keep_what_tells_their_form(tmp_path: Path) -> None:
+def test_the_files_of_years_keep_their_suffix(tmp_path: Path) -> None:
     urls = ["https://x/{year}/Abstracts.CSV.gz?raw"]
     years = Dataset(id="x", urls=urls, years="2020-2021")
     assert list(corpus_files(years)) == ["2020.CSV.gz", "2021.CSV.gz"]
@@ -302,8 +302,8 @@ def test_what_a_folder_may_hold(tmp_path: Path) -> None:
     (corpus / "numbers.dat").touch()
     names = ["%72eceipt.json", "broken.txt", "linked%2Ffar.txt"]
     assert sorted(corpus_files(local(corpus))) == names
-    told = local(corpus, "dataset.form=csv")
-    assert sorted(corpus_files(told)) == sorted([*names, "numbers.dat"])
+    message = local(corpus, "dataset.form=csv")
+    assert sorted(corpus_files(message)) == sorted([*names, "numbers.dat"])
     with pytest.raises(InputError, match="is a folder; sha256 and size name one file"):
         corpus_files(local(corpus, f"dataset.sha256={'a' * 64}"))
 
@@ -331,7 +331,7 @@ def test_names_that_are_too_long_or_no_utf8_are_taken(
     names = list(corpus_files(config.dataset))
     assert "caf%E9%2Fcaf%E9.txt" in names
     ends = {name.rpartition("~")[2].partition(".")[2] for name in names if "~" in name}
-    assert ends == {"txt", "jsonl.gz"}, "they tell their form as before"
+    assert ends == {"txt", "jsonl.gz"}, "they keep the suffix of their format"
     assert all(len(name.encode()) <= 255 for name in names)
     assert len(set(names)) == len(places)
 
@@ -372,7 +372,7 @@ def test_no_url_names_a_place_outside_of_the_unit(path: str) -> None:
 
 
 def test_nothing_is_written_outside_of_the_root(tmp_path: Path) -> None:
-    """Whatever an archive calls what is in it, and wherever a link in a folder leads."""
+    """For any names in an archive, and any symlinks in a folder."""
     corpus, other, root = (tmp_path / name for name in ("corpus", "other", "a/b/root"))
     for path in (corpus, other):
         path.mkdir()
@@ -400,7 +400,7 @@ def test_nothing_is_written_outside_of_the_root(tmp_path: Path) -> None:
     assert not any(b"not of the corpus" in content for content in held)
 
 
-def test_a_folder_without_a_corpus_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_corpus_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("x")
     dataset = resolve("nih", "opt-125m", file=str(tmp_path)).dataset
     assert dataset.sha256 is None

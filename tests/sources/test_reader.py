@@ -1,4 +1,4 @@
-"""Any documents, in any form and compression, whole or damaged: the same documents or an error."""
+"""Random documents in every format and codec, intact or damaged: read back, or an error."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ FRAMED: dict[str, Callable[[bytes], bytes]] = {
 
 @dataclass
 class Written:
-    """A file as it is written: its bytes, and what it says.
+    """A file that was written: its bytes and their content.
 
-    `texts` in order; `bad`: lines of records that are none; `ends`: where a frame ends.
+    `texts` in order; `bad`: line numbers of malformed records; `ends`: offsets of frame ends.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -54,12 +54,12 @@ class Written:
     data: bytes = b""
     ends: set[int] = field(default_factory=set)
 
-    def adds(self, text: str, line: bytes) -> None:
+    def add_text(self, text: str, line: bytes) -> None:
         self.data += line
         if text.strip():
             self.texts.append(text)
 
-    def spoils(self, line: bytes) -> None:
+    def add_malformed(self, line: bytes) -> None:
         self.bad.append(self.data.count(b"\n") + 1)
         self.data += line
 
@@ -72,7 +72,7 @@ texts = st.lists(
     st.one_of(st.sampled_from(HOSTILE), st.text(max_size=8), st.text("ab ", max_size=300)),
     max_size=6,
 ).map("".join)
-# a document, or None for a line that is none
+# a document, or None for a malformed line
 documents = st.lists(st.one_of(texts, texts, texts, st.none()), max_size=12)
 
 
@@ -81,14 +81,14 @@ def as_jsonl(draw: Any, documents: list[str | None]) -> Written:
     written.data = draw(st.sampled_from([b"", BOM]))
     for text in documents:
         if text is None:
-            written.spoils(draw(st.sampled_from(JUNK)) + end)
+            written.add_malformed(draw(st.sampled_from(JUNK)) + end)
             continue
         escaped = draw(st.booleans()) or SURROGATES.search(text)
-        between = (",", draw(st.sampled_from([": ", ":\r", "\t:"])))  # all of it white space
+        between = (",", draw(st.sampled_from([": ", ":\r", "\t:"])))  # all of these are white space
         value = {"id": 1, "text": text}
         line = json.dumps(value, ensure_ascii=bool(escaped), separators=between).encode() + end
-        # two halves of a pair that meet are one character
-        written.adds(SURROGATES.sub("\ufffd", json.loads(line)["text"]), line)
+        # adjacent halves of a surrogate pair are one character
+        written.add_text(SURROGATES.sub("\ufffd", json.loads(line)["text"]), line)
     return written
 
 
@@ -98,14 +98,14 @@ def as_table(separator: str) -> Callable[[Any, list[str | None]], Written]:
         written.data = draw(st.sampled_from([b"", BOM])) + f"id{separator}text{end}".encode()
         for text in documents:
             if text is None:
-                written.spoils(f"only one column{end}".encode())
+                written.add_malformed(f"only one column{end}".encode())
                 continue
             text, line = SURROGATES.sub("?", text), io.StringIO()
             # Python before 3.13 leaves a bare \r unquoted, which then looks like a line end
             quoting = csv.QUOTE_ALL if "\r" in text or draw(st.booleans()) else csv.QUOTE_MINIMAL
             writer = csv.writer(line, delimiter=separator, lineterminator=end, quoting=quoting)
             writer.writerow(["1", text])
-            written.adds(text, line.getvalue().encode())
+            written.add_text(text, line.getvalue().encode())
         return written
 
     return write
@@ -131,7 +131,7 @@ def zipped(data: bytes) -> bytes:
 
 
 def compress(draw: Any, written: Written, codec: str) -> None:
-    """Compress what is written, as one frame or many."""
+    """Compress a file, as one frame or many."""
     if codec == ".zip":
         written.data = zipped(written.data)
     elif codec:
@@ -148,7 +148,7 @@ def compress(draw: Any, written: Written, codec: str) -> None:
 
 @st.composite
 def files(draw: Any, formats: list[str], suffixes: list[str]) -> tuple[str, Written]:
-    """The ending of a file's name, and the file."""
+    """The suffix of a file's name, and the file."""
     form = draw(st.sampled_from(formats))
     codec = draw(st.sampled_from(suffixes)) if form != ".parquet" else ""
     written: Written = AS[form](draw, draw(documents))
@@ -159,10 +159,10 @@ def files(draw: Any, formats: list[str], suffixes: list[str]) -> tuple[str, Writ
 
 
 def read(path: Path, size: int, block: int) -> tuple[list[str], list[int]]:
-    """The texts and the lines of bad records, as decompress cuts and tokenize reads them.
+    """The texts and the lines of malformed records, as decompress and tokenize read them.
 
     Raises:
-        CorruptInput: As these two do.
+        CorruptInput: As they do.
     """
     found, bad, number = [], [], 0
     with pytest.MonkeyPatch.context() as patch:
@@ -187,14 +187,14 @@ def read(path: Path, size: int, block: int) -> tuple[list[str], list[int]]:
 
 
 def tried(path: Path, size: int, block: int) -> tuple[list[str], list[int]] | str:
-    """The same, or what is told."""
+    """The same, or the message of the error."""
     try:
         return read(path, size, block)
     except Failure as error:
         return str(error)
 
 
-# the last: a damaged header may ask for more memory than there is
+# the last, because a damaged header may ask for more memory than there is
 PLACE = r"byte \d+|no column|has no header|at line \d+|holds no text|zstd --long"
 sizes = st.integers(1, 400)
 blocks = st.sampled_from([8, 61, 2048, 1 << 18])
@@ -238,7 +238,7 @@ def test_damage_is_told_and_never_another_text(
     ending, written = file
     at = int(place * len(written.data))
     data = bytearray(written.data)
-    if bit is None:  # cut off; but that it was so between two frames nobody can see
+    if bit is None:  # truncated; between two frames, this cannot be detected
         del data[at + (at in written.ends) :]
     else:
         data[at] ^= 1 << bit
@@ -246,7 +246,7 @@ def test_damage_is_told_and_never_another_text(
     if isinstance(found, str):
         assert re.search(PLACE, found)
     elif found != (written.texts, written.bad):
-        # the first bytes no longer tell the codec, and what is stored as it is may still be read
+        # the codec is not detected any more, and uncompressed parts may still be readable
         assert at < 6
         left = iter(written.texts)
         assert all(text in left for text in found[0])

@@ -1,4 +1,4 @@
-"""Raw files to lines to records: every codec, every cut, every way in which a file is broken."""
+"""Raw files, lines and records: every codec, every block size, every kind of damage."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ NO_TEXT = struct.pack("<II", 0x184D2A53, 5) + b"hello"
 
 
 def frames(text: bytes, compress: Callable[[bytes], bytes], size: int = 997) -> bytes:
-    """The text as many frames, one of them empty, whose cuts fall within lines."""
+    """The text as many frames that split lines; one frame is empty."""
     parts = [text[n : n + size] for n in range(0, len(text), size)]
     return b"".join(map(compress, [*parts[:3], b"", *parts[3:]]))
 
 
 def streamed(text: bytes) -> bytes:
-    """A zstd frame that does not tell its size, as `zstd < pipe` writes it."""
+    """A zstd frame without its content size, as `zstd < pipe` writes it."""
     out = io.BytesIO()
     with zstandard.ZstdCompressor().stream_writer(out, closefd=False) as sink:
         sink.write(text)
@@ -46,7 +46,7 @@ def streamed(text: bytes) -> bytes:
 
 
 def zipped(text: bytes) -> bytes:
-    """A zip of one file, in a folder of which there is an entry too."""
+    """A zip with one file in a folder; the folder has an entry, too."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(zipfile.ZipInfo("folder/", (2026, 1, 1, 0, 0, 0)), b"")
@@ -81,7 +81,7 @@ def write(folder: Path, data: bytes) -> Path:
 
 @contextmanager
 def reading(size: int) -> Iterator[None]:
-    """Blocks of `size` raw bytes at once."""
+    """Read blocks of `size` raw bytes."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("READ_BYTES", "DECODER_INPUT_BYTES"):
             patch.setattr(codecs, name, size)
@@ -99,7 +99,7 @@ def cut(path: Path, size: int) -> list[bytes]:
 
 
 def tried(path: Path) -> bytes | str:
-    """The whole text, or what is told of the damage."""
+    """The whole text, or the message of the error."""
     try:
         return b"".join(cut(path, 1000))
     except CorruptInput as error:
@@ -128,19 +128,19 @@ def test_a_file_that_ends_early_is_told_with_the_byte(tmp_path: Path, form: str)
     small = TEXT[:3000]
     raw = FORMS[form](small)
     ends = {len(FORMS[form](b""))} if "," in form else set()
-    told = 0
-    for size in range(6, len(raw)):  # the codec is known by as many bytes
+    errors = 0
+    for size in range(6, len(raw)):  # enough to detect the codec
         path = write(tmp_path, raw[:size])
         found = tried(path)
         if isinstance(found, str):
-            told += 1
-            assert str(path) in found, "it names the file"
-            assert f"byte {size}" in found, "and the place"
+            errors += 1
+            assert str(path) in found, "names the file"
+            assert f"byte {size}" in found, "and the offset"
         else:
-            # the one early end that cannot be seen: between two frames
+            # a cut between two frames cannot be detected
             assert "frames" in form or "skippable" in form or ends, size
             assert small.startswith(found.removesuffix(b"\n"))
-    assert told >= len(raw) - 6 - 2 * (raw.count(NO_TEXT) + 6)
+    assert errors >= len(raw) - 6 - 2 * (raw.count(NO_TEXT) + 6)
 
 
 @pytest.mark.parametrize("form", ["gz", "bz2", "xz", "zst checked"])
@@ -151,28 +151,28 @@ def test_a_flipped_byte_never_gives_another_text(tmp_path: Path, form: str) -> N
         found = tried(write(tmp_path, raw[:place] + bytes([raw[place] ^ 0x10]) + raw[place + 1 :]))
         harmless += found == TEXT
         assert isinstance(found, str) or found == TEXT
-    assert harmless <= 2, "only a header's idle field is not guarded by a checksum"
+    assert harmless <= 2, "only unused header fields have no checksum"
 
 
 def test_a_flipped_byte_in_a_zip_never_gives_another_text(tmp_path: Path) -> None:
     raw = zipped(TEXT)
-    told = 0
-    for place in range(4, len(raw)):  # the first four say that it is one
+    changed = 0
+    for place in range(4, len(raw)):  # the first four are the magic number
         found = tried(write(tmp_path, raw[:place] + bytes([raw[place] ^ 0x10]) + raw[place + 1 :]))
-        told += found != TEXT
+        changed += found != TEXT
         assert isinstance(found, str) or found == TEXT
-    assert told > len(raw) // 2
+    assert changed > len(raw) // 2
 
 
 @pytest.mark.parametrize(
-    ("names", "told"), [([], "0 files"), (["a", "b"], "2 files"), (["a/"], "0 files")]
+    ("names", "message"), [([], "0 files"), (["a", "b"], "2 files"), (["a/"], "0 files")]
 )
-def test_a_zip_holds_one_file(tmp_path: Path, names: list[str], told: str) -> None:
+def test_a_zip_holds_one_file(tmp_path: Path, names: list[str], message: str) -> None:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for name in names:
             archive.writestr(name, b"")
-    with pytest.raises(CorruptInput, match=f"it holds {told}, not one"):
+    with pytest.raises(CorruptInput, match=f"it holds {message}, not one"):
         list(RawFile(write(tmp_path, out.getvalue())))
 
 
@@ -195,7 +195,7 @@ def test_a_damaged_first_byte_is_not_taken_for_text(tmp_path: Path, name: str) -
     with pytest.raises(CorruptInput, match="at byte"):
         list(RawFile(path))
     path.write_bytes(TEXT)
-    assert b"".join(RawFile(path)) == TEXT, "text under such a name is text"
+    assert b"".join(RawFile(path)) == TEXT, "text with such a name is text"
 
 
 def test_damage_names_the_unit(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_nothing_comes_out_of_an_empty_file(tmp_path: Path) -> None:
 
 
 def expected(text: bytes, size: int) -> list[bytes]:
-    """The cut, said plainly: the first line end at or after `size` bytes ends a group."""
+    """Reference: the first line end at or after `size` bytes ends a group."""
     text += b"" if text.endswith(b"\n") or not text else b"\n"
     groups = []
     while text:
@@ -394,11 +394,11 @@ def test_where_the_text_is_missing_the_fields_that_are_there_are_named(
         assert isinstance(parse(json.dumps(value).encode(), suggestion), Record)
 
 
-def test_a_line_longer_than_is_allowed_is_no_record() -> None:
+def test_a_line_that_is_too_long_is_malformed() -> None:
     line = b'{"text": "x"}'
     assert isinstance(RecordParser("text", None, None, len(line)).parse(line), Record)
-    told = f"longer than {len(line) - 1} bytes, see tokenize.max_line_bytes"
-    assert RecordParser("text", None, None, len(line) - 1).parse(line) == MalformedRecord(told)
+    message = f"longer than {len(line) - 1} bytes, see tokenize.max_line_bytes"
+    assert RecordParser("text", None, None, len(line) - 1).parse(line) == MalformedRecord(message)
 
 
 @pytest.mark.parametrize("longest", [10, 11, 4000])

@@ -1,4 +1,4 @@
-"""Every corpus of the registry, as its own entry reads it, from imitations of its source."""
+"""Every corpus of the registry, read from an imitation of its source."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ HUB = ("law-cap",)
 
 
 def grant(number: int, version: str) -> dict[str, Any]:
-    """A record of NIH ExPORTER in the Pile; they are in the order of their ids."""
+    """A record of NIH ExPORTER in the Pile, which is sorted by id."""
     text = f"We propose to study {version} the growth of {number * number} cells in mice."
     return {"meta": {"APPLICATION_ID": 100_065 + 7 * number}, "text": text}
 
 
 def opinion(number: int, version: str) -> dict[str, Any]:
-    """A record of FreeLaw in the Pile; a case may be there twice, and the text is as it was set."""
+    """A record of FreeLaw in the Pile; a case may occur twice, the text keeps its layout."""
     text = (
         f"\n\n  {number} U.S. {number + 1}\n\n\tROE  v.  WADE ({version})\n\n - {number} -\n\x0c§"
     )
@@ -56,7 +56,7 @@ def opinion(number: int, version: str) -> dict[str, Any]:
 
 
 def pile(name: str, frames: int) -> tuple[bytes, list[dict[str, Any]]]:
-    """The `.jsonl.zst` of a corpus, and its records."""
+    """The `.jsonl.zst` file of a corpus, and its records."""
     make = grant if name.startswith("nih") else opinion
     version = "v1" if name.endswith("v1") else "v2"
     records = [make(number, version) for number in range(COUNT)]
@@ -76,7 +76,7 @@ def rows(folder: Path) -> dict[str, list[tuple[str, bytes]]]:
 
 
 def check(found: dict[str, list[tuple[str, bytes]]], records: list[dict[str, Any]]) -> None:
-    """All are there, and the id is the first of their meta that the registry names."""
+    """All records are found, with the id field that the registry names."""
     key = "case_ID" if "case_ID" in records[0]["meta"] else next(iter(records[0]["meta"]))
     expected = [
         (str(record["meta"][key]), xxhash.xxh3_128_digest(record["text"].encode()))
@@ -94,7 +94,7 @@ def test_a_part_of_the_pile_becomes_shards(
     data, records = pile(name, frames)
     urls = find_dataset(name).urls
     with FileServer() as server:
-        # the first is gone, as it has been off and on; the second is not
+        # the first mirror does not have the file, the second has
         here = [f"{server.url}/{n}{urlsplit(url).path}" for n, url in enumerate(urls)]
         server.files = {urlsplit(here[1]).path: data}
         digest = sha256(data).hexdigest()
@@ -110,7 +110,7 @@ def test_a_part_of_the_pile_becomes_shards(
     check(found, records)
     if name.startswith("law"):
         cases = [{case for case, _ in split} for split in found.values()]
-        assert sum(map(len, cases)) == COUNT // 2, "both texts of a case are in one split"
+        assert sum(map(len, cases)) == COUNT // 2, "all texts of a case are in one split"
 
 
 def test_the_versions_of_a_part_of_the_pile_are_told_apart_by_their_hash(
@@ -140,7 +140,7 @@ def year(number: int) -> tuple[bytes, list[dict[str, Any]]]:
 
 
 def snapshot() -> tuple[bytes, list[dict[str, Any]]]:
-    """A quarterly snapshot of CourtListener: what PostgreSQL's COPY wrote, in bzip2."""
+    """A quarterly snapshot of CourtListener: output of PostgreSQL's COPY, in bzip2."""
     names = ["id", "date_created", "date_modified", "type", "sha1", *OPINION_COLUMNS, "cluster_id"]
     lines, records = [",".join(names)], []
     for number in range(COUNT):
@@ -187,7 +187,7 @@ advance(resolve(name, model, "lora-8bit", SMALL), Path(root), "tokenize.seal")
 """
 
 
-@pytest.mark.slow  # a Python with the hub's libraries
+@pytest.mark.slow  # a process with the hub's libraries
 @pytest.mark.parametrize("name", HUB)
 def test_a_data_set_of_the_hub_becomes_shards(
     tmp_path: Path, models: Callable[[str], Path], name: str
@@ -229,5 +229,5 @@ def test_a_data_set_of_the_hub_becomes_shards(
     assert len(taken) >= 3
 
 
-def test_no_entry_of_the_registry_is_without_a_test() -> None:
+def test_every_entry_of_the_registry_has_a_test() -> None:
     assert {*PILE, *TABLES, *HUB} == {*ids("datasets")} - {"demo"}

@@ -1,4 +1,4 @@
-"""zstd frames: where they end, and what several threads make of a text."""
+"""zstd frames: finding their ends, and compressing with several threads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.sources.helpers import frames
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_ends_of_frames_are_known_without_decompressing(seed: int) -> None:
+def test_the_ends_of_frames_are_found_without_decompressing(seed: int) -> None:
     chance = random.Random(seed)
     made = frames(chance)
     data, ends, starts = b"".join(made), [0], []
@@ -43,7 +43,7 @@ def test_the_ends_of_frames_are_known_without_decompressing(seed: int) -> None:
         assert scanner.complete == (place in ends)
 
 
-def test_what_is_no_frame_is_told_with_its_place() -> None:
+def test_garbage_after_a_frame_is_found() -> None:
     frame = zstandard.compress(b"text")
     scanner = FrameScanner()
     scanner.feed(frame + b"garbage")
@@ -57,20 +57,20 @@ def text_blocks(seed: int = 0) -> Iterator[bytes]:
         yield chance.randbytes(size // 4) * 4
 
 
-def press(path: Path | None, threads: int) -> tuple[str, str]:
-    with FrameWriter(path, 1, threads) as made:
+def write_frames(path: Path | None, threads: int) -> tuple[str, str]:
+    with FrameWriter(path, 1, threads) as writer:
         for block in text_blocks():
-            made.add(block)
-        text = made.finish()
-    return text, made.sha256
+            writer.add(block)
+        text = writer.finish()
+    return text, writer.sha256
 
 
 def test_threads_change_no_byte(tmp_path: Path) -> None:
     one, four = tmp_path / "one", tmp_path / "four"
-    assert press(one, 1) == press(four, 4)
+    assert write_frames(one, 1) == write_frames(four, 4)
     assert one.read_bytes() == four.read_bytes()
-    assert press(one, 2)[1] == hashlib.sha256(one.read_bytes()).hexdigest()
-    assert press(None, 2)[0] == press(one, 2)[0], "read over, it is the same text"
+    assert write_frames(one, 2)[1] == hashlib.sha256(one.read_bytes()).hexdigest()
+    assert write_frames(None, 2)[0] == write_frames(one, 2)[0], "the same digest without a file"
     with one.open("rb") as file:
         assert b"".join(decompressed_blocks(file, 1 << 27)) == b"".join(text_blocks())
 
@@ -79,9 +79,7 @@ def test_threads_change_no_byte(tmp_path: Path) -> None:
     "size",
     [1, 100, FRAME_TEXT_BYTES - 1, FRAME_TEXT_BYTES, FRAME_TEXT_BYTES + 1, 3 * FRAME_TEXT_BYTES],
 )
-def test_what_is_written_depends_on_the_text_and_not_on_how_it_comes(
-    tmp_path: Path, size: int
-) -> None:
+def test_frames_depend_only_on_the_text(tmp_path: Path, size: int) -> None:
     text = b"".join(text_blocks())[: 200_000 if size < 1000 else None]
     with FrameWriter(tmp_path / "parts") as parts, FrameWriter(tmp_path / "whole") as whole:
         for at in range(0, len(text), size):
@@ -91,17 +89,17 @@ def test_what_is_written_depends_on_the_text_and_not_on_how_it_comes(
     assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_a_block_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_frame_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            press(tmp_path / "x", 2)
+            write_frames(tmp_path / "x", 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_blocks_are_of_one_size_whatever_the_frames() -> None:
+def test_blocks_have_one_size_for_any_frames() -> None:
     texts = [b"a" * 10, b"b" * FRAME_TEXT_BYTES, b"", b"c" * (2 * FRAME_TEXT_BYTES + 5)]
     file = io.BytesIO(b"".join(map(zstandard.compress, texts)))
     found = list(decompressed_blocks(file, 1 << 27))
