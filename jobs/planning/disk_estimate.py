@@ -30,6 +30,7 @@ from pipeline.core.errors import InputError, UserError
 from pipeline.dag import STEPS, Node, survey
 from pipeline.download.file_names import corpus_files
 from pipeline.download.local_file import local_path
+from pipeline.sources.chunks import part_facts
 from pipeline.sources.codecs import COMPRESSED_SUFFIXES
 
 
@@ -147,7 +148,7 @@ def _run_sizes(
         sizes = replace(sizes, text=sizes.text or int(total * _text_ratio(list(corpus.outputs))))
     if nodes["decompress.chunks"].complete:
         parts = nodes["decompress.chunks"].done.values()
-        sizes = replace(sizes, text=sum(part.facts["bytes"] for part in parts))
+        sizes = replace(sizes, text=sum(part_facts(part)["bytes"] for part in parts))
     if base := nodes["download.model"].done.get("base"):
         sizes = replace(sizes, model=MODEL_BYTES_PER_PARAMETER * base.facts["parameters"])
     return sizes

@@ -27,6 +27,7 @@ from pipeline.report.history.progress import Underway
 from pipeline.report.history.training_curve import Curve, read_curve
 from pipeline.report.results import WHO, Results, read_results
 from pipeline.report.verdict import verdict
+from pipeline.tokenize.facts import seal_facts
 from pipeline.train.metrics_log import METRICS
 
 _DEFINITIONS = {
@@ -142,10 +143,17 @@ def _corpus(inputs: Inputs) -> dict[str, Any] | None:
     seal = _receipt(inputs, "tokenize.seal")
     if seal is None:
         return None
-    splits = seal.facts["splits"]
-    sums = {n: sum(s[n] for s in splits.values()) for n in ("documents", "bytes", "tokens")}
-    rest = {n: seal.facts.get(n) for n in ("quarantined", "empty")}
-    return {**sums, "duplicates": sum(seal.facts["duplicates"].values()), **rest, "splits": splits}
+    facts = seal_facts(seal)
+    splits = facts["splits"]
+    return {
+        "documents": sum(split["documents"] for split in splits.values()),
+        "bytes": sum(split["bytes"] for split in splits.values()),
+        "tokens": sum(split["tokens"] for split in splits.values()),
+        "duplicates": sum(facts["duplicates"].values()),
+        "quarantined": facts["quarantined"],
+        "empty": facts["empty"],
+        "splits": splits,
+    }
 
 
 _TRAINED = (

@@ -18,6 +18,7 @@ from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import verify
 from pipeline.core.stage import Inputs, RunConfig
 from pipeline.evaluate import metrics as measure
+from pipeline.tokenize.facts import seal_facts
 
 HELD_OUT = ("validation", "test")
 SPLITS = ("train", *HELD_OUT)
@@ -209,6 +210,6 @@ def _seen(inputs: Inputs) -> float | None:
     if "train.train" not in inputs or "tokenize.seal" not in inputs:
         return None
     facts = inputs["train.train"].one()[1].facts
-    train = inputs["tokenize.seal"].one()[1].facts["splits"]["train"]
+    train = seal_facts(inputs["tokenize.seal"].one()[1])["splits"]["train"]
     read = facts["tokens"] * facts["best_step"] / max(1, facts["steps"])
     return min(1.0, read / (train["tokens"] + train["documents"]))

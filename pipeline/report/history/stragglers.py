@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.core.receipt import Receipt, load
 from pipeline.core.stage import Input, Inputs
+from pipeline.tokenize.facts import shard_facts
 
 MOST = 3
 ODD = 10.0
@@ -75,10 +76,9 @@ def _leaves(given: Input) -> Iterator[Receipt]:
 
 
 def _bytes(step: str, receipt: Receipt) -> int | None:
-    facts = receipt.facts
-    if "splits" in facts:
-        return sum(split["bytes"] for split in facts["splits"].values())
+    if step.startswith("tokenize."):
+        return sum(split["bytes"] for split in shard_facts(receipt)["splits"].values())
     if step.startswith("download."):
         return sum(output.size for output in receipt.outputs.values())
-    size: int | None = facts.get("bytes")
+    size: int | None = receipt.facts.get("bytes")
     return size
