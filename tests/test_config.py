@@ -26,7 +26,7 @@ from pipeline.core.settings import Section, merge, parse_overrides
 from pipeline.saved_config import begun_by, load_config, resume_command, save_config
 from tests.helpers.tiny import POSITIONS
 
-SECTIONS = [name for name, field in Config.model_fields.items() if name not in ("name", "recipe")]
+SECTIONS = [name for name, field in Config.model_fields.items() if name not in ("name", "recipe", "request")]
 
 
 def refusal(*arguments: Any, **named: Any) -> str:
@@ -79,7 +79,7 @@ def test_every_model_resolves_at_a_pinned_revision(name: str) -> None:
 
 @pytest.mark.parametrize("name", registry.ids("recipes"))
 def test_every_recipe_resolves(name: str) -> None:
-    assert resolve("nih", recipe=name).train.batch > 0
+    assert resolve("nih", recipe=name).train.batch_size > 0
 
 
 def test_the_recipe_of_the_first_project_is_its_settings() -> None:
@@ -99,8 +99,8 @@ def test_the_recipe_of_the_first_project_is_its_settings() -> None:
     ) == (64, 4, 512)
     assert (train.epochs, train.warmup_ratio, train.schedule) == (8, 0.003, "cosine")
     lora = resolve("nih", recipe="original-lora").train
-    assert (lora.rank, lora.alpha, lora.dropout, lora.threshold) == (16, 32, 0.2, 3.0)
-    assert (lora.targets, lora.keep) == (("q_proj", "v_proj"), ("lm_head",))
+    assert (lora.lora_rank, lora.lora_alpha, lora.lora_dropout, lora.int8_threshold) == (16, 32, 0.2, 3.0)
+    assert (lora.lora_targets, lora.unquantized_modules) == (("q_proj", "v_proj"), ("lm_head",))
     assert (lora.weights, lora.optimizer) == ("int8", "adamw8bit")
 
 
@@ -357,7 +357,7 @@ def test_what_was_typed_stands_above_the_configuration(
 ) -> None:
     monkeypatch.delenv("GRISTMILL_PROFILE", raising=False)
     config, run = resolve("nih", name="try"), tmp_path / "runs" / "try"
-    assert resume_command(run) == "the make pipeline that began it, with all its words"
+    assert resume_command(run) == "the make pipeline command that began it, with all its words"
     save_config(config, tmp_path)
     assert begun_by(run) == ""
     line = Selection(
@@ -581,8 +581,10 @@ def changed(config: Config, path: str) -> Config:
     return config.model_copy(update={section: old.model_copy(update={name: value})})
 
 
-# id names a folder, no content; a corpus is named by its hash, else by where it comes from
-NAMES = {"dataset.id", "model.id"}
+# id names a folder, no content. The samples' item is named by its settings, and the report is
+# made anew whenever its inputs change.
+SAMPLES = {"evaluate.prompts", "evaluate.prompt_tokens", "evaluate.new_tokens"}
+NOT_IN_KEYS = {"dataset.id", "model.id", *SAMPLES}
 PROPERTIES = {
     "dataset.content": {
         f"dataset.{n}" for n in ("sha256", "urls", "years", "revision", "subset", "split")
@@ -591,13 +593,9 @@ PROPERTIES = {
 }
 
 
-def declaring(path: str) -> set[str]:
-    """The steps whose `uses` name a field, its section, or a property made from it."""
-    return {
-        step.name
-        for step in dag.STEPS
-        if any(path in PROPERTIES.get(u, ()) or u in (path, path.split(".")[0]) for u in step.uses)
-    }
+def names(paths: tuple[str, ...], field: str) -> bool:
+    """Whether declared paths name a field, or a property made from it."""
+    return any(field == path or field in PROPERTIES.get(path, ()) for path in paths)
 
 
 def downstream(names: set[str]) -> set[str]:
@@ -615,10 +613,11 @@ def test_a_changed_field_changes_the_keys_of_what_declares_it_and_of_what_needs_
     new = changed(base, path)
     assert set(differences(base, new)) == {path}
     own = {step.name for step in dag.STEPS if step.own_key(base) != step.own_key(new)}
-    assert own == declaring(path)
-    assert bool(own) != (path in NAMES), "a field that nobody declares decides nothing"
+    assert own == {step.name for step in dag.STEPS if names(step.uses, path)}
+    declaring = {s.name for s in dag.STEPS if names((*s.uses, *s.resolved), path)}
+    assert bool(declaring) != (path in NOT_IN_KEYS), "a field that nobody declares decides nothing"
     one, two = dag.keys(base), dag.keys(new)
-    assert {name for name in one if one[name] != two[name]} == downstream(own)
+    assert {name for name in one if one[name] != two[name]} == downstream(declaring)
 
 
 @pytest.mark.parametrize("path", fields(free=True))

@@ -127,7 +127,7 @@ class View:
     def __getattr__(self, name: str) -> Any:
         path = f"{self._path}.{name}".lstrip(".")
         value = getattr(self._node, name)
-        if isinstance(value, MethodType):
+        if isinstance(value, MethodType) and not hasattr(Section, name):
             return MethodType(value.__func__, self)  # a method, too, reads only what is declared
         if any(path == d or path.startswith(d + ".") for d in self._declared):
             return value

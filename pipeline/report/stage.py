@@ -35,7 +35,7 @@ STEPS = (
         stage="evaluate",
         name="evaluate.report",
         version=2,
-        uses=(),
+        uses=("evaluate.resamples",),
         reads=("name", "recipe", *SECTIONS),
         needs=(
             *("download.corpus", "decompress.chunks"),
