@@ -60,7 +60,7 @@ class Queued:
 
     def submit(self) -> dict[str, str]:
         """Submit as `make pipeline` does; returns job ids by step."""
-        self.freeze()
+        self.save_config()
         self.jobs |= queue_plan(self.config, self.root, find_profile(str(self.site()))).jobs
         return self.jobs
 

@@ -121,7 +121,7 @@ def test_two_submitters_at_once_submit_one_set_of_jobs(
     run: Queued, calls: Callable[[], dict[str, int]]
 ) -> None:
     command = [sys.executable, "-c", SUBMIT, str(run.root), str(run.site())]
-    run.freeze()
+    run.save_config()
     both = [
         subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
