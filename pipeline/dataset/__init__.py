@@ -1,1 +1,1 @@
-"""What training and evaluation read: sealed shards, token cache, packing, sample order."""
+"""Data for training and evaluation: sealed shards, token cache, packing, sample order."""

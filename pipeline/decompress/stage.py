@@ -25,10 +25,10 @@ ANOTHER_COPY = "Get an intact copy and pass it as FILE="
 class DecompressConfig(Section):
     """How the corpus is cut.
 
-    `chunk_bytes`: text in a chunk, about. `level`: zstd level of the chunks. `part_bytes`: raw
-    bytes in a part, about; a file that is one frame, or of another codec than zstd, is not divided.
-    `tasks`: array elements the parts are shared among. `keep_chunks`: whether chunks stay when
-    their shards are sealed; where they are needed again, they are made again.
+    `chunk_bytes`: approximate bytes of text per chunk. `level`: zstd level of the chunks.
+    `part_bytes`: approximate raw bytes per part; only zstd files of several frames are divided.
+    `tasks`: array elements that share the parts. `keep_chunks`: whether chunks stay after their
+    shards are sealed; if not, they are rebuilt on demand.
     """
 
     chunk_bytes: int = hashed(256_000_000, neutral=256_000_000, ge=1000)

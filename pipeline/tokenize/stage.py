@@ -27,11 +27,10 @@ SMALL_CORPUS_BYTES = 5_000_000_000  # of text; below that, larger shares are hel
 class TokenizeConfig(Section):
     """How documents are split and encoded.
 
-    `validation`, `test`: share of the documents held out; auto is 5 % under 5 GB of text, 0.5 %
-    above. `tasks`: array elements the chunks are shared among. `max_bad_lines`, `max_bad_share`:
-    malformed lines that are put aside before the corpus is refused; all, and of all.
-    `max_line_bytes`: a longer line is malformed. A tokenizer wants 120 to 220 bytes of memory a
-    byte.
+    `validation`, `test`: share of the documents in the split; `auto` is 5 % below 5 GB of text,
+    0.5 % above. `tasks`: array elements that share the chunks. `max_bad_lines`, `max_bad_share`:
+    number and share of malformed lines above which the corpus is refused. `max_line_bytes`: a
+    longer line is malformed; tokenizing takes 120 to 220 bytes of memory per byte of a line.
     """
 
     validation: Literal["auto"] | float = hashed("auto", neutral="auto")
@@ -44,7 +43,7 @@ class TokenizeConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _leave_something(self) -> TokenizeConfig:
+    def _check_shares(self) -> TokenizeConfig:
         shares = [share for share in (self.validation, self.test) if share != "auto"]
         if any(not 0 < float(share) < 0.5 for share in shares):
             raise ValueError("validation and test must lie between 0 and 0.5, or be auto")

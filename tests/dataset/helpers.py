@@ -1,4 +1,4 @@
-"""Documents to pack."""
+"""Documents for the tests of packing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def offsets_of(lengths: list[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int
 
 
 def corpus_of(lengths: list[int], words: int = 512) -> TokenizedSplit:
-    """Documents of those lengths; no token is special."""
+    """Documents of the given lengths, without special tokens."""
     ids = np.random.default_rng(0).integers(3, words, sum(lengths)).astype(np.uint16)
     count = len(lengths)
     return TokenizedSplit(
@@ -24,5 +24,5 @@ def corpus_of(lengths: list[int], words: int = 512) -> TokenizedSplit:
 
 
 def sequence(corpus: TokenizedSplit, document: int) -> list[int]:
-    """A document as the model is to see it."""
+    """The tokens of a document as the model must see them."""
     return [PREFIX, *corpus.document(document).tolist(), END]

@@ -1,4 +1,4 @@
-"""The order of samples: a permutation an epoch, a pure function of seed, epoch and position."""
+"""The order of samples: a permutation per epoch, a pure function of seed, epoch and position."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_shuffle_is_a_permutation(count: int, seed: int, epoch: int) -> None:
 
 
 def test_the_values_are_pinned() -> None:
-    """Another shuffle would silently give finished runs another order on resume."""
+    """A different shuffle would silently change the order of runs that resume."""
     assert permutation(10, 0, 0).tolist() == [5, 7, 1, 4, 2, 8, 0, 6, 3, 9]
     assert permutation(10, 0, 1).tolist() == [8, 6, 7, 9, 0, 5, 1, 3, 2, 4]
     assert permutation(10, 1234, 7).tolist() == [4, 2, 5, 1, 0, 9, 3, 7, 8, 6]
@@ -31,7 +31,7 @@ def test_epochs_and_seeds_differ() -> None:
     assert tuple(range(100)) not in seen
 
 
-def test_every_place_is_as_likely_as_any_other() -> None:
+def test_every_position_is_equally_likely() -> None:
     rounds, count = 4000, 8
     table = np.zeros((count, count))
     for epoch in range(rounds):
@@ -46,8 +46,8 @@ def test_every_place_is_as_likely_as_any_other() -> None:
 def test_every_epoch_sees_every_window_once_wherever_batches_end(
     count: int, batch: int, seed: int, steps: int
 ) -> None:
-    order = WindowSampler(count, batch, seed)
-    sequence = [window for step in range(steps) for window in order.windows(step)]
+    sampler = WindowSampler(count, batch, seed)
+    sequence = [window for step in range(steps) for window in sampler.windows(step)]
     assert len(sequence) == steps * batch
     for start in range(0, len(sequence), count):
         epoch = sequence[start : start + count]
@@ -56,49 +56,49 @@ def test_every_epoch_sees_every_window_once_wherever_batches_end(
 
 
 def test_an_epoch_may_end_within_a_batch() -> None:
-    order = WindowSampler(count=5, batch_size=3, seed=0)
+    sampler = WindowSampler(count=5, batch_size=3, seed=0)
     first, second = permutation(5, 0, 0).tolist(), permutation(5, 0, 1).tolist()
-    assert order.windows(1) == [*first[3:], second[0]]
+    assert sampler.windows(1) == [*first[3:], second[0]]
     assert WindowSampler(count=2, batch_size=5, seed=0).windows(0) == [
         *permutation(2, 0, 0), *permutation(2, 0, 1), permutation(2, 0, 2)[0],
     ]  # fmt: skip
 
 
 @given(st.integers(1, 30), st.integers(1, 20), st.lists(st.integers(0, 50), max_size=15))
-def test_what_was_asked_before_does_not_matter(count: int, batch: int, asked: list[int]) -> None:
-    order = WindowSampler(count, batch, 1)
-    for step in asked:
-        assert order.windows(step) == WindowSampler(count, batch, 1).windows(step)
+def test_earlier_calls_do_not_matter(count: int, batch: int, steps: list[int]) -> None:
+    sampler = WindowSampler(count, batch, 1)
+    for step in steps:
+        assert sampler.windows(step) == WindowSampler(count, batch, 1).windows(step)
 
 
-def test_a_late_step_costs_what_an_early_one_does() -> None:
-    order = WindowSampler(1000, 64, 0)
-    late = order.windows(10**12)
-    epoch, place = divmod(64 * 10**12, 1000)
-    assert late[0] == permutation(1000, 0, epoch)[place]
+def test_a_late_step_is_as_cheap_as_an_early_one() -> None:
+    sampler = WindowSampler(1000, 64, 0)
+    late = sampler.windows(10**12)
+    epoch, position = divmod(64 * 10**12, 1000)
+    assert late[0] == permutation(1000, 0, epoch)[position]
 
 
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 10**6))
-def test_a_step_shuffles_only_the_epochs_that_it_is_in(count: int, batch: int, step: int) -> None:
-    """So resuming at step 10^6 costs what it costs at step 10."""
+def test_a_step_shuffles_only_its_own_epochs(count: int, batch: int, step: int) -> None:
+    """So resuming at step 10^6 costs as much as at step 10."""
     with pytest.MonkeyPatch.context() as patch:
-        asked: list[int] = []
+        epochs: list[int] = []
         patch.setattr(
             "pipeline.dataset.order.permutation",
-            lambda n, s, e: asked.append(e) or permutation(n, s, e),
+            lambda n, s, e: epochs.append(e) or permutation(n, s, e),
         )
         WindowSampler(count, batch, 0).windows(step)
     first, last = step * batch // count, ((step + 1) * batch - 1) // count
-    assert asked == list(range(first, last + 1))
+    assert epochs == list(range(first, last + 1))
 
 
-def test_every_step_and_rank_has_random_numbers_of_its_own() -> None:
+def test_every_step_and_rank_has_its_own_seed() -> None:
     seen = {
         step_seed(seed, step, rank) for seed in range(10) for step in range(50) for rank in range(8)
     }
     assert len(seen) == 4000
     assert step_seed(0, 0, 0) == 2558736989570252433, (
-        "pinned: it decides what a resumed run drops out"
+        "pinned: it decides the dropout of resumed runs"
     )
     assert 0 <= step_seed(2**63 - 1, 10**9, 1023) < 2**64
 

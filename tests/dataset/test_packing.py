@@ -1,4 +1,4 @@
-"""Packing loses nothing, leaks nothing and wastes next to nothing."""
+"""Packing loses no token, leaks nothing across documents, and adds almost no padding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pieces(packing: Packing) -> list[tuple[int, int, int]]:
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 40))
-def test_every_pair_of_every_document_stands_in_one_window_once(
+def test_every_pair_of_every_document_is_in_one_window_once(
     lengths: list[int], length: int
 ) -> None:
     packing = pack(offsets_of(lengths), length)
@@ -51,13 +51,13 @@ def test_no_window_overflows_or_is_empty_and_what_fits_is_not_cut(
     parts = pieces(packing)
     for document, count in enumerate(lengths):
         mine = sorted(first for d, first, _ in parts if d == document)
-        assert len(mine) == -(-(count + 1) // length), "cut as seldom as can be"
+        assert len(mine) == -(-(count + 1) // length), "no more cuts than needed"
         assert mine == list(range(0, count + 1, length))
 
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 40))
-def test_best_fit_is_what_a_plain_search_finds(lengths: list[int], length: int) -> None:
+def test_best_fit_equals_a_plain_search(lengths: list[int], length: int) -> None:
     """Largest first, each into the fullest window that has room."""
     packing = pack(offsets_of(lengths), length)
     sizes = sorted((count for _, _, count in pieces(packing)), reverse=True)
@@ -74,17 +74,15 @@ def test_best_fit_is_what_a_plain_search_finds(lengths: list[int], length: int) 
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 40), st.sampled_from(["best-fit", "pad"]))
-def test_the_same_documents_are_always_packed_alike(
-    lengths: list[int], length: int, how: Any
-) -> None:
-    one, other = (pack(offsets_of(lengths), length, how) for _ in range(2))
+def test_packing_is_deterministic(lengths: list[int], length: int, method: Any) -> None:
+    one, other = (pack(offsets_of(lengths), length, method) for _ in range(2))
     assert one.pieces.tobytes() == other.pieces.tobytes()
     assert one.windows.tobytes() == other.windows.tobytes()
 
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 40))
-def test_padding_gives_every_document_a_window_and_cuts_it_off(
+def test_padding_gives_every_document_a_window_and_truncates_it(
     lengths: list[int], length: int
 ) -> None:
     packing = pack(offsets_of(lengths), length, "pad")
@@ -93,7 +91,7 @@ def test_padding_gives_every_document_a_window_and_cuts_it_off(
 
 
 @pytest.mark.parametrize(("mean", "spread"), [(6.0, 1.0), (7.5, 0.8), (5.0, 1.5)])
-def test_little_is_wasted_on_lengths_as_they_are(mean: float, spread: float) -> None:
+def test_windows_are_nearly_full_on_realistic_lengths(mean: float, spread: float) -> None:
     lengths = np.random.default_rng(1).lognormal(mean, spread, 20_000).astype(np.int64)
     packing = pack(offsets_of(lengths), 1024)
     fill = packing.pairs / (len(packing) * 1024)
@@ -101,7 +99,7 @@ def test_little_is_wasted_on_lengths_as_they_are(mean: float, spread: float) -> 
     assert packing.pairs == (lengths + 1).sum()
 
 
-def test_many_documents_are_packed_while_one_waits(capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_documents_are_packed_quickly(capsys: pytest.CaptureFixture[str]) -> None:
     lengths = np.random.default_rng(2).lognormal(6.5, 1.0, 200_000).astype(np.int64)
     started = time.perf_counter()
     packing = pack(offsets_of(lengths), 1024)
@@ -115,15 +113,15 @@ def test_many_documents_are_packed_while_one_waits(capsys: pytest.CaptureFixture
 
 
 def plainly(corpus: TokenizedSplit, packing: Packing, windows: list[int]) -> list[list[list[int]]]:
-    """Inputs, targets, positions and segments, slot by slot."""
+    """Inputs, targets, positions and segments, one position at a time."""
     found: list[list[list[int]]] = [[], [], [], []]
     for window in windows:
         rows: list[list[int]] = [[], [], [], []]
         for number, (document, first, count) in enumerate(packing.pieces_of(window).tolist()):
             tokens = sequence(corpus, document)
-            for place in range(count):
-                pair = tokens[first + place : first + place + 2]
-                for row, value in zip(rows, [*pair, place, number], strict=True):
+            for position in range(count):
+                pair = tokens[first + position : first + position + 2]
+                for row, value in zip(rows, [*pair, position, number], strict=True):
                     row.append(value)
         for row, value in zip(rows, [END, IGNORE_INDEX, 0, -1], strict=True):
             row += [value] * (packing.length - len(row))
@@ -138,11 +136,11 @@ def tables(batch: PackedBatch) -> list[list[list[int]]]:
 
 @settings(deadline=None, max_examples=60)
 @given(LENGTHS.filter(bool), st.integers(1, 40), st.sampled_from(["best-fit", "pad"]), st.data())
-def test_a_batch_holds_what_the_packing_says(
-    lengths: list[int], length: int, how: Any, data: st.DataObject
+def test_a_batch_matches_its_packing(
+    lengths: list[int], length: int, method: Any, data: st.DataObject
 ) -> None:
     corpus = corpus_of(lengths)
-    packing = pack(corpus.offsets, length, how)
+    packing = pack(corpus.offsets, length, method)
     windows = data.draw(st.lists(st.integers(0, len(packing) - 1), min_size=1, max_size=5))
     batch = make_batch(corpus, packing, windows, PREFIX, END)
     assert tables(batch) == plainly(corpus, packing, windows)
@@ -153,7 +151,7 @@ def test_a_batch_holds_what_the_packing_says(
     }
 
 
-def test_a_long_document_is_cut_and_no_pair_is_lost_at_the_seam() -> None:
+def test_a_long_document_is_cut_without_losing_a_pair() -> None:
     corpus = corpus_of([7])
     packing = pack(corpus.offsets, 3)
     batch = make_batch(corpus, packing, range(len(packing)), PREFIX, END)
@@ -168,7 +166,7 @@ def test_a_long_document_is_cut_and_no_pair_is_lost_at_the_seam() -> None:
 
 
 def test_an_end_token_within_a_document_is_a_token_like_any_other() -> None:
-    """Masks go by place; a text may contain the end token's id, or even be made of it."""
+    """Masks depend on positions: a text may contain the end token's id, or consist of it."""
     corpus = corpus_of([4, 4])
     corpus.ids[:] = END
     batch = make_batch(corpus, pack(corpus.offsets, 10), [0], PREFIX, END)
@@ -176,7 +174,7 @@ def test_an_end_token_within_a_document_is_a_token_like_any_other() -> None:
     assert batch.segments.tolist() == [[0] * 5 + [1] * 5]
 
 
-def test_a_token_sees_its_own_segment_and_the_past() -> None:
+def test_a_token_attends_to_its_own_segment_and_the_past() -> None:
     import torch
 
     corpus = corpus_of([2, 3, 8, 1])
@@ -184,7 +182,7 @@ def test_a_token_sees_its_own_segment_and_the_past() -> None:
     batch = make_batch(corpus, packing, range(len(packing)), PREFIX, END)
     mask = batch.attention_mask(torch.float32)
     assert mask.shape == (len(packing), 1, 10, 10)
-    assert mask.dtype == torch.float32, "a boolean one is taken the wrong way round in places"
+    assert mask.dtype == torch.float32, "eager attention reads a boolean mask the wrong way round"
     assert torch.isfinite(mask).all(), "a row of -inf would become NaN"
     for window in range(len(packing)):
         segments = batch.segments[window].tolist()
@@ -197,10 +195,10 @@ def test_a_token_sees_its_own_segment_and_the_past() -> None:
 
 @pytest.mark.parametrize("mode", ["evaluation", "training"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_packed_document_is_read_as_if_it_were_alone(
+def test_a_packed_document_gives_the_logits_it_gives_alone(
     models: Callable[[str], Path], family: str, mode: str
 ) -> None:
-    """As Hugging Face's own model reads it; in training attention is computed by document."""
+    """Compared with Hugging Face's own model; in training, attention is computed by document."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -209,7 +207,7 @@ def test_a_packed_document_is_read_as_if_it_were_alone(
     model = load_base(models(family), "fp32", torch.device("cpu")).train(mode == "training")
     plain = AutoModelForCausalLM.from_pretrained(models(family), dtype=torch.float32)
     for each in (model, plain.eval()):
-        with torch.no_grad():  # larger weights: what leaks in has to show
+        with torch.no_grad():  # larger weights make a leak visible
             for parameter in each.parameters():
                 parameter.mul_(3 if parameter.dim() > 1 else 1)
     corpus = corpus_of([20, 5, 9, 0, 31, 70, 1])
@@ -219,19 +217,19 @@ def test_a_packed_document_is_read_as_if_it_were_alone(
     body, head = backbone(model)
     with torch.no_grad():
         together = head(body(**arguments, use_cache=False).last_hidden_state)
-    assert torch.isfinite(together).all(), "padding included"
+    assert torch.isfinite(together).all(), "including padding"
     compared, shared = 0, 0
     for window in range(len(packing)):
-        slot = 0
+        position = 0
         for document, first, count in packing.pieces_of(window).tolist():
             tokens = sequence(corpus, document)[first : first + count]
             with torch.no_grad():
                 alone = plain(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
-            difference = (together[window, slot : slot + count] - alone).abs().max()
+            difference = (together[window, position : position + count] - alone).abs().max()
             assert difference < 1e-4, f"document {document} of window {window}"
-            assert alone.std() > 0.1, "the logits are not flat, so the check is sharp"
-            slot += count
+            assert alone.std() > 0.1, "the logits vary, so the check is sharp"
+            position += count
             compared += count
-            shared += slot > count
+            shared += position > count
     assert compared == packing.pairs
-    assert shared >= 3, "documents did share windows"
+    assert shared >= 3, "documents must share windows"

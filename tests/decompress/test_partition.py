@@ -1,4 +1,4 @@
-"""A corpus in parts: whoever reads them, each line is read once, and damage is told."""
+"""Parts of a corpus: each line is read once, whatever the parts, and damage is reported."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Make = Callable[..., Config]
 
 @pytest.fixture(autouse=True)
 def short_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a few kilobytes have several."""
+    """Allow short spans, so that a few kilobytes have several."""
     monkeypatch.setattr(spans_module, "MIN_SPAN_BYTES", 1)
 
 
@@ -57,7 +57,7 @@ def spans_of(data: bytes, step: int = 1 << 20) -> tuple[Span, ...]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_spans_are_whole_frames_and_leave_nothing_out(seed: int) -> None:
+def test_spans_are_whole_frames_and_cover_the_stream(seed: int) -> None:
     chance = random.Random(seed)
     data = b"".join([*frames(chance), zstandard.compress(b"last")])
     found = spans_of(data, chance.choice([997, 1 << 16]))
@@ -84,11 +84,11 @@ def decoded(data: bytes) -> bytes:
      (zstandard.compress(b"x" * 1000) * 2)[:-1]],
     ids=["empty", "plain", "one", "garbage", "cut"],
 )  # fmt: skip
-def test_what_is_not_some_whole_frames_is_one_span(data: bytes) -> None:
+def test_a_stream_that_is_not_several_whole_frames_is_one_span(data: bytes) -> None:
     assert spans_of(data) == (Span(0, len(data), xxhash.xxh3_128_hexdigest(data)),)
 
 
-def test_a_million_frames_are_not_a_million_spans() -> None:
+def test_many_small_frames_share_spans() -> None:
     frame = zstandard.compress(random.Random(0).randbytes(20_000))
     found = spans_of(frame * 1000)
     assert 500 < len(found) < 1000
@@ -99,7 +99,7 @@ def test_a_million_frames_are_not_a_million_spans() -> None:
     st.lists(st.tuples(st.integers(1, 50), st.integers(0, 5)), min_size=1, max_size=6),
     st.integers(1, 100),
 )
-def test_parts_are_in_order_and_hold_all_once(files: list[tuple[int, int]], size: int) -> None:
+def test_parts_hold_every_span_once_in_order(files: list[tuple[int, int]], size: int) -> None:
     listed = [
         (f"f{n}", whole * max(1, count), [Span(whole * i, whole, "") for i in range(count)])
         for n, (whole, count) in enumerate(files)
@@ -156,7 +156,7 @@ LINES = 400
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Ten frames that end anywhere, in documents without an id."""
+    """Ten frames that end anywhere, inside documents without an id."""
     lines = decoded(write_corpus(tmp_path / "whole.jsonl.zst", LINES).read_bytes())
     chance = random.Random(1)
     places = [0, *sorted(chance.sample(range(len(lines)), 9)), len(lines)]
@@ -169,7 +169,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def many(corpus: Path, small: Make) -> Callable[..., Config]:
-    """The configuration of a run on it; `many("decompress.part_bytes=1000")`."""
+    """The configuration of a run on `corpus`, e.g. `many("decompress.part_bytes=1000")`."""
 
     def config(*words: str) -> Config:
         dataset = corpus.with_name("parts.yaml")
@@ -190,7 +190,7 @@ def text_of(node: Node) -> bytes:
 
 
 def documents(config: Config, root: Path) -> dict[str, bytes]:
-    """The text hash of each document by its id."""
+    """The text hash of each document, by its id."""
     folder = find(config, root, "tokenize.shards").work.folder
     found = {}
     for path in folder.glob("chunk-*/*.parquet"):
@@ -257,7 +257,7 @@ def test_interrupted_anywhere_no_committed_chunk_is_written_again(
 
 
 @pytest.mark.parametrize("failing", [0, 1, 3])
-def test_a_chunk_that_cannot_be_committed_ends_the_part_and_leaves_nothing_half_done(
+def test_a_failed_commit_ends_the_part_and_leaves_no_partial_unit(
     failing: int, many: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, root = many("decompress.part_bytes=100000000", "decompress.chunk_bytes=4000"), tmp_path
@@ -276,7 +276,7 @@ def test_a_chunk_that_cannot_be_committed_ends_the_part_and_leaves_nothing_half_
         with pytest.raises(UserError, match="quota"):
             run_item(node.work, node.items[0], context)
     before = receipts_of(node.work.folder)
-    # the one after it was under way
+    # all before it, and the one after it, which was being cut
     assert len(before) == failing + 1
     assert not list(node.work.folder.glob(".tmp-*"))
     node = advance(config, root, "decompress.chunks")
@@ -284,16 +284,16 @@ def test_a_chunk_that_cannot_be_committed_ends_the_part_and_leaves_nothing_half_
     assert [r.digest for r in node.done.values()] == [r.digest for r in whole.done.values()]
 
 
-def test_what_cannot_be_written_back_is_told_once_and_heard(
+def test_a_failed_write_back_is_raised_though_it_is_reported_once(
     many: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = many("decompress.part_bytes=100000000", "decompress.chunk_bytes=9000")
     advance(config, tmp_path, "download.corpus")
-    node, told = find(config, tmp_path, "decompress.chunks"), []
+    node, failed = find(config, tmp_path, "decompress.chunks"), []
 
     def lost(file: int) -> None:
-        if not told:
-            told.append(file)
+        if not failed:
+            failed.append(file)
             raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(frames_module, "SYNC_BYTES", 1000)
@@ -301,7 +301,7 @@ def test_what_cannot_be_written_back_is_told_once_and_heard(
     monkeypatch.setattr(frames_module.os, "fdatasync", lost)
     with pytest.raises(OSError, match="Input/output error"):
         run_item(node.work, node.items[0], Context(log=lambda text: None))
-    assert told
+    assert failed
     assert "chunk-00000-00000" not in receipts_of(node.work.folder)
     assert len(advance(config, tmp_path, "decompress.chunks").done) == 1
 
@@ -319,7 +319,7 @@ def test_a_chunk_is_cut_while_the_one_before_it_is_committed(
     def slow(draft: commits.Draft) -> Any:
         if "text" in draft.facts and draft.facts["offset"] == 0:
             assert added.acquire(timeout=60)
-            assert added.acquire(timeout=60), "the second waits for the first"
+            assert added.acquire(timeout=60), "the second chunk must not wait for the first"
         return seal(draft)
 
     advance(config, tmp_path, "download.corpus")
@@ -336,19 +336,19 @@ def test_a_damaged_span_is_told_and_only_what_came_of_it_is_made_again(
     sound = raw.read_bytes()
     node = find(config, root, "decompress.chunks")
     spans = [Span(**span) for span in load(raw.parent).facts["spans"][raw.name]]
-    # a raw block in a frame of the second part: it decodes, to another text
+    # in an uncompressed block of a frame of the second part, which still decodes, to another text
     first = node.items[1].data["slices"][0].first
     hurt = bytearray(sound)
     place = spans[first].start + spans[first].size // 2
     hurt[place] ^= 0xFF
-    raw.unlink()  # it is a link of the corpus itself
+    raw.unlink()  # it is a hard link to the corpus
     raw.write_bytes(hurt)
     context = Context(log=lambda text: None)
-    # the part before reads the end of its last line there, and looks at all of the span
+    # the part before it reads the end of its last line there, and verifies the whole span
     for item in node.items[:2]:
-        with pytest.raises(CorruptInput) as told:
+        with pytest.raises(CorruptInput) as caught:
             run_item(node.work, item, context)
-        assert raw.name in str(told.value)
+        assert raw.name in str(caught.value)
         if not raw.exists():
             advance(config, root, "download.corpus")
             raw.unlink()
@@ -371,11 +371,11 @@ def test_chunks_are_dropped_when_they_are_sealed_and_come_back_when_they_are_nee
     assert chunks.complete
     assert not list(chunks.work.folder.glob("chunk-*"))
     assert [r.digest for r in node.done.values()] == [r.digest for r in whole.done.values()]
-    # nothing is done again, by whomever
+    # nothing is done again, by the plan or by a task
     assert all(node.complete for node in steps(config, root))
     for item in chunks.items:
         assert run_item(chunks.work, item, Context(log=lambda text: None)) == "skipped"
-    # a damaged shard wants its chunk, and what is cut with it
+    # a damaged shard needs its chunk, and the other chunks of the same part
     shards = find(config, root, "tokenize.shards").work.folder
     lost = sorted(shards.glob("chunk-*"))[2]
     (lost / "train.parquet").write_bytes(b"")
@@ -389,25 +389,27 @@ def test_chunks_are_dropped_when_they_are_sealed_and_come_back_when_they_are_nee
     made = {path.name for path in chunks.work.folder.glob("chunk-*")}
     (part,) = (receipt for receipt in chunks.done.values() if lost.name in receipt.units)
     assert made == part.units.keys()
-    assert find(config, root, "tokenize.seal").complete, "it has sealed the same bytes"
+    assert find(config, root, "tokenize.seal").complete, "the seal covers the same bytes"
     save_config(config, root)
     assert releasable_parts(root, "elsewhere") == []
     assert remove([], releasable_parts(root, "parts")) > 0
     assert not list(chunks.work.folder.glob("chunk-*"))
     assert find(config, root, "decompress.chunks").complete
     shutil.rmtree(root / "models")
-    assert find(config, root, "decompress.chunks").complete, "they may not be needed"
+    assert find(config, root, "decompress.chunks").complete, (
+        "missing chunks are complete while nothing needs them"
+    )
 
 
 def steps(config: Config, root: Path) -> Iterator[Node]:
-    """The steps up to the seal, as they stand."""
+    """The nodes of the steps up to the seal."""
     for node in survey(config, root):
         yield node
         if node.work.step.name == "tokenize.seal":
             return
 
 
-def test_chunks_stay_while_another_model_may_want_them(
+def test_chunks_stay_while_another_model_may_need_them(
     many: Callable[..., Config], tmp_path: Path
 ) -> None:
     config = many("decompress.keep_chunks=false")
@@ -419,9 +421,7 @@ def test_chunks_stay_while_another_model_may_want_them(
     assert list(folder.glob("chunk-*"))
 
 
-def test_a_run_that_keeps_its_chunks_keeps_them_for_all(
-    many: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_chunks_stay_while_any_run_keeps_them(many: Callable[..., Config], tmp_path: Path) -> None:
     config = many("decompress.keep_chunks=false")
     advance(many(), tmp_path, "tokenize.seal")
     save_config(config, tmp_path)
@@ -430,9 +430,7 @@ def test_a_run_that_keeps_its_chunks_keeps_them_for_all(
     assert releasable_parts(tmp_path, None) == []
 
 
-def test_the_card_names_what_is_sealed_and_nothing_beside_it(
-    many: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_the_card_lists_only_sealed_shards(many: Callable[..., Config], tmp_path: Path) -> None:
     import datasets
 
     node = advance(many(), tmp_path, "tokenize.seal")
@@ -447,7 +445,7 @@ def test_the_card_names_what_is_sealed_and_nothing_beside_it(
     assert rows == {split: kept[split] + twice[split] for split in kept}
 
 
-def test_a_part_that_was_gone_keeps_what_it_has_cut(
+def test_a_missing_raw_file_leaves_committed_parts_in_place(
     many: Callable[..., Config], tmp_path: Path
 ) -> None:
     config = many()
@@ -461,7 +459,7 @@ def test_a_part_that_was_gone_keeps_what_it_has_cut(
     assert list(node.work.folder.glob("part-00000"))
 
 
-def test_lines_of_a_part_are_cut_as_those_of_a_file(tmp_path: Path) -> None:
+def test_a_line_at_a_boundary_belongs_to_the_first_part(tmp_path: Path) -> None:
     path = tmp_path / "x.zst"
     path.write_bytes(zstandard.compress(b"a\nb") + zstandard.compress(b"c\nd"))
     spans = spans_of(path.read_bytes())

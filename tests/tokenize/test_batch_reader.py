@@ -1,4 +1,4 @@
-"""Blocks of lines at one go give what the same lines give one by one."""
+"""A block of lines gives the same documents as its lines one by one."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ names = st.sampled_from(["text", "id", "meta", "case", "body", "a", "b", "c", "d
 objects = st.recursive(
     values, lambda inner: st.dictionaries(names, inner, max_size=4), max_leaves=8
 )
-good = st.builds(
+well_formed = st.builds(
     lambda text, inner: json.dumps(
         {"text": text, "body": {"text": text, "id": 1}, "a": {"b": {"c": text}}, "meta": inner}
     ),
     st.text(max_size=20),
     st.dictionaries(names, values, max_size=3),
 )
-odd = st.sampled_from(
+unusual = st.sampled_from(
     ["", "  ", "{}", "[]", '"bare"', '{"text": "a"} {"text": "b"}', '{"text":', '"a"}', "{", "}",
      '{"meta": {"case": 1}', '{"text": "a"}\r', '\ufeff{"text": "b"}', '{"text": "\\ud800"}',
      '{"text": "a", "text": "b"}', '{"text": NaN}', '{"text": "x", "n": NaN}', '{"text": "  "}']
 )  # fmt: skip
-lines = st.lists(st.one_of(good, good, objects.map(json.dumps), odd), min_size=1, max_size=6)
+lines = st.lists(
+    st.one_of(well_formed, well_formed, objects.map(json.dumps), unusual), min_size=1, max_size=6
+)
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)
@@ -60,14 +62,14 @@ def test_a_block_is_read_as_its_lines_are(
     assert batch.blank == len(lines) - len(records) - len(bad)
 
 
-def test_a_value_over_two_lines_is_no_record_though_the_number_is_right() -> None:
+def test_a_value_over_two_lines_is_malformed_though_the_count_matches() -> None:
     block = b'{"text":\n"a"}\n{"text": "b"} {"text": "c"}\n'
     batch = BatchReader(RecordParser("text", None, None)).read(block)
     assert batch.texts == []
     assert [number for number, _, _ in batch.malformed] == [0, 1, 2]
 
 
-def test_a_line_that_is_too_long_is_no_record_in_a_block_either() -> None:
+def test_a_line_that_is_too_long_is_malformed_in_a_block_too() -> None:
     long = b'{"text": "' + b"x" * 100 + b'"}'
     reader = BatchReader(RecordParser("text", None, None, max_line_bytes=100))
     batch = reader.read(b'{"text": "a"}\n' + long + b"\n")
@@ -76,7 +78,7 @@ def test_a_line_that_is_too_long_is_no_record_in_a_block_either() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_what_is_not_asked_for_need_not_be_sound(number: int) -> None:
+def test_invalid_values_of_unused_fields_do_no_harm(number: int) -> None:
     lines = [b'{"text": "a", "x": "\xff"}'] * number
     batch = BatchReader(RecordParser("text", None, None)).read(b"\n".join(lines) + b"\n")
     assert batch.texts == ["a"] * number

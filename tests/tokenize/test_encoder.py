@@ -40,7 +40,7 @@ CORPUS = [tiny.PARAGRAPH, *module.PROBES, "naïve Übung Привет 你好 123
 
 
 def make(shape: str) -> Tokenizer:
-    """A byte-level or SentencePiece-like BPE of the shape of a well-known one."""
+    """A byte-level or SentencePiece-like BPE tokenizer like that of a known model family."""
     tokenizer = Tokenizer(shapes.BPE(byte_fallback=shape == "sentencepiece", unk_token=None))
     if shape == "sentencepiece":
         tokenizer.normalizer = normalizers.Sequence(
@@ -77,14 +77,14 @@ def make(shape: str) -> Tokenizer:
 
 @pytest.fixture(scope="module", params=["gpt2", "opt", "llama3", "qwen", "sentencepiece"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with a tokenizer of that shape."""
+    """A model folder with a tokenizer of one family."""
     path = tmp_path_factory.mktemp(request.param)
     make(request.param).save(str(path / "tokenizer.json"))
     return path
 
 
 def hard_texts() -> list[str]:
-    """Every assigned character with neighbours, random ones, and runs."""
+    """Texts with every assigned character, random characters, and runs of one character."""
     chance = random.Random(0)
     known = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Cs")]
     texts = ["a".join(known[at : at + 64]) for at in range(0, len(known), 1024)]
@@ -95,7 +95,7 @@ def hard_texts() -> list[str]:
     return [*texts, *module.PROBES, tiny.PARAGRAPH]
 
 
-def test_ids_are_those_of_the_model_s_own_tokenizer(folder: Path) -> None:
+def test_ids_equal_those_of_the_models_own_tokenizer(folder: Path) -> None:
     reference = ReferenceEncoder(folder)
     fast = FastEncoder(folder, reference)
     plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -130,9 +130,11 @@ def test_a_tokenizer_it_is_not_made_for_is_left_to_the_reference(tmp_path: Path)
     assert encoder.encode(["a b", "", "c"])[0].tolist() == [0, 1, 2]
 
 
-def test_a_panic_of_the_fast_one_is_no_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_panic_of_the_fast_encoder_is_a_mismatch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Panic(BaseException):
-        """As pyo3 makes of one."""
+        """Like the exception that pyo3 raises."""
 
     class Broken:
         def encode_batch_flat(self, texts: list[str]) -> None:
@@ -144,7 +146,7 @@ def test_a_panic_of_the_fast_one_is_no_end(folder: Path, monkeypatch: pytest.Mon
         fast.encode(["a"])
 
 
-def test_without_the_package_the_reference_does_it(
+def test_without_the_package_the_reference_is_used(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "fastokens", None)
@@ -155,7 +157,7 @@ def test_without_the_package_the_reference_does_it(
 
 
 def damaged(folder: Path, to: Path) -> Path:
-    """A model folder without the first merge: other ids, for most texts."""
+    """A copy of a model folder without the first merge, which changes the ids of most texts."""
     shutil.copytree(folder, to)
     path = to / "tokenizer.json"
     content: dict[str, Any] = json.loads(path.read_text())
@@ -164,7 +166,7 @@ def damaged(folder: Path, to: Path) -> Path:
     return to
 
 
-def test_other_ids_are_found_when_it_is_loaded(tmp_path: Path) -> None:
+def test_loading_detects_other_ids(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     make("gpt2").save(str(tmp_path / "a" / "tokenizer.json"))
     other = damaged(tmp_path / "a", tmp_path / "b")

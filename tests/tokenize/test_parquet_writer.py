@@ -1,4 +1,4 @@
-"""Shards are Parquet that others read: our writer against pyarrow's and datasets' readers."""
+"""pyarrow and datasets can read what our Parquet writer writes."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ SCHEMA = pa.schema(
     ]
 )
 
-# the lengths at which a run takes one digit more, and what lies around them
+# lengths around those at which the varint of a run grows by a byte
 LENGTHS = st.sampled_from([0, 1, 2, 3, 63, 64, 65, 66, 8191, 8192, 8193, 8194])
 BATCH = st.lists(st.tuples(st.text(max_size=5), LENGTHS, st.integers(0, 2**62)), max_size=12)
 
 
 def documents(batch: list[tuple[str, int, int]], rng: np.random.Generator) -> EncodedDocuments:
-    """Rows with these names, numbers of tokens and sizes."""
+    """Documents with these names, numbers of tokens and sizes."""
     lengths = [length for _, length, _ in batch]
     return EncodedDocuments(
         [name for name, _, _ in batch],
@@ -51,27 +51,27 @@ def documents(batch: list[tuple[str, int, int]], rng: np.random.Generator) -> En
     )
 
 
-def as_rows(some: EncodedDocuments) -> list[tuple[Any, ...]]:
-    """What a reader shall find of them."""
-    cuts = list(zip(some.offsets, some.offsets[1:], strict=False))
-    ids = [some.ids[a:b].tolist() for a, b in cuts]
-    hashes = [value.tobytes() for value in some.hashes]
-    return list(zip(some.names, ids, map(len, ids), some.sizes.tolist(), hashes, strict=True))
+def as_rows(batch: EncodedDocuments) -> list[tuple[Any, ...]]:
+    """The rows that a reader must find."""
+    cuts = list(zip(batch.offsets, batch.offsets[1:], strict=False))
+    ids = [batch.ids[a:b].tolist() for a, b in cuts]
+    hashes = [value.tobytes() for value in batch.hashes]
+    return list(zip(batch.names, ids, map(len, ids), batch.sizes.tolist(), hashes, strict=True))
 
 
 @settings(deadline=None)
 @given(batches=st.lists(BATCH, max_size=5), group=st.sampled_from([1, 100, 1 << 20]))
-def test_what_is_written_is_read_by_pyarrow(
+def test_pyarrow_reads_what_was_written(
     batches: list[list[tuple[str, int, int]]], group: int, tmp_path_factory: Any
 ) -> None:
     path, rng = tmp_path_factory.getbasetemp() / "some.parquet", np.random.default_rng(0)
     given_ = [documents(batch, rng) for batch in batches]
-    wanted = [row for some in given_ for row in as_rows(some)]
+    wanted = [row for batch in given_ for row in as_rows(batch)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "ROW_GROUP_TOKENS", group)
         writer = ShardWriter(path)
-        for some in given_:
-            writer.add(some)
+        for batch in given_:
+            writer.add(batch)
         writer.close()
     table = pq.read_table(path)
     assert list(zip(*(table[name].to_pylist() for name in NAMES), strict=True)) == wanted
@@ -82,12 +82,12 @@ def test_what_is_written_is_read_by_pyarrow(
     assert read_hashes(path).tobytes() == b"".join(row[4] for row in wanted)
 
 
-def test_schema_and_footer_say_what_is_there(tmp_path: Path) -> None:
+def test_schema_and_footer_are_correct(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "ROW_GROUP_TOKENS", 1)
         writer = ShardWriter(tmp_path / "a.parquet")
-        for n in range(20):  # more than fit into a short list of Thrift
+        for n in range(20):  # more than a short list of Thrift holds
             writer.add(documents([(f"é{n}", 300 * n, n)], rng))
         writer.close()
     schema = pq.read_schema(tmp_path / "a.parquet")
@@ -100,7 +100,7 @@ def test_schema_and_footer_say_what_is_there(tmp_path: Path) -> None:
     for group in (found.row_group(n) for n in range(found.num_row_groups)):
         columns = [group.column(n) for n in range(5)]
         assert group.total_byte_size == sum(c.total_uncompressed_size for c in columns)
-        for column in columns:  # each begins where the one before it ends
+        for column in columns:  # each begins where the previous one ends
             assert column.data_page_offset == ends
             ends += column.total_compressed_size
         assert [c.compression for c in columns] == ["ZSTD"] * 4 + ["UNCOMPRESSED"]
@@ -111,14 +111,14 @@ def test_schema_and_footer_say_what_is_there(tmp_path: Path) -> None:
 def test_a_shard_opens_with_datasets(tmp_path: Path) -> None:
     import datasets
 
-    some = documents([("a", 5, 9), ("b", 0, 0), ("c", 70, 80)], np.random.default_rng(2))
+    batch = documents([("a", 5, 9), ("b", 0, 0), ("c", 70, 80)], np.random.default_rng(2))
     writer = ShardWriter(tmp_path / "a.parquet")
-    writer.add(some)
+    writer.add(batch)
     writer.close()
     found = datasets.load_dataset(
         "parquet", data_files=str(tmp_path / "a.parquet"), split="train", cache_dir=tmp_path / "c"
     )
-    assert [tuple(row[name] for name in NAMES) for row in found] == as_rows(some)
+    assert [tuple(row[name] for name in NAMES) for row in found] == as_rows(batch)
 
 
 def test_a_shard_without_rows(tmp_path: Path) -> None:
@@ -129,41 +129,41 @@ def test_a_shard_without_rows(tmp_path: Path) -> None:
     assert list(read_row_groups(tmp_path / "a.parquet")) == []
 
 
-def test_bytes_depend_on_rows_and_batches_alone(tmp_path: Path) -> None:
-    some = documents([("a", 3000, 1), ("b", 0, 1), ("c", 9000, 1)], np.random.default_rng(3))
+def test_bytes_depend_only_on_rows_and_batches(tmp_path: Path) -> None:
+    batch = documents([("a", 3000, 1), ("b", 0, 1), ("c", 9000, 1)], np.random.default_rng(3))
     for name in "ab":
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(shards, "ROW_GROUP_TOKENS", 20_000)
             writer = ShardWriter(tmp_path / name)
             for _ in range(5):
-                writer.add(some)
+                writer.add(batch)
             writer.close()
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert pq.read_metadata(tmp_path / "a").num_row_groups == 3
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_disk_that_is_full_is_told_once() -> None:
+def test_a_full_disk_is_reported_once() -> None:
     writer = ShardWriter(Path("/dev/full"))
     writer.add(documents([("a", 9, 9)], np.random.default_rng(4)))
     with pytest.raises(OSError, match="No space left"):
         writer.close()
     writer.abandon()
     del writer
-    gc.collect()  # a file that were open still would write again, and fail out of sight
+    gc.collect()  # a file that is still open would write again, and fail unseen
 
 
-def test_a_document_of_many_pages_is_one_page(
+def test_a_document_larger_than_the_page_buffer_is_one_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "PAGE_BUFFER_BYTES", 1000)
-    some = documents([("a", 5000, 1), ("b", 10, 1)], np.random.default_rng(5))
+    batch = documents([("a", 5000, 1), ("b", 10, 1)], np.random.default_rng(5))
     writer = ShardWriter(tmp_path / "a.parquet")
     for _ in range(2):
-        writer.add(some)
+        writer.add(batch)
     writer.close()
     found = pq.read_table(tmp_path / "a.parquet")["input_ids"].to_pylist()
-    assert found == [row[1] for row in as_rows(some)] * 2
+    assert found == [row[1] for row in as_rows(batch)] * 2
 
 
 def test_a_page_that_parquet_cannot_hold_is_refused(
@@ -176,7 +176,7 @@ def test_a_page_that_parquet_cannot_hold_is_refused(
         file.add(26, [(26, bytes(104))])
 
 
-def test_values_of_fixed_size_keep_it(tmp_path: Path) -> None:
+def test_values_of_fixed_size(tmp_path: Path) -> None:
     file = ParquetWriter(tmp_path / "a.parquet", [Column("n", FIXED_LEN_BYTE_ARRAY, size=3)])
     file.add(2, [(2, b"abcdef")])
     file.close()

@@ -1,4 +1,4 @@
-"""Records that are none, in files of every form: put aside with their place, or all refused."""
+"""Malformed records in files of every format: quarantined with their position, or refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ JSON = [json.dumps({"text": text, "id": n}) for n, text in enumerate(TEXTS)]
 
 @pytest.fixture
 def local(models: Callable[[str], Path]) -> Callable[..., Config]:
-    """The configuration of a corpus that is a file or a folder here."""
+    """The configuration of a run on a local file or folder."""
 
     def config(path: Path, *words: str) -> Config:
         plain = ["dataset.sha256=null", "dataset.size=null", "dataset.id_field=null"]
@@ -46,17 +46,17 @@ def write(path: Path, *lines: str, end: str = "\n") -> Path:
 
 
 def sealed(config: Config, root: Path) -> tuple[Any, list[Any], list[str]]:
-    """The facts of the seal, what was put aside, and the ids of all documents."""
+    """The facts of the seal, the quarantined lines, and the ids of all documents."""
     node = advance(config, root, "tokenize.seal")
     folder = node.work.folder
-    aside = [
+    quarantined = [
         json.loads(line)
         for path in sorted(folder.glob(f"chunk-*/{QUARANTINE}"))
         for line in path.read_text(encoding="utf-8").split("\n")[:-1]
     ]
     shards = sorted(folder.glob("chunk-*/*.parquet"))
     ids = [name for shard in shards for name in pq.read_table(shard)["id"].to_pylist()]
-    return node.done["seal"].facts, aside, sorted(ids)
+    return node.done["seal"].facts, quarantined, sorted(ids)
 
 
 def test_what_is_put_aside_says_its_file_its_line_why_and_how_it_begins(
@@ -65,14 +65,15 @@ def test_what_is_put_aside_says_its_file_its_line_why_and_how_it_begins(
     folder = tmp_path / "corpus"
     write(folder / "a.jsonl", *JSON[:20], "{", *JSON[20:30], end="")
     write(folder / "b.csv", "text,id", '"two\nlines",x', "one,two,three", 'one,"two"x', "last,y")
-    (folder / "c.jsonl.gz").write_bytes(gzip.compress(b""))  # the next begins in the same line
+    # an empty file: the next one begins at the same line
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress(b""))
     (folder / "d.jsonl.gz").write_bytes(gzip.compress(b'\n{"text": 12}\n' + JSON[40].encode()))
     words = pa.Array.from_buffers(pa.string(), 2, pa.array([b"fine", b"caf\xe9"]).buffers())
     pq.write_table(pa.table({"text": words}), folder / "e.parquet")
     write(folder / "f.txt", "one", "caf\udce9")
     write(folder / "g.jsonl", *JSON[41:], '{"text": "cut o', end="")
-    facts, aside, ids = sealed(local(folder, "tokenize.max_bad_share=0.2"), tmp_path / "root")
-    assert [(entry["file"], entry["line"], entry["text"]) for entry in aside] == [
+    facts, quarantined, ids = sealed(local(folder, "tokenize.max_bad_share=0.2"), tmp_path / "root")
+    assert [(entry["file"], entry["line"], entry["text"]) for entry in quarantined] == [
         ("a.jsonl", 21, "{"),
         ("b.csv", 4, "one,two,three"),
         ("b.csv", 5, 'one,"two"x'),
@@ -81,12 +82,14 @@ def test_what_is_put_aside_says_its_file_its_line_why_and_how_it_begins(
         ("f.txt", 2, "one\ncaf\ufffd\n"),
         ("g.jsonl", 20, '{"text": "cut o'),
     ]
-    told = [
+    reasons = [
         "not JSON", "3 columns, 2 expected", "',' expected after", "field text is int, not text",
         "'utf-8' codec can't decode", "'utf-8' codec can't decode byte 0xe9", "not JSON",
     ]  # fmt: skip
-    assert [entry["reason"][: len(part)] for entry, part in zip(aside, told, strict=True)] == told
-    assert all(list(entry) == ["file", "line", "reason", "text"] for entry in aside)
+    assert [
+        entry["reason"][: len(part)] for entry, part in zip(quarantined, reasons, strict=True)
+    ] == reasons
+    assert all(list(entry) == ["file", "line", "reason", "text"] for entry in quarantined)
     assert facts["quarantined"] == 7
     assert facts["empty"] == 1, "the blank line"
     lines = [*range(1, 21), *range(22, 32)]
@@ -94,7 +97,7 @@ def test_what_is_put_aside_says_its_file_its_line_why_and_how_it_begins(
         [f"a.jsonl:{n}" for n in lines]
         + ["b.csv:1", "b.csv:4", "d.jsonl.gz:3", "e.parquet:1"]
         + [f"g.jsonl:{n}" for n in range(1, 20)]
-    ), "who has no id is named by place, too"
+    ), "a document without an id is named by its position"
 
 
 def test_a_file_cut_within_its_last_record_loses_that_one_and_says_so(
@@ -115,15 +118,15 @@ def test_a_wrong_text_field_is_told_with_the_right_one(
 ) -> None:
     path = write(tmp_path / "x.jsonl", *(line.replace('"text"', '"body"') for line in JSON))
     for words in ([], ["tokenize.max_bad_lines=3"]):
-        with pytest.raises(CorruptInput) as told:
+        with pytest.raises(CorruptInput) as caught:
             sealed(local(path, *words), tmp_path / "root")
-        assert str(told.value) == (
+        assert str(caught.value) == (
             "no record has the field 'text'; its fields are body, id (x.jsonl, line 1). "
             'Name the field with the text: ARGS="dataset.text_field=body"'
         )
-        assert told.value.exit_code == 3
-    facts, aside, _ = sealed(local(path, "dataset.text_field=body"), tmp_path / "root")
-    assert (facts["quarantined"], aside) == (0, [])
+        assert caught.value.exit_code == 3
+    facts, quarantined, _ = sealed(local(path, "dataset.text_field=body"), tmp_path / "root")
+    assert (facts["quarantined"], quarantined) == (0, [])
 
 
 def test_what_belongs_together_stays_so_and_a_wrong_field_for_it_is_told(
@@ -132,9 +135,9 @@ def test_what_belongs_together_stays_so_and_a_wrong_field_for_it_is_told(
     records = [{"text": text, "meta": {"case": n // 2}} for n, text in enumerate(TEXTS)]
     del records[-1]["meta"]
     path = write(tmp_path / "x.jsonl", *map(json.dumps, records))
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         sealed(local(path, "dataset.split_by=meta.csae"), tmp_path / "root")
-    assert str(told.value) == (
+    assert str(caught.value) == (
         "no record has dataset.split_by=meta.csae, so near-copies would not stay together. Name "
         "the field that groups documents, or split by text: "
         'ARGS="dataset.split_by=null"'
@@ -157,7 +160,7 @@ CHECK = "Check dataset.form and dataset.text_field"
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told", "hint"),
+    ("name", "content", "error", "hint"),
     [
         ("x.jsonl", "text,id\n" + "a,1\n" * 30, "31 of 31 lines are malformed", CHECK),
         ("x.jsonl", "<html>\n" + "<p>sign in</p>\n" * 30, "'<html>'", "a web page in place"),
@@ -167,13 +170,13 @@ CHECK = "Check dataset.form and dataset.text_field"
     ],
 )
 def test_a_file_of_another_kind_than_its_name_says_is_refused(
-    tmp_path: Path, local: Callable[..., Config], name: str, content: str, told: str, hint: str
+    tmp_path: Path, local: Callable[..., Config], name: str, content: str, error: str, hint: str
 ) -> None:
     path = write(tmp_path / name, content)
-    with pytest.raises(CorruptInput, match=told) as caught:
+    with pytest.raises(CorruptInput, match=error) as caught:
         sealed(local(path), tmp_path / "root")
     assert hint in str(caught.value)
-    assert "allow more" not in str(caught.value), "there is nothing that would be left"
+    assert "allow more" not in str(caught.value), "nothing would be left"
 
 
 @pytest.mark.parametrize(
@@ -190,21 +193,21 @@ def test_a_name_that_lies_about_the_compression_does_no_harm(
     tmp_path: Path, local: Callable[..., Config], name: str, compress: Callable[[bytes], bytes]
 ) -> None:
     (tmp_path / name).write_bytes(compress("\n".join(JSON).encode()))
-    _, aside, ids = sealed(local(tmp_path / name, "dataset.id_field=id"), tmp_path / "root")
-    assert (aside, len(ids)) == ([], 60)
+    _, quarantined, ids = sealed(local(tmp_path / name, "dataset.id_field=id"), tmp_path / "root")
+    assert (quarantined, len(ids)) == ([], 60)
 
 
 def test_more_than_a_share_of_bad_lines_is_refused_unless_it_is_asked_for(
     tmp_path: Path, local: Callable[..., Config]
 ) -> None:
     path = write(tmp_path / "x.jsonl", *JSON, *["{}"] * 7)
-    with pytest.raises(CorruptInput) as told:
+    with pytest.raises(CorruptInput) as caught:
         sealed(local(path), tmp_path / "root")
     first = "the first is x.jsonl, line 61: no field text: '{}'"
-    assert f"7 of 67 lines are malformed; {first}" in str(told.value)
-    assert f"/*/{QUARANTINE}. Check" in str(told.value), "there they are"
-    facts, aside, _ = sealed(local(path, "tokenize.max_bad_share=0.2"), tmp_path / "root")
-    assert facts["quarantined"] == len(aside) == 7
+    assert f"7 of 67 lines are malformed; {first}" in str(caught.value)
+    assert f"/*/{QUARANTINE}. Check" in str(caught.value), "the error names the files"
+    facts, quarantined, _ = sealed(local(path, "tokenize.max_bad_share=0.2"), tmp_path / "root")
+    assert facts["quarantined"] == len(quarantined) == 7
     words = ["tokenize.max_bad_lines=3", "tokenize.max_bad_share=1", "tokenize.validation=0.11"]
     one_chunk = local(path, "decompress.chunk_bytes=1000000", *words)
     with pytest.raises(CorruptInput, match="4 of 64 lines are malformed"):
@@ -262,18 +265,18 @@ def test_a_line_of_100_mb_is_put_aside_in_little_memory_and_one_of_1_mb_is_kept(
     )
     assert int(done.stdout.split()[-1]) < 200_000, "KB"
     (shards,) = (root / "long").glob("data/*/shards-*")
-    aside = [
+    quarantined = [
         json.loads(line)
         for path in sorted(shards.glob(f"chunk-*/{QUARANTINE}"))
         for line in path.read_text().splitlines()
     ]
-    assert [(entry["line"], entry["text"][:14]) for entry in aside] == [
+    assert [(entry["line"], entry["text"][:14]) for entry in quarantined] == [
         (31, '{"text": "long'),
         (33, '{"text": "\\u00'),
         (64, '{"text": "long'),
     ]
     reason = "longer than 16000000 bytes, see tokenize.max_line_bytes"
-    assert {entry["reason"] for entry in aside} == {reason}
+    assert {entry["reason"] for entry in quarantined} == {reason}
     sizes = [
         n for p in shards.glob("chunk-*/*.parquet") for n in pq.read_table(p)["bytes"].to_pylist()
     ]

@@ -1,4 +1,4 @@
-"""Duplicates among many documents, and the cache that leaves them out."""
+"""Duplicate documents are found, and the token cache leaves them out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers.runs import advance, write_corpus
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30))
-def test_all_but_the_first_of_each_text_are_found(rows: list[tuple[int, int]]) -> None:
+def test_all_but_the_first_of_equal_texts_are_duplicates(rows: list[tuple[int, int]]) -> None:
     digests = np.array(rows, dtype=np.uint64).reshape(-1, 2).view(HASH_DTYPE).ravel()
     again = [n for n, row in enumerate(rows) if row in rows[:n]]
     assert find_duplicates(digests).tolist() == again
@@ -67,7 +67,7 @@ def test_the_cache_holds_each_text_once(
     assert texts == 150
 
 
-def test_of_several_that_want_a_cache_one_builds_it(
+def test_one_of_several_processes_builds_the_cache(
     small: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = advance(small(), tmp_path / "root", "tokenize.seal")
@@ -75,12 +75,12 @@ def test_of_several_that_want_a_cache_one_builds_it(
     sealed = SealedShards.load(folder, folder / "seal", node.done["seal"].digest)
     build, built = token_cache._build, []
 
-    def slowly(*args: Any) -> None:
+    def slow_build(*args: Any) -> None:
         built.append(args)
         time.sleep(0.5)
         build(*args)
 
-    monkeypatch.setattr(token_cache, "_build", slowly)
+    monkeypatch.setattr(token_cache, "_build", slow_build)
     monkeypatch.setattr(token_cache, "POLL_SECONDS", 0.05)
 
     def digest(label: str) -> str:
