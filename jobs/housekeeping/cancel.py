@@ -35,7 +35,9 @@ def cancel_run(config: Config, root: Path, queue: Queue | None) -> Cancelled:
     """Cancel the jobs of a run, and stop its tasks that run on this machine."""
     ids, kept = [], []
     if queue:
-        live = {each.job.id: each.job for node in survey(config, root) for each in queue.at(node)}
+        live = {
+            each.job.id: each.job for node in survey(config, root) for each in queue.jobs_on(node)
+        }
         needed = _needed_by_others(live, queue)
         kept = sorted(needed)
         # pending jobs first, so that none starts when the job it waits for is gone

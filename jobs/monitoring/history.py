@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jobs.planning.plan import Plan
 
 
-def keep(path: Path, status: Mapping[str, Any]) -> None:
+def keep_attempt(path: Path, status: Mapping[str, Any]) -> None:
     """Append an attempt that has ended to the history of its task.
 
     An attempt that only found another process at work (`busy`) is left out.

@@ -70,7 +70,7 @@ class ProgressFile:
             plan: The id of its plan; empty for a task that was started by hand.
         """
         before = read_status(self.path)
-        history.keep(self.path, before)
+        history.keep_attempt(self.path, before)
         restarted = allocation.attempt and before.get("job") == allocation.job
         self.write_seconds = JOB_WRITE_SECONDS if allocation.job else WRITE_SECONDS
         self.content["restarts"] = before.get("restarts", 0) + 1 if restarted else 0

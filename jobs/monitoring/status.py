@@ -41,7 +41,7 @@ def survey_run(config: Config, root: Path, queue: Queue | None = None) -> dict[s
     for node in survey(config, root):
         paths = sorted(folder.glob(f"{node.work.step.name}-*.json"))
         tasks = [_task(read_status(path), running) for path in paths]
-        jobs = [live.job for live in queue.at(node)] if queue else []
+        jobs = [live.job for live in queue.jobs_on(node)] if queue else []
         steps.append(_step(node, tasks, jobs))
     return {"name": config.name, "root": str(root), "steps": steps}
 

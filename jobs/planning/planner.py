@@ -38,7 +38,7 @@ def make_plan(
         if node.complete:
             continue
         step = node.work.step
-        jobs = queue.at(node) if queue else []
+        jobs = queue.jobs_on(node) if queue else []
         # A job by hand may hold any of the items: the array for the rest waits until it ends.
         by_hand = [job for job in jobs if step.tasks and not job.run]
         jobs = [job for job in jobs if job not in by_hand]

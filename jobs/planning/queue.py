@@ -62,7 +62,7 @@ class Queue:
         """SLURM_JOB_ID of every job that has started and not ended."""
         return {job.number for job in self.jobs if not job.pending}
 
-    def at(self, node: Node) -> list[LiveJob]:
+    def jobs_on(self, node: Node) -> list[LiveJob]:
         """The jobs that work on a step."""
         same_key = self.planned.get(node.work.key, ())
         found = [live for live in same_key if live.folder == str(node.work.folder)]
@@ -80,18 +80,18 @@ class Queue:
         same_key = self.planned.get(node.work.key, ())
         return [live for live in same_key if live.folder != str(node.work.folder)]
 
-    def dependents(self, ids: Iterable[str], but: Set[str]) -> dict[str, list[str]]:
+    def dependents(self, ids: Iterable[str], exclude: Set[str]) -> dict[str, list[str]]:
         """Planned jobs that wait for one of these jobs, each with all ids it waits for.
 
         Args:
             ids: The jobs waited for.
-            but: Jobs to leave out of the result.
+            exclude: Jobs to leave out of the result.
         """
         wanted = set(ids)
         found = {}
         for live in (live for jobs in self.planned.values() for live in jobs):
             needed = live.job.needed
-            if live.job.id not in but and wanted & set(needed):
+            if live.job.id not in exclude and wanted & set(needed):
                 found[live.job.id] = needed
         return found
 

@@ -109,7 +109,7 @@ def queue_plan(config: Config, root: Path, profile: Profile) -> Submission:
 def _replace_blocked(plan: Plan, jobs: Mapping[str, str], queue: Queue) -> None:
     """Cancel jobs that can never start; jobs of other runs that wait for them get the new ones."""
     new = {old: jobs[array.step] for array in plan.arrays for old in array.replaces}
-    for job, needed in queue.dependents(new, but=new.keys()).items():
+    for job, needed in queue.dependents(new, exclude=new.keys()).items():
         slurm_cli.set_dependency(job, list(dict.fromkeys(new.get(name, name) for name in needed)))
     slurm_cli.cancel(list(new))
 

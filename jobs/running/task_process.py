@@ -58,7 +58,7 @@ class TaskProcess:
         self.log = folder / f"{step}-{element}.log"
         self.stop_requested = False
         self._progress = status_file(folder, step, element)
-        history.keep(self._progress, read_status(self._progress))
+        history.keep_attempt(self._progress, read_status(self._progress))
         self._progress.unlink(missing_ok=True)
         self._output: IO[bytes] = self.log.open("ab")
         words = ["run", step, f"--plan={path}", f"--element={element}/{of}", f"--cpus={cpus}"]

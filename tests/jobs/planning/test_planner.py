@@ -216,8 +216,8 @@ def test_dependents_in_other_runs_are_found(small: Small, tmp_path: Path) -> Non
     train = job(job_name("train.train", plan), "6", dependency="afterok:5(unfulfilled)")
     stranger = job("bash", "8", dependency="afterok:5(unfulfilled)")
     looked = queue(tmp_path, seal, train, stranger)
-    assert looked.dependents(["5"], but=set()) == {"6": ["5"]}
-    assert looked.dependents(["5"], but={"6"}) == {}
+    assert looked.dependents(["5"], exclude=set()) == {"6": ["5"]}
+    assert looked.dependents(["5"], exclude={"6"}) == {}
 
 
 def test_jobs_that_other_runs_wait_for_are_not_cancelled(
