@@ -13,7 +13,7 @@ from bench.corpora import Corpus
 from bench.measure import Usage, measure
 from pipeline.core.receipt import load
 
-SPLITS = (
+SPLIT_SETTINGS = (
     "tokenize.validation=0.1",
     "tokenize.test=0.1",
 )  # large, so that a tiny corpus has all three
@@ -25,7 +25,7 @@ class ProductRun:
 
     root: Path
     dataset: Path
-    settings: tuple[str, ...] = SPLITS
+    settings: tuple[str, ...] = SPLIT_SETTINGS
 
     @property
     def data_folder(self) -> Path:
@@ -74,6 +74,6 @@ def prepare(corpus: Corpus, model: Path, folder: Path, *settings: str) -> Produc
     dataset.write_text(
         yaml.safe_dump({"urls": [corpus.packed.resolve().as_uri()], "id_field": "meta.id"})
     )
-    run = ProductRun(root, dataset, (*SPLITS, *settings))
+    run = ProductRun(root, dataset, (*SPLIT_SETTINGS, *settings))
     run.stage("download")
     return run

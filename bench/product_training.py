@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.job import Job, read
 from bench.lockstep import Lockstep
-from bench.setup import SPLITS
+from bench.setup import SPLIT_SETTINGS
 
 UNLIMITED_STEPS = 1_000_000
 
@@ -31,7 +31,7 @@ def overrides(job: Job) -> list[str]:
     """Gristmill's settings for a job."""
     targets = ",".join(job.lora_targets)
     return [
-        *SPLITS,
+        *SPLIT_SETTINGS,
         "train.method=lora",
         f"train.weights={job.weights}",
         f"train.precision={'bf16' if job.autocast else 'fp32'}",

@@ -15,7 +15,7 @@ from bench import corpora, model, text
 from bench.measure import ROOT
 
 BASE = "smollm2-135m"
-SPLITS = ("tokenize.validation=0.1", "tokenize.test=0.1")
+SPLIT_SETTINGS = ("tokenize.validation=0.1", "tokenize.test=0.1")
 NAME = "setup"
 STEPS = ("download", "decompress", "tokenize.shards", "tokenize.seal")
 
@@ -59,7 +59,13 @@ def prepare(folder: Path, megabytes: float, quick: bool) -> TrainingSetup:
     )
     for step in STEPS:
         arguments = ["run", step, f"--dataset={dataset}", f"--model={base}", f"--root={root}"]
-        arguments += ["--profile=local", "--element=0/1", "--cpus=1", f"--name={NAME}", *SPLITS]
+        arguments += [
+            "--profile=local",
+            "--element=0/1",
+            "--cpus=1",
+            f"--name={NAME}",
+            *SPLIT_SETTINGS,
+        ]
         done = subprocess.run(
             [sys.executable, "-m", "jobs", *arguments], cwd=ROOT, capture_output=True, text=True
         )
@@ -96,7 +102,7 @@ def _export_splits(root: Path, dataset: Path, base: str) -> TrainingSetup:
     from pipeline.dag import find
     from pipeline.dataset.sealed import open_sealed
 
-    config = resolve(str(dataset), base, "lora", list(SPLITS), name=NAME)
+    config = resolve(str(dataset), base, "lora", list(SPLIT_SETTINGS), name=NAME)
     inputs = find(config, root, "train.train").work.inputs
     folder, receipt = inputs["download.model"].one()
     prefix_and_end = [receipt.facts["prefix_id"], receipt.facts["end_id"]]

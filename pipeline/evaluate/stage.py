@@ -17,9 +17,9 @@ from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.evaluate.disk_estimate import estimate_overlap, estimate_scores
+from pipeline.tokenize.facts import SPLITS
 from pipeline.tokenize.stage import downstream_inputs
 
-SPLITS = ("train", "validation", "test")
 SAMPLES = "samples"
 LONGEST = 1024
 

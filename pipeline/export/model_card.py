@@ -14,8 +14,8 @@ import yaml
 from pipeline.core.redaction import redact
 from pipeline.core.stage import RunConfig
 from pipeline.report.page import count
-from pipeline.report.results import HELD_OUT
 from pipeline.report.verdict import number, signed, verdict
+from pipeline.tokenize.facts import HELD_OUT_SPLITS
 
 if TYPE_CHECKING:
     from pipeline.core.registry import BaseModel, Dataset
@@ -92,7 +92,7 @@ def _head(config: RunConfig, report: dict[str, Any] | None) -> dict[str, Any]:
 def _scored(report: dict[str, Any] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The held-out splits that the adapted model was scored on."""
     for split, found in (report["evaluation"] if report else {}).items():
-        if "tuned" in found and split in HELD_OUT:
+        if "tuned" in found and split in HELD_OUT_SPLITS:
             yield split, found
 
 

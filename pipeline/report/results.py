@@ -18,10 +18,8 @@ from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import verify
 from pipeline.core.stage import Inputs, RunConfig
 from pipeline.evaluate import metrics as measure
-from pipeline.tokenize.facts import seal_facts
+from pipeline.tokenize.facts import SPLITS, seal_facts
 
-HELD_OUT = ("validation", "test")
-SPLITS = ("train", *HELD_OUT)
 WHO = ("base", "tuned")
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 """Tokens at which documents are parted by length."""

@@ -32,9 +32,9 @@ from pipeline.tokenize.encoder import (
     ReferenceEncoder,
     load_encoder,
 )
-from pipeline.tokenize.facts import ShardFacts, SplitCounts, as_facts
+from pipeline.tokenize.facts import SPLITS, ShardFacts, SplitCounts, as_facts
 from pipeline.tokenize.quarantine import QUARANTINE, Quarantine
-from pipeline.tokenize.shards import HASH_DTYPE, SPLITS, EncodedDocuments, Hashes, ShardWriter
+from pipeline.tokenize.shards import HASH_DTYPE, EncodedDocuments, Hashes, ShardWriter
 
 BLOCK_BYTES = 2_000_000  # of lines that are read at a time
 CHECKED_PER_65536 = 66  # documents compared with the reference encoder: one in a thousand

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.core.atomic_io import write_text
-from pipeline.tokenize.facts import SealContent
-from pipeline.tokenize.shards import SPLITS
+from pipeline.tokenize.facts import SPLITS, SealContent
 
 
 def write_card(folder: Path, content: SealContent) -> None:

@@ -1,10 +1,13 @@
-"""The facts that the receipts of shards and of the seal hold, and the content of `seal.json`."""
+"""The splits, the facts in the receipts of shards and seal, and the content of `seal.json`."""
 
 from __future__ import annotations
 
 from typing import Any, TypedDict, cast
 
 from pipeline.core.receipt import Receipt
+
+HELD_OUT_SPLITS = ("validation", "test")
+SPLITS = ("train", *HELD_OUT_SPLITS)
 
 
 class SplitCounts(TypedDict):

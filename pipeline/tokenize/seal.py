@@ -21,6 +21,7 @@ from pipeline.core.receipt import verify
 from pipeline.core.stage import Context, Input, Inputs, Item, RunConfig
 from pipeline.tokenize.dataset_card import write_card
 from pipeline.tokenize.facts import (
+    SPLITS,
     SealContent,
     SealFacts,
     ShardFacts,
@@ -29,7 +30,7 @@ from pipeline.tokenize.facts import (
     shard_facts,
 )
 from pipeline.tokenize.quarantine import QUARANTINE, too_many_malformed
-from pipeline.tokenize.shards import SPLITS, Hashes, read_hashes
+from pipeline.tokenize.shards import Hashes, read_hashes
 
 KEEP_ORDER = ("test", "validation", "train")  # the split that keeps a text which several hold
 

@@ -26,7 +26,6 @@ from pipeline.tokenize.parquet_writer import (
     list_levels,
 )
 
-SPLITS = ("train", "validation", "test")
 COLUMNS = (
     Column("id", BYTE_ARRAY, utf8=True),
     Column("input_ids", INT32, is_list=True, encoding=BYTE_STREAM_SPLIT),

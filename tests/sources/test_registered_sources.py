@@ -25,7 +25,7 @@ from pipeline.config import resolve
 from pipeline.core.errors import CorruptInput
 from pipeline.core.registry import find_dataset, ids
 from pipeline.sources.csv_sources import OPINION_COLUMNS
-from pipeline.tokenize.shards import SPLITS
+from pipeline.tokenize.facts import SPLITS
 from tests.helpers.runs import SMALL, advance
 from tests.helpers.servers import FileServer, HubServer
 

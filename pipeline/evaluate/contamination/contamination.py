@@ -15,8 +15,7 @@ from pipeline.dataset.subset import sample_documents
 from pipeline.evaluate.contamination.ngrams import N
 from pipeline.evaluate.contamination.overlap import QUOTED, THRESHOLD, Overlap, find_overlap
 from pipeline.evaluate.contamination.similarity import SHINGLE
-
-SPLITS = ("validation", "test")
+from pipeline.tokenize.facts import HELD_OUT_SPLITS
 
 
 def measure_overlap(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
@@ -28,14 +27,14 @@ def measure_overlap(config: RunConfig, item: Item, inputs: Inputs, ctx: Context)
     """
     started = time.monotonic()
     settings = config.evaluate
-    corpora = {split: open_sealed(inputs, split, ctx) for split in SPLITS}
+    corpora = {split: open_sealed(inputs, split, ctx) for split in HELD_OUT_SPLITS}
     chosen = {
         split: sample_documents(corpus, settings.max_documents, settings.max_tokens)
         for split, corpus in corpora.items()
     }
     train = open_sealed(inputs, "train", ctx)
     found = find_overlap(
-        [corpora[split].document(index) for split in SPLITS for index in chosen[split]],
+        [corpora[split].document(index) for split in HELD_OUT_SPLITS for index in chosen[split]],
         train,
         check=ctx.stop.check,
         progress=lambda done, total: ctx.progress(done, total, "tokens"),

@@ -27,7 +27,7 @@ from pipeline.report.compare import ranking
 from pipeline.report.figures import overlay
 from pipeline.report.history import cost
 from pipeline.report.history.progress import Underway
-from pipeline.report.results import HELD_OUT
+from pipeline.tokenize.facts import HELD_OUT_SPLITS
 
 LETTERS = "ABCDEFGH"
 _DEFINITIONS = {
@@ -64,9 +64,11 @@ def compare(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
         CorruptInput: A score is damaged.
     """
     found = [gather(run.config, run.inputs, run.logs, run.underway) for run in runs]
-    scores = {split: [_scores(run, split) for run in runs] for split in HELD_OUT}
+    scores = {split: [_scores(run, split) for run in runs] for split in HELD_OUT_SPLITS}
     rows = [_row(*row) for row in zip(LETTERS, runs, found, strict=False)]
-    evaluation = {split: _evaluation(runs, found, scores[split], split) for split in HELD_OUT}
+    evaluation = {
+        split: _evaluation(runs, found, scores[split], split) for split in HELD_OUT_SPLITS
+    }
     content: dict[str, Any] = {
         "verdict": ranking.verdict(rows, evaluation, _pairs(runs, rows, scores, evaluation)),
         "runs": rows,
