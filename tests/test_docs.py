@@ -169,3 +169,11 @@ def test_every_make_target_that_a_document_names_exists(path: Path) -> None:
     )
     named = re.findall(r"(?:`|^    )make ([a-z][a-z-]*)", path.read_text(), re.MULTILINE)
     assert set(named) <= set(phony.split())
+
+
+def test_every_name_in_the_instructions_to_contributors_exists() -> None:
+    text = section_of_page((ROOT / "CONTRIBUTING.md").read_text(), "## How to add …")
+    named = set(re.findall(r"`(\w+)(?:\(…\))?`", text))
+    code = "\n".join(path.read_text() for path in (ROOT / "pipeline").rglob("*.py"))
+    assert {"STEPS", "READERS"} <= named
+    assert named <= set(re.findall(r"\w+", code))
