@@ -2,17 +2,17 @@
 
     python -m bench.product_training JOB.json
 
-The training loop runs unchanged; two of its hooks are wrapped, one that fetches the first batch and
+The training loop runs unchanged; two of its callbacks are wrapped, one that fetches the first batch and
 one that logs a step. After each step the same batches, prepared beforehand, go through forward and
 backward alone: the difference in cost is the overhead of the loop.
 """
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def overrides(job: Job) -> list[str]:
     ]
 
 
-def forward_backward_seconds(learner: Any, batches: list[Any]) -> float:
+def forward_backward_seconds(train_step: Any, batches: list[Any]) -> float:
     """CPU seconds of forward and backward alone on prepared batches; clears the gradients."""
     from pipeline.dataset.packing import IGNORE_INDEX
     from pipeline.modeling.device import autocast
@@ -68,15 +68,15 @@ def forward_backward_seconds(learner: Any, batches: list[Any]) -> float:
 
     prepared = [batch.masked_inputs() for batch in batches]
     tokens = sum(int((targets != IGNORE_INDEX).sum()) for _, targets in prepared)
-    body, head = backbone(learner.model)
+    body, head = backbone(train_step.model)
     start = time.process_time()
     for arguments, targets in prepared:
-        with autocast(learner.device, learner.precision):
+        with autocast(train_step.device, train_step.precision):
             hidden = body(**arguments, use_cache=False).last_hidden_state
             losses = token_losses(hidden.flatten(0, 1), head, targets)
         (losses.sum() / tokens).backward()
     cpu = time.process_time() - start
-    learner.optimizer.zero_grad(set_to_none=True)
+    train_step.optimizer.zero_grad(set_to_none=True)
     return cpu
 
 
@@ -87,42 +87,46 @@ def main() -> None:
     from pipeline.core.stage import Context, run_item
     from pipeline.dag import find
     from pipeline.dataset.packing import IGNORE_INDEX, make_batch
-    from pipeline.train import trainer
+    from pipeline.train import run
 
     config = resolve(job.dataset, job.base, "lora", overrides(job), name=job.kind)
-    fit = trainer.fit
+    fit = run.fit
 
-    def fit_in_lockstep(learner: Any, state: Any, plan: Any, hooks: Any, stop: Any) -> None:
+    def fit_in_lockstep(
+        train_step: Any, state: Any, schedule: Any, callbacks: Any, stop: Any
+    ) -> None:
         started = False
-        data = hooks.batches.__self__
+        data = callbacks.data
         # targets in all batches of an epoch
         batches_of_epoch = (
             make_batch(data.train, data.packing, [w], 0, 0) for w in range(len(data.packing))
         )
         epoch_tokens = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in batches_of_epoch)
 
-        def batches(step: int, micro_batch: int) -> Any:
+        def batches(step: int, micro_batch_size: int) -> Any:
             nonlocal started
             if not started:
                 started = True
                 lockstep.begin()
-            return hooks.batches(step, micro_batch)
+            return callbacks.batches(step, micro_batch_size)
 
         def log(row: dict[str, Any]) -> None:
-            hooks.log(row)
+            callbacks.log(row)
             if row["kind"] != "step":
                 return
             slots = job.packed_windows * job.accumulate * job.sequence_length
             cost = lockstep.measure_step(row["tokens"], slots, row["loss"])
-            same_batches = list(hooks.batches(row["step"] - 1, plan.micro_batch))
-            bare = forward_backward_seconds(learner, same_batches)
+            same_batches = list(callbacks.batches(row["step"] - 1, schedule.micro_batch_size))
+            bare = forward_backward_seconds(train_step, same_batches)
             if not lockstep.report(cost, bare=bare, seen=epoch_tokens):
-                learner.model.save_pretrained(job.out)
+                train_step.model.save_pretrained(job.out)
                 raise LockstepEnded
 
-        fit(learner, state, plan, replace(hooks, batches=batches, log=log), stop)
+        wrapped = copy.copy(callbacks)
+        wrapped.batches, wrapped.log = batches, log
+        fit(train_step, state, schedule, wrapped, stop)
 
-    trainer.fit = fit_in_lockstep
+    run.fit = fit_in_lockstep
     node = find(config, Path(job.root), "train.train")
     shutil.rmtree(node.work.folder, ignore_errors=True)
     assert node.items, "the data stages have not run"

@@ -41,7 +41,7 @@ from bench.fault_injection import (
 from bench.fault_storm import DATA, NAME, PipelineRun, log, running_cluster, table
 from pipeline.core.receipt import load
 from pipeline.dag import find
-from pipeline.train.metrics_log import METRICS
+from pipeline.train.metrics_log import METRICS_FILE
 from tests.cluster.fixture import Cluster
 
 CORPUS_MB = 2.0
@@ -108,7 +108,7 @@ class Training:
 
     def _metrics_bytes(self) -> int:
         """Size of the metrics file, which grows with every step: faults should hit steps."""
-        path = self.folder / METRICS
+        path = self.folder / METRICS_FILE
         return path.stat().st_size if path.exists() else 0
 
     def outcome(self) -> TrainingOutcome:
@@ -116,7 +116,7 @@ class Training:
         receipt = load(self.folder / "best")
         assert receipt is not None
         (adapter,) = [o.sha256 for n, o in receipt.outputs.items() if n.endswith(".safetensors")]
-        return TrainingOutcome(adapter, *read_metrics(self.folder / METRICS))
+        return TrainingOutcome(adapter, *read_metrics(self.folder / METRICS_FILE))
 
 
 def read_metrics(path: Path) -> tuple[MetricRows, int]:

@@ -62,7 +62,7 @@ METAPHORS = {"clerk", "board", "press", "walk", "heart", "twin", "lot", "telling
 # To be renamed; each entry goes with the change that renames it.
 PENDING_NAMES = {
     "pipeline.core.settings", "pipeline.download.hub", "pipeline.download.stage",
-    "pipeline.download.transport", "pipeline.train.callbacks", "pipeline.train.tensorboard",
+    "pipeline.download.transport",
 }  # fmt: skip
 TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in FILES.items()}
 

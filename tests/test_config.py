@@ -26,7 +26,9 @@ from pipeline.core.settings import Section, merge, parse_overrides
 from pipeline.saved_config import begun_by, load_config, resume_command, save_config
 from tests.helpers.tiny import POSITIONS
 
-SECTIONS = [name for name, field in Config.model_fields.items() if name not in ("name", "recipe", "request")]
+SECTIONS = [
+    name for name, field in Config.model_fields.items() if name not in ("name", "recipe", "request")
+]
 
 
 def refusal(*arguments: Any, **named: Any) -> str:
@@ -99,7 +101,12 @@ def test_the_recipe_of_the_first_project_is_its_settings() -> None:
     ) == (64, 4, 512)
     assert (train.epochs, train.warmup_ratio, train.schedule) == (8, 0.003, "cosine")
     lora = resolve("nih", recipe="original-lora").train
-    assert (lora.lora_rank, lora.lora_alpha, lora.lora_dropout, lora.int8_threshold) == (16, 32, 0.2, 3.0)
+    assert (lora.lora_rank, lora.lora_alpha, lora.lora_dropout, lora.int8_threshold) == (
+        16,
+        32,
+        0.2,
+        3.0,
+    )
     assert (lora.lora_targets, lora.unquantized_modules) == (("q_proj", "v_proj"), ("lm_head",))
     assert (lora.weights, lora.optimizer) == ("int8", "adamw8bit")
 

@@ -28,7 +28,7 @@ from pipeline.report.history.training_curve import Curve, read_curve
 from pipeline.report.results import WHO, Results, read_results
 from pipeline.report.verdict import verdict
 from pipeline.tokenize.facts import seal_facts
-from pipeline.train.metrics_log import METRICS
+from pipeline.train.metrics_log import METRICS_FILE
 
 _DEFINITIONS = {
     "split": "by hash of the text, or of the field dataset.split_by names; equal texts count once",
@@ -175,9 +175,9 @@ def _training(config: RunConfig, inputs: Inputs, curve: Curve | None) -> dict[st
 
 def _curve(inputs: Inputs, underway: Underway | None) -> Curve | None:
     if "train.train" in inputs:
-        return read_curve(inputs["train.train"].folder / "best" / METRICS)
+        return read_curve(inputs["train.train"].folder / "best" / METRICS_FILE)
     if underway and underway.training:
-        return read_curve(underway.training / METRICS)
+        return read_curve(underway.training / METRICS_FILE)
     return None
 
 

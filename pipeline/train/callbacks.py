@@ -1,12 +1,11 @@
-"""What a training reads and writes while its loop runs: batches, checkpoints, validations, rows.
+"""What the training loop calls: batches, validation, checkpoints, rollbacks, logging.
 
-Rank 0 writes, and the others wait for what came of it.
+Rank 0 writes files, and the other ranks wait for the outcome.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +13,32 @@ import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.core.stage import Context, RunConfig
-from pipeline.dataset.order import WindowSampler
-from pipeline.dataset.packing import PackedBatch, Packing, make_batch
-from pipeline.dataset.token_cache import TokenizedSplit
+from pipeline.dataset.packing import PackedBatch
 from pipeline.modeling.generation import generate
 from pipeline.modeling.scoring import SlidingWindows, score
 from pipeline.tokenize.encoder import ReferenceEncoder
 from pipeline.train import checkpoint
-from pipeline.train.checkpoint import State
-from pipeline.train.distributed import Ranks
-from pipeline.train.metrics_log import Journal
-from pipeline.train.trainer import Hooks, Learner
+from pipeline.train.checkpoint import TrainState
+from pipeline.train.data import TrainingData
+from pipeline.train.metrics_log import MetricsLog
+from pipeline.train.train_step import TrainStep
 
-PROMPT = 24
-TOLD_EVERY = 10
-
-
-@dataclass(frozen=True)
-class Data:
-    """What is learned from and judged by: both splits, the packing, the order, the token ids."""
-
-    train: TokenizedSplit
-    packing: Packing
-    order: WindowSampler
-    ranks: Ranks
-    validation: TokenizedSplit
-    chosen: list[int]
-    prefix: int
-    end: int
-
-    def batches(self, step: int, micro_batch: int) -> Iterator[PackedBatch]:
-        """This rank's micro-batches of a step, of at most so many windows."""
-        windows = self.ranks.share(self.order.windows(step))
-        for start in range(0, len(windows), micro_batch):
-            part = windows[start : start + micro_batch]
-            yield make_batch(self.train, self.packing, part, self.prefix, self.end)
+PROMPT_TOKENS = 24
+LOG_EVERY_STEPS = 10
+NOT_ROLLED_BACK = ("skipped", "attempts", "micro_batch", "good_step")
+"""Fields of the state that a rollback keeps."""
 
 
-class Clerk:
-    """Does what the loop asks for.
+class TrainerCallbacks:
+    """The `pipeline.train.trainer.Callbacks` of the train stage.
 
     Args:
-        config: Of the run.
-        ctx: Of the training.
+        config: Configuration of the run.
+        ctx: Context of the training.
         base: Folder of the base model.
-        data: What is learned from and judged by.
-        learner: What learns.
-        state: As it begins.
+        data: Training and validation data.
+        train_step: The model and its optimizer.
+        state: State in which the training starts.
     """
 
     def __init__(
@@ -68,98 +46,107 @@ class Clerk:
         config: RunConfig,
         ctx: Context,
         base: Path,
-        data: Data,
-        learner: Learner,
-        state: State,
+        data: TrainingData,
+        train_step: TrainStep,
+        state: TrainState,
     ) -> None:
-        self.settings, self.ctx, self.data, self.learner = config.train, ctx, data, learner
-        self.state, self.ranks = state, data.ranks
+        self.settings, self.ctx, self.data = config.train, ctx, data
+        self.train_step, self.ranks = train_step, train_step.ranks
+        self.total_steps = state.total
         if not ctx.rank:
-            self.journal = Journal(ctx.folder, state, config.train.tensorboard)
-            self.encoder = ReferenceEncoder(base)
+            self.metrics_log = MetricsLog(ctx.folder, state, config.train.tensorboard)
+            self.tokenizer = ReferenceEncoder(base)
 
-    def hooks(self) -> Hooks:
-        """What the loop calls."""
-        return Hooks(
-            batches=self.data.batches,
-            validate=self._validate,
-            save=self._save,
-            back=self._back,
-            log=lambda row: None if self.ctx.rank else self._log(row),
-        )
+    def batches(self, step: int, micro_batch_size: int) -> Iterator[PackedBatch]:
+        """This rank's micro-batches of a step, of at most that many windows."""
+        windows = self.ranks.share(self.data.sampler.windows(step))
+        return self.data.batches(list(windows), micro_batch_size)
 
-    def _save(self, state: State) -> None:
-        self.ranks.lead(lambda: self._write(state))
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint, and remove old ones."""
+        self.ranks.run_on_rank0(lambda: self._write_checkpoint(state))
 
-    def _write(self, state: State) -> None:
-        name, learner = checkpoint.name(state.step), self.learner
+    def _write_checkpoint(self, state: TrainState) -> None:
+        name, step = checkpoint.unit_name(state.step), self.train_step
         unit = self.ctx.folder / name
-        # one that was gone back to knows nothing of that
-        if self.ctx.has(name) is None or checkpoint.read(unit).rollbacks != state.rollbacks:
+        # a checkpoint from before a rollback does not contain it
+        if self.ctx.has(name) is None or checkpoint.read_state(unit).rollbacks != state.rollbacks:
             with self.ctx.commit(name) as draft:
-                parts = learner.model, learner.optimizer, learner.scaler
-                checkpoint.save(draft.path, *parts, state)
-        checkpoint.retire(self.ctx, state, self.settings.keep_checkpoints)
+                checkpoint.save(draft.path, step.model, step.optimizer, step.scaler, state)
+        checkpoint.remove_old(self.ctx, state, self.settings.keep_checkpoints)
 
-    def _back(self, state: State) -> None:
-        """The last good checkpoint again, but for what was learned about the way from it."""
-        unit = self.ranks.lead(lambda: checkpoint.rewind(self.ctx, state.good_step))
+    def roll_back(self, state: TrainState) -> None:
+        """Return to the last good checkpoint, and lower the learning rate.
+
+        Raises:
+            UserError: There is no good checkpoint.
+        """
+        unit = self.ranks.run_on_rank0(lambda: checkpoint.rewind(self.ctx, state.good_step))
         if unit is None:
             raise UserError("training diverged, and no good checkpoint is left", "try a lower lr")
-        parts = self.learner.model, self.learner.optimizer, self.learner.scaler
-        checkpoint.restore(checkpoint.appeared(unit), *parts)
-        names = "skipped", "attempts", "micro_batch", "good_step"
-        kept = {name: getattr(state, name) for name in names}
+        step = self.train_step
+        checkpoint.restore(checkpoint.wait_visible(unit), step.model, step.optimizer, step.scaler)
+        kept = {name: getattr(state, name) for name in NOT_ROLLED_BACK}
         kept["rollbacks"] = state.rollbacks + 1
         kept["slowdown"] = state.slowdown * self.settings.rollback_rate
-        vars(state).update(vars(checkpoint.read(unit)) | kept)
+        vars(state).update(vars(checkpoint.read_state(unit)) | kept)
 
-    def _validate(self, state: State) -> float:
-        """The mean loss on held-out documents, nats a token; ranks share their batches."""
-        data, learner, ranks = self.data, self.learner, self.ranks
-        documents = [data.validation.document(i) for i in data.chosen]
+    def validate(self, state: TrainState) -> float:
+        """The mean loss on the validation documents, nats per token; ranks share the batches."""
+        data, step, ranks = self.data, self.train_step, self.ranks
+        documents = data.validation_documents()
         nll, tokens = score(
-            learner.model,
+            step.model,
             documents,
-            SlidingWindows(data.packing.length, data.packing.length, data.prefix),
-            learner.device,
-            learner.precision,
-            check=lambda: ranks.check(self.ctx.stop),
+            SlidingWindows(data.packing.length, data.packing.length, data.prefix_id),
+            step.device,
+            step.precision,
+            check=lambda: ranks.check_stop(self.ctx.stop),
             share=(ranks.rank, ranks.world),
         )
-        # document by document: the sum is then the same for any number of ranks
-        nats, counts = (np.sum(ranks.total(*values.tolist())) for values in (nll, tokens))
-        loss = float(nats / counts)
-        ranks.lead(lambda: self._sample(state.step, loss, documents[0][:PROMPT].tolist()))
+        # summed per document first, so the result is the same for any number of ranks
+        nats, count = (np.sum(ranks.all_sum(*values.tolist())) for values in (nll, tokens))
+        loss = float(nats / count)
+        prompt = documents[0][:PROMPT_TOKENS].tolist()
+        ranks.run_on_rank0(lambda: self._add_sample(state.step, loss, prompt))
         return loss
 
-    def _sample(self, step: int, loss: float, opening: list[int]) -> None:
-        """Note what the model writes after the opening of a document."""
-        data, learner = self.data, self.learner
-        how = data.prefix, data.end, learner.device, learner.precision
-        length = self.settings.sample_tokens
-        (text,) = generate(learner.model, [opening], length, *how, stop=self.ctx.stop)
-        decode = self.encoder.decode
-        self.journal.sample(step, loss, decode(opening), decode(text))
+    def _add_sample(self, step: int, loss: float, prompt: list[int]) -> None:
+        """Generate the continuation of a prompt, and log it."""
+        (text,) = generate(
+            self.train_step.model,
+            [prompt],
+            self.settings.sample_tokens,
+            self.data.prefix_id,
+            self.data.end_id,
+            self.train_step.device,
+            self.train_step.precision,
+            stop=self.ctx.stop,
+        )
+        decode = self.tokenizer.decode
+        self.metrics_log.add_sample(step, loss, decode(prompt), decode(text))
 
-    def _log(self, row: dict[str, Any]) -> None:
-        self.journal.add(row)
-        step, total = row["step"], self.state.total
+    def log(self, row: dict[str, Any]) -> None:
+        """Write a row to the metrics, and what matters to the log of the task."""
+        if self.ctx.rank:
+            return
+        self.metrics_log.add(row)
+        step, total = row["step"], self.total_steps
         if "loss" in row:
             name = "validation" if row["kind"] == "validation" else "loss"
-            told = {name: round(row["loss"], 4)}
-            self.ctx.progress(step, total, "steps", **told)
-            if name == "validation" or step % TOLD_EVERY == 0:
-                self.ctx.log(f"step {step} of {total}: {name} {told[name]}")
+            loss = round(row["loss"], 4)
+            self.ctx.progress(step, total, "steps", **{name: loss})
+            if name == "validation" or step % LOG_EVERY_STEPS == 0:
+                self.ctx.log(f"step {step} of {total}: {name} {loss}")
         if row.get("skipped"):
             self.ctx.log(f"step {step} of {total} SKIPPED: {row['why']}")
         elif row["kind"] == "rollback":
             self.ctx.log(
-                f"WENT BACK from step {row['of']} to step {step}; from here on the learning rate "
-                f"is {row['slowdown']:g} of what it was to be"
+                f"ROLLED BACK from step {row['of']} to step {step}; from here on the learning rate "
+                f"is {row['slowdown']:g} times the scheduled one"
             )
         elif row["kind"] == "memory":
             self.ctx.log(
-                f"OUT OF MEMORY at step {step}: going on with micro-batches of "
-                f"{row['micro_batch']}, the global batch is the same"
+                f"OUT OF MEMORY at step {step}: continuing with micro-batches of "
+                f"{row['micro_batch']}; the global batch is the same"
             )

@@ -1,8 +1,9 @@
-"""Checkpoints: the state of a training as the files of one unit, `step-…`.
+"""Checkpoints: the state of a training, each in a unit `step-…`.
 
-`trainable.safetensors` (what is learned: adapters, or all weights), `optimizer.pt` (optimizer and
-gradient scaler; loads with `weights_only`), `state.json` (numbers). The order of the data, the
-learning rate and all random numbers are pure functions of the seed and of the step.
+Its files are `trainable.safetensors` (the trainable weights: adapters, or the whole model),
+`optimizer.pt` (optimizer and gradient scaler; loads with `weights_only`) and `state.json`
+(numbers). The data order, the learning rate and all random numbers are pure functions of the seed
+and the step, so they are not saved.
 """
 
 from __future__ import annotations
@@ -22,22 +23,21 @@ from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import NAME as RECEIPT
 from pipeline.core.receipt import load
 from pipeline.core.stage import Context
-from pipeline.train.stability import Memory
+from pipeline.train.stability import StepHistory
 
-LAG = 90.0
+VISIBILITY_TIMEOUT_SECONDS = 90.0
 
 
 @dataclass
-class State:
-    """Where a training stands, at a step boundary.
+class TrainState:
+    """The numbers of a training at a step boundary; the field names are those in `state.json`.
 
     `step`: optimizer steps taken. `tokens`: targets seen. `seconds`: spent in steps, all attempts.
-    `validated`: the last step that was validated; `stale`: validations in a row that were not
-    better. `attempts`: starts so far. `precision`: as the first step resolved it. `total`: steps
-    of the schedule. `micro_batch`: windows that memory has allowed, 0 if it was never short.
-    `good_step`: the newest checkpoint at which no step was being skipped, and for which it did not
-    take a stop; `rollbacks`: returns to such a one, `slowdown`: the share of the learning rate that
-    they have left.
+    `skipped`: skipped steps. `validated`: step of the last validation; `stale`: validations in a
+    row without a better loss. `attempts`: starts so far. `precision`: as resolved by the first
+    attempt. `total`: steps of the schedule. `micro_batch`: windows that fit into memory, 0 if it
+    never was too small. `good_step`: the newest checkpoint to which a rollback may return;
+    `rollbacks`: number of rollbacks; `slowdown`: factor of the learning rate that they left.
     """
 
     step: int = 0
@@ -55,133 +55,136 @@ class State:
     good_step: int = -1
     rollbacks: int = 0
     slowdown: float = 1.0
-    guard: Memory = field(default_factory=Memory)
+    guard: StepHistory = field(default_factory=StepHistory)
 
 
-def trainable(model: Any) -> dict[str, Any]:
-    """The weights that learn, by name."""
+def trainable_weights(model: Any) -> dict[str, Any]:
+    """The weights that are trained, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def save(folder: Path, model: Any, optimizer: Any, scaler: Any, state: State) -> None:
-    """Write a checkpoint's files into a folder."""
+def save(folder: Path, model: Any, optimizer: Any, scaler: Any, state: TrainState) -> None:
+    """Write the files of a checkpoint into a folder."""
     import torch
     from safetensors.torch import save_file
 
-    weights = {name: p.detach().contiguous() for name, p in trainable(model).items()}
+    weights = {name: p.detach().contiguous() for name, p in trainable_weights(model).items()}
     save_file(weights, folder / "trainable.safetensors")
     rest = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-    # a file, not its name: with that torch does not say that the disk is full
+    # given a file name, torch would not report that the disk is full
     with (folder / "optimizer.pt").open("wb") as file:
         torch.save(rest, file)
     (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
     open_as_umask(folder)
 
 
-def read(folder: Path) -> State:
+def read_state(folder: Path) -> TrainState:
     """The numbers of a checkpoint."""
     content = json.loads((folder / "state.json").read_text())
-    return State(**content | {"guard": Memory(**content["guard"])})
+    return TrainState(**content | {"guard": StepHistory(**content["guard"])})
 
 
 def restore(folder: Path, model: Any, optimizer: Any, scaler: Any) -> None:
-    """Put a checkpoint back into model, optimizer and scaler.
+    """Load a checkpoint into model, optimizer and scaler.
 
     Raises:
-        CorruptInput: There is more than numbers in it.
+        CorruptInput: It contains more than tensors and numbers.
     """
     import torch
 
     restore_weights(folder, model)
-    device = next(iter(trainable(model).values())).device
+    device = next(iter(trainable_weights(model).values())).device
     path = folder / "optimizer.pt"
     try:
         saved = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError:
-        what = f"{path} is a pickle with more in it than tensors and numbers, which is not run"
+        what = f"{path} is a pickle that contains more than tensors and numbers; it is not loaded"
         raise CorruptInput(what, unit=folder) from None
     optimizer.load_state_dict(saved["optimizer"])
     scaler.load_state_dict(saved["scaler"])
 
 
 def restore_weights(folder: Path, model: Any) -> None:
-    """Put only what was learned back into the model."""
+    """Load only the trained weights of a checkpoint."""
     import torch
     from safetensors.torch import load_file
 
     weights = load_file(folder / "trainable.safetensors")
     with torch.no_grad():
-        for name, parameter in trainable(model).items():
+        for name, parameter in trainable_weights(model).items():
             parameter.copy_(weights[name])
 
 
-def name(step: int) -> str:
+def unit_name(step: int) -> str:
     """The unit of the checkpoint of a step."""
     return f"step-{step:08d}"
 
 
-def appeared(unit: Path) -> Path:
-    """A checkpoint, once this host sees what another has written: network file systems lag."""
-    end = time.monotonic() + LAG
-    while not (unit / RECEIPT).exists() and time.monotonic() < end:
+def wait_visible(unit: Path) -> Path:
+    """Wait until this host sees a checkpoint that another host wrote; network file systems lag."""
+    deadline = time.monotonic() + VISIBILITY_TIMEOUT_SECONDS
+    while not (unit / RECEIPT).exists() and time.monotonic() < deadline:
         time.sleep(1.0)
     return unit
 
 
-def newest(ctx: Context) -> Path | None:
-    """The newest checkpoint that is sound, as is the best one it refers to.
+def find_newest(ctx: Context) -> Path | None:
+    """The newest checkpoint that is intact, if the best checkpoint it refers to is intact, too.
 
-    Damaged ones are set aside, and it is said.
+    Damaged ones are set aside, with a line in the log.
 
     Raises:
         UserError: They were made from another corpus or base model.
     """
     for unit in sorted(ctx.folder.glob("step-*"), reverse=True):
-        _refuse_others(ctx, unit)
-        if unit.exists() and _sound(ctx, unit):
-            best = ctx.folder / name(read(unit).best_step)
-            if best == unit or read(unit).best_step < 0 or _sound(ctx, best):
+        _check_inputs(ctx, unit)
+        if unit.exists() and _is_intact(ctx, unit):
+            best_step = read_state(unit).best_step
+            best = ctx.folder / unit_name(best_step)
+            if best == unit or best_step < 0 or _is_intact(ctx, best):
                 return unit
             aside = set_aside(unit, "damaged")
-            ctx.log(f"PASSED OVER {unit.name}, whose best is gone; it is now {aside.name}")
+            ctx.log(f"IGNORED {unit.name}: its best checkpoint is gone; renamed to {aside.name}")
     return None
 
 
-def _refuse_others(ctx: Context, unit: Path) -> None:
-    """Raise `UserError` if a checkpoint of the same settings was made from other inputs."""
-    made, wanted = load(unit), ctx.identity.inputs or {}
-    if made is None or made.key != ctx.identity.key or made.inputs == wanted:
+def _check_inputs(ctx: Context, unit: Path) -> None:
+    """Raise `UserError` if a checkpoint with the same settings was made from other inputs."""
+    receipt, inputs = load(unit), ctx.identity.inputs or {}
+    if receipt is None or receipt.key != ctx.identity.key or receipt.inputs == inputs:
         return
-    changed = sorted(k for k in {*made.inputs, *wanted} if made.inputs.get(k) != wanted.get(k))
+    names = {*receipt.inputs, *inputs}
+    changed = sorted(name for name in names if receipt.inputs.get(name) != inputs.get(name))
     raise UserError(
-        f"{unit.parent} holds a training on other data: {', '.join(changed)} changed since",
-        f"to begin anew on what is there now, remove it: rm -r {shlex.quote(str(unit.parent))}",
+        f"{unit.parent} contains a training on other data: {', '.join(changed)} changed since",
+        f"to start again with the present data, remove it: rm -r {shlex.quote(str(unit.parent))}",
     )
 
 
-def _sound(ctx: Context, unit: Path) -> bool:
+def _is_intact(ctx: Context, unit: Path) -> bool:
+    """Whether the files of a checkpoint match its receipt; if not, set it aside."""
     try:
         receipt = ctx.has(unit.name)
         if receipt is None:
-            raise CorruptInput(f"{unit} is missing, incomplete, or of another making")
+            raise CorruptInput(f"{unit} is missing, incomplete, or from another recipe")
         receipt.verify(unit)
         return True
     except CorruptInput as error:
-        aside = set_aside(unit, "damaged").name if unit.exists() else "gone"
-        ctx.log(f"PASSED OVER a checkpoint: {error}; it is now {aside}")
+        outcome = f"renamed to {set_aside(unit, 'damaged').name}" if unit.exists() else "it is gone"
+        ctx.log(f"IGNORED a checkpoint: {error}; {outcome}")
         return False
 
 
-def retire(ctx: Context, state: State, keep: int) -> None:
-    """Remove checkpoints other than the newest `keep`, the best, and the last good one."""
+def remove_old(ctx: Context, state: TrainState, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep`, the best, and the one for rollbacks."""
     for unit in sorted(ctx.folder.glob("step-*"))[:-keep]:
-        if unit.name not in (name(state.best_step), name(state.good_step)):
+        if unit.name not in (unit_name(state.best_step), unit_name(state.good_step)):
             shutil.rmtree(set_aside(unit, "retired"), ignore_errors=True)
 
 
 def rewind(ctx: Context, step: int) -> Path | None:
-    """Remove the checkpoints after that step; the newest sound one of those that are left."""
+    """Remove the checkpoints after that step, and return the newest intact one that is left."""
     for unit in ctx.folder.glob("step-*"):
-        if unit.name > name(step):
+        if unit.name > unit_name(step):
             shutil.rmtree(set_aside(unit, "retired"), ignore_errors=True)
-    return newest(ctx)
+    return find_newest(ctx)

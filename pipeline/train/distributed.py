@@ -1,18 +1,18 @@
-"""The processes of one training: one a GPU (a task on a CPU), all with the same model.
+"""The processes of one training: one per GPU (per task on a CPU), each with the same model.
 
-Each rank computes its share of a step's windows, then the gradients of the weights that learn are
-summed, once a step and by a plain all-reduce. Why not torch's DistributedDataParallel: its hooks
-reduce while the backward pass runs, so a rank that runs out of memory in it leaves the others
-waiting for ever, and it wants `no_sync` for every micro-batch but the last and care with gradient
-checkpointing. Here the loop is the same for one process and for many. The price is that sending
-does not overlap computing; for adapters that is a few megabytes a step.
+Each rank computes its share of the windows of a step. Then one plain all-reduce sums the gradients
+of the trainable weights. Why not torch's DistributedDataParallel: its hooks reduce during the
+backward pass, so a rank that runs out of memory there leaves the others waiting forever. It also
+needs `no_sync` for every micro-batch but the last, and care with gradient checkpointing. Here the
+loop is the same for one process and for many. The cost is that communication does not overlap
+computation; for adapters that is a few megabytes per step.
 
-What ranks must not differ in (a stop, a lack of memory, the verdict on a step) is decided by
-everybody's values; what is written is written by rank 0, and its failures are everybody's.
+Decisions that all ranks must share (a stop, a lack of memory, whether to skip a step) are computed
+from the values of all ranks. Only rank 0 writes files; if that fails, all ranks fail.
 
-Sharding (FSDP2, for weights that do not fit one GPU, and never with int8: it fails there) would
-replace `reduce` by what `fully_shard` does, and files by `torch.distributed.checkpoint`; the rest
-of this stays.
+Sharding (FSDP2, for weights that do not fit on one GPU; it does not work with int8) would replace
+`all_reduce_gradients` by `fully_shard`, and checkpoint files by `torch.distributed.checkpoint`. The
+rest would stay.
 """
 
 from __future__ import annotations
@@ -32,105 +32,107 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)  # while rank 0 saves or writes a sample, the others wait
-MEETING = timedelta(minutes=30)
-TRY = timedelta(seconds=5)
-BUCKET = 16_000_000
+COLLECTIVE_TIMEOUT = timedelta(hours=2)  # the others wait while rank 0 saves or generates a sample
+RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
+CONNECT_TIMEOUT = timedelta(seconds=5)  # of one attempt
+BUCKET_ELEMENTS = 16_000_000  # 64 MB in fp32
+RUN_AGAIN = "run make pipeline again"
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process among `world` of them; the default is alone."""
+    """This process among `world` processes; by default it is the only one."""
 
     rank: int = 0
     world: int = 1
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """The part of a global batch that is this rank's."""
+        """This rank's part of a global batch."""
         return items[self.rank :: self.world]
 
-    def total(self, *values: float) -> list[float]:
-        """Each value summed over all ranks."""
-        return self._combine(values, "SUM")
+    def all_sum(self, *values: float) -> list[float]:
+        """Each value, summed over all ranks."""
+        return self._all_reduce(values, "SUM")
 
-    def largest(self, *values: float) -> list[float]:
-        """The largest of each value over all ranks."""
-        return self._combine(values, "MAX")
+    def all_max(self, *values: float) -> list[float]:
+        """The maximum of each value over all ranks."""
+        return self._all_reduce(values, "MAX")
 
-    def _combine(self, values: Sequence[float], how: str) -> list[float]:
+    def _all_reduce(self, values: Sequence[float], operation: str) -> list[float]:
         if self.world == 1:
             return list(values)
         import torch
         import torch.distributed as dist
 
-        together = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(together, op=getattr(dist.ReduceOp, how))
-        return [float(value) for value in together]
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, op=getattr(dist.ReduceOp, operation))
+        return [float(value) for value in tensor]
 
-    def reduce(self, parameters: Iterable[Any]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[Any]) -> None:
         """Sum the gradients over all ranks, in fp32 and in buckets of 64 MB."""
         if self.world == 1:
             return
         bucket: list[Any] = []
         for gradient in (p.grad for p in parameters if p.grad is not None):
             bucket.append(gradient)
-            if sum(g.numel() for g in bucket) > BUCKET:
-                _reduce(bucket)
+            if sum(g.numel() for g in bucket) > BUCKET_ELEMENTS:
+                _all_reduce_bucket(bucket)
                 bucket = []
         if bucket:
-            _reduce(bucket)
+            _all_reduce_bucket(bucket)
 
-    def lead(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, everywhere; as it fails there, it fails everywhere."""
+    def run_on_rank0(self, work: Callable[[], T]) -> T:
+        """Run `work` on rank 0 and return its result on all ranks; an error is raised on all."""
         if self.world == 1:
             return work()
         import torch
         import torch.distributed as dist
 
-        outcome: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]  # result, error
+        cpu = torch.device("cpu")
         if not self.rank:
             try:
                 outcome[0] = work()
             except BaseException as error:
-                told = isinstance(error, Failure | Interrupted)
-                lost = InputError(f"rank 0 failed: {type(error).__name__}", "see its log")
-                outcome[1] = error if told else lost
-                dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+                expected = isinstance(error, Failure | Interrupted)
+                other = InputError(f"rank 0 failed: {type(error).__name__}", "see its log")
+                outcome[1] = error if expected else other
+                dist.broadcast_object_list(outcome, src=0, device=cpu)
                 raise
-        dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(outcome, src=0, device=cpu)
         if outcome[1] is not None:
             raise outcome[1]
         result: T = outcome[0]
         return result
 
-    def in_turn(self, work: Callable[[], T]) -> T:
-        """`work` on rank 0, which may prepare files, then on all others."""
-        found: list[T] = []
-        self.lead(lambda: found.append(work()))
-        return found[0] if found else work()
+    def rank0_first(self, work: Callable[[], T]) -> T:
+        """Run `work` on rank 0, which may prepare files, then on all other ranks."""
+        results: list[T] = []
+        self.run_on_rank0(lambda: results.append(work()))
+        return results[0] if results else work()
 
-    def check(self, stop: Stop) -> None:
-        """Raise `Interrupted` on all ranks if a stop was asked for on any of them."""
+    def check_stop(self, stop: Stop) -> None:
+        """Raise `Interrupted` on all ranks if a stop was requested on any of them."""
         if self.world == 1:
             stop.check()
             return
-        mine = int(stop.asked_by or 1) if stop.reason else 0
-        (told,) = self.largest(mine)
-        if told:
-            by = signal.Signals(int(told)) if told > 1 else None
+        own = int(stop.asked_by or 1) if stop.reason else 0
+        (requested,) = self.all_max(own)
+        if requested:
+            by = signal.Signals(int(requested)) if requested > 1 else None
             stop.set("another rank was asked to stop", by)
-            stop.asked_by = by  # of two signals all ranks obey the same
+            stop.asked_by = by  # if ranks got different signals, all obey the same one
             stop.check()
 
-    def leave(self) -> None:
-        """Part, when all is done."""
+    def close(self) -> None:
+        """Leave the process group at the end."""
         if self.world > 1:
             import torch.distributed as dist
 
             dist.destroy_process_group()
 
 
-def _reduce(gradients: list[torch.Tensor]) -> None:
+def _all_reduce_bucket(gradients: list[torch.Tensor]) -> None:
     import torch
     import torch.distributed as dist
 
@@ -142,53 +144,78 @@ def _reduce(gradients: list[torch.Tensor]) -> None:
 
 
 def join(ctx: Context, device: torch.device, done: Callable[[], bool]) -> Ranks | None:
-    """Meet the other ranks at `ctx.rendezvous` (host:port), which is on the host of rank 0.
+    """Connect to the other ranks at `ctx.rendezvous` (host:port), on the host of rank 0.
 
     Args:
-        ctx: Of the training.
-        device: Gradients travel between GPUs by nccl, between CPUs by gloo; all else by gloo.
-        done: Whether there is nothing to do: then rank 0 does not come, and this gives None.
+        ctx: Context of the training.
+        device: Gradients are sent by NCCL between GPUs; everything else is sent by gloo.
+        done: Whether the training is finished. Then rank 0 does not come, and this returns None.
 
     Raises:
-        Interrupted: A stop was asked for while waiting.
-        InputError: The others do not come.
+        Interrupted: A stop was requested while waiting.
+        InputError: The other ranks do not come.
     """
     if ctx.world == 1:
         return Ranks()
     import torch
     import torch.distributed as dist
 
-    host, _, port = ctx.rendezvous.rpartition(":")
-    end, store = time.monotonic() + MEETING.total_seconds(), None
-    while store is None:
-        try:
-            store = dist.TCPStore(
-                host, int(port), None, ctx.rank == 0, timeout=TRY, wait_for_workers=False
-            )
-            store.add("here", 1)
-        except RuntimeError as error:
-            if time.monotonic() > end or not ctx.rank:
-                what = f"rank {ctx.rank} cannot meet the others at {ctx.rendezvous}: {error}"
-                raise InputError(what.partition("\n")[0], "run make pipeline again") from None
-        ctx.stop.check()
-        if ctx.rank and store is None and done():
-            return None
-    while store.add("here", 0) < ctx.world:
-        ctx.stop.check()
-        if time.monotonic() > end:
-            raise InputError(f"of {ctx.world} ranks some did not come", "run make pipeline again")
-        time.sleep(0.1)
-    store.set_timeout(MEETING)
+    deadline = time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds()
+    store = _connect(ctx, deadline, done)
+    if store is None:
+        return None
+    _wait_for_all(ctx, store, deadline)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     ranks = Ranks(ctx.rank, ctx.world)
     try:
         dist.init_process_group(
-            backend, store=store, rank=ctx.rank, world_size=ctx.world, timeout=PATIENCE
+            backend,
+            store=store,
+            rank=ctx.rank,
+            world_size=ctx.world,
+            timeout=COLLECTIVE_TIMEOUT,
         )
-        ranks.total(1)  # rank 0 holds the store: were it to part now, others could not connect
+        # a barrier: rank 0 holds the store, and if it left now others could not connect
+        ranks.all_sum(1)
     except RuntimeError as error:
-        what = f"rank {ctx.rank} lost the others while they met: {error}"
-        raise InputError(what.partition("\n")[0], "run make pipeline again") from None
+        what = f"rank {ctx.rank} lost the other ranks while connecting: {error}"
+        raise InputError(what.partition("\n")[0], RUN_AGAIN) from None
     return ranks
+
+
+def _connect(ctx: Context, deadline: float, done: Callable[[], bool]) -> Any:
+    """Connect to the store of rank 0; None if the training is finished."""
+    import torch.distributed as dist
+
+    host, _, port = ctx.rendezvous.rpartition(":")
+    while True:
+        try:
+            store = dist.TCPStore(
+                host,
+                int(port),
+                None,
+                ctx.rank == 0,
+                timeout=CONNECT_TIMEOUT,
+                wait_for_workers=False,
+            )
+            store.add("here", 1)
+            return store
+        except RuntimeError as error:
+            if time.monotonic() > deadline or not ctx.rank:
+                what = f"rank {ctx.rank} cannot connect to rank 0 at {ctx.rendezvous}: {error}"
+                raise InputError(what.partition("\n")[0], RUN_AGAIN) from None
+        ctx.stop.check()
+        if ctx.rank and done():
+            return None
+
+
+def _wait_for_all(ctx: Context, store: Any, deadline: float) -> None:
+    """Wait until all ranks are connected to the store."""
+    while (connected := store.add("here", 0)) < ctx.world:
+        ctx.stop.check()
+        if time.monotonic() > deadline:
+            raise InputError(f"only {connected} of {ctx.world} ranks connected", RUN_AGAIN)
+        time.sleep(0.1)
+    store.set_timeout(RENDEZVOUS_TIMEOUT)

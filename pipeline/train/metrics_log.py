@@ -1,6 +1,7 @@
-"""What a training writes down as it goes: `metrics.jsonl`, an object a line, and `samples.txt`.
+"""The log of a training: `metrics.jsonl` for programs, and `samples.txt` for people.
 
-The one is for programs; the other, what the model wrote at each validation, for people.
+`metrics.jsonl` has one JSON object per line; `samples.txt` has the text that the model generates at
+each validation.
 """
 
 from __future__ import annotations
@@ -13,56 +14,56 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.train.checkpoint import State
-from pipeline.train.tensorboard import Board
+from pipeline.train.checkpoint import TrainState
+from pipeline.train.tensorboard import TensorBoardWriter
 
-METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
-WIDTH = 96
+METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.txt"
+SAMPLE_LINE_CHARACTERS = 96
 
 
-class Journal:
-    """Appends to both files; every row carries the attempt it belongs to.
+class MetricsLog:
+    """Appends to both files; every row contains the number of the attempt.
 
     Args:
-        folder: Where they stand.
-        state: From which this attempt starts.
-        board: Whether TensorBoard is to show it, too.
+        folder: Folder of the files.
+        state: State in which this attempt starts.
+        tensorboard: Whether to write events for TensorBoard, too.
 
     Raises:
-        UserError: It is, and is not installed.
+        UserError: TensorBoard is requested and not installed.
     """
 
-    def __init__(self, folder: Path, state: State, board: bool = False) -> None:
+    def __init__(self, folder: Path, state: TrainState, tensorboard: bool = False) -> None:
         self._folder, self._attempt = folder, state.attempts
-        self._board = Board(folder) if board else None
-        for name in (METRICS, SAMPLES):
+        self._tensorboard = TensorBoardWriter(folder) if tensorboard else None
+        for name in (METRICS_FILE, SAMPLES_FILE):
             path = folder / name
-            if path.exists() and _torn(path):
-                # a kill tore the last line; what follows must not be glued to it
+            if path.exists() and _ends_within_line(path):
+                # a kill truncated the last line; the next one must not be appended to it
                 with path.open("a") as file:
                     file.write("\n")
         start = {"kind": "start", "step": state.step, "total": state.total, "time": time.time()}
         self.add(start | {"host": socket.gethostname()})
 
     def add(self, row: dict[str, Any]) -> None:
-        """Note a step, a validation, a start, or what a guard did."""
+        """Append a step, a validation, a start, a rollback or a lack of memory."""
         row = {**row, "attempt": self._attempt}
-        self._append(METRICS, json.dumps(row, ensure_ascii=False) + "\n")
-        if self._board:
-            self._board.add(row)
+        self._append(METRICS_FILE, json.dumps(row, ensure_ascii=False) + "\n")
+        if self._tensorboard:
+            self._tensorboard.add(row)
 
-    def sample(self, step: int, loss: float, prompt: str, text: str) -> None:
-        """Note what the model writes on after a prompt, and its validation loss, nats a token."""
-        told = f"=== step {step}, validation loss {loss:.4f}"
-        self._append(SAMPLES, f"{told}\n{_folded(prompt)}\n  ▶\n{_folded(text)}\n\n")
+    def add_sample(self, step: int, loss: float, prompt: str, text: str) -> None:
+        """Append a prompt and its continuation; `loss` is the validation loss, nats per token."""
+        title = f"=== step {step}, validation loss {loss:.4f}"
+        self._append(SAMPLES_FILE, f"{title}\n{_wrap(prompt)}\n  ▶\n{_wrap(text)}\n\n")
 
     def _append(self, name: str, text: str) -> None:
         with (self._folder / name).open("a", encoding="utf-8") as file:
             file.write(text)
 
 
-def _torn(path: Path) -> bool:
-    """Whether a file ends within a line; only its last byte is read, for it may be long."""
+def _ends_within_line(path: Path) -> bool:
+    """Whether the last line of a file is incomplete; reads one byte, since the file may be long."""
     with path.open("rb") as file:
         if not file.seek(0, os.SEEK_END):
             return False
@@ -70,8 +71,11 @@ def _torn(path: Path) -> bool:
         return file.read() != b"\n"
 
 
-def _folded(text: str) -> str:
-    """Text as a page shows it: lines of 96 characters at most, without what moves a cursor."""
+def _wrap(text: str) -> str:
+    """Wrap and indent a text; control characters are replaced."""
     visible = "".join(c if c == "\n" or c.isprintable() else "·" for c in text)
-    lines = (textwrap.wrap(line, WIDTH) or [""] for line in visible.strip().split("\n"))
-    return textwrap.indent("\n".join(part for line in lines for part in line), "    ")
+    lines = visible.strip().split("\n")
+    wrapped = [
+        part for line in lines for part in textwrap.wrap(line, SAMPLE_LINE_CHARACTERS) or [""]
+    ]
+    return textwrap.indent("\n".join(wrapped), "    ")

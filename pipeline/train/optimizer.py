@@ -1,33 +1,37 @@
-"""Optimizers: AdamW in 32 bit, or with 8-bit state; decay on matrices only."""
+"""Optimizers: AdamW with 32-bit or 8-bit state; weight decay on matrices only."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-Kind = Literal["adamw", "adamw8bit", "paged_adamw8bit"]
+OptimizerName = Literal["adamw", "adamw8bit", "paged_adamw8bit"]
 
 
 def make_optimizer(
-    model: Any, kind: Kind, betas: tuple[float, float], eps: float, weight_decay: float
+    model: Any,
+    name: OptimizerName,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
 ) -> Any:
-    """An optimizer over the weights that learn; its learning rate is set at every step.
+    """An optimizer over the trainable weights; the trainer sets its learning rate at every step.
 
-    Norms, biases and embeddings do not decay. With 8-bit state, embeddings keep theirs in 32 bit:
-    it is unstable otherwise.
+    Norms, biases and embeddings do not decay. Embeddings keep 32-bit state even if the rest has
+    8-bit state, which is unstable for them.
     """
     import torch
 
     embeddings = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
-    apart = {id(m.weight) for m in embeddings}
-    learning = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in learning if p.ndim >= 2 and id(p) not in apart]
-    rest = [p for p in learning if p.ndim < 2 or id(p) in apart]
+    embedding_ids = {id(m.weight) for m in embeddings}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trainable if p.ndim >= 2 and id(p) not in embedding_ids]
+    not_decayed = [p for p in trainable if p.ndim < 2 or id(p) in embedding_ids]
     groups = [
         {"params": params, "weight_decay": decay}
-        for params, decay in ((decayed, weight_decay), (rest, 0.0))
+        for params, decay in ((decayed, weight_decay), (not_decayed, 0.0))
         if params
     ]
-    if kind == "adamw":
+    if name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps)
     import bitsandbytes as bnb
 
@@ -35,5 +39,5 @@ def make_optimizer(
         bnb.optim.GlobalOptimManager.get_instance().register_module_override(
             module, "weight", {"optim_bits": 32}
         )
-    make = bnb.optim.PagedAdamW8bit if kind == "paged_adamw8bit" else bnb.optim.AdamW8bit
-    return make(groups, lr=0.0, betas=betas, eps=eps)
+    optimizer = bnb.optim.PagedAdamW8bit if name == "paged_adamw8bit" else bnb.optim.AdamW8bit
+    return optimizer(groups, lr=0.0, betas=betas, eps=eps)

@@ -1,10 +1,10 @@
-"""One training, from the newest checkpoint to the best weights: what the stage `train` computes."""
+"""Run a training: from the newest checkpoint to the best weights."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,176 +12,237 @@ from pipeline.core.errors import UserError
 from pipeline.core.receipt import Receipt
 from pipeline.core.stage import Context, Inputs, Item, RunConfig
 from pipeline.core.stop import Stop
-from pipeline.dataset.order import WindowSampler
-from pipeline.dataset.packing import Packing, pack
-from pipeline.dataset.sealed import open_sealed
-from pipeline.dataset.subset import sample_documents
-from pipeline.modeling.attention import AttentionImplementation, pick_attention
+from pipeline.dataset.packing import Packing
+from pipeline.modeling.attention import pick_attention
 from pipeline.modeling.compatibility import adaptable_modules, check_document_isolation, check_head
-from pipeline.modeling.device import pick_device, pick_precision
+from pipeline.modeling.device import Precision, pick_device, pick_precision
 from pipeline.modeling.loading import add_lora, backbone, load_base
 from pipeline.train import checkpoint
-from pipeline.train import optimizer as optimizers
-from pipeline.train import schedule as schedules
-from pipeline.train import trainer as loop
-from pipeline.train.callbacks import Clerk, Data
-from pipeline.train.checkpoint import State
+from pipeline.train.callbacks import TrainerCallbacks
+from pipeline.train.checkpoint import TrainState
+from pipeline.train.data import TrainingData, load_data
 from pipeline.train.distributed import Ranks, join
+from pipeline.train.optimizer import make_optimizer
 from pipeline.train.publish import publish
+from pipeline.train.schedule import learning_rate
 from pipeline.train.stability import Guard
+from pipeline.train.train_step import TrainStep
+from pipeline.train.trainer import TrainSchedule, fit
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.train.stage import TrainConfig
 
 DEFAULT_TOKENS = 500_000_000
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What all parts of a training need. `base`: folder of the base model."""
+
+    config: RunConfig
+    ctx: Context
+    device: torch.device
+    ranks: Ranks
+    base: Path
+    base_receipt: Receipt
+
+    @property
+    def settings(self) -> TrainConfig:
+        """The settings of the training."""
+        return self.config.train
 
 
 def train(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Train to the end, from the newest good checkpoint.
 
     Raises:
-        Interrupted: A stop was asked for; a checkpoint was written.
+        Interrupted: A stop was requested; a checkpoint was written.
         UserError: The settings do not fit the model or the device, or training diverged.
         CorruptInput: A shard or the base model is damaged.
     """
     import torch
 
     torch.set_num_threads(ctx.cpus)
-    settings = config.train
     device = pick_device(ctx.gpus, ctx.local_rank)
     ranks = join(ctx, device, lambda: ctx.has(item.name) is not None)
-    if ranks is None:
+    if ranks is None:  # rank 0 found the training finished
         return
-    if ranks.world > settings.batch_size:
+    run = TrainingRun(config, ctx, device, ranks, *inputs["download.model"].one())
+    _check_batch_size(run)
+    ranks.run_on_rank0(lambda: run.base_receipt.verify(run.base))
+    data = _load_data(run, inputs)
+    unit, state = _find_checkpoint(run, _total_steps(config.train, data.packing))
+    train_step = _make_train_step(run, data, state)
+    _resume(train_step, state, unit)
+    callbacks = TrainerCallbacks(config, ctx, run.base, data, train_step, state)
+    _log_start(run, data, train_step, state)
+    fit(train_step, state, _make_schedule(config.train, state.total), callbacks, ctx.stop)
+    _log_early_stop(ctx, state)
+    method, model = config.train.method, train_step.model
+    ranks.run_on_rank0(
+        lambda: publish(ctx, item.name, model, state, method, run.base, config.model)
+    )
+    ranks.close()
+
+
+def _check_batch_size(run: TrainingRun) -> None:
+    """Raise `UserError` if some ranks would have no window of a step."""
+    world, batch_size = run.ranks.world, run.settings.batch_size
+    if world > batch_size:
         raise UserError(
-            f"{ranks.world} ranks cannot share the {settings.batch_size} windows of a step",
-            f"use a larger train.batch_size, or at most {settings.batch_size} GPUs",
+            f"{world} ranks cannot share the {batch_size} windows of a step",
+            f"use a larger train.batch_size, or at most {batch_size} GPUs",
         )
-    base, base_receipt = inputs["download.model"].one()
-    ranks.lead(lambda: base_receipt.verify(base))
-    # until the loop has begun rank 0 alone looks at the flag: it leads, and the others follow
-    reader = replace(ctx, stop=Stop()) if ctx.rank else ctx
-    data = ranks.in_turn(lambda: _data(config, inputs, base_receipt, reader, ranks))
-    total = _steps(settings, data.packing)
-    unit, state = ranks.lead(lambda: _newest(ctx, total, settings.precision))
-    # what the first step resolved binds those after it, on whatever device they come to run
-    precision = pick_precision(state.precision, device)
-    attention = pick_attention(settings.attention, device, precision)
-    model = _model(config, base, device, attention, data.packing.length)
-    check_head(model, device, precision)
-    check_document_isolation(model, device, precision, data.packing.length)
-    optimizer = optimizers.make_optimizer(
-        model, settings.optimizer, settings.betas, settings.eps, settings.weight_decay
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    if unit:
-        checkpoint.restore(checkpoint.appeared(unit), model, optimizer, scaler)
-    state.precision, state.total, state.attempts = precision, total, state.attempts + 1
-    learner = loop.Learner(
-        model,
-        optimizer,
-        scaler,
-        device,
-        precision,
-        settings.max_grad_norm,
-        Guard(settings.max_skipped_in_a_row, settings.spike_factor),
-        torch.compile(backbone(model)[0]) if settings.compile else None,
-        ranks,
-        settings.seed,
-    )
-    warmup = math.ceil(settings.warmup_ratio * total)
-
-    def rate(step: int) -> float:
-        shape = settings.min_lr_ratio, warmup, settings.schedule, settings.cycles
-        return schedules.rate(step, total, settings.lr, *shape)
-
-    plan = loop.Plan(
-        total,
-        settings.validate_every,
-        settings.checkpoint_every,
-        rate,
-        settings.micro_batch_size,
-        settings.early_stopping_patience,
-        settings.rollbacks,
-    )
-    clerk = Clerk(config, ctx, base, data, learner, state)
-    ctx.log(
-        f"{total} steps of {settings.batch_size} × {data.packing.length} slots, from step {state.step}; "
-        f"{sum(p.numel() for p in checkpoint.trainable(model).values()):,} weights learn; "
-        f"{settings.weights} weights, {state.precision} on {ranks.world} × {device}"
-    )
-    loop.fit(learner, state, plan, clerk.hooks(), ctx.stop)
-    if state.step < total:
-        ctx.log(
-            f"stopped early at step {state.step} of {total}: {state.stale} validations without a "
-            f"better loss than that of step {state.best_step}"
-        )
-    ranks.lead(lambda: publish(ctx, item.name, model, state, settings.method, base, config.model))
-    ranks.leave()
 
 
-def _newest(ctx: Context, total: int, precision: str) -> tuple[Path | None, State]:
-    """The checkpoint to go on from, and its state; a fresh one where there is none."""
-    unit = checkpoint.newest(ctx)
-    if unit is None:
-        return None, State(precision=precision)
-    state = checkpoint.read(unit)
-    if state.total != total:
-        raise UserError(
-            f"{unit} belongs to a schedule of {state.total} steps, and now there would be {total}",
-            f"to begin anew, remove it: rm -r {shlex.quote(str(ctx.folder))}",
-        )
-    return unit, state
+def _load_data(run: TrainingRun, inputs: Inputs) -> TrainingData:
+    """Load the data on rank 0, which may build the token caches, then on the others."""
+    # only rank 0 checks the stop flag until the loop starts; the others follow it
+    ctx = replace(run.ctx, stop=Stop()) if run.ctx.rank else run.ctx
+    return run.ranks.rank0_first(lambda: load_data(run.config, inputs, run.base_receipt, ctx))
 
 
-def _data(config: RunConfig, inputs: Inputs, base: Receipt, ctx: Context, ranks: Ranks) -> Data:
-    settings = config.train
-    train = open_sealed(inputs, "train", ctx)
-    validation = open_sealed(inputs, "validation", ctx)
-    length = settings.window(base.facts["context"])
-    config.evaluate.window(base.facts["context"])  # not to be refused when all is trained
-    packing = pack(train.offsets, length, settings.packing)
-    return Data(
-        train,
-        packing,
-        WindowSampler(len(packing), settings.batch_size, settings.seed),
-        ranks,
-        validation,
-        sample_documents(validation, settings.validation_documents, settings.validation_tokens),
-        base.facts["prefix_id"],
-        base.facts["end_id"],
-    )
-
-
-def _model(
-    config: RunConfig, base: Path, device: Any, attention: AttentionImplementation, length: int
-) -> Any:
-    settings = config.train
-    lora = settings.method == "lora"
-    how = settings.weights, device, settings.int8_threshold, settings.unquantized_modules
-    dropout = settings.model_dropout
-    model = load_base(base, *how, dropout=dropout, attention=attention)
-    if settings.gradient_checkpointing:
-        # the reentrant kind cuts the graph of a frozen base: nothing would learn
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    if lora:
-        settings.check_targets(adaptable_modules(model))
-        adapters = (
-            settings.lora_rank,
-            settings.lora_alpha,
-            settings.lora_dropout,
-            settings.lora_targets,
-        )
-        return add_lora(model, *adapters, seed=settings.seed)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    return model
-
-
-def _steps(settings: TrainConfig, packing: Packing) -> int:
+def _total_steps(settings: TrainConfig, packing: Packing) -> int:
     """Optimizer steps of the whole training."""
     if settings.steps:
         return settings.steps
     tokens = settings.tokens or min(packing.pairs, DEFAULT_TOKENS)
     windows = len(packing) * (settings.epochs or tokens / packing.pairs)
     return max(1, math.ceil(round(windows / settings.batch_size, 6)))
+
+
+def _find_checkpoint(run: TrainingRun, total_steps: int) -> tuple[Path | None, TrainState]:
+    """The checkpoint to resume from and its state; None and a new state if there is none.
+
+    Raises:
+        UserError: The checkpoint belongs to a schedule of another length.
+    """
+    ctx = run.ctx
+
+    def find() -> tuple[Path | None, TrainState]:
+        unit = checkpoint.find_newest(ctx)
+        if unit is None:
+            return None, TrainState(precision=run.settings.precision, total=total_steps)
+        state = checkpoint.read_state(unit)
+        if state.total != total_steps:
+            raise UserError(
+                f"{unit} belongs to a schedule of {state.total} steps, and the schedule now has "
+                f"{total_steps}",
+                f"to start again, remove it: rm -r {shlex.quote(str(ctx.folder))}",
+            )
+        return unit, state
+
+    return run.ranks.run_on_rank0(find)
+
+
+def _make_train_step(run: TrainingRun, data: TrainingData, state: TrainState) -> TrainStep:
+    """Load and check the model, and create its optimizer."""
+    import torch
+
+    settings, device = run.settings, run.device
+    # the precision that the first attempt resolved is kept on every machine
+    precision = pick_precision(state.precision, device)
+    model = _load_model(run, precision)
+    check_head(model, device, precision)
+    check_document_isolation(model, device, precision, data.packing.length)
+    optimizer = make_optimizer(
+        model, settings.optimizer, settings.betas, settings.eps, settings.weight_decay
+    )
+    return TrainStep(
+        model=model,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        device=device,
+        precision=precision,
+        max_grad_norm=settings.max_grad_norm,
+        guard=Guard(settings.max_skipped_in_a_row, settings.spike_factor),
+        compiled_body=torch.compile(backbone(model)[0]) if settings.compile else None,
+        ranks=run.ranks,
+        seed=settings.seed,
+    )
+
+
+def _load_model(run: TrainingRun, precision: Precision) -> Any:
+    """The base model, with adapters or with all weights trainable."""
+    settings = run.settings
+    model = load_base(
+        run.base,
+        settings.weights,
+        run.device,
+        settings.int8_threshold,
+        settings.unquantized_modules,
+        settings.model_dropout,
+        pick_attention(settings.attention, run.device, precision),
+    )
+    if settings.gradient_checkpointing:
+        # the reentrant kind cuts the graph of a frozen base model: nothing would be learned
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if settings.method == "full":
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        return model
+    settings.check_targets(adaptable_modules(model))
+    return add_lora(
+        model,
+        settings.lora_rank,
+        settings.lora_alpha,
+        settings.lora_dropout,
+        settings.lora_targets,
+        settings.seed,
+    )
+
+
+def _resume(train_step: TrainStep, state: TrainState, unit: Path | None) -> None:
+    """Restore the checkpoint, if there is one, and count this attempt."""
+    if unit:
+        parts = train_step.model, train_step.optimizer, train_step.scaler
+        checkpoint.restore(checkpoint.wait_visible(unit), *parts)
+    state.precision = train_step.precision
+    state.attempts += 1
+
+
+def _make_schedule(settings: TrainConfig, total_steps: int) -> TrainSchedule:
+    """The schedule of the loop, as the settings have it."""
+    warmup_steps = math.ceil(settings.warmup_ratio * total_steps)
+
+    def rate(step: int) -> float:
+        return learning_rate(
+            step,
+            total_steps,
+            settings.lr,
+            settings.min_lr_ratio,
+            warmup_steps,
+            settings.schedule,
+            settings.cycles,
+        )
+
+    return TrainSchedule(
+        total_steps=total_steps,
+        validate_every=settings.validate_every,
+        checkpoint_every=settings.checkpoint_every,
+        learning_rate=rate,
+        micro_batch_size=settings.micro_batch_size,
+        early_stopping_patience=settings.early_stopping_patience,
+        max_rollbacks=settings.rollbacks,
+    )
+
+
+def _log_start(
+    run: TrainingRun, data: TrainingData, train_step: TrainStep, state: TrainState
+) -> None:
+    weights = checkpoint.trainable_weights(train_step.model)
+    run.ctx.log(
+        f"{state.total} steps of {run.settings.batch_size} × {data.packing.length} tokens, from "
+        f"step {state.step}; {sum(p.numel() for p in weights.values()):,} trainable parameters; "
+        f"{run.settings.weights} weights, {state.precision} on {run.ranks.world} × {run.device}"
+    )
+
+
+def _log_early_stop(ctx: Context, state: TrainState) -> None:
+    if state.step < state.total:
+        ctx.log(
+            f"stopped early at step {state.step} of {state.total}: {state.stale} validations in a "
+            f"row without a better loss than at step {state.best_step}"
+        )

@@ -1,8 +1,8 @@
-"""Guards against training that goes wrong without a word.
+"""Detect training steps that go wrong, and skip them.
 
-The libraries' own trainer logs a non-finite loss as 0.0, takes the step, and ends with adapters
-that are all NaN. Here such a step is skipped and counted, and so is one that leaps out of those
-before it. The loop goes back to an earlier checkpoint when that happens too often in a row.
+The trainers of the libraries log a non-finite loss as 0.0, take the step, and end with adapters
+that are all NaN. Here such a step is skipped and counted, as is one whose loss or gradient norm is
+an outlier. After too many skipped steps in a row, the trainer returns to an earlier checkpoint.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from statistics import median
 
 from pipeline.core.errors import UserError
 
-REMEMBERED = 64
-ENOUGH = 16
+HISTORY_STEPS = 64
+MIN_HISTORY_STEPS = 16
 
 
 @dataclass
-class Memory:
-    """What a guard goes by; part of a checkpoint, so that a resumed training is judged alike.
+class StepHistory:
+    """The steps that a guard compares with; part of a checkpoint, so a resumed run acts the same.
 
     `losses`, `norms`: of the newest steps taken. `in_a_row`: steps skipped since the last one.
     """
@@ -30,35 +30,35 @@ class Memory:
 
 
 class Guard:
-    """Judges every step before it is taken.
+    """Decides whether a step is taken.
 
     Args:
-        patience: Steps that may be skipped in a row.
-        spike: How many times its running median a step's perplexity or gradient norm may be; None:
-            any. The median is over the last 64 steps taken, and there have to be 16.
+        max_skipped_in_a_row: Steps that may be skipped in a row.
+        spike_factor: How many times the running median a step's perplexity or gradient norm may be;
+            None: no limit. The median is over the last 64 steps taken, and needs at least 16.
     """
 
-    def __init__(self, patience: int, spike: float | None = None) -> None:
-        self.patience, self.spike = patience, spike
-        self.memory = Memory()
+    def __init__(self, max_skipped_in_a_row: int, spike_factor: float | None = None) -> None:
+        self.max_skipped_in_a_row, self.spike_factor = max_skipped_in_a_row, spike_factor
+        self.history = StepHistory()
 
     @property
     def exhausted(self) -> bool:
-        """Whether more steps in a row were skipped than may be."""
-        return self.memory.in_a_row > self.patience
+        """Whether more steps in a row were skipped than allowed."""
+        return self.history.in_a_row > self.max_skipped_in_a_row
 
-    def judge(self, loss: float, norm: float, calibrating: bool = False) -> str:
-        """Why not to take a step; empty if it is to be taken.
+    def check(self, loss: float, norm: float, calibrating: bool = False) -> str:
+        """Return why a step must be skipped, or an empty string, and update the history.
 
         Args:
             loss: Mean loss over the step's tokens, nats.
             norm: Gradient norm before clipping.
-            calibrating: The loss scale is still being found: an infinite norm is no fault then.
+            calibrating: The loss scale of fp16 is not found yet; an infinite norm is expected.
 
         Raises:
-            UserError: Not one weight that should learn has a gradient. Seen after a 4-bit
-                evaluation on a CPU, and with gradient checkpointing that cuts the graph: the loss
-                stands still and nothing complains.
+            UserError: No trainable weight has a gradient. This was seen after a 4-bit evaluation on
+                a CPU, and with gradient checkpointing that cuts the graph: the loss does not
+                change, and nothing reports it.
         """
         if norm == 0 and math.isfinite(loss):
             raise UserError(
@@ -66,25 +66,25 @@ class Guard:
                 "try train.gradient_checkpointing=false or train.weights=int8",
             )
         if calibrating and math.isfinite(loss) and not math.isfinite(norm):
-            return f"the gradient norm is {norm}, under a loss scale that is still too large"
-        why = self._fault(loss, norm)
-        if why:
-            self.memory.in_a_row += 1
-            return why
-        self.memory.in_a_row = 0
-        for values, value in ((self.memory.losses, loss), (self.memory.norms, norm)):
+            return f"gradient norm is {norm}; the loss scale is still too large"
+        problem = self._find_problem(loss, norm)
+        if problem:
+            self.history.in_a_row += 1
+            return problem
+        self.history.in_a_row = 0
+        for values, value in ((self.history.losses, loss), (self.history.norms, norm)):
             values.append(value)
-            del values[:-REMEMBERED]
+            del values[:-HISTORY_STEPS]
         return ""
 
-    def _fault(self, loss: float, norm: float) -> str:
+    def _find_problem(self, loss: float, norm: float) -> str:
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            return f"loss is {loss} and the gradient norm {norm}"
-        if self.spike is None or len(self.memory.losses) < ENOUGH:
+            return f"loss is {loss}, gradient norm is {norm}"
+        if self.spike_factor is None or len(self.history.losses) < MIN_HISTORY_STEPS:
             return ""
-        # a loss is the logarithm of a perplexity
-        if loss > (usual := median(self.memory.losses)) + math.log(self.spike):
-            return f"loss is {loss:.4g}, and {usual:.4g} was usual"
-        if norm > (usual := median(self.memory.norms)) * self.spike:
-            return f"the gradient norm is {norm:.4g}, and {usual:.4g} was usual"
+        # the loss is the logarithm of the perplexity
+        if loss > (usual := median(self.history.losses)) + math.log(self.spike_factor):
+            return f"loss is {loss:.4g}, the median is {usual:.4g}"
+        if norm > (usual := median(self.history.norms)) * self.spike_factor:
+            return f"gradient norm is {norm:.4g}, the median is {usual:.4g}"
         return ""

@@ -17,9 +17,9 @@ from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.modeling.attention import AttentionSetting
 from pipeline.modeling.loading import WeightFormat
 from pipeline.tokenize.stage import downstream_inputs
-from pipeline.train import optimizer as optimizers
-from pipeline.train import schedule as schedules
 from pipeline.train.disk_estimate import estimate_training
+from pipeline.train.optimizer import OptimizerName
+from pipeline.train.schedule import ScheduleName
 
 LONGEST = 1024
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -70,11 +70,11 @@ class TrainConfig(Section):
     )
     model_dropout: float = hashed(0.0, neutral=0.0, ge=0, lt=1)
 
-    optimizer: optimizers.Kind = hashed("adamw", neutral="adamw")
+    optimizer: OptimizerName = hashed("adamw", neutral="adamw")
     lr: float = hashed(2e-4, neutral=2e-4, gt=0)
     min_lr_ratio: float = hashed(0.1, neutral=0.1, ge=0, le=1)
     warmup_ratio: float = hashed(0.03, neutral=0.03, ge=0, lt=1)
-    schedule: schedules.Kind = hashed("cosine", neutral="cosine")
+    schedule: ScheduleName = hashed("cosine", neutral="cosine")
     cycles: int = hashed(4, neutral=4, ge=1)
     betas: tuple[Beta, Beta] = hashed((0.9, 0.95), neutral=[0.9, 0.95])
     eps: float = hashed(1e-8, neutral=1e-8, gt=0)
@@ -151,8 +151,8 @@ class TrainConfig(Section):
         """
         if self.sequence_length and context and self.sequence_length > context:
             raise UserError(
-                f"train.sequence_length={self.sequence_length} is longer than the model's context of "
-                f"{context}",
+                f"train.sequence_length={self.sequence_length} is longer than the model's context "
+                f"of {context}",
                 f'use ARGS="train.sequence_length={context}"',
             )
         return self.sequence_length or min(LONGEST, context or LONGEST)

@@ -1,6 +1,6 @@
-"""The learning curves of a training for TensorBoard: a view of `metrics.jsonl`, where wanted.
+"""Optional: write the learning curves of `metrics.jsonl` for TensorBoard as well.
 
-TensorBoard is an optional package, imported when a board is made. It does not need TensorFlow.
+TensorBoard is an optional package, imported when a writer is created. It does not need TensorFlow.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from pipeline.core.errors import UserError
 
 FOLDER = "tensorboard"
-CURVES = {"step": "train", "validation": "validation"}  # kind of row → the curve's folder
-SHOWN = ("loss", "grad_norm", "lr", "tokens_per_second")
+CURVES = {"step": "train", "validation": "validation"}  # kind of row → folder of the curve
+SCALARS = ("loss", "grad_norm", "lr", "tokens_per_second")
 
 
 def check_package() -> None:
@@ -26,16 +26,15 @@ def check_package() -> None:
         )
 
 
-class Board:
-    """Writes events below `folder/tensorboard`, those of a step and of a validation apart.
+class TensorBoardWriter:
+    """Writes events below `folder/tensorboard`: one curve for steps and one for validations.
 
-    What is repeated after a restart, or after going back to a checkpoint, is shown once: the first
-    row whose step has been there before begins a file that takes back all from that step on. So
-    each kind has a folder of its own, which TensorBoard draws as a curve of its own. Every row is
-    out before the next one is made, or a kill would leave a gap.
+    Steps that are repeated after a restart or a rollback appear once. The first row whose step is
+    not new starts a new file that removes everything from that step on (`purge_step`). It acts on
+    a folder, so each curve has its own. Every row is flushed, or a kill would leave a gap.
 
     Args:
-        folder: Of the training.
+        folder: Folder of the training.
 
     Raises:
         UserError: TensorBoard is not installed.
@@ -45,24 +44,24 @@ class Board:
         check_package()
         self._folder = folder / FOLDER
         self._writers: dict[str, Any] = {}
-        self._last: dict[str, int] = {}
+        self._last_step: dict[str, int] = {}
 
     def add(self, row: dict[str, Any]) -> None:
-        """Show a row of the metrics; those that are no step and no validation are passed over."""
+        """Write a row of the metrics; only steps and validations have a curve."""
         if (curve := CURVES.get(row["kind"])) is None:
             return
         step = row["step"]
-        if curve not in self._writers or step <= self._last[curve]:
-            self._begin(curve, step)
-        writer, self._last[curve] = self._writers[curve], step
+        if curve not in self._writers or step <= self._last_step[curve]:
+            self._start_file(curve, step)
+        writer, self._last_step[curve] = self._writers[curve], step
         if row.get("seconds"):
             row = {**row, "tokens_per_second": row["tokens"] / row["seconds"]}
-        for name in SHOWN:
+        for name in SCALARS:
             if name in row:
                 writer.add_scalar(name, row[name], step)
         writer.flush()
 
-    def _begin(self, curve: str, step: int) -> None:
+    def _start_file(self, curve: str, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         if curve in self._writers:

@@ -15,7 +15,7 @@ from pipeline.core.errors import UserError
 from pipeline.dataset.packing import make_batch, pack
 from pipeline.modeling.attention import pick_attention
 from tests.dataset.helpers import END, PREFIX, corpus_of, sequence
-from tests.train.helpers import batches, learner
+from tests.train.helpers import batches, make_train_step
 
 Models = Callable[[str], Path]
 FLASH = "flash_attention_2"
@@ -95,11 +95,11 @@ def test_told_apart_by_length_a_document_is_read_as_if_it_were_alone(
 def test_a_step_is_the_same_by_length_and_by_mask(
     models: Models, flash: Callable[[Any], Any]
 ) -> None:
-    one, other = learner(models), learner(models)
+    one, other = make_train_step(models), make_train_step(models)
     flash(other.model)
     for step in range(2):
-        row = one.step(step, batches((3, 1, 4)), 1e-3)
-        found = other.step(step, batches((3, 1, 4)), 1e-3)
+        row = one.run(step, batches((3, 1, 4)), 1e-3)
+        found = other.run(step, batches((3, 1, 4)), 1e-3)
         assert found["loss"] == pytest.approx(row["loss"], rel=1e-5)
         assert found["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
 
@@ -110,10 +110,10 @@ def test_a_step_is_the_same_compiled(models: Models) -> None:
 
     from pipeline.modeling.loading import backbone
 
-    one, other = learner(models), learner(models)
-    quick = replace(other, compiled=torch.compile(backbone(other.model)[0]))
+    one, other = make_train_step(models), make_train_step(models)
+    quick = replace(other, compiled_body=torch.compile(backbone(other.model)[0]))
     for step in range(2):
-        row, found = (each.step(step, batches((4, 4)), 1e-3) for each in (one, quick))
+        row, found = (each.run(step, batches((4, 4)), 1e-3) for each in (one, quick))
         assert found["loss"] == pytest.approx(row["loss"], rel=1e-5)
         assert found["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
 

@@ -19,11 +19,11 @@ from pipeline.dag import Node, find
 from pipeline.dataset.packing import PackedBatch, make_batch, pack
 from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.modeling.loading import add_lora, load_base
-from pipeline.train.checkpoint import trainable
-from pipeline.train.metrics_log import METRICS
+from pipeline.train.checkpoint import trainable_weights
+from pipeline.train.metrics_log import METRICS_FILE
 from pipeline.train.optimizer import make_optimizer
 from pipeline.train.stability import Guard
-from pipeline.train.trainer import Learner
+from pipeline.train.train_step import TrainStep
 
 
 class StopAfter(Stop):
@@ -49,7 +49,7 @@ def result(node: Node) -> tuple[str, float, frozenset[tuple[str, ...]]]:
     A step that was repeated is there once, unless it went another way.
     """
     ((unit, receipt),) = node.done.items()
-    rows = [json.loads(line) for line in (node.work.folder / unit / METRICS).open()]
+    rows = [json.loads(line) for line in (node.work.folder / unit / METRICS_FILE).open()]
     seen = ("kind", "step", "loss", "grad_norm", "lr", "tokens", "skipped")
     # as text, in which NaN is equal to itself and every bit of a float stands
     went = {tuple(f"{n} {row[n]!r}" for n in seen if n in row) for row in rows if "loss" in row}
@@ -83,22 +83,22 @@ def inject(
     slope: Callable[[int], float] = lambda step: 1.0,
 ) -> None:
     """Let every micro-batch of every training have that fault; `slope`: of its gradient alone."""
-    step, compute = Learner.step, Learner._sum
+    run, loss_sum = TrainStep.run, TrainStep._loss_sum
     now: list[Any] = [0, 0.0]
 
     def noting(
-        self: Learner, number: int, parts: Iterable[PackedBatch], rate: float
+        self: TrainStep, number: int, parts: Iterable[PackedBatch], rate: float
     ) -> dict[str, Any]:
         now[:] = number, rate
-        return step(self, number, parts, rate)
+        return run(self, number, parts, rate)
 
-    def failing(self: Learner, batch: PackedBatch) -> Any:
-        loss = compute(self, batch) * fault(*now, len(batch.inputs))
+    def failing(self: TrainStep, batch: PackedBatch) -> Any:
+        loss = loss_sum(self, batch) * fault(*now, len(batch.inputs))
         loss.register_hook(lambda gradient: gradient * slope(now[0]))
         return loss
 
-    monkeypatch.setattr(Learner, "step", noting)
-    monkeypatch.setattr(Learner, "_sum", failing)
+    monkeypatch.setattr(TrainStep, "run", noting)
+    monkeypatch.setattr(TrainStep, "_loss_sum", failing)
 
 
 def no_memory() -> float:
@@ -130,7 +130,9 @@ def batches(cuts: tuple[int, ...], order: tuple[int, ...] = tuple(range(8))) -> 
     return [make_batch(corpus, packing, order[a:b], prefix=0, end=1) for a, b in pairwise(ends)]
 
 
-def learner(models: Models, method: str = "full", patience: int = 2, clip: float = 1.0) -> Learner:
+def make_train_step(
+    models: Models, method: str = "full", patience: int = 2, clip: float = 1.0
+) -> TrainStep:
     import torch
 
     device = torch.device("cpu")
@@ -139,7 +141,7 @@ def learner(models: Models, method: str = "full", patience: int = 2, clip: float
     if method == "lora":
         model = add_lora(model, 4, 8, 0.0, "all-linear", seed=0)
         with torch.no_grad():  # as after some steps: at first, half of all gradients are zero
-            for name, parameter in trainable(model).items():
+            for name, parameter in trainable_weights(model).items():
                 if "lora_B" in name:
                     parameter.normal_(std=0.05)
     else:
@@ -147,11 +149,11 @@ def learner(models: Models, method: str = "full", patience: int = 2, clip: float
     model.train()
     optimizer = make_optimizer(model, "adamw", (0.9, 0.95), 1e-4, 0.01)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Learner(model, optimizer, scaler, device, "fp32", clip, Guard(patience))
+    return TrainStep(model, optimizer, scaler, device, "fp32", clip, Guard(patience))
 
 
-def weights(learner: Learner) -> dict[str, Any]:
-    return {name: p.detach().clone() for name, p in trainable(learner.model).items()}
+def weights(train_step: TrainStep) -> dict[str, Any]:
+    return {name: p.detach().clone() for name, p in trainable_weights(train_step.model).items()}
 
 
 def changed(one: dict[str, Any], other: dict[str, Any]) -> int:

@@ -224,7 +224,7 @@ def test_a_fault_of_one_is_skipped_by_both(
 
 @pytest.mark.parametrize(
     "writes",
-    ["checkpoint.save", "metrics_log.Journal.sample", "run.publish"],
+    ["checkpoint.save", "metrics_log.MetricsLog.add_sample", "run.publish"],
     ids=["checkpoint", "sample", "product"],
 )
 def test_where_writing_fails_all_fail_alike(
@@ -300,7 +300,7 @@ def test_one_that_waits_in_vain_sees_that_it_is_done(
 def test_one_alone_needs_nobody() -> None:
     ranks = Ranks()
     assert ranks.share([1, 2, 3]) == [1, 2, 3]
-    assert (ranks.total(1.0, 2.0), ranks.largest(3.0)) == ([1.0, 2.0], [3.0])
-    assert ranks.lead(lambda: 5) == ranks.in_turn(lambda: 5) == 5
+    assert (ranks.all_sum(1.0, 2.0), ranks.all_max(3.0)) == ([1.0, 2.0], [3.0])
+    assert ranks.run_on_rank0(lambda: 5) == ranks.rank0_first(lambda: 5) == 5
     shares = [list(Ranks(rank, 3).share(range(7))) for rank in range(3)]
     assert shares == [[0, 3, 6], [1, 4], [2, 5]]

@@ -16,14 +16,15 @@ from pipeline.core.errors import Interrupted
 from pipeline.dag import find
 from pipeline.modeling.loading import backbone, is_quantized, load_adapter
 from pipeline.saved_config import save_config
-from pipeline.train.trainer import Learner
+from pipeline.train.train_step import TrainStep
 from tests.export.helpers import apart, in_fp32, logits, parts
 from tests.helpers.runs import advance
 from tests.train.helpers import StopAfter, metrics, result, train
 
 WORDS = (
     "train.method=lora", "train.weights=int8", "train.gradient_checkpointing=true",
-    "train.batch_size=4", "train.micro_batch_size=1", "train.precision=bf16", "train.lora_dropout=0.1",
+    "train.batch_size=4", "train.micro_batch_size=1", "train.precision=bf16",
+    "train.lora_dropout=0.1",
     "train.steps=8", "train.lr=1e-2", "train.checkpoint_every=100", "train.validate_every=8",
 )  # fmt: skip
 
@@ -36,17 +37,17 @@ def test_all_that_saves_memory_goes_together(
     """8 bits, LoRA, checkpointing, accumulation and autocast, for each family."""
     from transformers import AutoModelForCausalLM
 
-    config, root, step = small(*WORDS, family=family), tmp_path / "root", Learner.step
+    config, root, step = small(*WORDS, family=family), tmp_path / "root", TrainStep.run
     used: list[tuple[Any, ...]] = []
 
-    def noting(self: Learner, number: int, batches: Any, rate: float) -> Any:
+    def noting(self: TrainStep, number: int, batches: Any, rate: float) -> Any:
         parts = list(batches)
         body = backbone(self.model)[0]
         eight = is_quantized(self.model.get_base_model())
         used.append((eight, body.is_activation_checkpointing, len(parts), self.precision))
         return step(self, number, parts, rate)
 
-    monkeypatch.setattr(Learner, "step", noting)
+    monkeypatch.setattr(TrainStep, "run", noting)
     save_config(config, root)
     advance(config, root, "tokenize.seal")
     whole = result(train(config, Path(shutil.copytree(root, tmp_path / "whole"))))

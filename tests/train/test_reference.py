@@ -28,8 +28,8 @@ EPS = 1e-4
 WORDS = (
     f"train.sequence_length={LENGTH}", f"train.batch_size={BATCH}", "train.micro_batch_size=2",
     f"train.steps={STEPS}", f"train.lr={RATE}", f"train.seed={SEED}", "train.min_lr_ratio=0",
-    "train.weights=fp32", "train.precision=fp32", "train.weight_decay=0.1", "train.max_grad_norm=0.5",
-    "train.warmup_ratio=0.25", f"train.eps={EPS}",
+    "train.weights=fp32", "train.precision=fp32", "train.weight_decay=0.1",
+    "train.max_grad_norm=0.5", "train.warmup_ratio=0.25", f"train.eps={EPS}",
 )  # fmt: skip
 
 

@@ -22,8 +22,8 @@ from pipeline.core.stop import Stop
 from pipeline.dag import find
 from pipeline.modeling import cpu_attention
 from pipeline.modeling.device import pick_precision
-from pipeline.train.checkpoint import State
-from pipeline.train.metrics_log import METRICS, SAMPLES, Journal
+from pipeline.train.checkpoint import TrainState
+from pipeline.train.metrics_log import METRICS_FILE, SAMPLES_FILE, MetricsLog
 from tests.helpers.runs import advance
 from tests.train.helpers import Killed, StopAfter, metrics, result, train
 
@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(
     (newest / "optimizer.pt").write_bytes(content)
     capsys.readouterr()
     assert result(train(config, tmp_path)) == whole
-    assert "PASSED OVER" in capsys.readouterr().out
+    assert "IGNORED" in capsys.readouterr().out
 
 
 class Hostile:
@@ -152,7 +152,9 @@ def test_what_a_checkpoint_s_pickle_would_do_is_not_done(
     (newest / "receipt.json").write_text(json.dumps(receipt))
     with pytest.raises(CorruptInput) as caught:
         train(config, tmp_path)
-    said = f"{path} is a pickle with more in it than tensors and numbers, which is not run. It was"
+    said = (
+        f"{path} is a pickle that contains more than tensors and numbers; it is not loaded. It was"
+    )
     assert str(caught.value).startswith(said)
     assert not newest.exists()
     assert not (tmp_path / "done").exists()
@@ -213,7 +215,7 @@ def test_an_adapter_is_chosen_and_a_training_ended_by_held_out_loss(
     assert receipt.facts["stopped_early"]
     assert (receipt.facts["best_step"], receipt.facts["best_loss"]) == (best, losses[best])
     assert max(losses) == receipt.facts["steps"] == best + 2 < 30
-    said = f"stopped early at step {best + 2} of 30: 1 validations without a better loss"
+    said = f"stopped early at step {best + 2} of 30: 1 validations in a row without"
     assert said in capsys.readouterr().out
 
 
@@ -278,17 +280,19 @@ def test_the_precision_that_was_found_is_kept_on_another_machine(
 
 def test_a_long_journal_costs_a_start_no_more_than_a_short_one(tmp_path: Path) -> None:
     """A terabyte of it, none of which takes room on the disk but the last line, which is torn."""
-    for name in (METRICS, SAMPLES):
+    for name in (METRICS_FILE, SAMPLES_FILE):
         (tmp_path / name).touch()
-    Journal(tmp_path, State(attempts=1))
-    assert (tmp_path / METRICS).read_text().count("\n") == 1, "nothing is torn in an empty file"
-    with (tmp_path / METRICS).open("r+b") as file:
+    MetricsLog(tmp_path, TrainState(attempts=1))
+    assert (tmp_path / METRICS_FILE).read_text().count("\n") == 1, (
+        "nothing is torn in an empty file"
+    )
+    with (tmp_path / METRICS_FILE).open("r+b") as file:
         file.truncate(1 << 40)
         file.seek(0, os.SEEK_END)
         file.write(b'{"kind": "st')
     for attempt in (2, 3):
-        Journal(tmp_path, State(attempts=attempt))
-    with (tmp_path / METRICS).open("rb") as file:
+        MetricsLog(tmp_path, TrainState(attempts=attempt))
+    with (tmp_path / METRICS_FILE).open("rb") as file:
         file.seek(1 << 40)
         torn, *rows = file.read().decode().splitlines()
     assert torn == '{"kind": "st'
@@ -321,8 +325,8 @@ def test_checkpoints_of_another_corpus_are_refused(small: Small, root: Path) -> 
         run_item(node.work, item, Context(log=print))
     folder = node.work.folder
     assert str(caught.value) == (
-        f"{folder} holds a training on other data: tokenize.shards changed since. to begin anew on "
-        f"what is there now, remove it: rm -r {folder}"
+        f"{folder} contains a training on other data: tokenize.shards changed since. to start "
+        f"again with the present data, remove it: rm -r {folder}"
     )
     assert train(config, root).complete, "nothing was lost"
 
@@ -333,8 +337,8 @@ def test_a_schedule_of_another_length_is_refused(
     config = small()
     with pytest.raises(Interrupted):
         train(config, root, StopAfter(find(config, root, "train.train").work.folder, 3))
-    monkeypatch.setattr("pipeline.train.run._steps", lambda *_: 60)
-    with pytest.raises(UserError, match=r"schedule of 6 steps, and now there would be 60\."):
+    monkeypatch.setattr("pipeline.train.run._total_steps", lambda *_: 60)
+    with pytest.raises(UserError, match=r"schedule of 6 steps, and the schedule now has 60\."):
         train(config, root)
 
 
@@ -417,7 +421,7 @@ def test_a_best_checkpoint_that_is_damaged_does_not_block(
     (folder / f"step-{best:08d}" / "trainable.safetensors").write_bytes(b"")
     capsys.readouterr()
     node = train(config, tmp_path)
-    assert "PASSED OVER" in capsys.readouterr().out
+    assert "IGNORED" in capsys.readouterr().out
     assert node.complete
 
 

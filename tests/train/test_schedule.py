@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.train.schedule import Kind, rate
+from pipeline.train.schedule import ScheduleName, learning_rate
 
-KINDS: tuple[Kind, ...] = ("cosine", "linear", "constant")  # those that never rise again
+KINDS: tuple[ScheduleName, ...] = ("cosine", "linear", "constant")  # those that never rise again
 SHAPES = st.tuples(
     st.integers(1, 400), st.floats(1e-6, 1.0), st.floats(0.0, 1.0), st.floats(0.0, 0.9)
 )
 
 
-def curve(total: int, peak: float, floor: float, warmup: int, kind: Kind) -> list[float]:
-    return [rate(step, total, peak, floor, warmup, kind) for step in range(total)]
+def curve(total: int, peak: float, floor: float, warmup: int, kind: ScheduleName) -> list[float]:
+    return [learning_rate(step, total, peak, floor, warmup, kind) for step in range(total)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_endpoints(kind: Kind) -> None:
+def test_the_endpoints(kind: ScheduleName) -> None:
     found = curve(100, 2e-4, 0.1, 10, kind)
     assert found[0] == pytest.approx(2e-5), "not zero: the first step learns"
     assert found[9] == pytest.approx(2e-4)
@@ -32,9 +32,9 @@ def test_the_endpoints(kind: Kind) -> None:
 
 
 def test_half_way() -> None:
-    assert rate(50, 101, 1.0, 0.0, 0, "cosine") == pytest.approx(0.5)
-    assert rate(25, 101, 1.0, 0.0, 0, "cosine") == pytest.approx((1 + math.sqrt(0.5)) / 2)
-    assert rate(25, 101, 1.0, 0.2, 0, "linear") == pytest.approx(0.8)
+    assert learning_rate(50, 101, 1.0, 0.0, 0, "cosine") == pytest.approx(0.5)
+    assert learning_rate(25, 101, 1.0, 0.0, 0, "cosine") == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert learning_rate(25, 101, 1.0, 0.2, 0, "linear") == pytest.approx(0.8)
 
 
 def test_the_first_project_s_curve() -> None:
@@ -46,7 +46,7 @@ def test_the_first_project_s_curve() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @given(SHAPES)
 def test_it_rises_through_the_warm_up_and_never_after(
-    kind: Kind, shape: tuple[int, float, float, float]
+    kind: ScheduleName, shape: tuple[int, float, float, float]
 ) -> None:
     total, peak, floor, share = shape
     warmup = math.ceil(share * total)
@@ -61,24 +61,24 @@ def test_it_rises_through_the_warm_up_and_never_after(
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
 @given(SHAPES, st.integers(0, 1000))
 def test_beyond_the_end_it_stays_at_the_floor(
-    kind: Kind, shape: tuple[int, float, float, float], beyond: int
+    kind: ScheduleName, shape: tuple[int, float, float, float], beyond: int
 ) -> None:
     total, peak, floor, share = shape
     warmup = math.ceil(share * (total - 1))
-    last = rate(total + beyond, total, peak, floor, warmup, kind)
+    last = learning_rate(total + beyond, total, peak, floor, warmup, kind)
     assert last == pytest.approx(floor * peak, abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("total", [1, 2, 3])
 @pytest.mark.parametrize("warmup", [0, 1, 2, 3])
-def test_the_shortest_trainings_have_a_rate(kind: Kind, total: int, warmup: int) -> None:
+def test_the_shortest_trainings_have_a_rate(kind: ScheduleName, total: int, warmup: int) -> None:
     for value in curve(total, 1.0, 0.1, warmup, kind):
         assert 0.1 <= value <= 1.0
 
 
 def test_a_cyclic_rate_falls_and_rises_in_equal_lines_and_ends_low() -> None:
-    found = [rate(step, 36, 1.0, 0.2, 6, "cyclic", 3) for step in range(36)]
+    found = [learning_rate(step, 36, 1.0, 0.2, 6, "cyclic", 3) for step in range(36)]
     assert found[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0]), "the first rise"
     line = (36 - 1 - 6) / 5
     for number in range(6):
@@ -91,7 +91,7 @@ def test_a_cyclic_rate_falls_and_rises_in_equal_lines_and_ends_low() -> None:
 
 def rate_at(place: float) -> float:
     """The cyclic rate between two steps."""
-    return rate(place, 36, 1.0, 0.2, 6, "cyclic", 3)  # type: ignore[arg-type]
+    return learning_rate(place, 36, 1.0, 0.2, 6, "cyclic", 3)  # type: ignore[arg-type]
 
 
 @given(SHAPES, st.integers(1, 9), st.integers(0, 1000))
@@ -101,9 +101,11 @@ def test_a_cyclic_rate_keeps_within_its_bounds_and_once_is_linear(
     total, peak, floor, share = shape
     warmup = math.ceil(share * (total - 1))
     tiny = 1e-9 * peak
-    found = [rate(step, total, peak, floor, warmup, "cyclic", cycles) for step in range(total)]
+    found = [
+        learning_rate(step, total, peak, floor, warmup, "cyclic", cycles) for step in range(total)
+    ]
     assert all(floor * peak - tiny <= value <= peak + tiny for value in found[warmup:])
-    last = rate(total + beyond, total, peak, floor, warmup, "cyclic", cycles)
+    last = learning_rate(total + beyond, total, peak, floor, warmup, "cyclic", cycles)
     assert last == pytest.approx(floor * peak, abs=tiny)
-    once = [rate(step, total, peak, floor, warmup, "cyclic", 1) for step in range(total)]
+    once = [learning_rate(step, total, peak, floor, warmup, "cyclic", 1) for step in range(total)]
     assert once == pytest.approx(curve(total, peak, floor, warmup, "linear"))

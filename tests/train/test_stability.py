@@ -17,10 +17,10 @@ from pipeline.config import Config, resolve
 from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
 from pipeline.dag import find
-from pipeline.train.callbacks import Clerk
-from pipeline.train.checkpoint import trainable
-from pipeline.train.stability import ENOUGH, REMEMBERED, Guard
-from pipeline.train.trainer import Learner
+from pipeline.train.callbacks import TrainerCallbacks
+from pipeline.train.checkpoint import trainable_weights
+from pipeline.train.stability import HISTORY_STEPS, MIN_HISTORY_STEPS, Guard
+from pipeline.train.train_step import TrainStep
 from tests.helpers.runs import SMALL, advance
 from tests.train.helpers import (
     Killed,
@@ -28,7 +28,7 @@ from tests.train.helpers import (
     batches,
     changed,
     inject,
-    learner,
+    make_train_step,
     metrics,
     no_memory,
     result,
@@ -87,7 +87,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(
 
 
 @pytest.mark.parametrize(
-    ("what", "loss", "slope"), [("loss", 2.0, 0.5), ("the gradient norm", 1.0, 50.0)]
+    ("what", "loss", "slope"), [("loss", 2.0, 0.5), ("gradient norm", 1.0, 50.0)]
 )
 def test_a_leap_of_either_is_skipped_in_a_training(
     small: Small,
@@ -101,68 +101,71 @@ def test_a_leap_of_either_is_skipped_in_a_training(
     """Each by itself: where the loss doubles its gradient is what it was."""
     inject(
         monkeypatch,
-        lambda step, rate, windows: loss if step == ENOUGH else 1.0,
-        lambda step: slope if step == ENOUGH else 1.0,
+        lambda step, rate, windows: loss if step == MIN_HISTORY_STEPS else 1.0,
+        lambda step: slope if step == MIN_HISTORY_STEPS else 1.0,
     )
-    words = (f"train.steps={ENOUGH + 2}", "train.validate_every=9", "train.lr=1e-4")
+    words = (f"train.steps={MIN_HISTORY_STEPS + 2}", "train.validate_every=9", "train.lr=1e-4")
     node = train(small(*words), root)
     rows = kinds(metrics(node), "step")
-    assert [row["step"] for row in rows if row["skipped"]] == [ENOUGH + 1]
-    assert f"step {ENOUGH + 1} of {ENOUGH + 2} SKIPPED: {what} is " in capsys.readouterr().out
+    assert [row["step"] for row in rows if row["skipped"]] == [MIN_HISTORY_STEPS + 1]
+    assert (
+        f"step {MIN_HISTORY_STEPS + 1} of {MIN_HISTORY_STEPS + 2} SKIPPED: {what} is "
+        in capsys.readouterr().out
+    )
     assert facts(node)["skipped"] == 1
 
 
-def usual(guard: Guard, steps: int = ENOUGH) -> Guard:
+def usual(guard: Guard, steps: int = MIN_HISTORY_STEPS) -> Guard:
     for number in range(steps):
-        assert guard.judge(3.0 + number / 100, 1.0 + number / 100) == ""
+        assert guard.check(3.0 + number / 100, 1.0 + number / 100) == ""
     return guard
 
 
 @pytest.mark.parametrize(
     ("loss", "norm", "why"),
     [
-        (3.0 + math.log(10) + 0.2, 1.0, "loss is 5.503, and 3.075 was usual"),
-        (3.0, 11.0, "the gradient norm is 11, and 1.075 was usual"),
+        (3.0 + math.log(10) + 0.2, 1.0, "loss is 5.503, the median is 3.075"),
+        (3.0, 11.0, "gradient norm is 11, the median is 1.075"),
         (3.0 + math.log(10) - 0.1, 1.0, ""),
         (3.0, 9.0, ""),
         (0.5, 0.001, ""),
     ],
 )
 def test_what_leaps_out_of_the_steps_before_is_skipped(loss: float, norm: float, why: str) -> None:
-    guard = usual(Guard(5, spike=10.0))
-    assert guard.judge(loss, norm) == why
-    assert guard.memory.in_a_row == bool(why)
-    assert guard.judge(3.0, 1.0) == ""
-    assert guard.memory.in_a_row == 0
+    guard = usual(Guard(5, spike_factor=10.0))
+    assert guard.check(loss, norm) == why
+    assert guard.history.in_a_row == bool(why)
+    assert guard.check(3.0, 1.0) == ""
+    assert guard.history.in_a_row == 0
 
 
 def test_nothing_leaps_before_there_is_something_usual_or_where_it_may() -> None:
-    assert usual(Guard(5, 10.0), ENOUGH - 1).judge(50.0, 1e6) == ""
-    assert usual(Guard(5, None)).judge(50.0, 1e6) == ""
+    assert usual(Guard(5, 10.0), MIN_HISTORY_STEPS - 1).check(50.0, 1e6) == ""
+    assert usual(Guard(5, None)).check(50.0, 1e6) == ""
 
 
 def test_a_guard_remembers_only_the_newest_and_only_what_was_taken() -> None:
-    guard = usual(Guard(5, 10.0), 3 * REMEMBERED)
-    before = list(guard.memory.norms)
-    assert len(before) == REMEMBERED
-    assert guard.judge(3.0, 1e6)
-    assert guard.memory.norms == before
+    guard = usual(Guard(5, 10.0), 3 * HISTORY_STEPS)
+    before = list(guard.history.norms)
+    assert len(before) == HISTORY_STEPS
+    assert guard.check(3.0, 1e6)
+    assert guard.history.norms == before
 
 
 def test_a_leap_leaves_no_trace_in_weights_or_optimizer(models: Callable[[str], Path]) -> None:
-    ours, undisturbed = learner(models), learner(models)
+    ours, undisturbed = make_train_step(models), make_train_step(models)
     for each in (ours, undisturbed):
-        each.guard.spike = 10.0
-        for step in range(ENOUGH):
-            assert not each.step(step, batches((8,)), 1e-4)["skipped"]
-    compute = Learner._sum
+        each.guard.spike_factor = 10.0
+        for step in range(MIN_HISTORY_STEPS):
+            assert not each.run(step, batches((8,)), 1e-4)["skipped"]
+    compute = TrainStep._loss_sum
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Learner, "_sum", lambda self, batch: compute(self, batch) * 20)
-        row = ours.step(ENOUGH, batches((8,)), 1e-4)
+        patch.setattr(TrainStep, "_loss_sum", lambda self, batch: compute(self, batch) * 20)
+        row = ours.run(MIN_HISTORY_STEPS, batches((8,)), 1e-4)
     assert row["skipped"]
-    assert "was usual" in row["why"]
+    assert "the median is" in row["why"]
     for each in (ours, undisturbed):
-        assert not each.step(ENOUGH + 1, batches((8,)), 1e-4)["skipped"]
+        assert not each.run(MIN_HISTORY_STEPS + 1, batches((8,)), 1e-4)["skipped"]
     assert changed(weights(ours), weights(undisturbed)) == 0
 
 
@@ -173,8 +176,8 @@ def refused_at(step: int, config: Config, root: Path) -> None:
     with pytest.raises(UserError) as caught:
         train(config, root)
     assert str(caught.value) == (
-        f"the validation loss at step {step} is nan. try train.precision=fp32; at step 0 the base "
-        "model is at fault"
+        f"the validation loss at step {step} is nan. try train.precision=fp32; at step 0 the cause "
+        "is the base model"
     )
 
 
@@ -199,17 +202,17 @@ def test_weights_that_are_no_number_end_a_training_and_are_not_kept(
     import torch
 
     whole = train(small(), Path(shutil.copytree(prepared, tmp_path / "whole")))
-    step = Learner.step
+    step = TrainStep.run
 
-    def spoiling(self: Learner, number: int, *more: Any) -> dict[str, Any]:
+    def spoiling(self: TrainStep, number: int, *more: Any) -> dict[str, Any]:
         row = step(self, number, *more)
         if number == 2:
             with torch.no_grad():
-                next(iter(trainable(self.model).values())).fill_(math.nan)
+                next(iter(trainable_weights(self.model).values())).fill_(math.nan)
         return row
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Learner, "step", spoiling)
+        patch.setattr(TrainStep, "run", spoiling)
         refused_at(3, small(), root)
     folder = find(small(), root, "train.train").work.folder
     assert sorted(p.name for p in folder.glob("step-*")) == ["step-00000000", "step-00000002"]
@@ -243,7 +246,7 @@ def test_after_too_many_in_a_row_it_goes_back_with_a_lower_rate(
     assert [row["step"] for row in taken] == [1, 2, 3, 4, 5, 6, 7, 5, 6, 7, 8, 9]
     assert [row["lr"] for row in taken] == pytest.approx([5e-3] * 7 + [2.5e-3] * 5)
     assert (facts(node)["rollbacks"], facts(node)["skipped"]) == (1, 2)
-    assert "WENT BACK from step 7 to step 4" in capsys.readouterr().out
+    assert "ROLLED BACK from step 7 to step 4" in capsys.readouterr().out
     import torch
     from safetensors.torch import load_file
 
@@ -255,14 +258,14 @@ def test_a_stop_right_after_going_back_forgets_nothing_of_it(
     small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inject(monkeypatch, until_slower)
-    stop, back = Stop(), Clerk._back
+    stop, back = Stop(), TrainerCallbacks.roll_back
 
-    def and_stop(self: Clerk, state: Any) -> None:
+    def and_stop(self: TrainerCallbacks, state: Any) -> None:
         back(self, state)
         stop.set("a test")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Clerk, "_back", and_stop)
+        patch.setattr(TrainerCallbacks, "roll_back", and_stop)
         with pytest.raises(Interrupted):
             train(small(*STEPS), root, stop)
     node = train(small(*STEPS), root)
@@ -280,10 +283,9 @@ def test_when_lower_rates_do_not_help_it_ends_with_an_account(
     with pytest.raises(UserError) as caught:
         train(config, root)
     assert str(caught.value) == (
-        "training diverged: steps were skipped 2 times in a row, the last, step 7, because loss is "
-        "nan and the gradient norm nan; it has gone back to an earlier checkpoint 2 times, and the "
-        "learning rate was down to 0.00125. the checkpoint of step 4 is kept; try a lower "
-        "train.lr, or train.precision=bf16"
+        "training diverged: 2 steps in a row were skipped, the last one, step 7, because loss is "
+        "nan, gradient norm is nan; after 2 rollbacks the learning rate was 0.00125. the "
+        "checkpoint of step 4 is kept; try a lower train.lr, or train.precision=bf16"
     )
     node = find(config, root, "train.train")
     assert not node.complete
@@ -354,17 +356,19 @@ def test_one_window_that_is_too_much_is_told_in_a_line(
     small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inject(monkeypatch, lambda step, rate, windows: no_memory())
-    with pytest.raises(UserError, match="one window at a time is too much for the GPU's memory"):
+    with pytest.raises(
+        UserError, match="a micro-batch of one window does not fit into the GPU's memory"
+    ):
         train(small(), root)
 
 
 def test_memory_that_does_not_suffice_for_the_optimizer_is_told_in_a_line(
     models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = learner(models)
+    ours = make_train_step(models)
     monkeypatch.setattr(ours.optimizer, "step", lambda *args, **kwargs: no_memory())
-    with pytest.raises(UserError, match="for the state of the optimizer"):
-        ours.step(0, batches((8,)), 1e-3)
+    with pytest.raises(UserError, match="the state of the optimizer does not fit"):
+        ours.run(0, batches((8,)), 1e-3)
 
 
 # Nothing is learned

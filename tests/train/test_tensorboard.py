@@ -15,9 +15,9 @@ from pipeline.config import Config
 from pipeline.core.errors import UserError
 from pipeline.dag import find
 from pipeline.report.history.training_curve import read_curve
-from pipeline.train.checkpoint import State
-from pipeline.train.metrics_log import Journal
-from pipeline.train.tensorboard import Board
+from pipeline.train.checkpoint import TrainState
+from pipeline.train.metrics_log import MetricsLog
+from pipeline.train.tensorboard import TensorBoardWriter
 from tests.helpers.runs import refused
 from tests.train.helpers import Killed, StopAfter, metrics, train
 
@@ -48,17 +48,17 @@ def read(folder: Path) -> Points:
 
 def restart_thrice(folder: Path) -> None:
     """Of the kinds: a kill before the first step, one after some, and a return to a checkpoint."""
-    board = Board(folder)
-    board.add({"kind": "start", "step": 0})
-    board.add(validation(0, 9.0))
-    board = Board(folder)
+    writer = TensorBoardWriter(folder)
+    writer.add({"kind": "start", "step": 0})
+    writer.add(validation(0, 9.0))
+    writer = TensorBoardWriter(folder)
     for row in (validation(0), step(1), step(2), step(3), validation(3, 9.0), step(4, 9.0)):
-        board.add(row)
-    board = Board(folder)  # from a checkpoint of step 3 that was not validated yet
+        writer.add(row)
+    writer = TensorBoardWriter(folder)  # from a checkpoint of step 3 that was not validated yet
     for row in (validation(3), step(4), step(5), step(6, 9.0), step(7, 9.0)):
-        board.add(row)
+        writer.add(row)
     for row in (step(6), validation(6), step(7)):
-        board.add(row)
+        writer.add(row)
 
 
 WANTED = {"train": [(n, 1.0) for n in range(1, 8)], "validation": [(n, 1.0) for n in (0, 3, 6)]}
@@ -72,7 +72,7 @@ def test_what_is_repeated_is_shown_once(tmp_path: Path) -> None:
 
 
 def test_without_the_setting_nothing_of_it_is_needed(tmp_path: Path) -> None:
-    Journal(tmp_path, State(attempts=1)).add(step(1))
+    MetricsLog(tmp_path, TrainState(attempts=1)).add(step(1))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
@@ -103,7 +103,7 @@ def test_a_package_that_is_missing_is_told_before_anything_is_done(
     assert not (tmp_path / "root").exists()
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UserError, match="which is not installed"):
-        Board(tmp_path)
+        TensorBoardWriter(tmp_path)
 
 
 def test_a_killed_training_shows_what_its_metrics_hold(

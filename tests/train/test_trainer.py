@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
 from pipeline.dataset.packing import IGNORE_INDEX, PackedBatch
-from pipeline.train.checkpoint import State, trainable
-from pipeline.train.trainer import Hooks, Learner, Plan, fit
-from tests.train.helpers import LENGTH, LENGTHS, Models, batches, changed, learner, weights
+from pipeline.train.checkpoint import TrainState, trainable_weights
+from pipeline.train.train_step import TrainStep
+from pipeline.train.trainer import TrainSchedule, fit
+from tests.train.helpers import LENGTH, LENGTHS, Models, batches, changed, make_train_step, weights
 
 
 def same(one: dict[str, Any], other: dict[str, Any], **tolerance: float) -> None:
@@ -32,15 +34,15 @@ CUTS = [(1,) * 8, (2, 2, 2, 2), (3, 1, 4), (7, 1)]
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_step_does_not_depend_on_how_it_is_cut(models: Models, method: str) -> None:
     """Whole or in micro-batches whose real tokens differ a hundredfold: the same new weights."""
-    whole = learner(models, method)
+    whole = make_train_step(models, method)
     before = weights(whole)
-    row = whole.step(0, batches((8,)), 1e-2)
+    row = whole.run(0, batches((8,)), 1e-2)
     after = weights(whole)
     assert changed(before, after) == len(before), "everything learned"
     assert row["tokens"] == sum(min(n + 1, LENGTH) for n in LENGTHS)
     for cuts in CUTS:
-        other = learner(models, method)
-        found = other.step(0, batches(cuts), 1e-2)
+        other = make_train_step(models, method)
+        found = other.run(0, batches(cuts), 1e-2)
         assert found["loss"] == pytest.approx(row["loss"], rel=1e-5)
         assert found["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
         assert found["tokens"] == row["tokens"]
@@ -48,17 +50,17 @@ def test_a_step_does_not_depend_on_how_it_is_cut(models: Models, method: str) ->
 
 
 def test_the_order_within_a_step_does_not_matter(models: Models) -> None:
-    one, other = learner(models), learner(models)
-    one.step(0, batches((4, 4)), 1e-2)
-    other.step(0, batches((4, 4), (7, 3, 1, 5, 2, 0, 6, 4)), 1e-2)
+    one, other = make_train_step(models), make_train_step(models)
+    one.run(0, batches((4, 4)), 1e-2)
+    other.run(0, batches((4, 4), (7, 3, 1, 5, 2, 0, 6, 4)), 1e-2)
     same(weights(one), weights(other), rtol=1e-4, atol=2e-6)
 
 
 def test_the_loss_is_the_mean_over_real_tokens_and_not_over_micro_batches(models: Models) -> None:
     import torch
 
-    found = learner(models).step(0, batches((1,) * 8), 0.0)
-    model = learner(models).model
+    found = make_train_step(models).run(0, batches((1,) * 8), 0.0)
+    model = make_train_step(models).model
     sums, counts = [], []
     for batch in batches((1,) * 8):
         real = int((batch.targets != IGNORE_INDEX).sum())
@@ -76,30 +78,30 @@ def test_the_loss_is_the_mean_over_real_tokens_and_not_over_micro_batches(models
 
 
 def test_steps_in_a_row_do_not_depend_on_how_they_are_cut(models: Models) -> None:
-    one, other = learner(models), learner(models)
+    one, other = make_train_step(models), make_train_step(models)
     for step in range(4):
-        first = one.step(step, batches((8,)), 3e-3)
-        second = other.step(step, batches((3, 1, 4)), 3e-3)
+        first = one.run(step, batches((8,)), 3e-3)
+        second = other.run(step, batches((3, 1, 4)), 3e-3)
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
     same(weights(one), weights(other), rtol=1e-3, atol=1e-4)
 
 
 def test_gradients_are_clipped_and_the_norm_before_is_told(models: Models) -> None:
-    free, tight = learner(models, clip=1e9), learner(models, clip=0.01)
-    norm = free.step(0, batches((8,)), 0.0)["grad_norm"]
-    assert tight.step(0, batches((8,)), 0.0)["grad_norm"] == pytest.approx(norm)
-    total = sum(float(p.grad.pow(2).sum()) for p in trainable(tight.model).values()) ** 0.5
+    free, tight = make_train_step(models, clip=1e9), make_train_step(models, clip=0.01)
+    norm = free.run(0, batches((8,)), 0.0)["grad_norm"]
+    assert tight.run(0, batches((8,)), 0.0)["grad_norm"] == pytest.approx(norm)
+    total = sum(float(p.grad.pow(2).sum()) for p in trainable_weights(tight.model).values()) ** 0.5
     assert total == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_rate_of_zero_changes_nothing(models: Models) -> None:
-    ours = learner(models)
+    ours = make_train_step(models)
     before = weights(ours)
-    assert not ours.step(0, batches((8,)), 0.0)["skipped"]
+    assert not ours.run(0, batches((8,)), 0.0)["skipped"]
     assert changed(before, weights(ours)) == 0
 
 
-def spoil(learner: Learner, factor: float) -> Any:
+def spoil(learner: TrainStep, factor: float) -> Any:
     """Multiply the logits, as an overflow would; returns what ends it."""
     return learner.model.get_output_embeddings().register_forward_hook(
         lambda module, args, output: output * factor
@@ -112,106 +114,122 @@ def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace(
 ) -> None:
     import torch
 
-    ours, undisturbed = learner(models), learner(models)
+    ours, undisturbed = make_train_step(models), make_train_step(models)
     for each in (ours, undisturbed):
-        each.step(0, batches((8,)), 1e-3)
+        each.run(0, batches((8,)), 1e-3)
     before = weights(ours)
     hook = spoil(ours, factor)
-    row = ours.step(1, batches((8,)), 1e-3)
+    row = ours.run(1, batches((8,)), 1e-3)
     hook.remove()
     assert row["skipped"]
     assert not np.isfinite(row["loss"]), "it is told as it was"
     assert changed(before, weights(ours)) == 0
     for each in (ours, undisturbed):
-        assert not each.step(2, batches((4, 4)), 1e-3)["skipped"]
+        assert not each.run(2, batches((4, 4)), 1e-3)["skipped"]
     assert changed(weights(ours), weights(undisturbed)) == 0, "the optimizer saw nothing of it"
     assert all(torch.isfinite(p).all() for p in weights(ours).values())
 
 
 def test_too_many_such_steps_in_a_row_are_noticed(models: Models) -> None:
-    ours = learner(models, patience=2)
+    ours = make_train_step(models, patience=2)
     before = weights(ours)
     hook = spoil(ours, float("nan"))
     for step in (10, 11, 12):
         assert not ours.guard.exhausted
-        row = ours.step(step, batches((8,)), 1e-3)
-        assert (row["skipped"], row["why"]) == (True, "loss is nan and the gradient norm nan")
+        row = ours.run(step, batches((8,)), 1e-3)
+        assert (row["skipped"], row["why"]) == (True, "loss is nan, gradient norm is nan")
     assert ours.guard.exhausted
     assert changed(before, weights(ours)) == 0
     hook.remove()
-    assert not ours.step(13, batches((8,)), 1e-3)["skipped"]
+    assert not ours.run(13, batches((8,)), 1e-3)["skipped"]
     assert not ours.guard.exhausted
 
 
 def test_a_good_step_between_begins_the_count_anew(models: Models) -> None:
-    ours = learner(models, patience=1)
+    ours = make_train_step(models, patience=1)
     for step in range(6):
         hook = spoil(ours, float("nan") if step % 2 else 1.0)
-        assert ours.step(step, batches((8,)), 1e-3)["skipped"] == bool(step % 2)
+        assert ours.run(step, batches((8,)), 1e-3)["skipped"] == bool(step % 2)
         hook.remove()
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_model_that_gets_no_gradient_is_told_at_once(models: Models, method: str) -> None:
-    ours = learner(models, method)
+    ours = make_train_step(models, method)
     hook = spoil(ours, 0.0)
     with pytest.raises(UserError, match="no trainable weight received a gradient"):
-        ours.step(0, batches((8,)), 1e-3)
+        ours.run(0, batches((8,)), 1e-3)
     hook.remove()
-    ours.step(0, batches((8,)), 1e-3)
+    ours.run(0, batches((8,)), 1e-3)
 
 
 def test_a_scale_that_overflows_is_lowered_until_steps_are_taken(models: Models) -> None:
     import torch
 
-    plain = learner(models, patience=100)
+    plain = make_train_step(models, patience=100)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.5)
-    ours = Learner(
-        plain.model, plain.optimizer, scaler, plain.device, "fp32", 1.0, plain.guard
-    )  # fmt: skip
+    ours = replace(plain, scaler=scaler)
     before = weights(ours)
     steps = 0
-    while ours.step(steps, batches((8,)), 1e-3)["skipped"]:
+    while ours.run(steps, batches((8,)), 1e-3)["skipped"]:
         assert changed(before, weights(ours)) == 0
         steps += 1
     assert steps > 0, "it did overflow"
-    reference = learner(models)
-    reference.step(0, batches((8,)), 1e-3)
+    reference = make_train_step(models)
+    reference.run(0, batches((8,)), 1e-3)
     same(weights(ours), weights(reference), rtol=1e-4, atol=1e-6)
 
 
 class Run:
-    """A training of some steps on the same windows, and what it asked its stage to do."""
+    """A training of some steps on the same windows, which records its callbacks."""
 
-    def __init__(self, models: Models, losses: list[float], state: State | None = None) -> None:
-        self.learner = learner(models)
-        self.state = state or State()
+    def __init__(
+        self, models: Models, losses: list[float], state: TrainState | None = None
+    ) -> None:
+        self.train_step = make_train_step(models)
+        self.state = state or TrainState()
         self.losses = losses
         self.events: list[str] = []
         self.rows: list[dict[str, Any]] = []
 
-    def batches(self, step: int, micro_batch: int) -> Iterator[PackedBatch]:
-        yield from batches((micro_batch,) * (8 // micro_batch))
+    def batches(self, step: int, micro_batch_size: int) -> Iterator[PackedBatch]:
+        yield from batches((micro_batch_size,) * (8 // micro_batch_size))
 
-    def validate(self, state: State) -> float:
+    def validate(self, state: TrainState) -> float:
         self.events.append(f"validate {state.step}")
         return self.losses.pop(0)
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrainState) -> None:
         self.events.append(f"save {state.step}")
 
-    def back(self, state: State) -> None:
+    def roll_back(self, state: TrainState) -> None:
         raise AssertionError("nothing went wrong")
 
-    def go(self, total: int, every: int, keep: int, stop: Stop | None = None, **plan: Any) -> None:
-        hooks = Hooks(self.batches, self.validate, self.save, self.back, self.rows.append)
-        made = Plan(total, every, keep, lambda step: 1e-3, **{"micro_batch": 8, **plan})
-        fit(self.learner, self.state, made, hooks, stop or Stop())
+    def log(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def fit(
+        self,
+        total_steps: int,
+        validate_every: int,
+        checkpoint_every: int,
+        stop: Stop | None = None,
+        patience: int | None = None,
+    ) -> None:
+        schedule = TrainSchedule(
+            total_steps,
+            validate_every,
+            checkpoint_every,
+            lambda step: 1e-3,
+            micro_batch_size=8,
+            early_stopping_patience=patience,
+        )
+        fit(self.train_step, self.state, schedule, self, stop or Stop())
 
 
 def test_a_training_validates_saves_and_ends_where_it_should(models: Models) -> None:
     run = Run(models, [3.0, 3.5, 2.0, 2.5])
-    run.go(total=5, every=2, keep=3)
+    run.fit(total_steps=5, validate_every=2, checkpoint_every=3)
     assert run.events == [
         "validate 0", "save 0",
         "validate 2",
@@ -224,7 +242,7 @@ def test_a_training_validates_saves_and_ends_where_it_should(models: Models) -> 
     assert run.state.step == 5
     assert run.state.tokens == sum(row["tokens"] for row in steps)
     assert (run.state.best_step, run.state.best_loss) == (4, 2.0)
-    run.go(total=5, every=2, keep=3)
+    run.fit(total_steps=5, validate_every=2, checkpoint_every=3)
     assert len(run.events) == 7, "a finished training has nothing left to do"
 
 
@@ -245,15 +263,15 @@ class StopAt(Stop):
 def test_a_stop_saves_at_a_boundary_and_the_rest_is_as_it_would_have_been(models: Models) -> None:
     losses = [3.0, 2.5, 2.0]
     whole = Run(models, list(losses))
-    whole.go(total=4, every=2, keep=10)
+    whole.fit(total_steps=4, validate_every=2, checkpoint_every=10)
     for looks in range(4):
         run = Run(models, list(losses))
         with pytest.raises(Interrupted, match="a test"):
-            run.go(4, 2, 10, StopAt(looks))
+            run.fit(4, 2, 10, StopAt(looks))
         assert run.events[-1] == f"save {run.state.step}"
         assert run.state.step == looks
-        run.go(4, 2, 10)
-        assert changed(weights(run.learner), weights(whole.learner)) == 0
+        run.fit(4, 2, 10)
+        assert changed(weights(run.train_step), weights(whole.train_step)) == 0
         assert [e for e in run.events if "validate" in e] == [
             "validate 0",
             "validate 2",
@@ -265,7 +283,7 @@ def test_a_stop_within_a_validation_repeats_it_later(models: Models) -> None:
     class Impatient(Run):
         """Is interrupted in its first validation."""
 
-        def validate(self, state: State) -> float:
+        def validate(self, state: TrainState) -> float:
             if not self.events:
                 self.events.append("interrupted")
                 raise Interrupted("a test")
@@ -273,18 +291,18 @@ def test_a_stop_within_a_validation_repeats_it_later(models: Models) -> None:
 
     run = Impatient(models, [3.0, 2.0])
     with pytest.raises(Interrupted):
-        run.go(1, 5, 5)
-    run.go(1, 5, 5)
+        run.fit(1, 5, 5)
+    run.fit(1, 5, 5)
     assert run.events == ["interrupted", "save 0", "validate 0", "save 0", "validate 1", "save 1"]
 
 
 def test_validations_that_are_not_better_end_a_training_early(models: Models) -> None:
     run = Run(models, [3.0, 2.0, 2.5, 2.1, 1.9, 1.0])
-    run.go(total=10, every=2, keep=100, stop_after=3)
+    run.fit(total_steps=10, validate_every=2, checkpoint_every=100, patience=3)
     assert run.state.step == 10, "two in a row are not three"
     run = Run(models, [3.0, 2.0, 2.5, 2.0, 1.0])
-    run.go(total=10, every=2, keep=100, stop_after=2)
+    run.fit(total_steps=10, validate_every=2, checkpoint_every=100, patience=2)
     assert (run.state.step, run.state.stale) == (6, 2)
     assert (run.state.best_step, run.state.best_loss) == (2, 2.0), "as good is not better"
-    run.go(total=10, every=2, keep=100, stop_after=2)
+    run.fit(total_steps=10, validate_every=2, checkpoint_every=100, patience=2)
     assert run.state.step == 6, "what has ended does not go on when it is started again"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.history.training_curve import Curve
-from pipeline.train.metrics_log import METRICS
+from pipeline.train.metrics_log import METRICS_FILE
 
 _SAID = {
     "running": "is running",
@@ -59,7 +59,7 @@ def progress(underway: Underway, curve: Curve | None, trained: bool) -> dict[str
     at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(underway.time))
     training = None
     if curve and underway.training and not trained:
-        written = (underway.training / METRICS).stat().st_mtime
+        written = (underway.training / METRICS_FILE).stat().st_mtime
         training = _training(curve, written, underway.time)
     steps = [asdict(step) for step in underway.steps]
     for step in steps:
