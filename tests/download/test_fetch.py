@@ -23,7 +23,12 @@ from pipeline.download import resume
 from pipeline.download.fetch import FetchedFile, fetch
 from pipeline.download.probe import probe, probe_mirrors
 from pipeline.download.response import ResponseAction, ResponseHead, classify_response
-from pipeline.download.resume import ContentIdentity, require_free_space, translate_disk_full
+from pipeline.download.resume import (
+    ContentIdentity,
+    PartFile,
+    require_free_space,
+    translate_disk_full,
+)
 from pipeline.download.transport import RetryableError, RetryPolicy, retry_delay
 from pipeline.sources.spans import Span
 from tests.helpers.servers import FileServer
@@ -377,6 +382,29 @@ def test_a_signature_is_not_kept_and_a_renewed_one_goes_on(server: FileServer, p
     with pytest.raises(InputError, match=r"/other\?…: status 401") as caught:
         get(part, server.url + "/other?signature=old")
     assert "signature" not in str(caught.value)
+
+
+def test_the_state_on_disk_is_that_of_the_bytes_on_disk(part: Path) -> None:
+    part.parent.mkdir()
+    blocks, state = iter(["one", "two", "three"]), {"next": "one"}
+
+    def generate() -> Iterator[bytes]:
+        for block in blocks:
+            state["next"] = block  # the source is ahead of what is written
+            if block == "three":
+                raise InputError("the source failed")
+            yield block.encode()
+
+    file = PartFile(part, sync_bytes=1)
+    file.start(ContentIdentity("made"))
+    with pytest.raises(InputError, match="the source failed"):
+        file.append(generate(), Stop(), lambda done, total: None, state=state.copy)
+    resumed = PartFile(part)
+    resumed.resume(Stop())
+    assert resumed.identity
+    assert resumed.identity.state == {"next": "two"}
+    assert part.read_bytes() == b"onetwo"
+    assert not resumed.complete
 
 
 def test_no_room(server: FileServer, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
