@@ -1,9 +1,9 @@
-"""What a model writes after openings of documents, and how much of it is learned by heart.
+"""What a model generates after the start of a document, and how much of it is memorized.
 
-Openings of held-out documents show what it has become; openings of documents it was trained on show
-what it can recite (Carlini et al. 2021 call such text extractable). Greedy and drawn texts are
-measured, and searched for spans that stand word for word in the training text. So is the real
-continuation: boilerplate is repeated by people, too.
+Prompts from held-out documents show what the model has become. Prompts from training documents
+show what it can recite (Carlini et al. 2021 call such text extractable). Texts from greedy decoding
+and from sampling are measured and searched for spans that occur verbatim in the training data. So
+are the real continuations, for comparison: people repeat boilerplate, too.
 """
 
 from __future__ import annotations
@@ -17,57 +17,59 @@ import numpy as np
 from pipeline.dataset.subset import hash_order
 from pipeline.dataset.token_cache import TokenizedSplit
 
-LONG = 50
-"""Tokens from which on a span that stands in the training text counts as recited."""
+LONG_COPY_TOKENS = 50
+"""Minimum length of a verbatim span that counts as recited."""
 Ids = Sequence[int]
-Write = Callable[[list[list[int]], bool], list[list[int]]]
-Copies = Callable[[list[list[int]]], Any]
+Generate = Callable[[list[list[int]], bool], list[list[int]]]
+LongestSpans = Callable[[list[list[int]]], Any]
 
 DEFINITIONS = {
     "distinct": (
-        "distinct_n: different n-grams of tokens as a share of all of them, over all texts of a "
-        "kind (Li et al. 2016); higher is more varied, and longer texts have less"
+        "distinct_n: distinct n-grams of tokens as a share of all n-grams, over all texts of a kind "
+        "(Li et al. 2016); higher is more varied; longer texts score lower"
     ),
     "repetition": (
-        "share of the 4-grams of tokens of a text that stood in it before, mean over texts "
+        "share of the 4-grams of tokens that occurred before in the same text, mean over texts "
         "(Welleck et al. 2020)"
     ),
     "copied": (
-        "longest span of a text, in tokens, that stands word for word in the training text; 0 "
-        f"where it is under 13. copied_long: share of the texts with one of {LONG} or more"
+        "length in tokens of the longest span of a text that occurs verbatim in the training data; "
+        f"0 if it is under 13. copied_long: share of texts with a span of {LONG_COPY_TOKENS} or more"
     ),
     "recited": (
-        "greedy texts after openings of training documents: recited is the share that goes on "
-        "exactly as the document does, for all of evaluate.new_tokens; agreement is the mean "
-        "number of tokens before the first that differs"
+        "texts from greedy decoding after the start of training documents. recited: share of texts "
+        "equal to the document for all of evaluate.new_tokens; agreement: mean number of tokens "
+        "before the first that differs"
     ),
 }
-"""The measures in words, as they go into reports."""
+"""Definitions for reports."""
 
 
-def openings(
-    corpus: TokenizedSplit, most: int, prompt: int, length: int, whole: bool = False
+def cut_prompts(
+    corpus: TokenizedSplit, count: int, prompt: int, length: int, full: bool = False
 ) -> tuple[list[Any], list[Any]]:
-    """Openings of the documents of lowest hash that are longer, and how they go on.
+    """Prompts from documents, and the real continuations.
+
+    The documents with the lowest text hashes are taken, among those long enough.
 
     Args:
-        corpus: Of a split.
-        most: Documents.
-        prompt: Tokens of an opening.
-        length: Tokens of what follows, at most.
-        whole: Only documents in which so many do follow.
+        corpus: A split.
+        count: Number of documents.
+        prompt: Tokens of a prompt.
+        length: Tokens of a continuation, at most.
+        full: Take only documents with a continuation of the full length.
     """
-    chosen = hash_order(corpus, prompt + (length if whole else 1))[:most].tolist()
+    chosen = hash_order(corpus, prompt + (length if full else 1))[:count].tolist()
     ids = [corpus.document(index)[: prompt + length].tolist() for index in chosen]
     return [text[:prompt] for text in ids], [text[prompt:] for text in ids]
 
 
-def measure(texts: Sequence[Ids], copied: Sequence[int]) -> dict[str, Any]:
-    """Figures of texts of a kind, as `DEFINITIONS` says.
+def measure_texts(texts: Sequence[Ids], copied: Sequence[int]) -> dict[str, Any]:
+    """Figures of texts of one kind, as `DEFINITIONS` says.
 
     Args:
-        texts: Token ids of each.
-        copied: Longest span of each that stands in the training text.
+        texts: Token ids of each text.
+        copied: Length of the longest span of each text that occurs in the training data, in tokens.
     """
     return {
         "texts": len(texts),
@@ -76,32 +78,34 @@ def measure(texts: Sequence[Ids], copied: Sequence[int]) -> dict[str, Any]:
         "repetition": repetition(texts),
         "copied_longest": max(map(int, copied), default=0),
         "copied_mean": float(np.mean(copied)) if len(copied) else 0.0,
-        "copied_long": sum(span >= LONG for span in copied) / len(copied) if len(copied) else 0.0,
+        "copied_long": sum(span >= LONG_COPY_TOKENS for span in copied) / len(copied)
+        if len(copied)
+        else 0.0,
     }
 
 
 def agreement(texts: Sequence[Ids], references: Sequence[Ids]) -> dict[str, float]:
-    """How far texts are their references, token by token, as `DEFINITIONS` says."""
+    """How far texts agree with their references, token by token, as `DEFINITIONS` says."""
     pairs = list(zip(texts, references, strict=True))
     same = [
         sum(1 for _ in takewhile(lambda p: p[0] == p[1], zip(*pair, strict=False)))
         for pair in pairs
     ]
-    whole = [n == len(real) for n, (_, real) in zip(same, pairs, strict=True)]
+    recited = [n == len(real) for n, (_, real) in zip(same, pairs, strict=True)]
     return {
-        "recited": float(np.mean(whole)) if whole else 0.0,
+        "recited": float(np.mean(recited)) if recited else 0.0,
         "agreement": float(np.mean(same)) if same else 0.0,
     }
 
 
 def distinct(texts: Sequence[Ids], n: int) -> float:
-    """Different n-grams as a share of all of them; 0 where there is none."""
+    """Distinct n-grams as a share of all n-grams; 0 if there are none."""
     grams = [gram for text in texts for gram in _grams(text, n)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def repetition(texts: Sequence[Ids], n: int = 4) -> float:
-    """Share of the n-grams of a text that stood in it before, mean over texts that have any."""
+    """Share of n-grams that occurred before in the same text, mean over texts that have any."""
     shares = [1 - len({*grams}) / len(grams) for text in texts if (grams := _grams(text, n))]
     return float(np.mean(shares)) if shares else 0.0
 
@@ -110,34 +114,35 @@ def _grams(text: Ids, n: int) -> list[tuple[int, ...]]:
     return list(zip(*(text[i:] for i in range(n)), strict=False))
 
 
-def compose(
+def generate_and_measure(
     held_out: tuple[list[list[int]], list[list[int]]],
     learned: tuple[list[list[int]], list[list[int]]],
-    write: Write,
-    copies: Copies,
+    generate: Generate,
+    longest_spans: LongestSpans,
 ) -> tuple[dict[str, list[dict[str, list[int]]]], dict[str, Any]]:
-    """Have a model go on from openings.
+    """Let a model continue prompts, and measure the texts.
 
     Args:
-        held_out: Openings of held-out documents, and how they go on.
-        learned: The same of training documents.
-        write: Goes on from openings, greedily or, if told so, by lot.
-        copies: The longest span of each text that stands in the training text, in tokens.
+        held_out: Prompts from held-out documents, and the real continuations.
+        learned: The same from training documents.
+        generate: Continues prompts; its second argument is whether to sample.
+        longest_spans: Length of the longest span of each text that occurs in the training data, in tokens.
 
     Returns:
-        By kind of opening, prompt, reference and texts of each, as token ids; and the figures of
-        each kind of text.
+        For each kind of prompt, a row per prompt with the prompt, the reference and the texts as
+        token ids; and the figures of each kind of text.
     """
     prompts, references = held_out
     kinds = {
         "reference": references,
-        "greedy": write(prompts, False) if prompts else [],
-        "sampled": write(prompts, True) if prompts else [],
-        "learned": write(learned[0], False) if learned[0] else [],
+        "greedy": generate(prompts, False) if prompts else [],
+        "sampled": generate(prompts, True) if prompts else [],
+        "learned": generate(learned[0], False) if learned[0] else [],
     }
-    spans = iter(copies([text for texts in kinds.values() for text in texts]))
+    spans = iter(longest_spans([text for texts in kinds.values() for text in texts]))
     figures = {
-        name: measure(texts, [int(next(spans)) for _ in texts]) for name, texts in kinds.items()
+        name: measure_texts(texts, [int(next(spans)) for _ in texts])
+        for name, texts in kinds.items()
     }
     figures["learned"] |= agreement(kinds["learned"], learned[1])
     written = {

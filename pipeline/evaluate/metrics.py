@@ -1,7 +1,7 @@
-"""What scores add up to: perplexity and bits per byte, and how sure one can be of them.
+"""Metrics of scored documents, with confidence intervals.
 
-Intervals are bootstrapped over documents, for those are what is independent of one another: the
-tokens within a document are not, and an interval over tokens would be too narrow by far.
+Intervals are bootstrapped over documents, because documents are independent of one another. The
+tokens of a document are not, and an interval over tokens would be far too narrow.
 """
 
 from __future__ import annotations
@@ -12,45 +12,45 @@ import numpy as np
 
 from pipeline.modeling.scoring import Floats, Ints
 
-LARGEST = 700.0
-"""Nats of which exp is still a number."""
+MAX_EXP_NATS = 700.0
+"""Largest exponent whose exp is finite in float64."""
 
 DEFINITIONS = {
     "perplexity": (
         "exp(sum of negative log-likelihoods / number of tokens) over all text tokens of the "
-        "documents; the model's prefix token stands before each document, the first text token is "
-        "scored given it, the end token is not scored"
+        "documents; each document follows the model's prefix token, so its first token is scored, "
+        "too; the end token is not scored"
     ),
     "bits_per_byte": (
-        "sum of negative log-likelihoods / ln 2 / UTF-8 bytes of the text; it compares models of "
-        "different tokenizers"
+        "sum of negative log-likelihoods / ln 2 / UTF-8 bytes of the text; comparable between "
+        "models with different tokenizers"
     ),
     "word_perplexity": (
-        "exp(sum of negative log-likelihoods / number of words), words being what white space "
-        "separates; it, too, compares models of different tokenizers"
+        "exp(sum of negative log-likelihoods / number of words), where white space separates words; "
+        "also comparable between tokenizers"
     ),
     "ci95": "95 % interval: percentile bootstrap over documents",
     "gap": (
-        "adaptation's gain on training documents beyond that on test documents, nats per token: "
-        "paired difference on test minus that on train; above zero: some of what it learned does "
-        "not carry over"
+        "how much more adaptation gained on training documents than on test documents, nats per "
+        "token: the paired difference on test minus that on train; above zero, part of the gain "
+        "does not generalize"
     ),
-    "by_length": "documents by their tokens; each document's change counts by its tokens",
-    "by_position": "tokens by how many stand before them in their document",
+    "by_length": "documents grouped by their number of tokens; each token has the same weight",
+    "by_position": "tokens grouped by the number of tokens before them in their document",
     "paired": (
-        "adapted minus base on the same documents, nats per token (below zero: adapted is better), "
+        "adapted minus base on the same documents, nats per token (below zero, adapted is better), "
         "with the 95 % interval of a bootstrap over documents; perplexity_change_percent is "
         "100 (exp(difference) − 1)"
     ),
 }
-"""The measures in words, as they go into reports."""
+"""Definitions for reports."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """By how much one model differs from another on the same documents, with 95 % intervals.
+    """The difference of two models on the same documents, with 95 % intervals.
 
-    `difference`, `ci95`: nats a token, negative is better. `percent`, `ci95_percent`: perplexity.
+    `difference`, `ci95`: nats per token; negative is better. `percent`, `ci95_percent`: perplexity.
     """
 
     difference: float
@@ -60,34 +60,37 @@ class Change:
 
 
 def perplexity(nll: Floats, tokens: Ints) -> float:
-    """Of a token: exp of the mean negative log-likelihood. Both are (documents,)."""
+    """Exp of the mean negative log-likelihood (nats) of a token; both are (documents,)."""
     return float(np.exp(nll.sum() / tokens.sum()))
 
 
 def word_perplexity(nll: Floats, words: Ints) -> float | None:
-    """Of a word; None where that is no number, as in text that has no white space."""
-    if not words.sum() or (mean := float(nll.sum() / words.sum())) > LARGEST:
+    """Exp of the mean negative log-likelihood (nats) of a word; both are (documents,).
+
+    None if it is not finite, e.g. for text without white space.
+    """
+    if not words.sum() or (mean := float(nll.sum() / words.sum())) > MAX_EXP_NATS:
         return None
     return float(np.exp(mean))
 
 
 def bits_per_byte(nll: Floats, size: Ints) -> float:
-    """Bits that the model needs for a byte of text. Both are (documents,)."""
+    """Mean negative log-likelihood of a byte in bits; `nll` is in nats, both are (documents,)."""
     return float(nll.sum() / np.log(2) / size.sum())
 
 
 def gap(
     train: tuple[Floats, Ints], test: tuple[Floats, Ints], resamples: int
 ) -> tuple[float, tuple[float, float]]:
-    """How much more a model gained on what it learned from than on what it did not.
+    """How much more a model gained on training documents than on test documents.
 
     Args:
-        train: Adapted minus base, nats, and tokens, of each training document scored.
+        train: Adapted minus base in nats, and tokens, of each training document that was scored.
         test: The same of each test document.
-        resamples: Of the bootstrap; the two samples are drawn independently.
+        resamples: Of the bootstrap; the two splits are resampled independently.
 
     Returns:
-        Nats a token, and its 95 % interval.
+        Nats per token, and the 95 % interval.
     """
     seen, unseen = (
         _resample(*sample, resamples, seed) for seed, sample in enumerate((train, test))
@@ -98,15 +101,15 @@ def gap(
 
 
 def interval(nll: Floats, tokens: Ints, resamples: int) -> tuple[float, float]:
-    """95 % interval of `perplexity`."""
+    """95 % interval of `perplexity`; divided by bytes instead of tokens, of that of a byte."""
     low, high = np.exp(_bootstrap(nll, tokens, resamples))
     return float(low), float(high)
 
 
 def change(base: Floats, tuned: Floats, tokens: Ints, resamples: int) -> Change:
-    """The paired difference of two models' nats on the same documents, all (documents,).
+    """The paired difference of two models' nats on the same documents; all are (documents,).
 
-    Pairing takes out that some documents are hard for both, which is most of the spread.
+    Pairing removes the spread that both models share: some documents are hard for both.
     """
     low, high = (float(v) for v in _bootstrap(tuned - base, tokens, resamples))
     mean = float((tuned - base).sum() / tokens.sum())
@@ -115,7 +118,7 @@ def change(base: Floats, tuned: Floats, tokens: Ints, resamples: int) -> Change:
 
 
 def _bootstrap(values: Floats, tokens: Ints, resamples: int) -> Floats:
-    """2.5 % and 97.5 % points of sum(values) / sum(tokens) over resampled documents.
+    """2.5 % and 97.5 % quantiles of sum(values) / sum(tokens) over resampled documents.
 
     The percentile bootstrap of a ratio (Efron & Tibshirani 1993, §13.3).
     """
@@ -125,7 +128,7 @@ def _bootstrap(values: Floats, tokens: Ints, resamples: int) -> Floats:
 def _resample(values: Floats, tokens: Ints, resamples: int, seed: int = 0) -> Floats:
     """sum(values) / sum(tokens) of each resample, (resamples,).
 
-    A resample at a time, so that its memory is that of the documents.
+    One resample at a time, so that memory stays that of the documents.
     """
     generator = np.random.default_rng(seed)
     ratios = np.empty(resamples)

@@ -23,7 +23,7 @@ from pipeline.dataset.sealed import open_sealed
 from pipeline.dataset.subset import sample_documents
 from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.evaluate.contamination.copies import longest_copies
-from pipeline.evaluate.memorization import compose, openings
+from pipeline.evaluate.memorization import cut_prompts, generate_and_measure
 from pipeline.evaluate.metrics import bits_per_byte, interval, perplexity, word_perplexity
 from pipeline.modeling.compatibility import check_head
 from pipeline.modeling.device import Precision, pick_device, pick_precision
@@ -220,10 +220,10 @@ def _samples(
     def copies(texts: list[list[int]]) -> Any:
         return longest_copies([np.array(ids) for ids in texts], train, check=ctx.stop.check).tokens
 
-    held_out = openings(bench.corpus, settings.prompts, opening, length)
+    held_out = cut_prompts(bench.corpus, settings.prompts, opening, length)
     # to recite a document is to go on with all of that
-    learned = openings(train, settings.prompts, opening, length, whole=True)
-    written, figures = compose(held_out, learned, go_on, copies)
+    learned = cut_prompts(train, settings.prompts, opening, length, full=True)
+    written, figures = generate_and_measure(held_out, learned, go_on, copies)
     decode = ReferenceEncoder(bench.base).decode
     texts = {
         kind: [{name: decode(ids) for name, ids in row.items()} for row in rows]

@@ -13,8 +13,8 @@ import yaml
 
 from pipeline.core.redaction import redact
 from pipeline.core.stage import RunConfig
-from pipeline.report.page import count
-from pipeline.report.verdict import number, signed, verdict
+from pipeline.report.findings import verdict
+from pipeline.report.formatting import count, number, signed
 from pipeline.tokenize.facts import HELD_OUT_SPLITS
 
 if TYPE_CHECKING:

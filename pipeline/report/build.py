@@ -15,18 +15,18 @@ from typing import Any
 from pipeline.core import provenance
 from pipeline.core.receipt import Receipt, verify
 from pipeline.core.stage import Inputs, RunConfig
-from pipeline.evaluate import memorization as samples
-from pipeline.evaluate import metrics as measure
+from pipeline.evaluate import memorization, metrics
 from pipeline.evaluate.contamination import overlap
-from pipeline.evaluate.contamination.ngrams import N
+from pipeline.evaluate.contamination.ngrams import NGRAM_TOKENS
 from pipeline.evaluate.stage import samples_item
-from pipeline.report import advice, page
-from pipeline.report import settings_diff as recipe
+from pipeline.report import page
+from pipeline.report.findings import findings, verdict
 from pipeline.report.history import cost, progress, stragglers, timeline
 from pipeline.report.history.progress import Underway
 from pipeline.report.history.training_curve import Curve, read_curve
-from pipeline.report.results import WHO, Results, read_results
-from pipeline.report.verdict import verdict
+from pipeline.report.results import MODELS, Results, read_results
+from pipeline.report.settings_diff import describe_settings
+from pipeline.report.suggestions import suggestions
 from pipeline.tokenize.facts import seal_facts
 from pipeline.train.metrics_log import METRICS_FILE
 
@@ -36,7 +36,7 @@ _DEFINITIONS = {
     "under evaluate.max_tokens those that still fit, which favours shorter ones",
     "bits_ci95": "ci95 of bits per byte",
     "context": "tokens the model sees at once; in longer documents a window moves by stride tokens",
-    "copied": f"{samples.DEFINITIONS['copied']}; null where evaluate.new_tokens are too few",
+    "copied": f"{memorization.DEFINITIONS['copied']}; null where evaluate.new_tokens are too few",
     "provenance": "code, hosts: of what was computed, by the receipts; reported_by, packages, "
     "hardware: of the machine that wrote this report",
 }
@@ -107,18 +107,18 @@ def gather(
         "cost": cost.cost(inputs, curve, logs),
         "timeline": timeline.timeline(logs, _whole(inputs, underway), curve),
         "definitions": {
-            **measure.DEFINITIONS,
+            **metrics.DEFINITIONS,
             **overlap.DEFINITIONS,
-            **samples.DEFINITIONS,
+            **memorization.DEFINITIONS,
             **_DEFINITIONS,
             **cost.DEFINITIONS,
             **stragglers.DEFINITIONS,
             **timeline.DEFINITIONS,
         },
-        "settings": recipe.settings(config),
+        "settings": describe_settings(config),
         "provenance": _provenance(inputs),
     }
-    report |= {"findings": advice.findings(report), "next": advice.suggestions(report)}
+    report |= {"findings": findings(report), "next": suggestions(report)}
     if far:
         report["provenance"]["finished"] = "not yet"
     return Gathered(report, curve, results)
@@ -186,10 +186,14 @@ def _written(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
 
     Null is what texts of that length cannot tell.
     """
-    least = {"copied_longest": N, "copied_mean": N, "copied_long": samples.LONG}
+    least = {
+        "copied_longest": NGRAM_TOKENS,
+        "copied_mean": NGRAM_TOKENS,
+        "copied_long": memorization.LONG_COPY_TOKENS,
+    }
     untold = dict.fromkeys(n for n in least if config.evaluate.new_tokens < least[n])
     found = {}
-    for who in WHO:
+    for who in MODELS:
         receipt = _receipt(inputs, f"evaluate.{who}", samples_item(config))
         if receipt:
             kinds = receipt.facts["written"]
@@ -200,7 +204,7 @@ def _written(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
 def _samples(config: RunConfig, inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
     """By kind of opening: prompt and reference, with what base and adapted model wrote."""
     written = {}
-    for who in WHO:
+    for who in MODELS:
         receipt = _receipt(inputs, f"evaluate.{who}", samples_item(config))
         if receipt is None:
             return {"held_out": [], "learned": []}

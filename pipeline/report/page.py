@@ -8,17 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.disk import size
-from pipeline.evaluate.contamination.ngrams import N
-from pipeline.evaluate.contamination.overlap import QUOTED
-from pipeline.evaluate.memorization import LONG
-from pipeline.report import advice
+from pipeline.evaluate.contamination.ngrams import NGRAM_TOKENS
+from pipeline.evaluate.contamination.overlap import QUOTED_SHARE
+from pipeline.evaluate.memorization import LONG_COPY_TOKENS
 from pipeline.report.figures import canvas, figures
-from pipeline.report.history.stragglers import ODD, SEVERAL
+from pipeline.report.findings import overfitted
+from pipeline.report.formatting import (
+    count,
+    duration,
+    join_names,
+    nats,
+    number,
+    percent,
+    signed,
+    signed_number,
+)
+from pipeline.report.history.stragglers import MIN_MARKED_SECONDS, MIN_UNITS_TO_COMPARE
 from pipeline.report.history.training_curve import Curve
 from pipeline.report.results import Results
-from pipeline.report.verdict import duration, number, signed, signed_number
 
-SHOWN = 4  # samples, before one asks for more
+SAMPLES_SHOWN = 4  # samples, before one asks for more
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -48,13 +57,13 @@ def render(
         "live": None if report["training"] else learned,
         "samples": samples,
         "slowest": _compared(report["stages"]),
-        "several": SEVERAL,
-        "odd": ODD,
-        "shown": SHOWN,
-        "shortest": N,
-        "long": LONG,
-        "quoted": QUOTED,
-        "overfitted": advice.rose(report),
+        "several": MIN_UNITS_TO_COMPARE,
+        "odd": MIN_MARKED_SECONDS,
+        "shown": SAMPLES_SHOWN,
+        "shortest": NGRAM_TOKENS,
+        "long": LONG_COPY_TOKENS,
+        "quoted": QUOTED_SHARE,
+        "overfitted": overfitted(report),
         "figures": {n: {s: Markup(svg) for s, svg in sizes.items()} for n, sizes in drawn.items()},
         "colours": Markup(canvas.css()),
     }
@@ -79,7 +88,7 @@ def fill(template: str, content: dict[str, Any], to: Path) -> None:
         "size": lambda value: size(value).replace(" ", "\u00a0"),
         "duration": duration,
         "percent": percent,
-        "some": some,
+        "join_names": join_names,
         "nats": nats,
         "signed_number": signed_number,
         "beside": partial(zip, strict=True),
@@ -98,25 +107,3 @@ def _compared(stages: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
             if row["times_median"] is not None:
                 steps.setdefault(row["step"], []).append(row)
     return steps
-
-
-def count(value: float | None) -> str:
-    """A whole number with its thousands apart, a dash for none."""
-    return "–" if value is None else f"{value:,.0f}"
-
-
-def some(names: list[str], most: int = 20) -> str:
-    """Names in a row; of many the first, and how many more."""
-    told = ", ".join(names[:most])
-    return f"{told} and {len(names) - most:,} more" if len(names) > most else told
-
-
-def nats(value: float) -> str:
-    """A difference of losses, with its sign."""
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def percent(share: float) -> str:
-    """A share as a percentage."""
-    digits = 1 if 0 < share < 0.1 else 0
-    return f"{100 * share:.{digits}f}\u00a0%"

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import verify
 from pipeline.core.stage import Inputs, RunConfig
-from pipeline.evaluate import metrics as measure
+from pipeline.evaluate import metrics
 from pipeline.tokenize.facts import SPLITS, seal_facts
 
-WHO = ("base", "tuned")
-LENGTHS = (64, 128, 256, 512, 1024, 2048)
+MODELS = ("base", "tuned")
+LENGTH_EDGES = (64, 128, 256, 512, 1024, 2048)
 """Tokens at which documents are parted by length."""
-LEAST = 10
+MIN_GROUP_DOCUMENTS = 10
 """Documents, or a hundred times as many tokens, below which a part is not told apart."""
 _SCORED = ("documents", "of_documents", "tokens", "bytes", "words", "context", "stride")
 _MEASURED = ("perplexity", "bits_per_byte", "word_perplexity", "ci95", "precision", "weights")
@@ -65,9 +65,9 @@ def read_results(config: RunConfig, inputs: Inputs) -> Results:
             found[who]["bits_ci95"] = _bits(table, resamples)
         first = next(iter(tables.values()))
         lengths = first["tokens"].to_numpy() if split == "train" else lengths
-        if len(tables) < len(WHO):
+        if len(tables) < len(MODELS):
             continue
-        base, tuned = (tables[who]["nll"].to_numpy() for who in WHO)
+        base, tuned = (tables[who]["nll"].to_numpy() for who in MODELS)
         tokens = first["tokens"].to_numpy()
         pairs[split] = tuned - base, tokens
         changes[split] = (tuned - base) / tokens
@@ -78,7 +78,7 @@ def read_results(config: RunConfig, inputs: Inputs) -> Results:
             found["without_near_duplicates"] = _without(base, tuned, tokens, near, resamples)
     gap = None
     if {"train", "test"} <= pairs.keys():
-        value, ci95 = measure.gap(pairs["train"], pairs["test"], config.evaluate.resamples)
+        value, ci95 = metrics.gap(pairs["train"], pairs["test"], config.evaluate.resamples)
         gap = {"difference": value, "ci95": ci95, "seen": _seen(inputs)}
     return Results(evaluation, changes, lengths, gap, _overlap(inputs))
 
@@ -86,19 +86,19 @@ def read_results(config: RunConfig, inputs: Inputs) -> Results:
 def _tables(inputs: Inputs, split: str) -> dict[str, pa.Table]:
     """By model, a row a document."""
     tables = {}
-    for who in WHO:
+    for who in MODELS:
         given = inputs.get(f"evaluate.{who}")
         if given and (receipt := given.receipts.get(split)):
             tables[who] = pq.read_table(verify(given.folder / split, "scores.parquet", receipt))
     same = [table.select(["hash", "tokens"]) for table in tables.values()]
-    if len(same) == len(WHO) and not same[0].equals(same[1]):
+    if len(same) == len(MODELS) and not same[0].equals(same[1]):
         raise CorruptInput(f"base and adapted model were scored on different {split} documents")
     return tables
 
 
 def _facts(inputs: Inputs, split: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for who in WHO:
+    for who in MODELS:
         given = inputs.get(f"evaluate.{who}")
         if given and (receipt := given.receipts.get(split)):
             found |= {name: receipt.facts[name] for name in _SCORED if name not in found}
@@ -108,13 +108,13 @@ def _facts(inputs: Inputs, split: str) -> dict[str, Any]:
 
 def _bits(table: pa.Table, resamples: int) -> list[float]:
     """95 % interval of bits per byte, of scores, a row a document."""
-    pair = measure.interval(table["nll"].to_numpy(), table["bytes"].to_numpy(), resamples)
+    pair = metrics.interval(table["nll"].to_numpy(), table["bytes"].to_numpy(), resamples)
     return [math.log2(value) for value in pair]
 
 
 def paired(base: Any, tuned: Any, tokens: Any, resamples: int) -> dict[str, Any]:
     """The paired change of documents, all (documents,), as `report.json` has it."""
-    result = measure.change(base, tuned, tokens, resamples)
+    result = metrics.change(base, tuned, tokens, resamples)
     return {
         "difference": result.difference,
         "ci95": result.ci95,
@@ -125,22 +125,22 @@ def paired(base: Any, tuned: Any, tokens: Any, resamples: int) -> dict[str, Any]
 
 
 def _both(base: Any, tuned: Any, tokens: Any) -> dict[str, Any]:
-    perplexities = (measure.perplexity(nll, tokens) for nll in (base, tuned))
-    return dict(zip(WHO, perplexities, strict=True))
+    perplexities = (metrics.perplexity(nll, tokens) for nll in (base, tuned))
+    return dict(zip(MODELS, perplexities, strict=True))
 
 
 def _by_length(base: Any, tuned: Any, tokens: Any, resamples: int) -> list[dict[str, Any]]:
-    part = np.searchsorted(LENGTHS, tokens, side="right")
+    part = np.searchsorted(LENGTH_EDGES, tokens, side="right")
     rows = []
-    for index in range(len(LENGTHS) + 1):
+    for index in range(len(LENGTH_EDGES) + 1):
         chosen = part == index
-        if (documents := int(chosen.sum())) < LEAST:
+        if (documents := int(chosen.sum())) < MIN_GROUP_DOCUMENTS:
             continue
         those = base[chosen], tuned[chosen], tokens[chosen]
         rows.append(
             {
-                "from": ([0, *LENGTHS])[index],
-                "below": ([*LENGTHS, None])[index],
+                "from": ([0, *LENGTH_EDGES])[index],
+                "below": ([*LENGTH_EDGES, None])[index],
                 "documents": documents,
                 **_both(*those),
                 "paired": paired(*those, resamples),
@@ -151,10 +151,10 @@ def _by_length(base: Any, tuned: Any, tokens: Any, resamples: int) -> list[dict[
 
 def _by_position(inputs: Inputs, split: str) -> list[dict[str, Any]]:
     """Perplexity of the tokens that so many others stand before."""
-    sums = [np.array(inputs[f"evaluate.{who}"].receipts[split].facts["places"]) for who in WHO]
+    sums = [np.array(inputs[f"evaluate.{who}"].receipts[split].facts["places"]) for who in MODELS]
     rows = []
     for place, (base, tuned) in enumerate(zip(*sums, strict=True)):
-        if base[1] < 100 * LEAST:
+        if base[1] < 100 * MIN_GROUP_DOCUMENTS:
             continue
         means = (float(np.exp(nats / count)) for nats, count in (base, tuned))
         rows.append(
@@ -162,7 +162,7 @@ def _by_position(inputs: Inputs, split: str) -> list[dict[str, Any]]:
                 "from": 2**place - 1,
                 "below": 2 ** (place + 1) - 1,
                 "tokens": int(base[1]),
-                **dict(zip(WHO, means, strict=True)),
+                **dict(zip(MODELS, means, strict=True)),
             }
         )
     return rows
@@ -185,7 +185,7 @@ def _without(
 ) -> dict[str, Any] | None:
     """The same measures without near-copies of training documents."""
     kept = ~near
-    if kept.sum() < LEAST:
+    if kept.sum() < MIN_GROUP_DOCUMENTS:
         return None
     those = base[kept], tuned[kept], tokens[kept]
     return {

@@ -12,18 +12,18 @@ from pipeline.core.settings import build
 from pipeline.core.stage import RunConfig
 from pipeline.report import SECTIONS
 
-GIVEN = ("dataset", "model")
+SECTIONS_WITHOUT_RECIPE = ("dataset", "model")
 """Sections that no recipe decides."""
 
 
-def settings(config: RunConfig) -> dict[str, Any]:
+def describe_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that decide results, for `report.json`: reports are handed on.
 
     Returns:
         recipe: its name; values: by section; changed: by dotted name, value and the recipe's.
     """
     values = {name: getattr(config, name).identity_fields() for name in SECTIONS}
-    plain = of_recipe(config)
+    plain = recipe_settings(config)
     changed = {
         f"{section}.{name}": {"value": value, "recipe": plain[section][name]}
         for section in plain
@@ -34,15 +34,19 @@ def settings(config: RunConfig) -> dict[str, Any]:
     return {"recipe": named, **redact_all({"values": values, "changed": changed})}
 
 
-def of_recipe(config: RunConfig, known: bool = True) -> dict[str, dict[str, Any]]:
+def recipe_settings(config: RunConfig, known: bool = True) -> dict[str, dict[str, Any]]:
     """The settings that decide results, by section, as the run's recipe has them.
 
     Where that is not known any more, they are the defaults.
     """
     try:
         given = entry("recipes", config.recipe) if known and config.recipe else {}
-        kinds = {name: type(getattr(config, name)) for name in SECTIONS if name not in GIVEN}
+        kinds = {
+            name: type(getattr(config, name))
+            for name in SECTIONS
+            if name not in SECTIONS_WITHOUT_RECIPE
+        }
         made = {name: build(kind, given.get(name, {}), "recipe") for name, kind in kinds.items()}
     except UserError:
-        return of_recipe(config, known=False)
+        return recipe_settings(config, known=False)
     return {name: section.identity_fields() for name, section in made.items()}

@@ -22,11 +22,11 @@ from pipeline.dag import find
 from pipeline.dataset.subset import sample_documents
 from pipeline.dataset.token_cache import SealedShards, TokenizedSplit, open_token_cache
 from pipeline.evaluate.contamination import copies, ngrams, similarity
-from pipeline.evaluate.contamination.candidates import MOST, needed
+from pipeline.evaluate.contamination.candidates import MAX_CANDIDATES, needed
 from pipeline.evaluate.contamination.copies import longest_copies
-from pipeline.evaluate.contamination.ngrams import N, Needles, rolling
-from pipeline.evaluate.contamination.overlap import QUOTED, THRESHOLD, find_overlap
-from pipeline.evaluate.contamination.similarity import SHINGLE, compare
+from pipeline.evaluate.contamination.ngrams import NGRAM_TOKENS, NgramIndex, rolling
+from pipeline.evaluate.contamination.overlap import NEAR_JACCARD, QUOTED_SHARE, find_overlap
+from pipeline.evaluate.contamination.similarity import SHINGLE_TOKENS, compare
 from tests.helpers.runs import AfterChecks
 
 Document = Sequence[int]
@@ -44,12 +44,12 @@ def arrays(documents: Sequence[Document]) -> list[np.ndarray]:
     return [np.array(document, np.int64) for document in documents]
 
 
-def grams(document: Document, n: int = N) -> list[tuple[int, ...]]:
+def grams(document: Document, n: int = NGRAM_TOKENS) -> list[tuple[int, ...]]:
     return [tuple(document[i : i + n]) for i in range(len(document) - n + 1)]
 
 
 def likeness(one: Document, other: Document) -> float:
-    a, b = set(grams(one, SHINGLE)), set(grams(other, SHINGLE))
+    a, b = set(grams(one, SHINGLE_TOKENS)), set(grams(other, SHINGLE_TOKENS))
     return len(a & b) / max(1, len(a | b))
 
 
@@ -120,7 +120,7 @@ def test_the_hashes_are_those_of_the_formula() -> None:
 def test_every_place_is_found_once_wherever_blocks_end(
     texts: list[list[int]], documents: list[list[int]], block: int
 ) -> None:
-    needles, train = Needles(arrays(texts), 4), corpus(documents)
+    index, train = NgramIndex(arrays(texts), 4), corpus(documents)
     known = {gram for text in texts for gram in grams(text, 4)}
     wanted = [
         (index, int(train.offsets[index]) + i, gram)
@@ -129,12 +129,12 @@ def test_every_place_is_found_once_wherever_blocks_end(
         if gram in known
     ]
     names = {
-        int(g): tuple(needles.ids[place : place + 4].tolist())
-        for g, place in zip(needles.grams, needles.places, strict=True)
+        int(g): tuple(index.ids[place : place + 4].tolist())
+        for g, place in zip(index.grams, index.places, strict=True)
     }
-    assert len(names) == needles.distinct == len(known)
+    assert len(names) == index.distinct == len(known)
     found, met = [], set()
-    for hits in needles.scan(train, block=block):
+    for hits in index.scan(train, block=block):
         assert not met & set(hits.documents.tolist()), "a document comes whole"
         met |= set(hits.documents.tolist())
         columns = (hits.documents.tolist(), hits.places.tolist(), hits.grams.tolist())
@@ -151,13 +151,13 @@ def weak(ids: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
 
 def test_what_has_the_hash_only_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ngrams, "rolling", weak)
-    text = list(range(N))
+    text = list(range(NGRAM_TOKENS))
     train = corpus([text[::-1], text, [*text[1:], 0, 99]])
-    (hits,) = Needles(arrays([text])).scan(train)
-    assert (hits.documents.tolist(), hits.places.tolist()) == ([1], [N])
-    needles = Needles(arrays([text, text[::-1]]))
-    assert needles.seed == 1, "under the first seed, the two could not be told apart"
-    assert [len(hits) for hits in needles.scan(train)] == [2]
+    (hits,) = NgramIndex(arrays([text])).scan(train)
+    assert (hits.documents.tolist(), hits.places.tolist()) == ([1], [NGRAM_TOKENS])
+    index = NgramIndex(arrays([text, text[::-1]]))
+    assert index.seed == 1, "under the first seed, the two could not be told apart"
+    assert [len(hits) for hits in index.scan(train)] == [2]
 
 
 def test_memory_is_that_of_the_texts_and_not_of_the_corpus() -> None:
@@ -193,29 +193,29 @@ def test_overlap_is_what_comparing_all_with_all_finds(
         lengths = generator.integers(least, 60, count)
         return [generator.integers(0, vocabulary + 1, n).tolist() for n in lengths]
 
-    texts, documents = some(4, 1), some(MOST, 0)
+    texts, documents = some(4, 1), some(MAX_CANDIDATES, 0)
     for text in texts:
         piece = text[: generator.integers(0, 60)]
-        documents[generator.integers(0, MOST)] += piece
+        documents[generator.integers(0, MAX_CANDIDATES)] += piece
     found = find_overlap(arrays(texts), corpus(documents), block=block)
     for index, text in enumerate(texts):
         known = [set(grams(document)) for document in documents]
         inside = {
             i + j
             for i, gram in enumerate(grams(text))
-            for j in range(N)
+            for j in range(NGRAM_TOKENS)
             if any(gram in one for one in known)
         }
         assert found.covered[index] == len(inside)
-        assert found.short[index] == (len(text) < N)
+        assert found.short[index] == (len(text) < NGRAM_TOKENS)
         near = [
             likeness(text, document) if set(grams(text)) & one else 0.0
             for document, one in zip(documents, known, strict=True)
         ]
         assert found.jaccard[index] == max(near)
         assert found.nearest[index] == (near.index(max(near)) if max(near) else -1)
-        quoted = len(inside) >= QUOTED * len(text)
-        assert found.near[index] == (max(near) >= THRESHOLD or quoted)
+        quoted = len(inside) >= QUOTED_SHARE * len(text)
+        assert found.near[index] == (max(near) >= NEAR_JACCARD or quoted)
 
 
 def test_a_planted_leak_is_found_and_nothing_else() -> None:
@@ -283,7 +283,7 @@ def test_a_footer_costs_no_comparison_and_a_form_a_few(monkeypatch: pytest.Monke
     found = find_overlap(arrays(texts), corpus(filled))
     assert found.near.all()
     assert (found.nearest[4], found.jaccard[4]) == (2000, 1.0)
-    assert 0 < sketched[0] <= 10 * (MOST + 1)
+    assert 0 < sketched[0] <= 10 * (MAX_CANDIDATES + 1)
 
 
 @settings(deadline=None)
@@ -301,14 +301,14 @@ def test_a_near_duplicate_shares_as_many_13_grams_as_are_asked_for(
         new += 1
         other += {0: [new], 1: [], 2: [token, new]}.get(int(kind), [token])
     shared = len(set(grams(one)) & set(grams(other)))
-    if likeness(one, other) >= THRESHOLD:
+    if likeness(one, other) >= NEAR_JACCARD:
         assert shared >= needed(len(one), len(other))
 
 
 def test_so_many_are_needed_and_no_fewer() -> None:
     one = list(range(12 * 40))
     other = [t for i in range(0, len(one), 12) for t in (*one[i : i + 12], 1000 + i)]
-    assert likeness(one, other) < THRESHOLD
+    assert likeness(one, other) < NEAR_JACCARD
     assert not set(grams(one)) & set(grams(other))
     assert (needed(112, 112), needed(113, 113), needed(500, 500)) == (0, 1, 29)
 
@@ -337,7 +337,7 @@ def longest(text: Document, documents: Sequence[Document]) -> tuple[int, int, in
                     and document[start + length] == text[at + length]
                 ):
                     length += 1
-                if length >= max(N, best[0] + 1):
+                if length >= max(NGRAM_TOKENS, best[0] + 1):
                     best = (length, index, start, at)
     return best
 
@@ -443,7 +443,14 @@ def test_the_step_tells_of_each_document_that_is_scored(
         texts = [held.document(index).tolist() for index in chosen]
         assert columns["tokens"] == [len(text) for text in texts]
         covered = [
-            len({i + j for i, gram in enumerate(grams(t)) for j in range(N) if gram in known})
+            len(
+                {
+                    i + j
+                    for i, gram in enumerate(grams(t))
+                    for j in range(NGRAM_TOKENS)
+                    if gram in known
+                }
+            )
             for t in texts
         ]
         assert columns["covered"] == covered
@@ -460,7 +467,7 @@ def test_the_step_tells_of_each_document_that_is_scored(
             "near_duplicates": sum(columns["near"]),
             "any_overlap": sum(n > 0 for n in covered),
             "covered_share": sum(covered) / sum(columns["tokens"]),
-            "too_short": sum(len(text) < N for text in texts),
+            "too_short": sum(len(text) < NGRAM_TOKENS for text in texts),
         }
         shared += sum(covered)
     assert shared, "the sentences of this corpus come again and again"

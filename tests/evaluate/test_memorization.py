@@ -10,10 +10,10 @@ import pytest
 from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.evaluate.memorization import (
     agreement,
-    compose,
+    cut_prompts,
     distinct,
-    measure,
-    openings,
+    generate_and_measure,
+    measure_texts,
     repetition,
 )
 
@@ -54,19 +54,19 @@ def test_reciting_is_going_on_to_the_end() -> None:
 
 
 def test_copied_spans_are_counted_from_fifty_tokens_on() -> None:
-    found = measure([[1]] * 4, [0, 13, 50, 49])
+    found = measure_texts([[1]] * 4, [0, 13, 50, 49])
     assert found["copied_longest"] == 50
     assert found["copied_mean"] == 28
     assert found["copied_long"] == 0.25
-    assert measure([], [])["copied_long"] == 0
+    assert measure_texts([], [])["copied_long"] == 0
 
 
 def test_openings_are_of_the_lowest_hashes_that_are_long_enough() -> None:
     given = corpus([1] * 9, [2] * 3, [3] * 5, [4] * 4)
-    prompts, rest = openings(given, 2, 3, 4)
+    prompts, rest = cut_prompts(given, 2, 3, 4)
     assert prompts == [[4] * 3, [3] * 3], "the second has nothing to go on with"
     assert rest == [[4], [3, 3]]
-    prompts, rest = openings(given, 2, 3, 2, whole=True)
+    prompts, rest = cut_prompts(given, 2, 3, 2, full=True)
     assert (prompts, rest) == ([[3] * 3, [1] * 3], [[3, 3], [1, 1]])
 
 
@@ -81,7 +81,7 @@ def test_what_is_written_is_searched_and_told_apart() -> None:
         return [len(texts) - n for n in range(len(texts))]
 
     held_out = [[1, 1], [2, 2]], [[3, 4, 5], [6]]
-    texts, figures = compose(held_out, ([[8, 8]], [[18, 18, 18]]), write, copies)
+    texts, figures = generate_and_measure(held_out, ([[8, 8]], [[18, 18, 18]]), write, copies)
     assert texts["held_out"][1] == {
         "prompt": [2, 2],
         "reference": [6],
@@ -100,6 +100,8 @@ def test_without_prompts_nothing_is_written() -> None:
     def refuse(prompts: list[list[int]], sampled: bool) -> list[list[int]]:
         raise AssertionError("there is nothing to go on from")
 
-    texts, figures = compose(([], []), ([], []), refuse, lambda texts: [0] * len(texts))
+    texts, figures = generate_and_measure(
+        ([], []), ([], []), refuse, lambda texts: [0] * len(texts)
+    )
     assert texts == {"held_out": [], "learned": []}
     assert all(found["texts"] == 0 for found in figures.values())

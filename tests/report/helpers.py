@@ -19,7 +19,7 @@ from pipeline.core import receipt as receipts
 from pipeline.core.receipt import UnitIdentity
 from pipeline.core.registry import BaseModel, Dataset
 from pipeline.core.stage import Input
-from pipeline.evaluate.memorization import measure
+from pipeline.evaluate.memorization import measure_texts
 from pipeline.evaluate.metrics import bits_per_byte, interval, perplexity, word_perplexity
 from pipeline.evaluate.stage import samples_item
 from pipeline.report.build import build
@@ -101,7 +101,7 @@ class Run:
 
     def samples(self, who: str) -> Input:
         kinds = ("reference", "greedy", "sampled", "learned")
-        figures = {kind: measure([[1, 2, 3, 4, 5, 6]] * 4, [0, 14, 0, 60]) for kind in kinds}
+        figures = {kind: measure_texts([[1, 2, 3, 4, 5, 6]] * 4, [0, 14, 0, 60]) for kind in kinds}
         figures["learned"] |= {"recited": 0.25 if who == "tuned" else 0.0, "agreement": 7.5}
         facts = {"seconds": 8.0, "cpus": 2, "gpus": 0, "precision": "bf16", "written": figures}
         sample = {

@@ -16,13 +16,13 @@ import pytest
 from pipeline.config import resolve
 from pipeline.core.errors import CorruptInput
 from pipeline.evaluate.stage import EvaluateConfig
-from pipeline.report import advice
 from pipeline.report.build import build
 from pipeline.report.figures import canvas
+from pipeline.report.findings import findings, verdict
+from pipeline.report.formatting import duration, join_names, number
 from pipeline.report.history.stragglers import slowest
 from pipeline.report.history.training_curve import read_curve
-from pipeline.report.page import some
-from pipeline.report.verdict import duration, number, verdict
+from pipeline.report.suggestions import suggestions
 from tests.report.helpers import FIGURES, Run, chunked, with_logs
 
 
@@ -390,7 +390,7 @@ def test_texts_too_short_and_lengths_of_some_documents_are_said_to_be_so(
 
 
 def told(what: str, report: dict[str, Any]) -> dict[str, str]:
-    rules = advice.findings(report) + advice.suggestions(report)
+    rules = findings(report) + suggestions(report)
     return next((rule for rule in rules if rule["what"] == what), {})
 
 
@@ -452,7 +452,7 @@ def test_what_computed_is_told_from_what_reported(run: Run) -> None:
     hours = report["cost"]["cpu_hours"]
     assert f"\nCost: {duration(3600 * hours)} of CPU time granted, GPU time not reco" in markdown
     assert ". What another run had made is counted in full." in markdown
-    assert some([f"n{i}" for i in range(23)]).endswith(", n19 and 3 more")
+    assert join_names([f"n{i}" for i in range(23)]).endswith(", n19 and 3 more")
 
 
 def test_the_page_tells_where_the_time_went(tmp_path: Path) -> None:

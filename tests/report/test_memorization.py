@@ -17,7 +17,7 @@ import yaml
 import zstandard
 
 from pipeline.config import Config, resolve
-from pipeline.report.verdict import number
+from pipeline.report.formatting import number
 from tests.helpers.runs import advance
 from tests.helpers.tiny import PARAGRAPH
 

@@ -1,4 +1,4 @@
-"""Whether the documents that a model is judged by stand in what it learns from."""
+"""Whether the documents that a model is scored on occur in its training data."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ import pyarrow.parquet as pq
 from pipeline.core.stage import Context, Inputs, Item, RunConfig
 from pipeline.dataset.sealed import open_sealed
 from pipeline.dataset.subset import sample_documents
-from pipeline.evaluate.contamination.ngrams import N
-from pipeline.evaluate.contamination.overlap import QUOTED, THRESHOLD, Overlap, find_overlap
-from pipeline.evaluate.contamination.similarity import SHINGLE
+from pipeline.evaluate.contamination.ngrams import NGRAM_TOKENS
+from pipeline.evaluate.contamination.overlap import (
+    NEAR_JACCARD,
+    QUOTED_SHARE,
+    Overlap,
+    find_overlap,
+)
+from pipeline.evaluate.contamination.similarity import SHINGLE_TOKENS
 from pipeline.tokenize.facts import HELD_OUT_SPLITS
 
 
 def measure_overlap(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Commit a table a split, a row a document that is scored, and what they come to.
+    """Commit a table for each held-out split, one row a scored document, and the totals.
 
     Raises:
-        Interrupted: A stop was asked for.
+        Interrupted: A stop was requested.
         CorruptInput: The corpus is damaged.
     """
     started = time.monotonic()
@@ -61,10 +66,10 @@ def measure_overlap(config: RunConfig, item: Item, inputs: Inputs, ctx: Context)
             facts[split] = _sums(found, rows, columns["tokens"])
         draft.facts = {
             **facts,
-            "n": N,
-            "shingle": SHINGLE,
-            "threshold": THRESHOLD,
-            "quoted": QUOTED,
+            "n": NGRAM_TOKENS,
+            "shingle": SHINGLE_TOKENS,
+            "threshold": NEAR_JACCARD,
+            "quoted": QUOTED_SHARE,
             "train_documents": len(train),
             "train_tokens": len(train.ids),
             "cpus": ctx.cpus,

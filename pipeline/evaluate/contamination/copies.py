@@ -1,8 +1,8 @@
-"""Whether texts say the training text by heart: the longest span of each that stands there.
+"""Find the longest span of each text that occurs verbatim in the training documents.
 
-A span of L tokens is a run of L - 12 13-grams, one after the other in both texts, so what the scan
-for n-grams finds is all there is to look at. A passage that stands in a hundred thousand documents
-is looked at once: another occurrence can say nothing new.
+A span of L tokens is a run of L - 12 13-grams that follow each other in both texts, so the hits of
+the n-gram scan are all there is to examine. A passage that occurs in a hundred thousand documents
+is examined once.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import xxhash
 
 from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.evaluate.contamination.ngrams import (
-    BLOCK,
-    Check,
-    Needles,
-    Places,
-    Progress,
+    SCAN_BLOCK_TOKENS,
+    NgramIndex,
+    Positions,
+    ScanProgress,
+    StopCheck,
     Tokens,
-    nothing,
+    do_nothing,
 )
 
 
 @dataclass(frozen=True)
 class Copies:
-    """The longest verbatim span of each text, an element a text.
+    """The longest verbatim span of each text, arrays of shape (texts,).
 
-    `tokens`: its length, 0 where it is under 13. `document`, `start`: the first training document
-    that holds it, and after how many tokens of that; -1 for none. `at`: after how many tokens of
-    the text it begins, -1 for none.
+    `tokens`: its length, 0 if it is under 13. `document`: index of the first training document that
+    contains it, -1 for none. `start`: its offset in that document, `at`: its offset in the text, in
+    tokens; -1 for none.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -45,89 +45,89 @@ def longest_copies(
     texts: Sequence[Tokens],
     train: TokenizedSplit,
     *,
-    check: Check = nothing,
-    progress: Progress = nothing,
-    block: int = BLOCK,
+    check: StopCheck = do_nothing,
+    progress: ScanProgress = do_nothing,
+    block: int = SCAN_BLOCK_TOKENS,
 ) -> Copies:
-    """Find the longest span of each text that stands verbatim within a training document.
+    """Find the longest span of each text that occurs verbatim in a training document.
 
     Args:
-        texts: Tokens of each.
-        train: What may hold them.
-        check: Called between blocks; it may raise.
-        progress: Called with tokens of `train` done and in all.
-        block: Tokens looked at in one go; decides nothing but speed and memory.
+        texts: Tokens of each text.
+        train: The training documents.
+        check: Called between blocks; may raise.
+        progress: Called with the number of tokens of `train` done and in total.
+        block: Tokens per block; affects only speed and memory.
     """
-    needles = Needles(texts)
-    longest = _Longest(needles)
-    for hits in needles.scan(train, check=check, progress=progress, block=block):
-        longest.add(hits.places, hits.grams)
+    index = NgramIndex(texts)
+    longest = _Longest(index)
+    for hits in index.scan(train, check=check, progress=progress, block=block):
+        longest.add(hits.positions, hits.grams)
     found = longest.tokens > 0
-    document = np.searchsorted(train.offsets, longest.place, side="right") - 1
+    document = np.searchsorted(train.offsets, longest.position, side="right") - 1
     return Copies(
         tokens=longest.tokens,
         document=np.where(found, document, -1),
-        start=np.where(found, longest.place - train.offsets[document], -1),
-        at=np.where(found, longest.at - needles.offsets[:-1], -1),
+        start=np.where(found, longest.position - train.offsets[document], -1),
+        at=np.where(found, longest.at - index.offsets[:-1], -1),
     )
 
 
 class _Longest:
-    """The longest span of each text so far: how long, and where in the corpus and the texts."""
+    """The longest span of each text so far: its length, and where it is in corpus and text."""
 
-    def __init__(self, needles: Needles) -> None:
-        self._needles = needles
-        texts = len(needles.offsets) - 1
-        self.tokens, self.place, self.at = (np.zeros(texts, np.int64) for _ in range(3))
-        # the places of each n-gram in the texts, in order
-        order = np.argsort(needles.grams, kind="stable")
-        self._at = needles.places[order]
-        self._owners = needles.owners()[order]
-        self._begins = np.searchsorted(needles.grams[order], np.arange(needles.distinct + 1))
-        self._width = int(np.diff(needles.offsets).max(initial=1))
+    def __init__(self, index: NgramIndex) -> None:
+        self._index = index
+        texts = len(index.offsets) - 1
+        self.tokens, self.position, self.at = (np.zeros(texts, np.int64) for _ in range(3))
+        # positions in the texts, grouped by n-gram, in order
+        order = np.argsort(index.grams, kind="stable")
+        self._at = index.positions[order]
+        self._owners = index.owners()[order]
+        self._begins = np.searchsorted(index.grams[order], np.arange(index.distinct + 1))
+        self._width = int(np.diff(index.offsets).max(initial=1))
         self._known: set[int] = set()
-        self._weigh()
+        self._update_thresholds()
 
-    def _weigh(self) -> None:
-        """What a run must exceed to be a longer span of some text that holds an n-gram of it."""
-        if self._needles.distinct:
+    def _update_thresholds(self) -> None:
+        """Update, for each n-gram, the length that a new span through it must exceed."""
+        if self._index.distinct:
             so_far = self.tokens[self._owners]
-            self._least = np.minimum.reduceat(so_far, self._begins[:-1])
+            self._thresholds = np.minimum.reduceat(so_far, self._begins[:-1])
 
-    def add(self, places: Places, grams: Places) -> None:
-        """Look at hits of whole documents, in order."""
-        begins = np.flatnonzero(np.diff(places, prepend=-2) != 1)
-        ends = np.append(begins[1:], len(places))
-        length = ends - begins + self._needles.n - 1
-        longer = length > np.minimum.reduceat(self._least[grams], begins)
+    def add(self, positions: Positions, grams: Positions) -> None:
+        """Take hits of whole documents, in order."""
+        begins = np.flatnonzero(np.diff(positions, prepend=-2) != 1)
+        ends = np.append(begins[1:], len(positions))
+        length = ends - begins + self._index.n - 1
+        longer = length > np.minimum.reduceat(self._thresholds[grams], begins)
         for begin, end in zip(begins[longer].tolist(), ends[longer].tolist(), strict=True):
             run = grams[begin:end]
             key = xxhash.xxh3_64_intdigest(run.tobytes())
             if key in self._known:
                 continue
             self._known.add(key)
-            # a span is no longer than its text, so one of two windows that overlap holds it whole
+            # A span is at most as long as its text, so one of the overlapping windows contains it.
             for first in range(0, max(1, len(run) - self._width), self._width):
-                self._look(int(places[begin]) + first, run[first : first + 2 * self._width])
+                self._compare(int(positions[begin]) + first, run[first : first + 2 * self._width])
 
-    def _look(self, place: int, run: Places) -> None:
-        """Take what a run of n-grams, which stands at `place`, has in common with each text."""
+    def _compare(self, position: int, run: Positions) -> None:
+        """Compare a run of n-grams, which begins at `position` of the corpus, with each text."""
         sizes = self._begins[run + 1] - self._begins[run]
         step = np.repeat(np.arange(len(run)), sizes)
         one = np.repeat(self._begins[run] - (np.cumsum(sizes) - sizes), sizes)
         one += np.arange(len(one))
         at = self._at[one]
-        # along a span both texts go on by one, and the difference of the places stays
+        # Along a span both positions grow by one, so their difference stays the same.
         order = np.lexsort((step, step - at))
         step, at, text = step[order], at[order], self._owners[one[order]]
         begins = np.flatnonzero((np.diff(step, prepend=-2) != 1) | (np.diff(at, prepend=-2) != 1))
-        tokens = np.diff(begins, append=len(step)) + self._needles.n - 1
+        tokens = np.diff(begins, append=len(step)) + self._index.n - 1
         step, at, text = step[begins], at[begins], text[begins]
         rank = np.lexsort((at, step, -tokens, text))
         rank = rank[tokens[rank] > self.tokens[text[rank]]]
         rank = rank[np.diff(text[rank], prepend=-1) > 0]  # the first of each text
         if len(rank):
             self.tokens[text[rank]] = tokens[rank]
-            self.place[text[rank]] = place + step[rank]
+            self.position[text[rank]] = position + step[rank]
             self.at[text[rank]] = at[rank]
-            self._weigh()
+            self._update_thresholds()

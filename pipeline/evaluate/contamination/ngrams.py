@@ -1,8 +1,8 @@
-"""Where the n-grams of a few texts stand in a corpus, found in one pass over it.
+"""Find where the n-grams of a few texts occur in a corpus, in one pass over the corpus.
 
-The texts are indexed and the corpus streams past them, block by block in numpy: so the memory it
-takes is that of the texts, and a corpus of any size costs some tens of nanoseconds a token. Hashes
-only choose what is looked at; what is reported was compared token by token.
+The texts are indexed and the corpus is read block by block in numpy. Memory depends on the texts
+only, and a corpus costs some tens of nanoseconds per token. Hashes select candidates; each hit is
+confirmed token by token.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ import numpy.typing as npt
 
 from pipeline.dataset.token_cache import TokenizedSplit
 
-N = 13
-"""Tokens of an n-gram; GPT-3 (Brown et al. 2020, appendix C) looked for leaks by as many."""
-BLOCK = 1 << 16
-"""Tokens looked at in one go: with its hashes about what a core's own cache holds."""
+NGRAM_TOKENS = 13
+"""Tokens of an n-gram, as in GPT-3's contamination check (Brown et al. 2020, appendix C)."""
+SCAN_BLOCK_TOKENS = 1 << 16
+"""Tokens per block: with their hashes about as much as the L2 cache of a core holds."""
 
 Tokens = npt.NDArray[Any]
-Places = npt.NDArray[np.int64]
-Check = Callable[[], None]
-Progress = Callable[[int, int], None]
+Positions = npt.NDArray[np.int64]
+StopCheck = Callable[[], None]
+ScanProgress = Callable[[int, int], None]
 
-_SPREAD = 0x9E3779B97F4A7C15
-_BASE = 0xD1342543DE82EF95
-_BITS_A_GRAM = 64
+_TOKEN_MULTIPLIER = 0x9E3779B97F4A7C15
+_HASH_BASE = 0xD1342543DE82EF95
+_SIEVE_BITS_PER_NGRAM = 64
 
 
-def nothing(*args: object) -> None:
-    """Stands in for `check` and `progress` where nobody looks."""
+def do_nothing(*args: object) -> None:
+    """Do nothing; the default of `check` and `progress`."""
 
 
 def distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The different ones among integers, in order; `np.unique` takes ten times as long."""
+    """The distinct integers, sorted; ten times as fast as `np.unique`."""
     values = np.sort(values)
     keep = np.ones(len(values), bool)
     np.not_equal(values[1:], values[:-1], out=keep[1:])
@@ -45,23 +45,23 @@ def distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def rolling(ids: Tokens, n: int, seed: int = 0) -> npt.NDArray[np.uint64]:
-    """Hash of every run of n tokens: Σ s(ids[i + j]) · base^(n - 1 - j) modulo 2^64.
+    """Hash every run of n tokens: Σ s(ids[i + j]) · base^(n - 1 - j) modulo 2^64.
 
-    Widths are doubled: 13 = 8 + 4 + 1 takes three doublings and two sums in place of 13.
+    Widths are doubled: 13 = 8 + 4 + 1 takes three doublings and two sums instead of 13 steps.
 
     Args:
         ids: Tokens, (length,).
         n: Tokens of a run.
-        seed: Another one gives other hashes.
+        seed: Selects the hash function.
 
     Returns:
-        (length - n + 1,), none if there are fewer than n tokens.
+        Hashes, (length - n + 1,); empty if there are fewer than n tokens.
     """
     if len(ids) < n:
         return np.empty(0, np.uint64)
     part = ids.astype(np.uint64)
     part += np.uint64(seed + 1)
-    part *= np.uint64(_SPREAD)
+    part *= np.uint64(_TOKEN_MULTIPLIER)
     part ^= part >> np.uint64(32)
     width, have, found = 1, 0, part
     while True:
@@ -77,124 +77,124 @@ def rolling(ids: Tokens, n: int, seed: int = 0) -> npt.NDArray[np.uint64]:
 def _join(
     left: npt.NDArray[np.uint64], right: npt.NDArray[np.uint64], width: int, have: int
 ) -> npt.NDArray[np.uint64]:
-    """Hashes of `width` tokens, each followed by one of `have`."""
+    """Hashes of runs of `width + have` tokens, from those of `width` and of `have` tokens."""
     length = min(len(left), len(right) - width)
-    joined = left[:length] * np.uint64(pow(_BASE, have, 1 << 64))
+    joined = left[:length] * np.uint64(pow(_HASH_BASE, have, 1 << 64))
     joined += right[width : width + length]
     return joined
 
 
 @dataclass(frozen=True)
 class Hits:
-    """Places of a corpus at which an n-gram of the texts stands, in order.
+    """Occurrences of n-grams of the texts in a corpus, in order of position.
 
-    `documents`: of the corpus. `places`: of the first token in `ids` of the corpus. `grams`: which
-    n-gram of the texts it is. A document comes whole, with all its hits, in one `Hits`.
+    `documents`: index of the document. `positions`: of the first token, in `ids` of the corpus.
+    `grams`: index of the n-gram. All hits of a document are in the same `Hits`.
     """
 
-    documents: Places
-    places: Places
-    grams: Places
+    documents: Positions
+    positions: Positions
+    grams: Positions
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.positions)
 
     def __getitem__(self, rows: slice) -> Hits:
-        return Hits(self.documents[rows], self.places[rows], self.grams[rows])
+        return Hits(self.documents[rows], self.positions[rows], self.grams[rows])
 
     @classmethod
     def joined(cls, parts: Sequence[Hits]) -> Hits:
-        """Parts in order, as one."""
-        named = ("documents", "places", "grams")
+        """Concatenate."""
+        named = ("documents", "positions", "grams")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in named))
 
 
-class Needles:
-    """The n-grams of some texts, to be looked for.
+class NgramIndex:
+    """The n-grams of some texts, indexed for search.
 
     Args:
         texts: Tokens of each.
         n: Tokens of an n-gram.
 
     Attributes:
-        ids: The texts end to end.
-        offsets: Where each begins in `ids`, texts + 1.
-        places: Where their n-grams begin in `ids`, in order; none crosses the end of a text.
-        grams: Which of the distinct n-grams stands at each place.
-        distinct: How many of those there are.
+        ids: The texts, concatenated.
+        offsets: Where each text begins in `ids`, (texts + 1,).
+        positions: Where each n-gram begins in `ids`, in order; none crosses the end of a text.
+        grams: Index of the distinct n-gram at each position.
+        distinct: Number of distinct n-grams.
     """
 
-    def __init__(self, texts: Sequence[Tokens], n: int = N) -> None:
+    def __init__(self, texts: Sequence[Tokens], n: int = NGRAM_TOKENS) -> None:
         self.n = n
         lengths = np.array([len(text) for text in texts], np.int64)
         self.offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         self.ids = np.concatenate([np.empty(0, np.uint32), *texts]).astype(np.uint32)
         text = np.repeat(np.arange(len(texts)), lengths)
         last = len(self.ids) - n + 1
-        self.places = np.flatnonzero(text[: max(last, 0)] == text[n - 1 :])
+        self.positions = np.flatnonzero(text[: max(last, 0)] == text[n - 1 :])
         for self.seed in count():
-            hashes = rolling(self.ids, n, self.seed)[self.places]
+            hashes = rolling(self.ids, n, self.seed)[self.positions]
             self._hashes, firsts, grams = np.unique(hashes, return_index=True, return_inverse=True)
-            self._firsts = self.places[firsts]
-            if self._tells_apart(grams):
+            self._firsts = self.positions[firsts]
+            if self._collision_free(grams):
                 break
         self.grams = grams.astype(np.int64)
         self.distinct = len(firsts)
         self._sieve = _Sieve(self._hashes)
 
-    def _tells_apart(self, grams: Places) -> bool:
-        """Whether n-grams of one hash are equal: then one comparison decides for all of them."""
+    def _collision_free(self, grams: Positions) -> bool:
+        """Whether n-grams with equal hashes are equal, so that comparing with one suffices."""
         return all(
-            np.array_equal(self.ids[self.places + j], self.ids[self._firsts[grams] + j])
+            np.array_equal(self.ids[self.positions + j], self.ids[self._firsts[grams] + j])
             for j in range(self.n)
         )
 
-    def owners(self) -> Places:
-        """Which text the n-gram at each of `places` belongs to."""
-        return np.searchsorted(self.offsets, self.places, side="right") - 1
+    def owners(self) -> Positions:
+        """Index of the text of the n-gram at each of `positions`."""
+        return np.searchsorted(self.offsets, self.positions, side="right") - 1
 
     def scan(
         self,
         corpus: TokenizedSplit,
         *,
-        block: int = BLOCK,
-        check: Check = nothing,
-        progress: Progress = nothing,
+        block: int = SCAN_BLOCK_TOKENS,
+        check: StopCheck = do_nothing,
+        progress: ScanProgress = do_nothing,
     ) -> Iterator[Hits]:
-        """Every place of a corpus where one of the n-grams stands within a document.
+        """Find every occurrence of the n-grams within a document of a corpus.
 
         Args:
-            corpus: What is searched.
-            block: Tokens looked at in one go; decides nothing but speed.
-            check: Called before each block; it may raise.
-            progress: Called after each with tokens done and in all.
+            corpus: The corpus to search.
+            block: Tokens per block; affects only speed.
+            check: Called before each block; may raise.
+            progress: Called after each block with the number of tokens done and in total.
         """
         total = len(corpus.ids) if self.distinct else 0
         held: list[Hits] = []
         for begin in range(0, total, block):
             check()
             end = min(begin + block, total)
-            hits = self._look(corpus, begin, min(end + self.n - 1, total))
+            hits = self._hits(corpus, begin, min(end + self.n - 1, total))
             progress(end, total)
             held += [hits] if len(hits) else []
-            if not held or not self._through(corpus, held[0].documents[:1], end).all():
+            if not held or not self._finished(corpus, held[0].documents[:1], end).all():
                 continue
             hits = Hits.joined(held)
-            whole = int(np.count_nonzero(self._through(corpus, hits.documents, end)))
+            whole = int(np.count_nonzero(self._finished(corpus, hits.documents, end)))
             yield hits[:whole]
             held = [hits[whole:]] if whole < len(hits) else []
 
-    def _through(
-        self, corpus: TokenizedSplit, documents: Places, end: int
+    def _finished(
+        self, corpus: TokenizedSplit, documents: Positions, end: int
     ) -> npt.NDArray[np.bool_]:
-        """Whether every n-gram of a document begins before `end`."""
+        """Whether every n-gram of each document begins before `end`."""
         return corpus.offsets[documents + 1] - self.n < end
 
-    def _look(self, corpus: TokenizedSplit, begin: int, end: int) -> Hits:
+    def _hits(self, corpus: TokenizedSplit, begin: int, end: int) -> Hits:
         """The hits among the n-grams within `ids[begin:end]`."""
         ids = np.asarray(corpus.ids[begin:end])
         hashes = rolling(ids, self.n, self.seed)
-        local = self._sieve.passed(hashes)
+        local = self._sieve.candidates(hashes)
         grams = np.minimum(np.searchsorted(self._hashes, hashes[local]), self.distinct - 1)
         local, grams = _where(self._hashes[grams] == hashes[local], local, grams)
         firsts = self._firsts[grams]
@@ -202,36 +202,36 @@ class Needles:
         for j in range(self.n):
             same &= ids[local + j] == self.ids[firsts + j]
         local, grams = _where(same, local, grams)
-        places = local + begin
-        documents = np.searchsorted(corpus.offsets, places, side="right") - 1
-        within = places + self.n <= corpus.offsets[documents + 1]
-        return Hits(*_where(within, documents, places, grams))
+        positions = local + begin
+        documents = np.searchsorted(corpus.offsets, positions, side="right") - 1
+        within = positions + self.n <= corpus.offsets[documents + 1]
+        return Hits(*_where(within, documents, positions, grams))
 
 
-def _where(keep: npt.NDArray[np.bool_], *columns: Places) -> tuple[Places, ...]:
+def _where(keep: npt.NDArray[np.bool_], *columns: Positions) -> tuple[Positions, ...]:
     return tuple(column[keep] for column in columns)
 
 
 class _Sieve:
-    """Tells of most hashes, for a few nanoseconds, that they are none of those it was given.
+    """Rules out most hashes in a few nanoseconds each, as a Bloom filter with one hash function.
 
-    A bit for each value of the upper bits of a hash; so many of them that one in 64 of the
-    others passes at most.
+    It has one bit for each value of the upper bits of a hash, enough that at most one in 64 of the
+    other hashes passes.
     """
 
     def __init__(self, hashes: npt.NDArray[np.uint64]) -> None:
-        width = max(16, (_BITS_A_GRAM * len(hashes)).bit_length())
+        width = max(16, (_SIEVE_BITS_PER_NGRAM * len(hashes)).bit_length())
         self._shift = np.uint64(64 - width)
         self._bits = np.zeros(1 << (width - 3), np.uint8)
         index, bit = self._split(hashes)
         np.bitwise_or.at(self._bits, index, bit)
 
-    def _split(self, hashes: npt.NDArray[np.uint64]) -> tuple[Places, npt.NDArray[np.uint8]]:
+    def _split(self, hashes: npt.NDArray[np.uint64]) -> tuple[Positions, npt.NDArray[np.uint8]]:
         upper = (hashes >> self._shift).view(np.int64)
         return upper >> 3, np.left_shift(np.uint8(1), (upper & 7).astype(np.uint8))
 
-    def passed(self, hashes: npt.NDArray[np.uint64]) -> Places:
-        """Which of them may be among those it was given."""
+    def candidates(self, hashes: npt.NDArray[np.uint64]) -> Positions:
+        """Indices of the hashes that may be among the given ones."""
         index, bit = self._split(hashes)
         bit &= self._bits[index]
         return np.flatnonzero(bit)

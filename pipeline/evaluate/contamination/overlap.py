@@ -1,13 +1,12 @@
-"""How much of held-out texts stands in the training documents, and which of those is nearly one.
+"""Compare held-out documents with the training documents, in one pass over the latter.
 
-Two questions, one pass over the training documents. *Covered* is a token that lies in some 13-gram
-which a training document holds, too. *Near-duplicates* are two documents of about the same 5-grams:
-the Jaccard similarity of the two sets is 0.5 or more. A text that is quoted within a longer
-document is not like it, but as well known: so *near* is also one of which 0.8 or more is covered.
+A token is *covered* if it lies in a 13-gram that occurs in a training document. Two documents are
+*near-duplicates* if the Jaccard similarity of their sets of 5-grams is 0.5 or more. A text that is
+quoted in a longer document is not similar to it but was seen in training all the same, so a text
+also counts as *near* if 0.8 or more of its tokens are covered.
 
-Documents that share too few 13-grams to be near-duplicates are not compared (see
-`pipeline.evaluate.contamination.candidates`, which also says what that can miss), of the others those that are most
-alike.
+Only documents that share enough 13-grams are compared, and of those only the most similar ones;
+`candidates` says what that can miss.
 """
 
 from __future__ import annotations
@@ -21,40 +20,40 @@ import numpy.typing as npt
 from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.evaluate.contamination.candidates import Candidates
 from pipeline.evaluate.contamination.ngrams import (
-    BLOCK,
-    Check,
-    N,
-    Needles,
-    Progress,
+    NGRAM_TOKENS,
+    SCAN_BLOCK_TOKENS,
+    NgramIndex,
+    ScanProgress,
+    StopCheck,
     Tokens,
-    nothing,
+    do_nothing,
 )
-from pipeline.evaluate.contamination.similarity import SHINGLE, compare
+from pipeline.evaluate.contamination.similarity import SHINGLE_TOKENS, compare
 
-THRESHOLD = 0.5
-"""Jaccard similarity of 5-grams from which on two documents count as nearly one."""
-QUOTED = 0.8
-"""Share of a text's tokens from which on, if so many are covered, it counts as near, too."""
+NEAR_JACCARD = 0.5
+"""Minimum Jaccard similarity of the 5-grams of near-duplicates."""
+QUOTED_SHARE = 0.8
+"""Minimum share of covered tokens of a text that counts as near because it is quoted."""
 
 DEFINITIONS = {
     "near_duplicates": (
-        f"held-out documents whose set of {SHINGLE}-grams of tokens has a Jaccard similarity of "
-        f"{THRESHOLD:g} or more to that of a training document, or {100 * QUOTED:.0f} % of whose "
-        f"tokens lie in {N}-grams that stand in training documents, such as one that is quoted"
+        f"held-out documents whose set of {SHINGLE_TOKENS}-grams of tokens has a Jaccard similarity of "
+        f"{NEAR_JACCARD:g} or more to that of a training document, or {100 * QUOTED_SHARE:.0f} % of whose "
+        f"tokens lie in {NGRAM_TOKENS}-grams that occur in training documents, e.g. because it is quoted"
     ),
-    "covered_share": f"tokens that lie in a {N}-gram which stands in a training document, of all",
+    "covered_share": f"share of tokens in a {NGRAM_TOKENS}-gram that occurs in a training document",
 }
-"""The measures in words, as they go into reports."""
+"""Definitions for reports."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What was found, an element a text.
+    """The result for each text, arrays of shape (texts,).
 
-    `covered`: tokens that lie in an n-gram of a training document. `near`: whether one is nearly
-    the same, or so much of it is covered. `jaccard`: the highest similarity to one, 0 where none
-    was compared. `nearest`: which one has it, -1 for none. `short`: whether it has no n-gram, so
-    that nothing can be said.
+    `covered`: tokens that lie in an n-gram of a training document. `near`: whether it is a
+    near-duplicate of a training document or quoted. `jaccard`: the highest similarity to a training
+    document, 0 if none was compared. `nearest`: index of that document, -1 for none. `short`:
+    whether the text is too short to have an n-gram, so that nothing is known.
     """
 
     covered: npt.NDArray[np.int64]
@@ -68,45 +67,45 @@ def find_overlap(
     texts: Sequence[Tokens],
     train: TokenizedSplit,
     *,
-    check: Check = nothing,
-    progress: Progress = nothing,
-    block: int = BLOCK,
+    check: StopCheck = do_nothing,
+    progress: ScanProgress = do_nothing,
+    block: int = SCAN_BLOCK_TOKENS,
 ) -> Overlap:
     """Compare texts with all documents of a corpus.
 
-    Memory is that of the texts, whatever the corpus: some 130 bytes a token of theirs.
+    Memory depends on the texts only: about 130 bytes per token of theirs.
 
     Args:
-        texts: Tokens of each.
-        train: What may hold them.
-        check: Called between blocks; it may raise.
-        progress: Called with tokens of `train` done and in all.
-        block: Tokens looked at in one go; decides nothing but speed and memory.
+        texts: Tokens of each text.
+        train: The training documents.
+        check: Called between blocks; may raise.
+        progress: Called with the number of tokens of `train` done and in total.
+        block: Tokens per block; affects only speed and memory.
     """
-    needles = Needles(texts)
-    seen = np.zeros(needles.distinct, bool)
-    candidates = Candidates(needles, train)
-    for hits in needles.scan(train, check=check, progress=progress, block=block):
+    index = NgramIndex(texts)
+    seen = np.zeros(index.distinct, bool)
+    candidates = Candidates(index, train)
+    for hits in index.scan(train, check=check, progress=progress, block=block):
         seen[hits.grams] = True
         candidates.add(hits)
     text, document = candidates.best()
     jaccard, nearest = compare(texts, train, text, document, check)
-    covered, lengths = _covered(needles, seen), np.diff(needles.offsets)
+    covered, lengths = _covered(index, seen), np.diff(index.offsets)
     return Overlap(
         covered=covered,
-        near=(jaccard >= THRESHOLD) | ((covered > 0) & (covered >= QUOTED * lengths)),
+        near=(jaccard >= NEAR_JACCARD) | ((covered > 0) & (covered >= QUOTED_SHARE * lengths)),
         jaccard=jaccard,
         nearest=nearest,
-        short=lengths < needles.n,
+        short=lengths < index.n,
     )
 
 
-def _covered(needles: Needles, seen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+def _covered(index: NgramIndex, seen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """Tokens of each text that lie in an n-gram that was seen."""
-    places = needles.places[seen[needles.grams]]
-    change = np.zeros(len(needles.ids) + 1, np.int64)
-    change[places] += 1  # no place comes twice
-    change[places + needles.n] -= 1
+    positions = index.positions[seen[index.grams]]
+    change = np.zeros(len(index.ids) + 1, np.int64)
+    change[positions] += 1  # each position occurs once
+    change[positions + index.n] -= 1
     inside = np.cumsum(change[:-1]) > 0
     sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(inside)])
-    return np.diff(sums[needles.offsets])
+    return np.diff(sums[index.offsets])

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.core.receipt import verify
 from pipeline.core.redaction import redact_all
 from pipeline.core.stage import Inputs, RunConfig
-from pipeline.evaluate import metrics as measure
+from pipeline.evaluate import metrics
 from pipeline.evaluate.contamination import overlap
 from pipeline.report import SECTIONS, page
 from pipeline.report.build import Gathered, gather
@@ -76,7 +76,7 @@ def compare(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
         "circumstances": _differences(runs, deciding=False),
         "evaluation": {split: told for split, told in evaluation.items() if any(told["runs"])},
         "definitions": {
-            **measure.DEFINITIONS,
+            **metrics.DEFINITIONS,
             **overlap.DEFINITIONS,
             **cost.DEFINITIONS,
             **_DEFINITIONS,
@@ -214,7 +214,7 @@ def _same(one: pa.Table, other: pa.Table) -> bool:
 
 
 def against(one: pa.Table, other: pa.Table, resamples: int) -> dict[str, Any] | None:
-    """The paired difference, other minus one, as `measure.DEFINITIONS` and ours say.
+    """The paired difference, other minus one, as `metrics.DEFINITIONS` and ours say.
 
     Args:
         one: Scores, a row a document: hash, nll (nats), tokens, bytes.
@@ -229,7 +229,7 @@ def against(one: pa.Table, other: pa.Table, resamples: int) -> dict[str, Any] | 
         return None
     by_token = one["tokens"].equals(other["tokens"])
     nll = one["nll"].to_numpy(), other["nll"].to_numpy()
-    result = measure.change(*nll, one["tokens" if by_token else "bytes"].to_numpy(), resamples)
+    result = metrics.change(*nll, one["tokens" if by_token else "bytes"].to_numpy(), resamples)
     if by_token:
         return {"unit": "token", "percent": result.percent, "ci95": list(result.ci95_percent)}
     low, high = (value / math.log(2) for value in result.ci95)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.report.verdict import FEW, signed, signed_number
+from pipeline.report.findings import MIN_DOCUMENTS
+from pipeline.report.formatting import signed, signed_number
 
 
 def best(rows: Sequence[dict[str, Any]], evaluation: dict[str, Any]) -> int | None:
@@ -59,7 +60,7 @@ def verdict(
             "scores may be one of the documents.",
         )
     letter, documents = rows[place]["letter"], judged[place]["documents"]
-    if documents < FEW:
+    if documents < MIN_DOCUMENTS:
         few = f"{documents} test document{'s say' if documents > 1 else ' says'} too little"
         return _said("open", None, f"No ranking: {few}.")
     return _ranked(letter, f"{documents:,} test documents", pairs)

@@ -10,9 +10,9 @@ import numpy as np
 
 from pipeline.report.figures import gantt
 from pipeline.report.figures.canvas import WIDTHS, Plot, light, narrow, paint
+from pipeline.report.formatting import number
 from pipeline.report.history.training_curve import Curve
 from pipeline.report.results import Results
-from pipeline.report.verdict import number
 
 POINTS = 400
 

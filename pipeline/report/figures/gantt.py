@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.report.verdict import duration
+from pipeline.report.formatting import duration
 
 WIDTHS = {"wide": 11.0, "narrow": 3.7}
 KINDS = {"waited": "base", "running": "tuned", "lost": "alarm"}

@@ -11,8 +11,8 @@ import numpy as np
 from pipeline.report.figures import canvas
 from pipeline.report.figures.canvas import light, narrow, paint
 from pipeline.report.figures.figures import smooth
+from pipeline.report.formatting import number
 from pipeline.report.history.training_curve import Curve
-from pipeline.report.verdict import number
 
 COLOURS = (
     canvas.COLOURS["tuned"],

@@ -14,15 +14,15 @@ from pipeline.core.receipt import Receipt, load
 from pipeline.core.stage import Input, Inputs
 from pipeline.tokenize.facts import shard_facts
 
-MOST = 3
-ODD = 10.0
+SLOWEST_SHOWN = 3
+MIN_MARKED_SECONDS = 10.0
 """Seconds; nobody looks after a unit that took less, whatever its like took."""
-SEVERAL = 4
+MIN_UNITS_TO_COMPARE = 4
 """Of a kind; what the median of fewer is compared with says nothing, nor do three splits."""
 DEFINITIONS = {
     "slowest": "the units of a step that took longest. bytes: of text read (chunks, shards, "
     "scores), or of files that came. times_median: the seconds as a multiple of the median of the "
-    f"units of a kind (of_units); null where there are fewer than {SEVERAL}",
+    f"units of a kind (of_units); null where there are fewer than {MIN_UNITS_TO_COMPARE}",
 }
 
 
@@ -33,8 +33,8 @@ def slowest(inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
         rows = found.setdefault(step.partition(".")[0], [])
         for kind in _kinds(step, given):
             usual = median(receipt.spent for receipt in kind)
-            times = usual if len(kind) >= SEVERAL and usual else None
-            longest = sorted(kind, key=lambda r: (-r.spent, r.unit))[:MOST]
+            times = usual if len(kind) >= MIN_UNITS_TO_COMPARE and usual else None
+            longest = sorted(kind, key=lambda r: (-r.spent, r.unit))[:SLOWEST_SHOWN]
             rows += [_row(step, receipt, times, len(kind)) for receipt in longest]
     return found
 
