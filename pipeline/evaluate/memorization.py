@@ -25,21 +25,21 @@ LongestSpans = Callable[[list[list[int]]], Any]
 
 DEFINITIONS = {
     "distinct": (
-        "distinct_n: distinct n-grams of tokens as a share of all n-grams, over all texts of a kind "
-        "(Li et al. 2016); higher is more varied; longer texts score lower"
+        "distinct_n: distinct n-grams of tokens as a share of all n-grams, over all texts of a "
+        "kind (Li et al. 2016); higher is more varied; longer texts score lower"
     ),
     "repetition": (
         "share of the 4-grams of tokens that occurred before in the same text, mean over texts "
         "(Welleck et al. 2020)"
     ),
     "copied": (
-        "length in tokens of the longest span of a text that occurs verbatim in the training data; "
-        f"0 if it is under 13. copied_long: share of texts with a span of {LONG_COPY_TOKENS} or more"
+        "length in tokens of the longest span of a text that occurs verbatim in the training "
+        f"data; 0 if it is under 13. copied_long: share of texts with a span of {LONG_COPY_TOKENS} or more"
     ),
     "recited": (
-        "texts from greedy decoding after the start of training documents. recited: share of texts "
-        "equal to the document for all of evaluate.new_tokens; agreement: mean number of tokens "
-        "before the first that differs"
+        "texts from greedy decoding after the start of training documents. recited: share of "
+        "texts equal to the document for all of evaluate.new_tokens; agreement: mean number of "
+        "tokens before the first that differs"
     ),
 }
 """Definitions for reports."""
@@ -126,7 +126,8 @@ def generate_and_measure(
         held_out: Prompts from held-out documents, and the real continuations.
         learned: The same from training documents.
         generate: Continues prompts; its second argument is whether to sample.
-        longest_spans: Length of the longest span of each text that occurs in the training data, in tokens.
+        longest_spans: Length in tokens of the longest span of each text that occurs in the
+            training data.
 
     Returns:
         For each kind of prompt, a row per prompt with the prompt, the reference and the texts as

@@ -26,8 +26,8 @@ DEFINITIONS = {
         "models with different tokenizers"
     ),
     "word_perplexity": (
-        "exp(sum of negative log-likelihoods / number of words), where white space separates words; "
-        "also comparable between tokenizers"
+        "exp(sum of negative log-likelihoods / number of words), where white space separates "
+        "words; also comparable between tokenizers"
     ),
     "ci95": "95 % interval: percentile bootstrap over documents",
     "gap": (

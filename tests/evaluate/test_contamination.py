@@ -123,21 +123,21 @@ def test_every_place_is_found_once_wherever_blocks_end(
     index, train = NgramIndex(arrays(texts), 4), corpus(documents)
     known = {gram for text in texts for gram in grams(text, 4)}
     wanted = [
-        (index, int(train.offsets[index]) + i, gram)
-        for index, document in enumerate(documents)
+        (number, int(train.offsets[number]) + i, gram)
+        for number, document in enumerate(documents)
         for i, gram in enumerate(grams(document, 4))
         if gram in known
     ]
     names = {
         int(g): tuple(index.ids[place : place + 4].tolist())
-        for g, place in zip(index.grams, index.places, strict=True)
+        for g, place in zip(index.grams, index.positions, strict=True)
     }
     assert len(names) == index.distinct == len(known)
     found, met = [], set()
     for hits in index.scan(train, block=block):
         assert not met & set(hits.documents.tolist()), "a document comes whole"
         met |= set(hits.documents.tolist())
-        columns = (hits.documents.tolist(), hits.places.tolist(), hits.grams.tolist())
+        columns = (hits.documents.tolist(), hits.positions.tolist(), hits.grams.tolist())
         found += [(d, place, names[gram]) for d, place, gram in zip(*columns, strict=True)]
     assert found == wanted
 
@@ -154,7 +154,7 @@ def test_what_has_the_hash_only_is_not_reported(monkeypatch: pytest.MonkeyPatch)
     text = list(range(NGRAM_TOKENS))
     train = corpus([text[::-1], text, [*text[1:], 0, 99]])
     (hits,) = NgramIndex(arrays([text])).scan(train)
-    assert (hits.documents.tolist(), hits.places.tolist()) == ([1], [NGRAM_TOKENS])
+    assert (hits.documents.tolist(), hits.positions.tolist()) == ([1], [NGRAM_TOKENS])
     index = NgramIndex(arrays([text, text[::-1]]))
     assert index.seed == 1, "under the first seed, the two could not be told apart"
     assert [len(hits) for hits in index.scan(train)] == [2]
@@ -366,7 +366,7 @@ def test_a_passage_that_stands_everywhere_is_looked_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     generator = np.random.default_rng(5)
-    looked = counted(monkeypatch, copies._Longest, "_look")
+    looked = counted(monkeypatch, copies._Longest, "_compare")
     passage = words(generator, 60)
     texts = [others(generator, 10) + passage[: 20 + i] + others(generator, 5) for i in range(20)]
     dots = 3 * [[4] * 1000]

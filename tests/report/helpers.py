@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipeline.core.registry import BaseModel, Dataset
 from pipeline.core.stage import Input
 from pipeline.evaluate.memorization import measure_texts
 from pipeline.evaluate.metrics import bits_per_byte, interval, perplexity, word_perplexity
-from pipeline.evaluate.stage import samples_item
+from pipeline.evaluate.stage import EvaluateConfig, samples_item
 from pipeline.report.build import build
 from pipeline.report.compare.compare import Run as Compared
 from pipeline.report.history.progress import Underway
@@ -42,11 +42,13 @@ class Run:
     documents: int = 300
     restarts: int = 0
     first: int = 0
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     @property
     def config(self) -> Config:
         dataset = Dataset(id="nih", urls=["file:///corpus.jsonl.zst"], licence="public domain")
-        return Config(name="nih+a", dataset=dataset, model=BaseModel(id="tiny", repo="a/tiny"))
+        model = BaseModel(id="tiny", repo="a/tiny")
+        return Config(name="nih+a", dataset=dataset, model=model, evaluate=self.evaluate)
 
     def unit(self, step: str, name: str, facts: dict[str, Any], **files: Any) -> Input:
         folder = self.root / step

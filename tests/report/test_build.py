@@ -89,7 +89,7 @@ def test_the_verdict_says_what_the_interval_allows() -> None:
     for low, middle, high in [(-2.9, -1.3, 0.4), (-0.1, 1.0, 2.1), (0, 0, 0)]:
         undecided = verdict(found(low, middle, high))
         assert undecided["outcome"] == "undecided"
-        assert undecided["words"].startswith("no difference was shown")
+        assert undecided["words"].startswith("no significant difference")
         assert "lowered" not in undecided["words"]
     assert "−1.3 %" in verdict(found(-2.9, -1.3, 0.4))["words"]
     few = verdict(found(-50, -50, -50, documents=1))
@@ -319,14 +319,16 @@ def test_what_took_no_time_has_no_rate(tmp_path: Path) -> None:
 def test_what_a_reader_has_to_know_comes_first(run: Run) -> None:
     report = json.loads((run.root / "out/report.json").read_text())
     told = {found["what"]: found["text"] for found in report["findings"]}
-    assert set(told) == {"overfitting", "near-copies", "learned by heart", "little was read"}
-    assert "30 of 300 test documents (10.0 %)" in told["near-copies"]
+    assert set(told) == {
+        *("overfitting", "near-duplicates", "memorization", "little of the corpus was read")
+    }
+    assert "30 of 300 test documents (10.0 %)" in told["near-duplicates"]
     clean = report["evaluation"]["test"]["without_near_duplicates"]
     assert (clean["documents"], clean["left_out"]) == (270, 30)
-    assert number(clean["base"]) in told["near-copies"]
-    assert "in 1 of 4 cases (the base model in 0)" in told["learned by heart"]
+    assert number(clean["base"]) in told["near-duplicates"]
+    assert "in 1 of 4 cases (the base model in 0)" in told["memorization"]
     for page in (run.html, (run.root / "out/report.md").read_text()):
-        assert "nearly the same as a training document" in page.replace("\u00a0", " ")
+        assert "near-duplicates of a training document" in page.replace("\u00a0", " ")
     assert "without_near_duplicates" not in report["evaluation"]["train"]
 
 
@@ -359,8 +361,8 @@ def evaluated(run: Run, **settings: Any) -> tuple[dict[str, Any], str]:
     """Report and page of a run whose evaluation was set so."""
     out = run.root / "out"
     out.mkdir(parents=True, exist_ok=True)
-    config = run.config.model_copy(update={"evaluate": EvaluateConfig(**settings)})
-    return build(config, run.inputs(), out), run.html
+    run.evaluate = EvaluateConfig(**settings)
+    return build(run.config, run.inputs(), out), run.html
 
 
 def test_texts_too_short_and_lengths_of_some_documents_are_said_to_be_so(
@@ -397,19 +399,21 @@ def told(what: str, report: dict[str, Any]) -> dict[str, str]:
 def test_advice_follows_from_the_numbers(run: Run) -> None:
     report = json.loads((run.root / "out/report.json").read_text())
     assert not told("train longer", report), "it overfitted"
-    assert told("stop in time", report)["try"] == "train.steps=40"
-    assert told("keep near-copies together", report)
+    assert told("train for fewer steps", report)["try"] == "train.steps=40"
+    assert told("keep near-duplicates together", report)
     assert told("save more often", report), "20 of 120 seconds were lost"
-    assert told("little was read", report)["text"].startswith("The kept checkpoint had read 20.0 %")
+    assert told("little of the corpus was read", report)["text"].startswith(
+        "The kept checkpoint had read 20.0 %"
+    )
     at_once = report | {"training": report["training"] | {"best_step": 0}}
-    assert not told("stop in time", at_once)
+    assert not told("train for fewer steps", at_once)
     assert told("a lower learning rate", at_once)["try"] == "train.lr=5e-05"
     open_yet = report | {"verdict": {"outcome": "undecided"}}
     assert told("more test documents", open_yet)["try"] == "evaluate.max_documents=8000"
     training = report["training"] | {"last_loss": 2.8, "best_step": 60, "skipped": 3}
     going_on = report | {"training": training}
     assert told("train longer", going_on)["try"] == "train.steps=120"
-    assert not told("stop in time", going_on)
+    assert not told("train for fewer steps", going_on)
     assert told("a lower learning rate", going_on)["try"] == "train.lr=0.0001"
     values = report["settings"]["values"]
     epochs = {**report["settings"], "values": {**values, "train": {**values["train"], "epochs": 2}}}

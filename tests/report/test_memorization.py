@@ -79,7 +79,7 @@ def test_a_model_that_knows_its_ten_documents_by_heart_is_caught(
     assert learned["copied_long"] >= 0.8
     assert learned["copied_longest"] >= 50
     assert found["written"]["base"]["learned"]["recited"] == 0
-    assert "word for word" in told["learned by heart"]
+    assert "word for word" in told["memorization"]
     assert found["gap"]["ci95"][0] > 1
     assert found["gap"]["seen"] == 1
     assert "training documents than on test documents" in told["gap"]
@@ -148,7 +148,7 @@ def test_test_documents_that_stand_in_training_are_reported(
         rows = column(root, f"{pattern}/test/scores.parquet", "hash", "nll", "tokens")
         nll, tokens = np.array([row[1:] for row in rows if row[0] not in near]).sum(0)
         assert clean[who] == pytest.approx(np.exp(nll / tokens))
-    told = {finding["what"]: finding["text"] for finding in found["findings"]}["near-copies"]
+    told = {finding["what"]: finding["text"] for finding in found["findings"]}["near-duplicates"]
     assert told.startswith(f"{len(near)} of {len(tables['test'])} test documents")
-    assert "nearly the same as a training document, or quoted in training documents" in told
+    assert "near-duplicates of a training document, or 80 % or more of their tokens" in told
     assert f"from {number(clean['base'])} to {number(clean['tuned'])}" in told

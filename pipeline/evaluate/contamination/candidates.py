@@ -52,9 +52,9 @@ def needed(one: Any, other: Any) -> Any:
 class Candidates:
     """The training documents that are most similar to each text, updated as hits come in.
 
-    Shared n-grams are counted by a product of two sparse matrices: the n-grams of each document, and
-    the texts of each n-gram. N-grams with the same texts share a row, so a footer adds one row to a
-    document, not one per n-gram.
+    Shared n-grams are counted by a product of two sparse matrices: the n-grams of each document,
+    and the texts of each n-gram. N-grams with the same texts share a row, so a footer adds one row
+    to a document, not one per n-gram.
 
     Args:
         index: The 13-grams of the texts.
@@ -181,8 +181,8 @@ def holders(grams: Positions, owners: Positions, texts: int) -> tuple[Positions,
         texts: Number of texts.
 
     Returns:
-        The row of each n-gram, int64, and a sparse int32 matrix (rows, texts) that is 1 where a text
-        contains the n-grams of the row.
+        The row of each n-gram, int64, and a sparse int32 matrix (rows, texts) that is 1 where a
+        text contains the n-grams of the row.
     """
     from scipy.sparse import csr_array
 

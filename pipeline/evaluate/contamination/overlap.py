@@ -37,11 +37,14 @@ QUOTED_SHARE = 0.8
 
 DEFINITIONS = {
     "near_duplicates": (
-        f"held-out documents whose set of {SHINGLE_TOKENS}-grams of tokens has a Jaccard similarity of "
-        f"{NEAR_JACCARD:g} or more to that of a training document, or {100 * QUOTED_SHARE:.0f} % of whose "
-        f"tokens lie in {NGRAM_TOKENS}-grams that occur in training documents, e.g. because it is quoted"
+        f"held-out documents whose set of {SHINGLE_TOKENS}-grams of tokens has a Jaccard "
+        f"similarity of {NEAR_JACCARD:g} or more to that of a training document, or of whose "
+        f"tokens {100 * QUOTED_SHARE:.0f} % or more lie in {NGRAM_TOKENS}-grams that occur in "
+        "training documents, e.g. because it is quoted"
     ),
-    "covered_share": f"share of tokens in a {NGRAM_TOKENS}-gram that occurs in a training document",
+    "covered_share": (
+        f"share of tokens in a {NGRAM_TOKENS}-gram that occurs in a training document"
+    ),
 }
 """Definitions for reports."""
 
