@@ -1,6 +1,6 @@
-"""Equal work under another key: found beside where it would go, and taken over, not done again.
+"""Adopt equal units that were made under another key, instead of computing them again.
 
-So a changed setting upstream that ends in the same content re-runs nothing downstream.
+So a changed setting that leads to the same content runs nothing again downstream.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.core.receipt import Receipt, UnitIdentity, load, load_intact, veri
 
 
 def equivalent_units(folder: Path, item: str) -> Iterator[Path]:
-    """Units of that name in folders of the same kind: under other keys, data sets or runs."""
+    """Units of that name in folders of the same kind, under other keys, data sets or runs."""
     kind = glob.escape(folder.name.partition("-")[0])
     for sibling in sorted(folder.parent.parent.glob(f"*/{kind}-*")):
         if sibling != folder and (sibling / item).is_dir():
@@ -27,13 +27,13 @@ def equivalent_units(folder: Path, item: str) -> Iterator[Path]:
 def adopt(
     equivalent: Path, folder: Path, identity: UnitIdentity, guard: Callable[[], None] = lambda: None
 ) -> bool:
-    """Commit the content of `equivalent`, made by the same recipe from equal inputs under another key.
+    """Commit the content of a unit that the same recipe made from equal inputs under another key.
 
-    Its files are hard-linked (copied where that cannot be), the units it lists come with it. They
-    are read in full first: damage that was met here would otherwise come back with every adoption.
+    Its files are hard-linked, or copied if that is impossible, with the units that it lists. They
+    are verified first; otherwise damage would return with every adoption.
 
     Returns:
-        False if the equivalent is not whole, is damaged, has released its units, or not of that making.
+        False if the unit is incomplete or damaged, has released its units, or is not equivalent.
     """
     receipt = load_intact(equivalent)
     if (
@@ -49,7 +49,7 @@ def adopt(
                 return False
             _copy(equivalent.parent / name, listed, folder, identity, guard)
         _copy(equivalent, receipt, folder, identity, guard)
-    except (CorruptInput, FileNotFoundError):  # its units may just be released
+    except (CorruptInput, FileNotFoundError):  # its units may have been released in between
         return False
     return True
 

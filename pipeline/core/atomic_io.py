@@ -1,4 +1,4 @@
-"""Small files, written so that they are whole at every instant and after a power cut."""
+"""Write small files atomically: complete at every instant, also after a power failure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
-    """Put a file in the place of the one there, by one rename.
+    """Write a file, or replace it, by one rename.
 
     Args:
         path: The file.
         text: Its whole content.
-        durable: Whether it has to be on disk before; news need not be.
+        durable: Whether to fsync before the rename; progress files need not.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -30,9 +30,9 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
 
 
 def open_as_umask(folder: Path) -> None:
-    """Give the files in a folder the rights that the umask says.
+    """Give the files in a folder the permissions that the umask allows.
 
-    safetensors and transformers make theirs for the owner only, which a group cannot read.
+    safetensors and transformers write files that only the owner can read.
     """
     os.umask(mask := os.umask(0))
     for path in folder.iterdir():
@@ -41,7 +41,7 @@ def open_as_umask(folder: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error that names no file, as those of writing do, name this one."""
+    """Add this path to an `OSError` that names no file, as errors of writing do."""
     try:
         yield
     except OSError as error:
@@ -50,7 +50,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Bring a file's or a folder's content to the disk."""
+    """fsync a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

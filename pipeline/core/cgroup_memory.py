@@ -1,4 +1,4 @@
-"""How much memory this process may have: what a decoder asks for is not to end in a kill."""
+"""How much memory this process may use, so that a decoder does not get the job killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIMITS = ("memory.max", "memory.limit_in_bytes")  # of version 2 and 1
 
 @cache
 def memory() -> int:
-    """Bytes: the machine's, or those of the job's cgroup or `ulimit -v` where that is less."""
+    """Memory limit in bytes: the least of the machine, the job's cgroups and `ulimit -v`."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     limits = [soft] if soft != resource.RLIM_INFINITY else []
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -22,7 +22,7 @@ def memory() -> int:
 
 
 def _cgroups(table: Path, mount: Path) -> Iterator[int]:
-    """The limits of the cgroups that a process is in, and of those around them."""
+    """The limits of the cgroups of a process and of their parents."""
     try:
         rows = [row.split(":", 2) for row in table.read_text().splitlines()]
     except OSError:  # no Linux
@@ -31,7 +31,7 @@ def _cgroups(table: Path, mount: Path) -> Iterator[int]:
         if controllers and "memory" not in controllers.split(","):
             continue
         root = mount / "memory" if controllers else mount
-        # in a container the name may be that of outside, and the limit stands at the root
+        # in a container the name may be that of the host, and the limit is at the root
         place = root / name.lstrip("/")
         for folder in (place, *place.parents):
             for file in LIMITS:

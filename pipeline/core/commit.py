@@ -39,9 +39,9 @@ DAY = 86400.0
 
 @dataclass
 class Draft:
-    """A unit being written. Put files into `path`; the rest goes into the receipt.
+    """A unit that is being written. Put files into `path`; the other fields go into the receipt.
 
-    `hashes` may carry the sha256 of files that were hashed while they were written.
+    `hashes`: the sha256 of files that were hashed while they were written.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Draft:
 def commit(
     folder: Path, name: str, identity: UnitIdentity, guard: Check = lambda: None
 ) -> Iterator[Draft]:
-    """Write a unit: fill `draft.path` in the block; at its end the unit appears, whole.
+    """Write a unit: fill `draft.path` in the block; at its end the complete unit appears.
 
     Args:
         folder: Where the unit goes, as `folder/name`.
@@ -63,8 +63,8 @@ def commit(
         guard: Called just before the unit appears; raises if the right to commit was lost.
 
     Raises:
-        UserError, OSError: There is no room, or else; nothing was committed, and what was written
-            is gone.
+        UserError, OSError: The disk is full, or writing failed. Nothing was committed, and what was
+            written is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".tmp-{name}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -92,7 +92,7 @@ def commit(
         guard()
         _place(temporary, folder / name, receipt)
     except Exception as error:
-        # now, while what was written is still there: without it there will be room again
+        # ask before cleaning up: afterwards there is space again
         full = None if isinstance(error, Failure) else no_room(error, temporary)
         if full:
             raise full from error
@@ -102,14 +102,14 @@ def commit(
 
 
 def set_aside(unit: Path, why: str) -> Path:
-    """Move a unit out of the way, under a hidden name beside it."""
+    """Rename a unit to a hidden name beside it."""
     aside = unit.parent / f".{why}-{unit.name}-{uuid.uuid4().hex[:8]}"
     unit.rename(aside)
     return aside
 
 
 def release(unit: Path) -> None:
-    """Remove the units that one lists, which stays and says so: nobody needs them any more."""
+    """Remove the units that a unit lists. It stays, and its receipt says `released`."""
     receipt = load(unit)
     if receipt is None:
         return
@@ -119,20 +119,20 @@ def release(unit: Path) -> None:
         facts = {**receipt.facts, "seconds": round(receipt.spent + spent, 3)}
         write(replace(receipt, released=True, facts=facts), unit)
     for path in listed:
-        # out of the way first: half a unit would be taken for a damaged one
+        # rename first: half a unit would look like a damaged one
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(set_aside(path, "stale"), ignore_errors=True)
 
 
 def _place(temporary: Path, final: Path, receipt: Receipt) -> None:
-    """Rename into place. Where a unit already stands: keep an equal one, else take its place."""
+    """Rename into place. An equal unit that is there already is kept, any other is replaced."""
     for _ in range(10):
         try:
             temporary.rename(final)
             sync(final.parent)
             return
         except OSError as error:
-            # not "is it there?": a third one may just have moved it out of the way
+            # do not test for existence: a third writer may have moved it in between
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
         winner = load_intact(final)
@@ -147,7 +147,7 @@ def _place(temporary: Path, final: Path, receipt: Receipt) -> None:
 
 
 def _same(winner: Receipt, receipt: Receipt) -> bool:
-    """Whether a unit that stands already is as good as one that was just made."""
+    """Whether an existing unit equals the one that was just made."""
     known = (winner.key, winner.inputs, winner.digest)
     return not winner.released and known == (receipt.key, receipt.inputs, receipt.digest)
 
@@ -163,13 +163,13 @@ def _seal(draft: Draft) -> dict[str, Output]:
 
 @contextmanager
 def damage_set_aside(then: str = "run the same command again to rebuild it") -> Iterator[None]:
-    """Move a unit out of the way that was found damaged.
+    """Set aside a unit that was found damaged.
 
     Args:
-        then: What to do about it.
+        then: What to type next.
 
     Raises:
-        CorruptInput: As it was met, with what was done about it.
+        CorruptInput: The one that was raised, saying also that the unit was set aside.
     """
     try:
         yield
@@ -184,13 +184,13 @@ def damage_set_aside(then: str = "run the same command again to rebuild it") -> 
 
 
 def ended(temporary: Path) -> bool:
-    """Whether the writer of a temporary folder was a process of this host, and has ended."""
+    """Whether the writer of a temporary folder was a process of this host that has ended."""
     ours = re.search(rf"-{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}$", temporary.name)
     return bool(ours and Path("/proc/self").exists() and not Path(f"/proc/{ours[1]}").exists())
 
 
 def silent(path: Path) -> bool:
-    """Whether nothing was changed there for a day, if the clocks of its writer and ours agree."""
+    """Whether nothing has changed there for a day, by the clock of this host."""
     try:
         return time.time() - path.stat().st_mtime > DAY
     except OSError:
@@ -198,11 +198,11 @@ def silent(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what dead writers left: temporary folders of this host, and day-old names of leases.
+    """Remove what dead writers left: temporary folders of this host, private files of old leases.
 
-    Clocks differ between hosts, so age alone condemns nothing that is of use to somebody: what
-    writers elsewhere left is for `make clean`, a lease that is held has two names, and one who
-    waits for it makes his name anew.
+    Clocks differ between hosts, so nothing in use is removed by age alone: temporary folders of
+    other hosts are left to `make clean`, the file of a held lease has two links, and a process that
+    waits for a lease writes its file again.
     """
     for path in filter(ended, folder.glob(".tmp-*")):
         shutil.rmtree(path, ignore_errors=True)

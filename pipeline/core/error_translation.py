@@ -1,7 +1,7 @@
-"""What the machine lacks, told in one line: room, rights, a package.
+"""Translate exceptions about the machine into one line for the user: disk, permissions, packages.
 
-Libraries say it in many ways: an `OSError` with its number, one without, or an error of their own
-with the number in its text or behind it.
+Libraries report these in many ways: an `OSError` with or without its number, or an error of their
+own with the number in its text or in its cause.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ OURS = ("pipeline", "jobs")
 
 
 def explain(error: Exception, place: Path) -> Failure | None:
-    """The failure that an error is in truth; None if it is nothing that the machine lacks.
+    """Translate an exception into a user-facing failure; None if it is not about the machine.
 
     Args:
         error: What was raised.
-        place: Where, if the error does not say it.
+        place: The folder to name, if the error names none.
     """
     if isinstance(error, ImportError):
         return _missing(error)
@@ -57,11 +57,11 @@ def explain(error: Exception, place: Path) -> Failure | None:
 
 
 def no_room(error: BaseException, place: Path) -> UserError | None:
-    """The failure behind an error, if that is a disk, a quota or a file size limit.
+    """The failure for a full disk, a quota or a file size limit; None for any other error.
 
     Args:
-        error: What was raised; also what it was raised from counts.
-        place: Where, if the error does not say it. Ask before anything is cleared away there.
+        error: What was raised; its causes are searched, too.
+        place: The folder to name, if the error names none. Call this before cleaning up there.
     """
     for link in _chain(error):
         number = _number(link)
@@ -110,7 +110,7 @@ def _full(number: int | None, folder: Path) -> UserError:
 
 
 def _denied(path: Path, said: str) -> UserError:
-    """Which right is missing, on what: the way there, reading, or writing."""
+    """Which permission is missing, and on which path."""
     for folder in reversed(path.parents):
         if os.path.isdir(folder) and not os.access(folder, os.X_OK):
             return UserError(
@@ -130,7 +130,7 @@ def _denied(path: Path, said: str) -> UserError:
 
 
 def shown(path: Path) -> Path:
-    """The folder that is there and has a name to be seen: not one that a failed commit removes."""
+    """The nearest existing folder that the user knows, not the temporary one of a commit."""
     visible = [part for part in (path, *path.parents) if not part.name.startswith(".tmp-")]
     return existing_folder(visible[0])
 
@@ -148,7 +148,7 @@ def _owner(path: Path) -> str:
 
 
 def _missing(error: ImportError) -> UserError | None:
-    """A package that is not there or does not load; an import of our own is a defect."""
+    """A package that is missing or does not load. A failing import of our own is a bug."""
     name = (error.name or "").partition(".")[0]
     if name in OURS:
         return None

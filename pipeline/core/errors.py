@@ -1,8 +1,7 @@
-"""The ways a command can end other than well, each with its exit code.
+"""Errors that are shown to the user, each with its exit code.
 
-A message says what happened, where, and what to type next; it reaches the user as one line
-without a traceback, and without the secrets that a URL in it may hold. Anything else that escapes
-is a defect of ours and keeps its traceback.
+A message says what happened, where, and what to type next. It is shown as one line, without a
+traceback and without the secrets of a URL. Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pipeline.core.redaction import redact
 
 
 class Failure(Exception):
-    """Base of the errors that are told to the user in one line.
+    """Base of the errors that are shown to the user in one line.
 
     Args:
         what: What happened and where.
@@ -33,7 +32,7 @@ class Failure(Exception):
 
 
 class UserError(Failure):
-    """The command or the configuration asks for something that cannot be."""
+    """The command or the configuration asks for something impossible."""
 
     exit_code = 2
 
@@ -49,10 +48,10 @@ class InputError(Failure):
 
 
 class CorruptInput(InputError):
-    """An input is there but is not what it should be.
+    """An input exists, but its content is wrong.
 
     Args:
-        unit: The committed unit the damaged file belongs to, if any; the runner sets it aside so
+        unit: The committed unit that the damaged file belongs to, if any. `run_item` sets it aside, so
             that the next run rebuilds it.
     """
 
@@ -62,9 +61,9 @@ class CorruptInput(InputError):
 
 
 class Interrupted(BaseException):
-    """Progress is safe; run me again.
+    """The work stopped with its progress saved; run it again.
 
-    A `BaseException`, so that no `except Exception` on the way can take it for a failure.
+    A `BaseException`, so that no `except Exception` mistakes it for a failure.
     """
 
     exit_code = 75

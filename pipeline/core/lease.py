@@ -1,9 +1,10 @@
-"""A lease: at most one live writer for a long item, without locks that lie on network file systems.
+"""A lease: at most one live writer for a long item, without file locks.
 
-It is a hard link to a private file: `link()` has one winner. The holder rewrites a counter in it;
-a lease whose content has not changed for `patience` seconds on the observer's own clock, or whose
-label is known to be gone, is taken over by renaming it away. The holder re-reads it before every
-commit, so one that was taken for dead and wakes up commits nothing.
+`flock` is unreliable on Lustre and GPFS. A lease is a hard link to a private file: `link()` has one
+winner. The holder rewrites a counter in it. A lease is taken over, by renaming it away, when its
+content has not changed for `patience` seconds on the observer's own clock, or when the process of
+its label is known to have ended. The holder reads it again before every commit, so a holder that
+was believed dead and wakes up commits nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from pipeline.core.errors import Busy
 
 Gone = Callable[[str], bool | None]
-"""Tells of a label whether its process has ended: True, False, or None where that is not known."""
+"""Whether the process of a label has ended: True, False, or None if that is unknown."""
 
 
 class Lease:
@@ -28,9 +29,9 @@ class Lease:
 
     Args:
         path: The lease file; its folder must exist.
-        label: Opaque name of the holder, shown to others and given to their `gone`.
+        label: Opaque name of the holder, shown to other processes and passed to their `gone`.
         gone: Whether the process behind a label has ended.
-        patience: Seconds without a heartbeat after which a holder counts as dead.
+        patience: Seconds without a heartbeat after which a holder is considered dead.
         beat: Seconds between heartbeats.
         check: Called while waiting; may raise to give up.
     """
@@ -79,13 +80,13 @@ class Lease:
             os.link(self._private, self.path)
         except FileExistsError:
             return False
-        except FileNotFoundError:  # swept, by a host whose clock is wrong
+        except FileNotFoundError:  # removed by a host whose clock is wrong
             self._write(os.O_CREAT)
             return self._link()
         return True
 
     def _outlast(self, seen: dict[str, str] | None) -> None:
-        """Return once the holder `seen` no longer stands in the way; `Busy` if it lives."""
+        """Return when the holder `seen` is gone; raise `Busy` if it is alive."""
         if seen is None:
             return
         known = self.gone(seen["label"])
@@ -112,7 +113,7 @@ class Lease:
             return
         taken = _parse(stale)
         if taken and taken["owner"] != seen["owner"]:
-            # somebody was quicker and this is the new holder's lease: give it back
+            # another process was faster, and this is the lease of the new holder: give it back
             with contextlib.suppress(FileExistsError):
                 os.link(stale, self.path)
         else:
@@ -127,7 +128,7 @@ class Lease:
     def _beat(self) -> None:
         try:
             self._write()
-        except FileNotFoundError:  # our other name was swept: the lease itself gives it back
+        except FileNotFoundError:  # our private file was removed: the lease is another link to it
             self.confirm()
             os.link(self.path, self._private)
             self._write()
@@ -153,12 +154,12 @@ class Lease:
 
 
 def holder(path: Path) -> str | None:
-    """The label of who holds the lease at that path; None where nobody does."""
+    """The label of the holder of the lease at that path; None if nobody holds it."""
     return (_parse(path) or {}).get("label")
 
 
 def _parse(path: Path) -> dict[str, str] | None:
-    """The content of a lease file; None where there is none. A torn one has an unknown holder."""
+    """The content of a lease file; None if there is none. The holder of a torn file is unknown."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:

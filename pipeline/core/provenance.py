@@ -1,4 +1,4 @@
-"""Where a result comes from: code, packages, machine. Cheap: nothing heavy is imported."""
+"""Where a result comes from: code, packages, machine. Nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PACKAGES = (
 
 
 def code_version() -> str:
-    """The commit of the source tree, with a hash of what was changed since; else the version.
+    """The commit of the source tree, with a hash of uncommitted changes; else the version.
 
-    Only a tree whose top is ours counts: an installed copy may lie inside somebody else's. A copy
-    of the tree that travels with a plan has it in the file `STAMP`.
+    Only a repository whose top is ours counts: an installed copy may be inside another one. The
+    snapshot of a plan keeps it in the file `STAMP`.
     """
     stamp = TOP / STAMP
     if stamp.is_file():
@@ -37,9 +37,9 @@ def code_version() -> str:
 
 
 def changes() -> str:
-    """What the source tree has that its commit has not, as a diff; "" where there is no commit.
+    """Uncommitted changes of the source tree as a diff; "" without a repository.
 
-    Of files that git does not know only code counts.
+    Of untracked files only code is included.
     """
     if not (TOP / ".git").exists():
         return ""
@@ -57,9 +57,9 @@ def packages() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """CPU model, cores we may use, memory in bytes, and GPU names if torch is loaded already.
+    """CPU model, usable cores, memory in bytes, and GPU names if torch is loaded already.
 
-    What the system does not tell is None.
+    What is unknown is None.
     """
     gpus = None
     if torch := sys.modules.get("torch"):

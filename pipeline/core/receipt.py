@@ -24,7 +24,7 @@ Check = Callable[[], None]
 
 @dataclass(frozen=True)
 class Output:
-    """A committed file: bytes and sha256 (hex)."""
+    """A committed file: size in bytes and sha256 (hex)."""
 
     size: int
     sha256: str
@@ -32,9 +32,9 @@ class Output:
 
 @dataclass(frozen=True)
 class UnitIdentity:
-    """What a unit is made from: recipe key, own recipe, and the digests of what was read.
+    """What a unit is made from: recipe key, key of the step alone, and digests of its inputs.
 
-    `inputs` is None where the source is gone: then what was made from it stays good.
+    `inputs` is None if the source is unavailable; existing outputs then stay valid.
     """
 
     key: str
@@ -47,9 +47,9 @@ class UnitIdentity:
 class Receipt:
     """The record inside a unit's folder.
 
-    `units` names the units (with their digests) that this one declares complete. `notes` are
-    outputs that say how it came about, such as timings; the content digest leaves them out.
-    `released`: the units are not needed any more, and gone.
+    `units`: the units that this one lists as complete, with their digests. `notes`: outputs that
+    record how it was made, such as timings; the content digest leaves them out. `released`: the
+    listed units were no longer needed and have been removed.
     """
 
     unit: str
@@ -74,11 +74,11 @@ class Receipt:
 
     @property
     def spent(self) -> float:
-        """Seconds that went into it, by its own account if it keeps one, else of the commit."""
+        """Seconds of work: as recorded in `facts`, else those of the commit."""
         return float(self.facts.get("seconds", self.seconds))
 
     def verify(self, unit: Path, check: Check = lambda: None) -> None:
-        """Read every file of the unit's folder and compare; raises as `verify` does."""
+        """Verify every file of the unit; raises as `verify` does."""
         for name in self.outputs:
             verify(unit, name, self, check)
 
@@ -112,7 +112,7 @@ def load(unit: Path) -> Receipt | None:
 
 
 def load_intact(unit: Path) -> Receipt | None:
-    """The receipt of a unit whose files, and the units it lists, are there in their sizes."""
+    """The receipt of a unit whose files and listed units exist with the right sizes, else None."""
     receipt = load(unit)
     if receipt is None or receipt.unit != unit.name:
         return None
@@ -130,7 +130,7 @@ def load_intact(unit: Path) -> Receipt | None:
 
 
 def load_current(unit: Path, identity: UnitIdentity) -> Receipt | None:
-    """The receipt of a whole unit that was made by this recipe from these inputs, else None."""
+    """The receipt of an intact unit that this recipe made from these inputs, else None."""
     receipt = load_intact(unit)
     if receipt is None or receipt.key != identity.key:
         return None
@@ -138,13 +138,13 @@ def load_current(unit: Path, identity: UnitIdentity) -> Receipt | None:
 
 
 def verify(unit: Path, name: str, receipt: Receipt, check: Check = lambda: None) -> Path:
-    """Read one committed file in full and compare it with its receipt; `check` as in `hash_file`.
+    """Hash one committed file and compare it with its receipt; `check` as in `hash_file`.
 
     Returns:
         The path of the file.
 
     Raises:
-        CorruptInput: It is missing or its bytes are not those that were committed.
+        CorruptInput: It is missing, or its bytes differ from those that were committed.
     """
     path = unit / name
     try:

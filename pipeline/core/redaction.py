@@ -1,7 +1,7 @@
-"""Secrets taken out of what is told: in messages, receipts and journals.
+"""Remove secrets from messages, receipts and logs.
 
-A URL may carry a signature or a token in its query, and name and password before its host. Whoever
-fetches it needs them; whoever reads of it does not.
+A URL may hold a signature or a token in its query, and a name and password before its host. They
+are needed to fetch it, and not to read about it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# The second form of a login is not valid, but is typed: a password with a slash or a space in it.
-# Otherwise what follows the colon is a port. What ends a sentence is not part of a query.
+# The second form of a login is invalid, but people type it: a password with a slash or a space.
+# Elsewhere a colon is followed by a port. Punctuation at the end of a sentence is no query.
 URL = re.compile(
     r"""(?P<scheme>[a-z][a-z0-9+.-]*://)
     (?P<login>[^\s/?#]*@|[^\s/?#:]*:(?!\s|\d+(?:[^\w.]|$))[^'"<>\n]*@)?

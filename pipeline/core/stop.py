@@ -1,7 +1,7 @@
-"""The one flag that asks work to end at its next safe point.
+"""A flag that asks work to stop at its next safe point.
 
-A signal handler only sets it; a deadline and the work itself are looked at when it is asked. Why a
-flag and not an exception out of the handler: saving inside a handler interrupts a save.
+A signal handler only sets the flag. It raises nothing, because an exception out of a handler could
+interrupt a save.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ class Stop:
     """A request to stop, set once, with its reason.
 
     Args:
-        deadline: Seconds on the monotonic clock after which the request stands by itself.
+        deadline: Time on the monotonic clock, in seconds, from which on a stop is requested.
 
     Attributes:
-        asked_by: The signal that asked first, if one did.
+        asked_by: The signal that asked first; None if there was none.
     """
 
     def __init__(self, deadline: float | None = None) -> None:
@@ -29,24 +29,24 @@ class Stop:
         self._reason: str | None = None
 
     def set(self, reason: str, by: signal.Signals | None = None) -> None:
-        """Ask for a stop; the first reason, and the signal that was it, are kept."""
+        """Ask for a stop. The first reason and its signal are kept."""
         if self._reason is None:
             self._reason, self.asked_by = reason, by
 
     @property
     def reason(self) -> str | None:
-        """Why to stop, or None to go on."""
+        """Why to stop; None: do not stop."""
         if self._reason is None and self.deadline is not None and time.monotonic() > self.deadline:
             self._reason = "time is up"
         return self._reason
 
     def check(self) -> None:
-        """Raise `Interrupted` if a stop was asked for. Call it where progress is safe."""
+        """Raise `Interrupted` if a stop was requested. Call it where progress is saved."""
         if self.reason:
             raise Interrupted(self.reason)
 
     def on_signals(self, *signals: signal.Signals) -> None:
-        """Let these signals set the flag (main thread only)."""
+        """Set the flag when one of these signals arrives (main thread only)."""
 
         def handler(number: int, frame: FrameType | None) -> None:
             self.set(f"received {signal.Signals(number).name}", signal.Signals(number))
