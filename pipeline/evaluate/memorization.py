@@ -34,7 +34,8 @@ DEFINITIONS = {
     ),
     "copied": (
         "length in tokens of the longest span of a text that occurs verbatim in the training "
-        f"data; 0 if it is under 13. copied_long: share of texts with a span of {LONG_COPY_TOKENS} or more"
+        "data; 0 if it is under 13. copied_long: share of texts with a span of "
+        f"{LONG_COPY_TOKENS} or more"
     ),
     "recited": (
         "texts from greedy decoding after the start of training documents. recited: share of "

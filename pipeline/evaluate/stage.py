@@ -1,9 +1,9 @@
-"""Evaluate: what adaptation brought, on documents that nothing has learned from.
+"""The stage `evaluate`: what adaptation changed, on documents that no model was trained on.
 
-Base and adapted model read the same documents under the same precision, and continue the same
-openings. A sample of what was learned is scored beside them, so that learning by heart shows. The
-base model's scores lie with the corpus, for all runs to share; so does what was found of held-out
-documents among those that are learned from.
+Base and adapted model score the same documents in the same precision, and continue the same
+prompts. Some training documents are scored, too, so that memorization shows. The base model's
+scores are stored with the corpus and shared by all runs. So is the overlap of held-out documents
+with the training documents.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.tokenize.facts import SPLITS
 from pipeline.tokenize.stage import downstream_inputs
 
 SAMPLES = "samples"
-LONGEST = 1024
+DEFAULT_MAX_CONTEXT = 1024
 
 
 class EvaluateConfig(Section):
@@ -58,7 +58,7 @@ class EvaluateConfig(Section):
         Raises:
             UserError: `context` or `stride` is more than that.
         """
-        width = self.context or min(LONGEST, context)
+        width = self.context or min(DEFAULT_MAX_CONTEXT, context)
         stride = self.stride or width // 2
         if width > context:
             raise UserError(
@@ -81,12 +81,12 @@ def samples_item(config: RunConfig) -> str:
 
 
 def base_items(config: RunConfig, inputs: Inputs) -> list[Item]:
-    """A score for each split, and the samples."""
+    """An item for each split, and one for the generated texts."""
     return [Item(name, downstream_inputs(inputs)) for name in (*SPLITS, samples_item(config))]
 
 
 def tuned_items(config: RunConfig, inputs: Inputs) -> list[Item]:
-    """The same as for the base model, under the precision that its scores were made under."""
+    """The items of the base model, in the precision and on the device of its scores."""
     items = []
     for name, base in inputs["evaluate.base"].receipts.items():
         how = {name: base.facts[name] for name in ("precision", "device")}
@@ -96,11 +96,11 @@ def tuned_items(config: RunConfig, inputs: Inputs) -> list[Item]:
 
 
 def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Score a split or write samples, with the adapted model where one is given, else the base.
+    """Score a split or generate texts, with the adapted model if the training is among the inputs.
 
     Raises:
-        Interrupted: A stop was asked for; the batches so far are kept.
-        UserError: The device cannot compute under the precision of the base model's scores.
+        Interrupted: A stop was requested; scored batches are kept.
+        UserError: The device cannot compute in the precision of the base model's scores.
         CorruptInput: The corpus or the model is damaged.
     """
     from pipeline.evaluate import run as evaluation
@@ -110,15 +110,15 @@ def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
 
 
 def overlap_items(config: RunConfig, inputs: Inputs) -> list[Item]:
-    """One item: the held-out splits go past the training documents together."""
+    """One item: both held-out splits are compared with the training split in one pass."""
     return [Item("overlap", downstream_inputs(inputs))]
 
 
 def overlap(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
-    """Look for the held-out documents that are scored among the training documents.
+    """Compare each scored document of the held-out splits with the training split.
 
     Raises:
-        Interrupted: A stop was asked for; there is nothing to keep.
+        Interrupted: A stop was requested; nothing is kept.
         CorruptInput: The corpus is damaged.
     """
     from pipeline.evaluate.contamination.contamination import measure_overlap
@@ -159,7 +159,6 @@ _BASE = Step(
         "evaluate.prompts",
         "evaluate.prompt_tokens",
         "evaluate.new_tokens",
-        "evaluate.resamples",
     ),
     needs=_NEEDS,
     folder=_base_folder,

@@ -1,7 +1,7 @@
-"""What the scores of a run add up to: by split, length and position, with and without near-copies.
+"""What the scores of a run amount to: by split, document length and position in the document.
 
-Base and adapted model were scored on the same documents, so each change is a paired one, with an
-interval over documents.
+Base and adapted model scored the same documents, so changes are paired, with an interval that is
+bootstrapped over documents.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import verify
 from pipeline.core.stage import Inputs, RunConfig
 from pipeline.evaluate import metrics
+from pipeline.evaluate.facts import score_facts
 from pipeline.tokenize.facts import SPLITS, seal_facts
 
 MODELS = ("base", "tuned")
 LENGTH_EDGES = (64, 128, 256, 512, 1024, 2048)
-"""Tokens at which documents are parted by length."""
+"""Bounds, in tokens, of the groups of documents by length."""
 MIN_GROUP_DOCUMENTS = 10
-"""Documents, or a hundred times as many tokens, below which a part is not told apart."""
+"""A group needs that many documents."""
+MIN_GROUP_TOKENS = 1000
+"""A group by position needs that many tokens."""
 _SCORED = ("documents", "of_documents", "tokens", "bytes", "words", "context", "stride")
-_MEASURED = ("perplexity", "bits_per_byte", "word_perplexity", "ci95", "precision", "weights")
+_MEASURED = ("perplexity", "bits_per_byte", "word_perplexity")
 
 
 @dataclass(frozen=True)
 class Results:
-    """What evaluation found.
+    """What evaluation found so far.
 
-    `evaluation`: by split, for `report.json`. `changes`: by split, the change of each document,
-    nats a token. `lengths`: tokens of each training document scored. `gap`, `overlap`: for
-    `report.json`; None where they are not known yet.
+    `evaluation`: by split, for `report.json`. `changes`: by split, the change of each document in
+    nats per token. `lengths`: tokens of each scored training document. `gap`, `overlap`: for
+    `report.json`; None if not known yet.
     """
 
     evaluation: dict[str, Any]
@@ -46,74 +49,75 @@ class Results:
 
 
 def read_results(config: RunConfig, inputs: Inputs) -> Results:
-    """What the evaluation of a run has found so far.
+    """Read the scores of a run, as far as they are finished.
 
     Raises:
         CorruptInput: A score is damaged.
     """
+    resamples = config.evaluate.resamples
     evaluation: dict[str, Any] = {}
     changes: dict[str, Any] = {}
-    pairs: dict[str, tuple[Any, Any]] = {}
+    differences: dict[str, tuple[Any, Any]] = {}
     lengths = None
     for split in SPLITS:
         tables = _tables(inputs, split)
         if not tables:
             continue
-        found = evaluation[split] = _facts(inputs, split)
-        resamples = config.evaluate.resamples
-        for who, table in tables.items():
-            found[who]["bits_ci95"] = _bits(table, resamples)
+        found = evaluation[split] = _totals(inputs, split, tables, resamples)
         first = next(iter(tables.values()))
-        lengths = first["tokens"].to_numpy() if split == "train" else lengths
+        tokens = first["tokens"].to_numpy()
+        lengths = tokens if split == "train" else lengths
         if len(tables) < len(MODELS):
             continue
-        base, tuned = (tables[who]["nll"].to_numpy() for who in MODELS)
-        tokens = first["tokens"].to_numpy()
-        pairs[split] = tuned - base, tokens
+        base, tuned = (tables[model]["nll"].to_numpy() for model in MODELS)
+        differences[split] = tuned - base, tokens
         changes[split] = (tuned - base) / tokens
         found["paired"] = paired(base, tuned, tokens, resamples)
         found["by_length"] = _by_length(base, tuned, tokens, resamples)
         found["by_position"] = _by_position(inputs, split)
-        if (near := _near(inputs, split, first)) is not None:
+        if (near := _near_duplicates(inputs, split, first)) is not None:
             found["without_near_duplicates"] = _without(base, tuned, tokens, near, resamples)
     gap = None
-    if {"train", "test"} <= pairs.keys():
-        value, ci95 = metrics.gap(pairs["train"], pairs["test"], config.evaluate.resamples)
-        gap = {"difference": value, "ci95": ci95, "seen": _seen(inputs)}
+    if {"train", "test"} <= differences.keys():
+        value, ci95 = metrics.gap(differences["train"], differences["test"], resamples)
+        gap = {"difference": value, "ci95": ci95, "seen": _share_read(inputs)}
     return Results(evaluation, changes, lengths, gap, _overlap(inputs))
 
 
 def _tables(inputs: Inputs, split: str) -> dict[str, pa.Table]:
-    """By model, a row a document."""
+    """By model, a table with a row per document."""
     tables = {}
-    for who in MODELS:
-        given = inputs.get(f"evaluate.{who}")
+    for model in MODELS:
+        given = inputs.get(f"evaluate.{model}")
         if given and (receipt := given.receipts.get(split)):
-            tables[who] = pq.read_table(verify(given.folder / split, "scores.parquet", receipt))
+            tables[model] = pq.read_table(verify(given.folder / split, "scores.parquet", receipt))
     same = [table.select(["hash", "tokens"]) for table in tables.values()]
     if len(same) == len(MODELS) and not same[0].equals(same[1]):
         raise CorruptInput(f"base and adapted model were scored on different {split} documents")
     return tables
 
 
-def _facts(inputs: Inputs, split: str) -> dict[str, Any]:
+def _totals(
+    inputs: Inputs, split: str, tables: dict[str, pa.Table], resamples: int
+) -> dict[str, Any]:
+    """What was scored, and by model the metrics with their 95 % intervals over documents."""
     found: dict[str, Any] = {}
-    for who in MODELS:
-        given = inputs.get(f"evaluate.{who}")
-        if given and (receipt := given.receipts.get(split)):
-            found |= {name: receipt.facts[name] for name in _SCORED if name not in found}
-            found[who] = {name: receipt.facts[name] for name in _MEASURED}
+    for model, table in tables.items():
+        facts = inputs[f"evaluate.{model}"].receipts[split].facts
+        found |= {name: facts[name] for name in _SCORED if name not in found}
+        nll, tokens, size = (table[name].to_numpy() for name in ("nll", "tokens", "bytes"))
+        found[model] = {
+            **{name: facts[name] for name in _MEASURED},
+            "ci95": list(metrics.interval(nll, tokens, resamples)),
+            "precision": facts["precision"],
+            "weights": facts["weights"],
+            "bits_ci95": [math.log2(end) for end in metrics.interval(nll, size, resamples)],
+        }
     return found
 
 
-def _bits(table: pa.Table, resamples: int) -> list[float]:
-    """95 % interval of bits per byte, of scores, a row a document."""
-    pair = metrics.interval(table["nll"].to_numpy(), table["bytes"].to_numpy(), resamples)
-    return [math.log2(value) for value in pair]
-
-
 def paired(base: Any, tuned: Any, tokens: Any, resamples: int) -> dict[str, Any]:
-    """The paired change of documents, all (documents,), as `report.json` has it."""
+    """The paired change for `report.json`; nats and tokens are (documents,)."""
     result = metrics.change(base, tuned, tokens, resamples)
     return {
         "difference": result.difference,
@@ -124,52 +128,53 @@ def paired(base: Any, tuned: Any, tokens: Any, resamples: int) -> dict[str, Any]
     }
 
 
-def _both(base: Any, tuned: Any, tokens: Any) -> dict[str, Any]:
-    perplexities = (metrics.perplexity(nll, tokens) for nll in (base, tuned))
-    return dict(zip(MODELS, perplexities, strict=True))
+def _perplexities(base: Any, tuned: Any, tokens: Any) -> dict[str, Any]:
+    values = (metrics.perplexity(nll, tokens) for nll in (base, tuned))
+    return dict(zip(MODELS, values, strict=True))
 
 
 def _by_length(base: Any, tuned: Any, tokens: Any, resamples: int) -> list[dict[str, Any]]:
-    part = np.searchsorted(LENGTH_EDGES, tokens, side="right")
+    groups = np.searchsorted(LENGTH_EDGES, tokens, side="right")
     rows = []
-    for index in range(len(LENGTH_EDGES) + 1):
-        chosen = part == index
+    for group in range(len(LENGTH_EDGES) + 1):
+        chosen = groups == group
         if (documents := int(chosen.sum())) < MIN_GROUP_DOCUMENTS:
             continue
-        those = base[chosen], tuned[chosen], tokens[chosen]
+        scores = base[chosen], tuned[chosen], tokens[chosen]
         rows.append(
             {
-                "from": ([0, *LENGTH_EDGES])[index],
-                "below": ([*LENGTH_EDGES, None])[index],
+                "from": ([0, *LENGTH_EDGES])[group],
+                "below": ([*LENGTH_EDGES, None])[group],
                 "documents": documents,
-                **_both(*those),
-                "paired": paired(*those, resamples),
+                **_perplexities(*scores),
+                "paired": paired(*scores, resamples),
             }
         )
     return rows
 
 
 def _by_position(inputs: Inputs, split: str) -> list[dict[str, Any]]:
-    """Perplexity of the tokens that so many others stand before."""
-    sums = [np.array(inputs[f"evaluate.{who}"].receipts[split].facts["places"]) for who in MODELS]
+    """Perplexity of tokens by the number of tokens before them."""
+    receipts = [inputs[f"evaluate.{model}"].receipts[split] for model in MODELS]
+    sums = [np.array(score_facts(receipt)["places"]) for receipt in receipts]
     rows = []
-    for place, (base, tuned) in enumerate(zip(*sums, strict=True)):
-        if base[1] < 100 * MIN_GROUP_DOCUMENTS:
+    for bucket, (base, tuned) in enumerate(zip(*sums, strict=True)):
+        if base[1] < MIN_GROUP_TOKENS:
             continue
-        means = (float(np.exp(nats / count)) for nats, count in (base, tuned))
+        perplexities = (float(np.exp(nats / count)) for nats, count in (base, tuned))
         rows.append(
             {
-                "from": 2**place - 1,
-                "below": 2 ** (place + 1) - 1,
+                "from": 2**bucket - 1,
+                "below": 2 ** (bucket + 1) - 1,
                 "tokens": int(base[1]),
-                **dict(zip(MODELS, means, strict=True)),
+                **dict(zip(MODELS, perplexities, strict=True)),
             }
         )
     return rows
 
 
-def _near(inputs: Inputs, split: str, scored: pa.Table) -> Any:
-    """Whether each scored document is a near-copy of a training document; None if not known."""
+def _near_duplicates(inputs: Inputs, split: str, scored: pa.Table) -> Any:
+    """Whether each scored document is near a training document, (documents,); None if unknown."""
     given = inputs.get("evaluate.overlap")
     if given is None or split == "train":
         return None
@@ -183,16 +188,16 @@ def _near(inputs: Inputs, split: str, scored: pa.Table) -> Any:
 def _without(
     base: Any, tuned: Any, tokens: Any, near: Any, resamples: int
 ) -> dict[str, Any] | None:
-    """The same measures without near-copies of training documents."""
+    """The metrics without near-duplicates of training documents."""
     kept = ~near
     if kept.sum() < MIN_GROUP_DOCUMENTS:
         return None
-    those = base[kept], tuned[kept], tokens[kept]
+    scores = base[kept], tuned[kept], tokens[kept]
     return {
         "documents": int(kept.sum()),
         "left_out": int(near.sum()),
-        **_both(*those),
-        "paired": paired(*those, resamples),
+        **_perplexities(*scores),
+        "paired": paired(*scores, resamples),
     }
 
 
@@ -203,8 +208,8 @@ def _overlap(inputs: Inputs) -> dict[str, Any] | None:
     return {name: facts[name] for name in facts if name not in ("seconds", "cpus", "gpus")}
 
 
-def _seen(inputs: Inputs) -> float | None:
-    """Share of the training tokens that the kept checkpoint had learned from."""
+def _share_read(inputs: Inputs) -> float | None:
+    """Share of the training tokens that the kept checkpoint was trained on."""
     if "train.train" not in inputs or "tokenize.seal" not in inputs:
         return None
     facts = inputs["train.train"].one()[1].facts

@@ -93,7 +93,6 @@ def test_scores_are_those_of_the_model_on_the_documents(finished: Config, root: 
     assert found["tokens"] == np.diff(corpus.offsets).sum() == scores["tokens"].sum()
     assert found["bytes"] == corpus.bytes.sum()
     assert (found["context"], found["stride"], found["precision"]) == (32, 16, "fp32")
-    assert found["ci95"][0] < found["perplexity"] < found["ci95"][1]
 
 
 def test_base_and_adapted_read_the_same(finished: Config, root: Path) -> None:

@@ -20,7 +20,7 @@ from pipeline.core.receipt import UnitIdentity
 from pipeline.core.registry import BaseModel, Dataset
 from pipeline.core.stage import Input
 from pipeline.evaluate.memorization import measure_texts
-from pipeline.evaluate.metrics import bits_per_byte, interval, perplexity, word_perplexity
+from pipeline.evaluate.metrics import bits_per_byte, perplexity, word_perplexity
 from pipeline.evaluate.stage import EvaluateConfig, samples_item
 from pipeline.report.build import build
 from pipeline.report.compare.compare import Run as Compared
@@ -85,7 +85,6 @@ class Run:
             "perplexity": perplexity(nll, tokens),
             "bits_per_byte": bits_per_byte(nll, size),
             "word_perplexity": word_perplexity(nll, words),
-            "ci95": interval(nll, tokens, 200),
             "documents": self.documents,
             "of_documents": 4 * self.documents,
             "words": int(words.sum()),
