@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from jobs.core.console import flush_streams, print_error
-from pipeline.core.error_translation import explain
+from pipeline.core.error_translation import translate
 from pipeline.core.errors import Failure, Interrupted
 
 
@@ -29,7 +29,7 @@ def main() -> None:
         message = f"interrupted{reason}: progress is safe; run the same command to resume"
         _exit(message, Interrupted.exit_code)
     except Exception as error:
-        if failure := explain(error, Path()):
+        if failure := translate(error, Path()):
             _exit(f"error: {failure}", failure.exit_code)
         if not hasattr(error, "format_message"):  # typer's errors about options have it
             raise

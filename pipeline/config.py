@@ -80,7 +80,7 @@ def resolve(
     name: str | None = None,
     file: str | None = None,
 ) -> Config:
-    """The configuration that these words of the user mean.
+    """Build the configuration that the user asks for.
 
     Args:
         dataset: Registry id, or path of a YAML file.
@@ -136,7 +136,7 @@ def _requested(kind: Kind, name: str | None) -> str | dict[str, Any] | None:
 
 
 def _plain(value: Any) -> str:
-    """A setting as it is typed, without the quotes and brackets of a list."""
+    """A setting as users type it, without the quotes and brackets of a list."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""The five stages in order, and what of a run is still to do, read off the receipts."""
+"""The five stages in order, and which items of a run are done, from their receipts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STAGES = tuple(dict.fromkeys(step.stage for step in STEPS))
 
 @dataclass(frozen=True)
 class Node:
-    """A step of a run, as it stands. `items` is None while a step before it is unfinished."""
+    """The state of a step in a run. `items` is None while a step that it needs is unfinished."""
 
     work: Work
     items: list[Item] | None
@@ -37,7 +37,7 @@ class Node:
 
     @property
     def missing(self) -> list[Item]:
-        """The items still to do, as far as they are known."""
+        """The items that are still to do, if they are known."""
         return [item for item in self.items or [] if item.name not in self.done]
 
     @property
@@ -47,7 +47,7 @@ class Node:
 
 
 def keys(config: Config) -> dict[str, str]:
-    """The recipe key of every step: its own settings and, through its needs, those before it."""
+    """The recipe key of every step. It covers the settings of the steps that it needs."""
     found: dict[str, str] = {}
     for step in STEPS:
         found[step.name] = step.key(config, {need: found[need] for need in step.needs})
@@ -55,7 +55,7 @@ def keys(config: Config) -> dict[str, str]:
 
 
 def survey(config: Config, root: Path) -> Iterator[Node]:
-    """Every step in order, with what is done; each is looked at when it is asked for.
+    """The state of every step in order; each is read when the iterator reaches it.
 
     Args:
         config: The run.
@@ -90,5 +90,5 @@ def survey(config: Config, root: Path) -> Iterator[Node]:
 
 
 def find(config: Config, root: Path, name: str) -> Node:
-    """The node of one step."""
+    """The state of one step."""
     return next(node for node in survey(config, root) if node.work.step.name == name)

@@ -24,7 +24,7 @@ from jobs.monitoring.progress_file import ProgressFile
 from jobs.planning.planner import make_plan
 from pipeline.config import Config, resolve
 from pipeline.core.commit import sweep
-from pipeline.core.error_translation import explain
+from pipeline.core.error_translation import translate
 from pipeline.core.errors import UserError
 from pipeline.core.lease import Lease
 from pipeline.core.task_log import read_status
@@ -213,9 +213,9 @@ def test_errors_of_libraries_about_a_full_disk_are_recognized(
     error: Exception, tmp_path: Path
 ) -> None:
     if isinstance(error, RuntimeError):
-        assert explain(error, tmp_path) is None, "a defect keeps its traceback"
+        assert translate(error, tmp_path) is None, "a defect keeps its traceback"
         error.__context__ = OSError(errno.ENOSPC, "No space left on device")
-    fault = explain(error, tmp_path)
+    fault = translate(error, tmp_path)
     assert fault is not None
     assert fault.what.startswith(f"{tmp_path} is full (No space left on device, ")
 
@@ -575,8 +575,8 @@ def test_a_package_that_is_not_there_is_told_with_the_remedy(
 
 
 def test_a_package_of_ours_that_is_missing_is_a_defect(tmp_path: Path) -> None:
-    assert explain(ModuleNotFoundError("x", name="pipeline.core.none"), tmp_path) is None
-    broken = explain(ImportError("libcudart.so.12: cannot open shared object file"), tmp_path)
+    assert translate(ModuleNotFoundError("x", name="pipeline.core.none"), tmp_path) is None
+    broken = translate(ImportError("libcudart.so.12: cannot open shared object file"), tmp_path)
     assert broken is not None
     assert "a package fails: libcudart.so.12: cannot open shared object file (in " in broken.what
 

@@ -24,7 +24,7 @@ from jobs.core.console import flush_streams, print_error, print_line
 from jobs.core.permissions import apply_umask
 from jobs.planning.plan import read_plan
 from jobs.running.task import run_task
-from pipeline.core.error_translation import explain
+from pipeline.core.error_translation import translate
 from pipeline.core.errors import Busy, Failure, Interrupted
 from pipeline.core.stop import Stop
 
@@ -62,7 +62,7 @@ class StageJob:
         except Interrupted as reason:
             print_line(f"interrupted ({reason}): progress is safe")
         except Exception as error:
-            failure = error if isinstance(error, Failure) else explain(error, Path(self.plan))
+            failure = error if isinstance(error, Failure) else translate(error, Path(self.plan))
             if failure is None:
                 raise
             print_error(f"error: {failure}")

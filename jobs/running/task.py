@@ -13,7 +13,7 @@ from jobs.core.environment import prepare_environment
 from jobs.monitoring.progress_file import ProgressFile, logs_folder, progress_mark
 from pipeline.config import Config
 from pipeline.core import provenance
-from pipeline.core.error_translation import explain
+from pipeline.core.error_translation import translate
 from pipeline.core.errors import Busy, Failure, InputError, Interrupted
 from pipeline.core.redaction import redact
 from pipeline.core.stage import Context, run_item
@@ -145,7 +145,7 @@ def _failures_recorded(file: ProgressFile, step: str, root: Path) -> Iterator[No
         file.write(state=FAILED, message=str(error), exit_code=error.exit_code, busy=busy)
         raise
     except BaseException as error:
-        failure = explain(error, root) if isinstance(error, Exception) else None
+        failure = translate(error, root) if isinstance(error, Exception) else None
         message = redact(str(failure or f"{step}: {type(error).__name__}: {error}"))
         exit_code = failure.exit_code if failure else 1
         file.write(state=FAILED, message=message, exit_code=exit_code)

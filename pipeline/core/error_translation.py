@@ -29,7 +29,7 @@ AGAIN = "then run the same command again: it goes on where it was"
 OURS = ("pipeline", "jobs")
 
 
-def explain(error: Exception, place: Path) -> Failure | None:
+def translate(error: Exception, place: Path) -> Failure | None:
     """Translate an exception into a user-facing failure; None if it is not about the machine.
 
     Args:

@@ -1,4 +1,4 @@
-"""Data sets and base models by name: `conf/{datasets,models}/*.yaml`, or a file of one's own."""
+"""Data sets and base models by name: `conf/{datasets,models}/*.yaml`, or the user's own file."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ YEARS = r"^[0-9]{4}(-[0-9]{4})?$"
 
 
 class Dataset(Section):
-    """A corpus: where it is fetched from and how its records are read.
+    """A corpus: where it comes from and how its records are read.
 
     `urls` are mirrors of one content, tried in order. `https://`, `http://`, `file://` name a file,
     `hf://owner/name` a hub data set, `docstrings://a,b` the docstrings of installed packages, of
-    which `max_bytes` are taken at most. A `file://` may name a folder, of which all is taken. With
+    which `max_bytes` are taken at most. A `file://` may name a folder, which is taken as a whole. With
     `years` (`2020` or `1985-2024`) there is one file a year, and `{year}` stands for it in the
-    URLs. `form`: how the files hold records, see `pipeline.sources.formats`. `language`: its ISO 639
-    code. `instead`: the id to try when the corpus cannot be fetched. `model`, `recipe`: the
+    URLs. `form`: how the files hold records, see `pipeline.sources.formats`. `language`: its
+    ISO 639 code. `instead`: the id to try when the corpus cannot be fetched. `model`, `recipe`: the
     defaults for this data set.
     """
 
@@ -111,7 +111,7 @@ class Dataset(Section):
 
     @property
     def content(self) -> dict[str, Any]:
-        """What names the corpus: its hash where known, else where it comes from."""
+        """What identifies the corpus: its hash if known, else where it comes from."""
         if self.sha256:
             return {"sha256": self.sha256}
         return _not_neutral(self, _SOURCE)
@@ -148,7 +148,7 @@ class BaseModel(Section):
 
     @property
     def content(self) -> dict[str, Any]:
-        """What names the weights and the tokenizer."""
+        """What identifies the weights and the tokenizer."""
         return _not_neutral(self, ("repo", "revision", "path", "package", "gguf"))
 
 
@@ -222,7 +222,7 @@ def find_model(name: str) -> BaseModel:
 
 
 def _context(folder: Path) -> int | None:
-    """Tokens that a local model can see, as its config.json says."""
+    """The context of a local model in tokens, from its config.json."""
     try:
         said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -232,7 +232,7 @@ def _context(folder: Path) -> int | None:
 
 
 def _modules(folder: Path) -> list[str]:
-    """Last names of the modules of a local model that hold matrices; none where it is not told."""
+    """Last names of the modules of a local model that hold matrices; none if unknown."""
     found: set[str] = set()
     for path in folder.glob("model*.safetensors"):
         try:

@@ -160,7 +160,7 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads 3e-4 as a string; everybody who types it means a number."""
+    """Read 3e-4 as a number; YAML 1.1 reads it as a string."""
     if isinstance(value, str) and any(c in value for c in "eE."):
         with contextlib.suppress(ValueError):
             number = float(value)
@@ -169,7 +169,7 @@ def _number(value: Any) -> Any:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid upon `base`, section by section; neither is changed."""
+    """`base` updated with `over`, section by section; neither argument is changed."""
     result = dict(base)
     for name, value in over.items():
         old = result.get(name)
@@ -184,7 +184,7 @@ def _integer(loader: Any, node: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1:00:00 is a text, and not, as in YAML 1.1, a number in base 60."""
+    """YAML in which 1:00:00 is a string; YAML 1.1 makes it a number in base 60."""
 
     yaml_constructors: ClassVar[dict[Any, Any]] = {
         **yaml.SafeLoader.yaml_constructors,
@@ -229,12 +229,12 @@ def nearest(word: str, words: list[str], prefix: str = "") -> str:
 
 
 def _either(rules: list[str]) -> str:
-    """The rules of a field as one: a union has one for each of its types."""
+    """Join the rules of a field: a union has one rule for each of its types."""
     return " or ".join([rules[0], *(rule.removeprefix("Input should be ") for rule in rules[1:])])
 
 
 def _explain(model: type[BaseModel], error: Any) -> tuple[str, str]:
-    """What was given where, and the rule that it breaks."""
+    """The given value with its place, and the rule that it breaks."""
     fields, section = _walk(model, error["loc"])
     if error["type"] == "extra_forbidden":
         name = str(error["loc"][-1])
@@ -271,7 +271,7 @@ def _sections(model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
 
 
 def _walk(model: type[BaseModel], place: tuple[Any, ...]) -> tuple[list[str], type[BaseModel]]:
-    """The fields on the way to a place (pydantic adds types and indices), and the last section."""
+    """The fields that lead to a place, without pydantic's types and indices, and the last section."""
     fields: list[str] = []
     is_key = False
     for name in place:

@@ -1,8 +1,8 @@
-"""Stages, their steps and items, and `run_item`: the one way in which anything is computed.
+"""Stages, steps and items, and `run_item`, which computes every one of them.
 
-A stage has one or more steps; a step is facts (what it needs, which settings it uses) and two
-functions, `items` and `run`. Items are data, tasks are scheduling: the bytes do not depend on how
-many tasks share the items. No step knows how it is scheduled, skipped, committed or retried.
+A stage has one or more steps. A step declares what it needs and which settings it uses, and has two
+functions, `items` and `run`. The results do not depend on how many tasks share the items. No step
+knows how it is scheduled, skipped, committed or retried.
 """
 
 from __future__ import annotations
@@ -72,12 +72,13 @@ class RunConfig(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """What a task is given.
+    """A piece of work.
 
     Args:
-        name: The unit whose receipt makes the item done; it commits that one last.
-        inputs: Digest of everything it reads, by name; None if the source is gone, see `UnitIdentity`.
-        data: What `run` wants to know besides; not part of the identity.
+        name: The unit whose receipt makes the item done; it is committed last.
+        inputs: Digests of everything it reads, by name. None: the source is unavailable; existing
+            outputs stay valid.
+        data: Further arguments of `run`; not part of the identity.
     """
 
     name: str
@@ -87,7 +88,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Input:
-    """A finished step, as the steps after it see it: its folder and its items' receipts."""
+    """A finished step as later steps see it: its folder and the receipts of its items."""
 
     folder: Path
     receipts: dict[str, Receipt]
@@ -98,7 +99,7 @@ class Input:
         return hash_json(sorted(r.digest for r in self.receipts.values()))
 
     def one(self) -> tuple[Path, Receipt]:
-        """Unit folder and receipt of a step that has a single item."""
+        """The unit folder and receipt of a step with a single item."""
         ((name, receipt),) = self.receipts.items()
         return self.folder / name, receipt
 
@@ -124,11 +125,10 @@ class Step:
             8 digits of all keys so far.
         items: The items, given config and finished inputs.
         run: Computes one item and commits its units.
-        tasks: The setting that says among how many tasks its items, which are independent, may be
-            shared; "" where there is but one.
-        exclusive: Its items are long; a lease keeps a second writer out.
-        ranked: Several processes may share an item; what it commits, rank 0 does.
-        read_by: The step that alone reads its units. When that is finished they may be released.
+        tasks: The setting with the number of tasks that share its items; "" if it has one item.
+        exclusive: Its items are long, so a lease keeps a second writer out.
+        ranked: Several processes share an item; rank 0 commits.
+        read_by: The only step that reads its units; once that is finished they may be released.
         estimate: How much it will write; None for next to nothing.
     """
 
@@ -149,7 +149,7 @@ class Step:
     estimate: Callable[[RunConfig, RunSizes], DiskNeed] | None = None
 
     def own_key(self, config: RunConfig) -> str:
-        """Hash of what the step itself brings: name, version and the settings it uses."""
+        """Hash of the step alone: its name, version and the settings it uses."""
         return hash_json([self.name, self.version, identities(config, self.uses)])
 
     def key(self, config: RunConfig, needs: Mapping[str, str]) -> str:
@@ -162,7 +162,7 @@ class Step:
         return hash_json([self.own_key(config), identities(config, self.resolved), needs])
 
     def view(self, config: RunConfig) -> RunConfig:
-        """The config, restricted to what the step declares; anything else is an error of ours."""
+        """The config, restricted to the settings that the step declares."""
         return cast("RunConfig", View(config, (*self.uses, *self.resolved, *self.reads), self.name))
 
 
@@ -172,11 +172,11 @@ Progress = Callable[..., None]
 
 @dataclass(frozen=True)
 class Context:
-    """What surrounds a step while it runs; built by the scheduler's side, or by a test.
+    """The environment of a running step; built by `jobs`, or by a test.
 
-    `cpus`, `gpus`: granted here. `rank`, `local_rank`, `world`, `rendezvous`: the process among its
-    peers. `attempt`: how often this task was started before. `label`, `gone`: see `Lease`. `memo`:
-    what the items of one task may share, such as a loaded model.
+    `cpus`, `gpus`: granted to this process. `rank`, `local_rank`, `world`, `rendezvous`: its place
+    among the processes of a training. `attempt`: how often this task was started before. `label`,
+    `gone`: see `Lease`. `memo`: what the items of one task share, such as a loaded model.
     """
 
     stop: Stop = field(default_factory=Stop)
