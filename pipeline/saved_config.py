@@ -108,7 +108,8 @@ def check_name(config: Config, root: Path) -> Path:
         listed = [f"{k}: {old!r} there, {new!r} now" for k, (old, new) in changed[:MAX_DIFFERENCES]]
         more = [f"{len(changed) - MAX_DIFFERENCES} more"] * (len(changed) > MAX_DIFFERENCES)
         raise UserError(
-            f"run {config.name!r} exists with another configuration ({'; '.join([*listed, *more])})",
+            f"run {config.name!r} exists with another configuration "
+            f"({'; '.join([*listed, *more])})",
             f"choose another NAME, or begin anew: rm -r {shlex.quote(str(path.parent))}",
         )
     _refuse_01(root / "data" / config.dataset.id)

@@ -241,7 +241,10 @@ def test_a_name_that_is_near_to_none_is_told_with_all() -> None:
         ("train.method=ful", "train.method = 'ful': Input should be 'lora' or 'full'"),
         ("train.gradient_checkpointing=maybe", "train.gradient_checkpointing = 'maybe': Input"),
         ("train.betas=[1,2,3]", "train.betas = [1, 2, 3]: Tuple should have at most 2 items"),
-        ("train.unquantized_modules=lm_head", "train.unquantized_modules = 'lm_head': Input should be a list such as [a,b]"),
+        (
+            "train.unquantized_modules=lm_head",
+            "train.unquantized_modules = 'lm_head': Input should be a list such as [a,b]",
+        ),
         ("tokenize.validation=fast", "'fast': Input should be 'auto' or a valid number"),
         ("tokenize.validation=0.7", "tokenize: validation and test must lie between 0 and 0.5"),
         ("train=5", "train = 5: Input should be a valid dictionary"),
@@ -371,7 +374,8 @@ def test_what_was_typed_stands_above_the_configuration(
         dataset="nih", name="try", root="/my runs", words=["train.lr=1", "train.lora_targets=[a,b]"]
     ).make_command()
     assert line == (
-        "make pipeline DATASET=nih NAME=try RUNS='/my runs' ARGS='train.lr=1 train.lora_targets=[a,b]'"
+        "make pipeline DATASET=nih NAME=try RUNS='/my runs' "
+        "ARGS='train.lr=1 train.lora_targets=[a,b]'"
     )
     save_config(config, tmp_path, line)
     save_config(config, tmp_path)
@@ -456,7 +460,8 @@ def test_a_run_is_named_by_what_is_not_the_default() -> None:
 def test_a_long_name_is_shortened_and_still_tells_runs_apart(keep: list[str]) -> None:
     name, other = (
         words(
-            f"train.unquantized_modules={yaml.safe_dump(value, default_flow_style=True, width=10**6)}"
+            "train.unquantized_modules="
+            + yaml.safe_dump(value, default_flow_style=True, width=10**6)
         ).name
         for value in (keep, [*keep, "b"])
     )

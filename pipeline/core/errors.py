@@ -51,8 +51,8 @@ class CorruptInput(InputError):
     """An input exists, but its content is wrong.
 
     Args:
-        unit: The committed unit that the damaged file belongs to, if any. `run_item` sets it aside, so
-            that the next run rebuilds it.
+        unit: The committed unit that the damaged file belongs to, if any. `run_item` sets it
+            aside, so that the next run rebuilds it.
     """
 
     def __init__(self, what: str, hint: str = "", unit: Path | None = None) -> None:

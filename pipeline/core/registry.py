@@ -28,7 +28,7 @@ class Dataset(Section):
 
     `urls` are mirrors of one content, tried in order. `https://`, `http://`, `file://` name a file,
     `hf://owner/name` a hub data set, `docstrings://a,b` the docstrings of installed packages, of
-    which `max_bytes` are taken at most. A `file://` may name a folder, which is taken as a whole. With
+    which `max_bytes` are taken at most. A `file://` may name a folder, taken as a whole. With
     `years` (`2020` or `1985-2024`) there is one file a year, and `{year}` stands for it in the
     URLs. `form`: how the files hold records, see `pipeline.sources.formats`. `language`: its
     ISO 639 code. `instead`: the id to try when the corpus cannot be fetched. `model`, `recipe`: the

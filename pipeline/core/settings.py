@@ -271,7 +271,7 @@ def _sections(model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
 
 
 def _walk(model: type[BaseModel], place: tuple[Any, ...]) -> tuple[list[str], type[BaseModel]]:
-    """The fields that lead to a place, without pydantic's types and indices, and the last section."""
+    """The fields that lead to a place, without pydantic's types, and the last section."""
     fields: list[str] = []
     is_key = False
     for name in place:

@@ -126,7 +126,10 @@ def _training(config: RunConfig, trained: dict[str, Any], precision: str) -> dic
     targets = (
         train.lora_targets if isinstance(train.lora_targets, str) else ", ".join(train.lora_targets)
     )
-    method = f"LoRA: rank {train.lora_rank}, alpha {train.lora_alpha:g}, dropout {train.lora_dropout:g}, {targets}"
+    method = (
+        f"LoRA: rank {train.lora_rank}, alpha {train.lora_alpha:g}, "
+        f"dropout {train.lora_dropout:g}, {targets}"
+    )
     fp32 = "fp32" if precision == "fp32" else f"fp32, then rounded to {precision}"
     return {
         "method": method if lora else f"all weights, dropout {train.model_dropout:g}",
@@ -137,8 +140,10 @@ def _training(config: RunConfig, trained: dict[str, Any], precision: str) -> dic
         "chosen": f"step {count(trained['best_step'])}, of lowest validation loss "
         f"({number(trained['best_loss'])} nats a token)",
         "optimizer": f"{train.optimizer}, learning rate {train.lr:g} ({train.schedule}, warm-up "
-        f"{train.warmup_ratio:g} of the steps), decay {train.weight_decay:g}, clipped at {train.max_grad_norm:g}",
-        "batch": f"{count(train.batch_size)} windows a step, packed ({train.packing}); no token sees "
+        f"{train.warmup_ratio:g} of the steps), decay {train.weight_decay:g}, clipped at "
+        f"{train.max_grad_norm:g}",
+        "batch": f"{count(train.batch_size)} windows a step, packed ({train.packing}); no token "
+        "sees "
         "another document",
         "seed": str(train.seed),
     }

@@ -419,7 +419,8 @@ def test_equal_work_under_another_key_is_adopted_with_what_it_lists(tmp_path: Pa
 
 @pytest.mark.parametrize(
     "identity",
-    [UnitIdentity(EQUIVALENT.key, "other", EQUIVALENT.inputs), UnitIdentity(EQUIVALENT.key, EQUIVALENT.own, {}),
+    [UnitIdentity(EQUIVALENT.key, "other", EQUIVALENT.inputs),
+     UnitIdentity(EQUIVALENT.key, EQUIVALENT.own, {}),
      UnitIdentity(EQUIVALENT.key, EQUIVALENT.own, None)],
     ids=["another recipe", "other inputs", "inputs that cannot be known"],
 )  # fmt: skip

@@ -291,7 +291,7 @@ def test_a_footer_costs_no_comparison_and_a_form_a_few(monkeypatch: pytest.Monke
 def test_a_near_duplicate_shares_as_many_13_grams_as_are_asked_for(
     seed: int, length: int, apart: int
 ) -> None:
-    """The claim at the top of `pipeline.evaluate.contamination.candidates`; no token comes twice."""
+    """The claim at the top of `contamination.candidates`; no token comes twice."""
     generator = np.random.default_rng(seed)
     one, other, new = list(range(length)), [], 1000
     regular = bool(generator.integers(2))

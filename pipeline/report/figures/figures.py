@@ -1,4 +1,4 @@
-"""The figures of a report. `pipeline.report.figures.canvas` says what becomes of what is drawn here."""
+"""The figures of a report; `pipeline.report.figures.canvas` turns them into SVG."""
 
 from __future__ import annotations
 
