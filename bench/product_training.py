@@ -3,8 +3,8 @@
     python -m bench.product_training JOB.json
 
 The training loop runs unchanged; two of its callbacks are wrapped, one that fetches the first
-batch and one that logs a step. After each step the same batches, prepared beforehand, go through forward and
-backward alone: the difference in cost is the overhead of the loop.
+batch and one that logs a step. After each step the same batches, prepared beforehand, go through
+forward and backward alone: the difference in cost is the overhead of the loop.
 """
 
 from __future__ import annotations

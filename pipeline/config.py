@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pipeline.core.errors import UserError
 from pipeline.core.receipt import hash_json
@@ -40,7 +40,7 @@ class Request(Section):
     recipe: str | dict[str, Any] | None = None
     file: str | None = None
     named: bool = False
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
 
 
 class Config(Section):

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def git(*words: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source tree of the older commit."""
     commit = git("log", "--diff-filter=A", "--format=%H", "--", SINCE).partition("\n")[0]
     commit = commit or "HEAD"
@@ -44,7 +44,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ["git", "-C", str(ROOT), "archive", commit], capture_output=True, check=True, timeout=60
     )
     subprocess.run(["tar", "-x", "-C", str(tree)], input=archive.stdout, check=True, timeout=60)
-    yield tree
+    return tree
 
 
 def command(tree: Path, verb: str, *words: str) -> dict[str, Any]:
