@@ -107,7 +107,7 @@ class FastEncoder:
         reference: The encoder to check against.
 
     Raises:
-        Mismatch: The tokenizer is not supported, or ids of `PROBES` differ.
+        EncoderMismatch: The tokenizer is not supported, or ids of `PROBES` differ.
     """
 
     def __init__(self, folder: Path, reference: ReferenceEncoder) -> None:
@@ -116,7 +116,7 @@ class FastEncoder:
         except PackageNotFoundError as error:
             raise EncoderMismatch("the package fastokens is not installed") from error
         self._reference = reference
-        with _or_mismatch(f"{self.name} does not load it"):
+        with _or_mismatch(f"{self.name} does not load this tokenizer"):
             import fastokens
 
             self._tokenizer = fastokens.Tokenizer.from_json_str(
@@ -128,7 +128,7 @@ class FastEncoder:
         """Token ids of texts, without special tokens added.
 
         Raises:
-            Mismatch: A text cannot be encoded.
+            EncoderMismatch: A text cannot be encoded.
         """
         with _or_mismatch(f"{self.name} cannot encode a text"):
             ids, offsets = self._tokenizer.encode_batch_flat(texts)
@@ -142,7 +142,7 @@ class FastEncoder:
             encoded: Their ids; if None, the texts are encoded.
 
         Raises:
-            Mismatch: They differ.
+            EncoderMismatch: They differ.
         """
         ids, offsets = encoded or self.encode(texts)
         right_ids, right_offsets = self._reference.encode(texts)

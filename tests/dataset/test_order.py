@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.dataset.order import WindowSampler, permutation, step_seed
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3000), st.integers(0, 2**64 - 1), st.integers(0, 1000))
 def test_a_shuffle_is_a_permutation(count: int, seed: int, epoch: int) -> None:
     found = permutation(count, seed, epoch)
@@ -42,6 +43,7 @@ def test_every_position_is_equally_likely() -> None:
     assert abs(statistic - freedom) < 5 * np.sqrt(2 * freedom), "chi-squared"
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 90), st.integers(0, 5), st.integers(1, 12))
 def test_every_epoch_sees_every_window_once_wherever_batches_end(
     count: int, batch: int, seed: int, steps: int
@@ -64,6 +66,7 @@ def test_an_epoch_may_end_within_a_batch() -> None:
     ]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(1, 20), st.lists(st.integers(0, 50), max_size=15))
 def test_earlier_calls_do_not_matter(count: int, batch: int, steps: list[int]) -> None:
     sampler = WindowSampler(count, batch, 1)
@@ -78,6 +81,7 @@ def test_a_late_step_is_as_cheap_as_an_early_one() -> None:
     assert late[0] == permutation(1000, 0, epoch)[position]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 10**6))
 def test_a_step_shuffles_only_its_own_epochs(count: int, batch: int, step: int) -> None:
     """So resuming at step 10^6 costs as much as at step 10."""

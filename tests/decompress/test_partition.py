@@ -17,13 +17,12 @@ import pytest
 import xxhash
 import yaml
 import zstandard
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jobs.housekeeping.clean import releasable_parts, remove
 from pipeline.config import Config, resolve
 from pipeline.core import commit as commits
-from pipeline.core import receipt
 from pipeline.core.errors import CorruptInput, Interrupted, UserError
 from pipeline.core.receipt import load
 from pipeline.core.registry import Dataset
@@ -95,6 +94,7 @@ def test_many_small_frames_share_spans() -> None:
     assert max(span.size for span in found) < len(frame) * 1000 / 200
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 50), st.integers(0, 5)), min_size=1, max_size=6),
     st.integers(1, 100),
@@ -118,6 +118,7 @@ def test_parts_hold_every_span_once_in_order(files: list[tuple[int, int]], size:
     assert all(sum(pieces[piece] for piece in part) >= size for part in found[:-1])
 
 
+@settings(deadline=None)
 @given(
     lines=st.lists(st.binary(max_size=12).map(lambda b: b.replace(b"\n", b"")), max_size=30),
     cuts=st.lists(st.integers(0, 400), max_size=12),
@@ -263,7 +264,7 @@ def test_a_failed_commit_ends_the_part_and_leaves_no_partial_unit(
     config, root = many("decompress.part_bytes=100000000", "decompress.chunk_bytes=4000"), tmp_path
     whole = advance(config, tmp_path / "whole", "decompress.chunks")
     advance(config, root, "download.corpus")
-    node, place = find(config, root, "decompress.chunks"), receipt._place
+    node, place = find(config, root, "decompress.chunks"), commits._place
 
     def full(temporary: Path, unit: Path, *rest: Any) -> None:
         if unit.name == f"chunk-00000-{failing:05d}":
@@ -272,7 +273,7 @@ def test_a_failed_commit_ends_the_part_and_leaves_no_partial_unit(
 
     context = Context(log=lambda text: None)
     with monkeypatch.context() as patch:
-        patch.setattr(receipt, "_place", full)
+        patch.setattr(commits, "_place", full)
         with pytest.raises(UserError, match="quota"):
             run_item(node.work, node.items[0], context)
     before = receipts_of(node.work.folder)
