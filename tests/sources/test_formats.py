@@ -302,9 +302,9 @@ def test_what_a_folder_may_hold(tmp_path: Path) -> None:
     (corpus / "numbers.dat").touch()
     names = ["%72eceipt.json", "broken.txt", "linked%2Ffar.txt"]
     assert sorted(corpus_files(local(corpus))) == names
-    message = local(corpus, "dataset.form=csv")
-    assert sorted(corpus_files(message)) == sorted([*names, "numbers.dat"])
-    with pytest.raises(InputError, match="is a folder; sha256 and size name one file"):
+    csv = local(corpus, "dataset.form=csv")
+    assert sorted(corpus_files(csv)) == sorted([*names, "numbers.dat"])
+    with pytest.raises(InputError, match="is a folder; sha256 and size are for one file"):
         corpus_files(local(corpus, f"dataset.sha256={'a' * 64}"))
 
 
