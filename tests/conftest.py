@@ -20,7 +20,7 @@ from tests.cluster.fixture import Cluster
 from tests.cluster.fixture import cluster as cluster
 from tests.cluster.fixture import no_scheduler as no_scheduler
 from tests.cluster.fixture import only_where_asked_for as only_where_asked_for
-from tests.helpers import tiny
+from tests.helpers import processes, tiny
 from tests.helpers.runs import SMALL, Mount, advance, write_corpus
 from tests.workers import pytest_collection_modifyitems as pytest_collection_modifyitems
 from tests.workers import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
@@ -28,7 +28,7 @@ from tests.workers import pytest_xdist_make_scheduler as pytest_xdist_make_sched
 if TYPE_CHECKING:
     from tests.helpers.queued import Queued
 
-os.environ["GRISTMILL_PROFILE"] = "local"
+os.environ["GRISTMILL_PROFILE"] = str(Path(__file__).with_name("one_core.yaml"))
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +81,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small: Callable[..., Conf
     advance(small(), root, "evaluate.report")
     snapshot.take(root / "runs" / "small")
     return root
+
+
+@pytest.fixture(autouse=True)
+def warm_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m jobs` starts as a fork, unless the test has the marker `interpreter`."""
+    if not request.node.get_closest_marker("interpreter"):
+        monkeypatch.setattr(subprocess, "Popen", processes.Popen)
 
 
 @pytest.fixture

