@@ -235,7 +235,7 @@ def _either(rules: list[str]) -> str:
 
 def _explain(model: type[BaseModel], error: Any) -> tuple[str, str]:
     """The given value with its place, and the rule that it breaks."""
-    fields, section = _walk(model, error["loc"])
+    fields, section = _locate(model, error["loc"])
     if error["type"] == "extra_forbidden":
         name = str(error["loc"][-1])
         renamed = _renamed(".".join([*fields, name]))
@@ -270,7 +270,7 @@ def _sections(model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
     return [(n, a) for n, a in found if isinstance(a, type) and issubclass(a, BaseModel)]
 
 
-def _walk(model: type[BaseModel], place: tuple[Any, ...]) -> tuple[list[str], type[BaseModel]]:
+def _locate(model: type[BaseModel], place: tuple[Any, ...]) -> tuple[list[str], type[BaseModel]]:
     """The fields that lead to a place, without pydantic's types, and the last section."""
     fields: list[str] = []
     is_key = False
