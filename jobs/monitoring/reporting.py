@@ -24,7 +24,7 @@ from pipeline.core.stage import Context, Input, Inputs
 from pipeline.core.stop import Stop
 from pipeline.dag import Node, survey
 from pipeline.report import PARTIAL_REPORT
-from pipeline.report.history.progress import Standing, Underway
+from pipeline.report.history.progress import RunProgress, StepProgress
 from pipeline.saved_config import load_config
 
 MIN_RUNS, MAX_RUNS = 2, 8
@@ -87,7 +87,7 @@ def _report_progress(config: Config, root: Path, nodes: list[Node], queue: Queue
     if queue and queue.error:
         print_error(f"{queue.error}; this report is based on files alone")
     steps = tuple(
-        Standing(
+        StepProgress(
             step["step"],
             step["state"],
             step["items_done"],
@@ -96,23 +96,23 @@ def _report_progress(config: Config, root: Path, nodes: list[Node], queue: Queue
         )
         for step in survey_run(config, root, queue)["steps"]
     )
-    inputs, underway = _finished_inputs(nodes, steps)
+    inputs, run_progress = _finished_inputs(nodes, steps)
     last = nodes[-1].work
     digests = {step: given.digest for step, given in inputs.items()}
     identity = UnitIdentity(last.key, last.step.own_key(config), digests, provenance.code_version())
     with commit(last.folder, PARTIAL_REPORT, identity) as draft:
-        build(config, inputs, draft.path, last.folder / "logs", underway)
+        build(config, inputs, draft.path, last.folder / "logs", run_progress)
     return last.folder / PARTIAL_REPORT
 
 
 def _finished_inputs(
-    nodes: list[Node], steps: tuple[Standing, ...] = ()
-) -> tuple[Inputs, Underway]:
+    nodes: list[Node], steps: tuple[StepProgress, ...] = ()
+) -> tuple[Inputs, RunProgress]:
     """The finished items of a run, and where to look for the unfinished training."""
     inputs = {node.work.step.name: Input(node.work.folder, node.done) for node in nodes}
     training = inputs["train.train"].folder
     finished = {name: given for name, given in inputs.items() if given.receipts}
-    return finished, Underway(steps, training, time.time())
+    return finished, RunProgress(steps, training, time.time())
 
 
 def compare_runs(names: Sequence[str], root: Path) -> Path:
@@ -129,16 +129,16 @@ def compare_runs(names: Sequence[str], root: Path) -> Path:
         UserError: There are too few or too many runs, one is named twice, or one does not exist.
         CorruptInput: A score is damaged; it was set aside.
     """
-    from pipeline.report.compare.compare import Run, compare
+    from pipeline.report.compare.compare import ComparedRun, compare
 
     configs = _load_runs(names, root)
     prepare_environment("evaluate.report", root)
     runs, digests = [], {}
     for config in configs:
         nodes = list(survey(config, root))
-        inputs, underway = _finished_inputs(nodes)
+        inputs, run_progress = _finished_inputs(nodes)
         logs = root / "runs" / config.name / "logs"
-        runs.append(Run(config, inputs, underway, logs))
+        runs.append(ComparedRun(config, inputs, run_progress, logs))
         digests[config.name] = hash_json({n: given.digest for n, given in inputs.items()})
     folder = root / "compare" / _folder_name(names)
     # as private as the most private of them

@@ -1,7 +1,7 @@
-"""The report of a run: what its receipts, scores and journals say, as one page and as numbers.
+"""The report of a run: everything that its receipts, scores and logs say, as a page and as JSON.
 
-Everything is read and nothing needs a model, so a report can be made at any time. What is not there
-yet is null in the numbers, and said on the page.
+No model is needed, so a report can be written at any time. What does not exist yet is null in the
+JSON, and the page says so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.evaluate.stage import samples_item
 from pipeline.report import page
 from pipeline.report.findings import findings, verdict
 from pipeline.report.history import cost, progress, stragglers, timeline
-from pipeline.report.history.progress import Underway
+from pipeline.report.history.progress import RunProgress
 from pipeline.report.history.training_curve import Curve, read_curve
 from pipeline.report.results import MODELS, Results, read_results
 from pipeline.report.settings_diff import describe_settings
@@ -31,23 +31,26 @@ from pipeline.tokenize.facts import seal_facts
 from pipeline.train.metrics_log import METRICS_FILE
 
 _DEFINITIONS = {
-    "split": "by hash of the text, or of the field dataset.split_by names; equal texts count once",
-    "documents": "of each held-out split, lowest text hash first, at most evaluate.max_documents; "
-    "under evaluate.max_tokens those that still fit, which favours shorter ones",
-    "bits_ci95": "ci95 of bits per byte",
-    "context": "tokens the model sees at once; in longer documents a window moves by stride tokens",
-    "copied": f"{memorization.DEFINITIONS['copied']}; null where evaluate.new_tokens are too few",
-    "provenance": "code, hosts: of what was computed, by the receipts; reported_by, packages, "
+    "split": "by a hash of the text, or of the field that dataset.split_by names; equal texts "
+    "count once",
+    "documents": "those with the lowest text hashes of each split, at most "
+    "evaluate.max_documents; with evaluate.max_tokens those that still fit, which favours short "
+    "ones",
+    "bits_ci95": "ci95 of bits_per_byte",
+    "context": "tokens that the model sees at once; in longer documents a window moves by stride "
+    "tokens",
+    "copied": f"{memorization.DEFINITIONS['copied']}; null if evaluate.new_tokens is less",
+    "provenance": "code, hosts: of the computations, from the receipts; reported_by, packages, "
     "hardware: of the machine that wrote this report",
 }
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """What is known of a run.
+class ReportData:
+    """Everything a report shows.
 
     `report`: the content of `report.json`. `curve`: of the training, finished or not. `results`: of
-    the evaluation, as far as it is.
+    the evaluation, as far as it is finished.
     """
 
     report: dict[str, Any]
@@ -60,16 +63,16 @@ def build(
     inputs: Inputs,
     folder: Path,
     logs: Path | None = None,
-    underway: Underway | None = None,
+    run_progress: RunProgress | None = None,
 ) -> dict[str, Any]:
     """Write `report.json`, `report.md`, `report.html` and the figures into `folder`.
 
     Args:
         config: The run.
-        inputs: What is finished of it, by step; any may be missing, as may any of their items.
-        folder: Where to.
-        logs: Where its tasks have written down when they ran.
-        underway: How far it is; None for a run that is finished.
+        inputs: What is finished, by step; any step or item may be missing.
+        folder: The folder to write into.
+        logs: The folder of the run's task logs.
+        run_progress: How far the run is; None if it is finished.
 
     Returns:
         The content of `report.json`.
@@ -77,26 +80,35 @@ def build(
     Raises:
         CorruptInput: A score or a sample is damaged.
     """
-    found = gather(config, inputs, logs, underway)
-    text = json.dumps(found.report, indent=1, ensure_ascii=False)
+    data = collect(config, inputs, logs, run_progress)
+    text = json.dumps(data.report, indent=1, ensure_ascii=False)
     (folder / "report.json").write_text(text, encoding="utf-8")
-    page.render(found.report, found.curve, found.results, _samples(config, inputs), folder)
-    return found.report
+    page.write_report(data.report, data.curve, data.results, _samples(config, inputs), folder)
+    return data.report
 
 
-def gather(
-    config: RunConfig, inputs: Inputs, logs: Path | None = None, underway: Underway | None = None
-) -> Gathered:
-    """Read what is known of a run; arguments and errors are those of `build`."""
-    curve = _curve(inputs, underway)
+def collect(
+    config: RunConfig,
+    inputs: Inputs,
+    logs: Path | None = None,
+    run_progress: RunProgress | None = None,
+) -> ReportData:
+    """Read everything a report shows; arguments and errors are those of `build`."""
+    curve = _curve(inputs, run_progress)
     results = read_results(config, inputs)
-    far = progress.progress(underway, curve, "train.train" in inputs) if underway else None
+    unfinished = (
+        progress.describe_progress(run_progress, curve, "train.train" in inputs)
+        if run_progress
+        else None
+    )
     report: dict[str, Any] = {
         "run": config.name,
         "dataset": {"id": config.dataset.id, "licence": config.dataset.licence},
         "model": {"id": config.model.id},
-        "verdict": progress.headline(far) if far else verdict(results.evaluation.get("test")),
-        "progress": far,
+        "verdict": progress.headline(unfinished)
+        if unfinished
+        else verdict(results.evaluation.get("test")),
+        "progress": unfinished,
         "corpus": _corpus(inputs),
         "evaluation": results.evaluation,
         "gap": results.gap,
@@ -105,7 +117,7 @@ def gather(
         "training": _training(config, inputs, curve),
         "stages": _stages(inputs),
         "cost": cost.cost(inputs, curve, logs),
-        "timeline": timeline.timeline(logs, _whole(inputs, underway), curve),
+        "timeline": timeline.timeline(logs, _complete_steps(inputs, run_progress), curve),
         "definitions": {
             **metrics.DEFINITIONS,
             **overlap.DEFINITIONS,
@@ -119,21 +131,21 @@ def gather(
         "provenance": _provenance(inputs),
     }
     report |= {"findings": findings(report), "next": suggestions(report)}
-    if far:
+    if unfinished:
         report["provenance"]["finished"] = "not yet"
-    return Gathered(report, curve, results)
+    return ReportData(report, curve, results)
 
 
-def _whole(inputs: Inputs, underway: Underway | None) -> Inputs:
-    """The steps all of which is done."""
-    if underway is None:
+def _complete_steps(inputs: Inputs, run_progress: RunProgress | None) -> Inputs:
+    """The steps that are complete."""
+    if run_progress is None:
         return inputs
-    done = {step.step for step in underway.steps if step.state == "done"}
+    done = {step.step for step in run_progress.steps if step.state == "done"}
     return {name: given for name, given in inputs.items() if name in done}
 
 
 def _receipt(inputs: Inputs, step: str, item: str | None = None) -> Receipt | None:
-    """The receipt of an item; without a name, of the step's only one."""
+    """The receipt of an item; without a name, of the only item of the step."""
     if step not in inputs:
         return None
     return inputs[step].receipts.get(item) if item else inputs[step].one()[1]
@@ -173,44 +185,46 @@ def _training(config: RunConfig, inputs: Inputs, curve: Curve | None) -> dict[st
     return {**facts, "interruptions": restarts, "last_loss": last}
 
 
-def _curve(inputs: Inputs, underway: Underway | None) -> Curve | None:
+def _curve(inputs: Inputs, run_progress: RunProgress | None) -> Curve | None:
     if "train.train" in inputs:
         return read_curve(inputs["train.train"].folder / "best" / METRICS_FILE)
-    if underway and underway.training:
-        return read_curve(underway.training / METRICS_FILE)
+    if run_progress and run_progress.training:
+        return read_curve(run_progress.training / METRICS_FILE)
     return None
 
 
 def _written(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
-    """Figures of what the models write, by model and kind of text.
+    """Figures of the generated texts, by model and kind of text.
 
-    Null is what texts of that length cannot tell.
+    None where texts are too short for a figure.
     """
-    least = {
+    min_tokens = {
         "copied_longest": NGRAM_TOKENS,
         "copied_mean": NGRAM_TOKENS,
         "copied_long": memorization.LONG_COPY_TOKENS,
     }
-    untold = dict.fromkeys(n for n in least if config.evaluate.new_tokens < least[n])
+    unknown = dict.fromkeys(
+        name for name, tokens in min_tokens.items() if config.evaluate.new_tokens < tokens
+    )
     found = {}
-    for who in MODELS:
-        receipt = _receipt(inputs, f"evaluate.{who}", samples_item(config))
+    for model in MODELS:
+        receipt = _receipt(inputs, f"evaluate.{model}", samples_item(config))
         if receipt:
             kinds = receipt.facts["written"]
-            found[who] = {kind: {**figures, **untold} for kind, figures in kinds.items()}
+            found[model] = {kind: {**figures, **unknown} for kind, figures in kinds.items()}
     return found or None
 
 
 def _samples(config: RunConfig, inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
-    """By kind of opening: prompt and reference, with what base and adapted model wrote."""
+    """By kind of prompt: prompt and reference, and what each model generated."""
     written = {}
-    for who in MODELS:
-        receipt = _receipt(inputs, f"evaluate.{who}", samples_item(config))
+    for model in MODELS:
+        receipt = _receipt(inputs, f"evaluate.{model}", samples_item(config))
         if receipt is None:
             return {"held_out": [], "learned": []}
-        unit = inputs[f"evaluate.{who}"].folder / samples_item(config)
+        unit = inputs[f"evaluate.{model}"].folder / samples_item(config)
         path = verify(unit, "samples.json", receipt)
-        written[who] = json.loads(path.read_text(encoding="utf-8"))
+        written[model] = json.loads(path.read_text(encoding="utf-8"))
     return {
         kind: [
             {"prompt": base["prompt"], "reference": base["reference"], "base": base, "tuned": tuned}
@@ -221,17 +235,17 @@ def _samples(config: RunConfig, inputs: Inputs) -> dict[str, list[dict[str, Any]
 
 
 def _stages(inputs: Inputs) -> dict[str, Any]:
-    longest = stragglers.slowest(inputs)
-    return {name: {**sums, "slowest": longest[name]} for name, sums in cost.stages(inputs).items()}
+    slowest = stragglers.slowest(inputs)
+    return {name: {**sums, "slowest": slowest[name]} for name, sums in cost.stages(inputs).items()}
 
 
 def _provenance(inputs: Inputs) -> dict[str, Any]:
-    every = [receipt for given in inputs.values() for receipt in cost.units(given)]
-    written = max((receipt.written for receipt in every), default=0.0)
+    receipts = [receipt for given in inputs.values() for receipt in cost.units(given)]
+    written = max((receipt.written for receipt in receipts), default=0.0)
     return {
         "finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(written)),
-        "code": sorted({receipt.code for receipt in every if receipt.code}),
-        "hosts": sorted({receipt.host for receipt in every if receipt.host}),
+        "code": sorted({receipt.code for receipt in receipts if receipt.code}),
+        "hosts": sorted({receipt.host for receipt in receipts if receipt.host}),
         "reported_by": provenance.code_version(),
         "packages": provenance.packages(),
         "hardware": provenance.hardware(),

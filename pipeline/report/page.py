@@ -1,4 +1,4 @@
-"""A report for people: `report.html`, one file that needs no network, and `report.md`."""
+"""The pages of a report: `report.html`, one file that needs no network, and `report.md`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from pipeline.report.history.stragglers import MIN_MARKED_SECONDS, MIN_UNITS_TO_
 from pipeline.report.history.training_curve import Curve
 from pipeline.report.results import Results
 
-SAMPLES_SHOWN = 4  # samples, before one asks for more
+SAMPLES_SHOWN = 4  # the others are folded
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(
+def write_report(
     report: dict[str, Any],
     curve: Curve | None,
     results: Results,
@@ -42,35 +42,35 @@ def render(
 
     Args:
         report: Content of `report.json`.
-        curve: Of the training; None where there is none yet.
+        curve: Of the training; None if there is none yet.
         results: Of the evaluation.
-        samples: By kind of opening: prompt, reference, and what base and tuned wrote.
-        folder: Where to.
+        samples: By kind of prompt: prompt, reference, and what each model generated.
+        folder: The folder to write into.
     """
     from markupsafe import Markup
 
     drawn = figures.draw(report, curve, results, folder)
-    learned = None if curve is None or curve.blank else curve
+    shown = None if curve is None or curve.empty else curve
     content = {
         **report,
-        "curve": learned if report["training"] else None,
-        "live": None if report["training"] else learned,
+        "curve": shown if report["training"] else None,
+        "live": None if report["training"] else shown,
         "samples": samples,
-        "slowest": _compared(report["stages"]),
-        "several": MIN_UNITS_TO_COMPARE,
-        "odd": MIN_MARKED_SECONDS,
+        "slowest": _slowest_units(report["stages"]),
+        "min_units": MIN_UNITS_TO_COMPARE,
+        "min_marked_seconds": MIN_MARKED_SECONDS,
         "shown": SAMPLES_SHOWN,
-        "shortest": NGRAM_TOKENS,
-        "long": LONG_COPY_TOKENS,
-        "quoted": QUOTED_SHARE,
+        "ngram_tokens": NGRAM_TOKENS,
+        "long_copy_tokens": LONG_COPY_TOKENS,
+        "quoted_share": QUOTED_SHARE,
         "overfitted": overfitted(report),
         "figures": {n: {s: Markup(svg) for s, svg in sizes.items()} for n, sizes in drawn.items()},
         "colours": Markup(canvas.css()),
     }
-    fill("report", content, folder / "report")
+    write_page("report", content, folder / "report")
 
 
-def fill(template: str, content: dict[str, Any], to: Path) -> None:
+def write_page(template: str, content: dict[str, Any], to: Path) -> None:
     """Write a page as `<to>.html` and `<to>.md`, from the templates of that name."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -91,7 +91,7 @@ def fill(template: str, content: dict[str, Any], to: Path) -> None:
         "join_names": join_names,
         "nats": nats,
         "signed_number": signed_number,
-        "beside": partial(zip, strict=True),
+        "zip": partial(zip, strict=True),
     }
     for suffix in (".html", ".md"):
         text = environment.get_template(template + suffix).render(content)
@@ -99,8 +99,8 @@ def fill(template: str, content: dict[str, Any], to: Path) -> None:
         to.with_name(to.name + suffix).write_text(text, encoding="utf-8")
 
 
-def _compared(stages: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """By step, the slowest of several units of a kind."""
+def _slowest_units(stages: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """By step, the slowest units among those that can be compared."""
     steps: dict[str, list[dict[str, Any]]] = {}
     for stage in stages.values():
         for row in stage["slowest"]:

@@ -1,4 +1,4 @@
-"""In which settings a run differs from the recipe that it began with."""
+"""Which settings of a run differ from those of its recipe."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from pipeline.core.stage import RunConfig
 from pipeline.report import SECTIONS
 
 SECTIONS_WITHOUT_RECIPE = ("dataset", "model")
-"""Sections that no recipe decides."""
+"""Sections that a recipe does not set."""
 
 
 def describe_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide results, for `report.json`: reports are handed on.
+    """The settings that decide results, for `report.json`; secrets are removed.
 
     Returns:
-        recipe: its name; values: by section; changed: by dotted name, value and the recipe's.
+        `recipe`: its name. `values`: by section. `changed`: by dotted name, the value and the
+        recipe's.
     """
     values = {name: getattr(config, name).identity_fields() for name in SECTIONS}
     plain = recipe_settings(config)
@@ -37,7 +38,7 @@ def describe_settings(config: RunConfig) -> dict[str, Any]:
 def recipe_settings(config: RunConfig, known: bool = True) -> dict[str, dict[str, Any]]:
     """The settings that decide results, by section, as the run's recipe has them.
 
-    Where that is not known any more, they are the defaults.
+    The defaults if the recipe no longer exists.
     """
     try:
         given = entry("recipes", config.recipe) if known and config.recipe else {}

@@ -23,8 +23,8 @@ from pipeline.evaluate.memorization import measure_texts
 from pipeline.evaluate.metrics import bits_per_byte, perplexity, word_perplexity
 from pipeline.evaluate.stage import EvaluateConfig, samples_item
 from pipeline.report.build import build
-from pipeline.report.compare.compare import Run as Compared
-from pipeline.report.history.progress import Underway
+from pipeline.report.compare.compare import ComparedRun
+from pipeline.report.history.progress import RunProgress
 from pipeline.train.stage import TrainConfig
 
 FIGURES = {"intervals", "curve", "documents", "length", "position", "lengths", "norms", "speed"}
@@ -293,7 +293,7 @@ class Made(Run):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def placed(self, *without: str) -> Compared:
+    def placed(self, *without: str) -> ComparedRun:
         inputs = self.inputs(*without)
         journal = self.root / "train.train" / "best"
-        return Compared(self.config, inputs, Underway((), journal, time.time()))
+        return ComparedRun(self.config, inputs, RunProgress((), journal, time.time()))

@@ -131,7 +131,7 @@ def test_figures_lie_beside_the_page_for_programs_that_know_no_variables(run: Ru
         assert used <= {light for light, _ in canvas.COLOURS.values()}
         assert {canvas.light("card"), canvas.light("muted")} <= used
         picture = imread(path.with_suffix(".png"))
-        assert picture.shape[1] == canvas.DPI * canvas.WIDTHS["wide"]
+        assert picture.shape[1] == canvas.DPI * canvas.WIDTHS_INCHES["wide"]
         assert picture[0, 0].tolist() == [1, 1, 1, 1], "white, and not what shines through"
         assert picture.min() < 0.5
 
@@ -147,9 +147,9 @@ def test_the_page_tells_of_restarts_best_checkpoint_and_overfitting(run: Run) ->
     assert "Kept: the checkpoint of step 40" in run.html
     assert ">best</text>" in run.html
     assert ">restart</text>" in run.html
-    assert "validation loss rose again, to 2.847: the model began to overfit" in run.html
+    assert "validation loss rose to 2.847: the model began to overfit" in run.html
     markdown = (run.root / "out/report.md").read_text()
-    assert "interruptions: 2; steps skipped: 0" in markdown
+    assert "interruptions: 2; skipped steps: 0" in markdown
     assert "\n| test | adapted | " in markdown
 
 
@@ -218,7 +218,7 @@ def test_what_was_rolled_back_is_not_in_the_curve(tmp_path: Path) -> None:
     )
     nothing = read_curve(path)
     assert nothing
-    assert nothing.blank
+    assert nothing.empty
 
 
 def test_a_damaged_score_is_noticed(tmp_path: Path) -> None:
@@ -368,27 +368,27 @@ def evaluated(run: Run, **settings: Any) -> tuple[dict[str, Any], str]:
 def test_texts_too_short_and_lengths_of_some_documents_are_said_to_be_so(
     run: Run, tmp_path: Path
 ) -> None:
-    scored = "Lengths of the 300 training documents that were scored, "
+    scored = "Lengths of 300 of 1,200 training documents: those that were scored"
     given = {"max_tokens": 99_000, "max_documents": 300}
     report, html = evaluated(Run(tmp_path / "1"), new_tokens=12, **given)
     figures = report["written"]["tuned"]["greedy"]
     assert (figures["texts"], figures["copied_longest"], figures["copied_long"]) == (4, None, None)
-    assert "Texts of 12 tokens are too short to tell: spans are looked for from 13 on." in html
+    assert "Texts of 12 tokens are too short to search: the shortest span has 13 tokens." in html
     assert html.count(">too short</td>") == 2 * 7
     markdown = (tmp_path / "1/out/report.md").read_text()
-    assert markdown.count("its texts are too short to tell whether they copy") == 2
-    assert f"{scored}those of lowest hash of 1,200." in html, "all that were wanted did fit"
+    assert markdown.count("its texts are too short to search for copied spans") == 2
+    assert f"{scored}, with the lowest hashes." in html, "all that were wanted did fit"
 
     report, html = evaluated(Run(tmp_path / "2"), new_tokens=49, max_tokens=99_000)
     figures = report["written"]["tuned"]["greedy"]
     assert (figures["copied_longest"], figures["copied_long"]) == (60, None)
-    assert "Texts of 49 tokens are too short to tell of spans of 50." in html
+    assert "Texts of 49 tokens are too short for spans of 50." in html
     assert html.count(">too short</td>") == 7
     assert not told("copying", report)
-    assert f"{scored}of 1,200. They are those that fitted into 99,000 tokens" in html
+    assert f"{scored}. Only documents that fit into 99,000 tokens" in html
 
     assert "too short" not in run.html
-    assert f"{scored}those of lowest hash of 1,200." in run.html
+    assert f"{scored}, with the lowest hashes." in run.html
 
 
 def told(what: str, report: dict[str, Any]) -> dict[str, str]:
@@ -433,7 +433,7 @@ def test_settings_are_compared_with_the_recipe(tmp_path: Path) -> None:
         "train.lr": {"value": 3e-4, "recipe": 2e-4},
         "train.seed": {"value": 7, "recipe": 0},
     }
-    assert "Where it differs from recipe lora" in run.html
+    assert "Differences from recipe lora" in run.html
     markdown = (tmp_path / "out/report.md").read_text()
     assert "Settings that differ from recipe lora:\n\n" in markdown
     assert "\n| train.lr | 0.0003 | 0.0002 |\n" in markdown
@@ -452,10 +452,10 @@ def test_what_computed_is_told_from_what_reported(run: Run) -> None:
     assert f'Its packages</dt><dd class="code">python {versions["python"]}, ' in run.html
     markdown = (run.root / "out/report.md").read_text()
     assert f"code abc123; computed on {host}. The machine that wrote this report has" in markdown
-    assert "\nSettings: as the defaults have them.\n" in markdown
+    assert "\nSettings: no differences from the defaults.\n" in markdown
     hours = report["cost"]["cpu_hours"]
     assert f"\nCost: {duration(3600 * hours)} of CPU time granted, GPU time not reco" in markdown
-    assert ". What another run had made is counted in full." in markdown
+    assert ". Work shared with other runs counts in full." in markdown
     assert join_names([f"n{i}" for i in range(23)]).endswith(", n19 and 3 more")
 
 
@@ -483,13 +483,13 @@ def test_the_page_tells_where_the_time_went(tmp_path: Path) -> None:
     assert (found["wall_seconds"], found["running_seconds"]) == (3800, 3370)
     assert "while at least one task ran" in report["definitions"]["running_seconds"]
     html, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
-    assert "63\u00a0min by the clock: for 56\u00a0min something ran" in html
-    assert (
-        "another run had made it before: download.corpus, tokenize.seal, evaluate.overlap." in html
-    )
+    assert "63\u00a0min of wall-clock time. At least one task ran for 56\u00a0min" in html
+    assert "another run computed them: download.corpus, tokenize.seal, evaluate.overlap." in html
     assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.svg")}
     assert html.count("<svg ") == 2 * len(list(out.glob("*.svg"))), "each in two widths"
-    (drawn,) = re.findall(r'class="narrow" role="img" aria-label="By step.*?</svg>', html, re.S)
+    (drawn,) = re.findall(
+        r'class="narrow" role="img" aria-label="When each step.*?</svg>', html, re.S
+    )
     words = re.findall(r">([^<>]+)</text>", drawn)
     assert {"train.train", "6\u00a0min", "54\u00a0min", "10\u00a0s", "waited", "lost"} <= set(words)
     assert "tokenize.seal" not in words
@@ -504,5 +504,5 @@ def test_what_was_not_written_down_is_not_told(run: Run) -> None:
     report = json.loads((run.root / "out/report.json").read_text())
     assert report["timeline"] is None
     assert not (run.root / "out/time.svg").exists()
-    assert "Step by step" not in run.html
-    assert "What it took" in run.html
+    assert "Times by step" not in run.html
+    assert "Time and cost" in run.html

@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.report.compare import ranking
-from pipeline.report.compare.compare import Run, against, compare
+from pipeline.report.compare.compare import ComparedRun, compare, compare_scores
 from pipeline.report.figures import overlay
 from pipeline.report.history.training_curve import read_curve
 from pipeline.saved_config import save_config
@@ -29,7 +29,7 @@ from tests.report.helpers import HOSTILE, Made
 HERE = Path(__file__).parents[2]
 
 
-def side_by_side(folder: Path, *runs: Run) -> tuple[dict[str, Any], str, str]:
+def side_by_side(folder: Path, *runs: ComparedRun) -> tuple[dict[str, Any], str, str]:
     folder.mkdir()
     compare(runs, folder)
     content = json.loads((folder / "compare.json").read_text())
@@ -57,13 +57,15 @@ def test_runs_are_paired_on_the_same_documents(tmp_path: Path) -> None:
     assert content["verdict"]["best"] == "B"
     assert re.fullmatch(
         r"B is best: on 300 test documents its perplexity is 4\.\d % lower than that of A "
-        r"\(95 % interval 4\.\d to 5\.\d %\); C is behind, too\.",
+        r"\(95 % interval 4\.\d to 5\.\d %\); it is also better than C\.",
         content["verdict"]["words"],
     )
     assert content["verdict"]["words"] in text
     assert "| train.lr | 0.0002 | 0.001 | 0.0002 |" in text
     for page in (html, text):
-        left_out = r"Near-copies of training documents left out:\s+A [\d.]+, −[\d.]+ % by training"
+        left_out = (
+            r"Without near-duplicates of training documents:\s+A [\d.]+, −[\d.]+ % by training"
+        )
         assert len(re.findall(left_out + r", 270 documents;\s+B ", page)) == 2, "of both splits"
     assert html.count("<svg ") == 4
     assert ">nih+<wbr>train.lr=0.001<" in html, "a long name breaks where it may"
@@ -71,7 +73,7 @@ def test_runs_are_paired_on_the_same_documents(tmp_path: Path) -> None:
     for name in ("curves", "scores"):
         svg = (tmp_path / f"out/{name}.svg").read_text()
         assert "var(" not in svg, "a file of its own has its colours with it"
-        for colour, _ in overlay.COLOURS[:3]:
+        for colour, _ in overlay.RUN_COLOURS[:3]:
             assert colour in svg
         assert (tmp_path / f"out/{name}.png").read_bytes().startswith(b"\x89PNG")
     ids = re.findall(r'\bid="([^"]+)"', html)
@@ -94,7 +96,7 @@ def test_other_tokenizers_are_compared_in_bytes(tmp_path: Path) -> None:
     assert told["runs"][1]["tuned"]["perplexity"] < told["runs"][0]["tuned"]["perplexity"] / 2
     assert "perplexities cannot be compared" in html
     assert "bits per byte on test" in html, "the figure follows"
-    assert "bits per byte against A (95 % interval" in content["verdict"]["words"]
+    assert "bits per byte differ from those of A by" in content["verdict"]["words"]
     assert "compare bits per byte" in text
     assert set(content["differences"]) == {"model.id", "model.repo"} | {
         name for name in content["differences"] if name.startswith("model.")
@@ -133,7 +135,7 @@ def test_a_run_in_progress_has_a_curve_and_empty_cells(tmp_path: Path) -> None:
     assert content["verdict"]["words"] == "Nothing to compare yet: only A is evaluated."
     assert html.count("not evaluated yet") == 4
     assert text.count("not evaluated yet") == 4
-    assert "Runs still in training are shown as far as they are" in html
+    assert "Runs that are still training are shown up to now" in html
     nothing, html, _ = side_by_side(tmp_path / "none", runs[2], runs[2])
     assert nothing["evaluation"] == {}
     assert "<svg" not in html
@@ -175,18 +177,22 @@ def test_the_best_is_named_only_if_the_intervals_allow() -> None:
     }
     three = {"A": token(-9, -10, -8), "C": token(-3.1, -4, -2.2), "D": token(-5, -6, -4)}
     words = said([1.2, 1.1, 1.3, 1.3], three)["words"]
-    assert words.endswith("than that of C (95 % interval 2.2 to 4.0 %); A and D are behind, too.")
+    assert words.endswith("of C (95 % interval 2.2 to 4.0 %); it is also better than A and D.")
     level = said([1.2, 1.1, 1.3], {"A": token(-0.1, -1, 0.8), "C": token(-9, -10, -8)})
     assert (level["outcome"], level["best"]) == ("undecided", None)
-    assert level["words"].startswith("No best run was shown: B did best on validation, but on 300 ")
-    assert "its perplexity is −0.1 % against A (95 % interval −1.0 to +0.8 %)" in level["words"]
+    assert level["words"].startswith(
+        "No run is significantly better: B is best on validation, but "
+    )
+    assert (
+        "its perplexity differs from that of A by −0.1 % (95 % interval −1.0 to" in level["words"]
+    )
     behind = said([1.2, 1.1], {"A": token(2, 1, 3)})
     assert behind["outcome"] == "undecided"
     assert "its perplexity is 2.0 % higher than that of A" in behind["words"]
     byte = said([1.2, 1.1], {"A": {"unit": "byte", "bits": -0.1, "ci95": [-0.12, -0.08]}})
-    assert "it has −0.100 bits per byte against A (95 % interval −0.120 to" in byte["words"]
+    assert "bits per byte differ from those of A by −0.100 (95 % interval −0.120" in byte["words"]
     few = said([1.2, 1.1], {"A": token(-3.1, -4, -2.2)}, documents=9)
-    assert few["words"] == "No ranking: 9 test documents say too little."
+    assert few["words"] == "No ranking: 9 test documents are too few."
 
 
 def test_the_pair_is_that_of_a_plain_bootstrap() -> None:
@@ -199,14 +205,14 @@ def test_the_pair_is_that_of_a_plain_bootstrap() -> None:
     def table(nll: Any) -> pa.Table:
         return pa.table({"hash": hashes, "nll": nll, "tokens": tokens, "bytes": tokens * 4})
 
-    pair = against(table(one), table(other), 2000)
+    pair = compare_scores(table(one), table(other), 2000)
     assert pair
     assert pair["percent"] == pytest.approx(100 * math.expm1((other - one).sum() / tokens.sum()))
     draws = generator.integers(0, 200, (4000, 200))
     ratios = (other - one)[draws].sum(1) / tokens[draws].sum(1)
     wanted = 100 * np.expm1(np.quantile(ratios, [0.025, 0.975]))
     assert pair["ci95"] == pytest.approx(wanted, abs=0.15)
-    assert against(table(one), table(other).slice(1), 200) is None
+    assert compare_scores(table(one), table(other).slice(1), 200) is None
 
 
 def test_curves_of_unlike_batches_are_drawn_over_what_they_read(tmp_path: Path) -> None:
@@ -215,7 +221,7 @@ def test_curves_of_unlike_batches_are_drawn_over_what_they_read(tmp_path: Path) 
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     curve = read_curve(tmp_path / "metrics.jsonl")
     assert curve
-    at = overlay._positions(curve)
+    at = overlay._tokens_at(curve)
     assert at(np.array([0, 1, 2, 2.5, 3])).tolist() == [0, 100, 300, 450, 600]
     assert [overlay._short(v) for v in (0, 950, 1500, 2.5e6)] == ["0", "950", "1.5k", "2.5M"]
 
@@ -254,7 +260,7 @@ def test_the_command_puts_real_runs_side_by_side(two: Path) -> None:
     assert told["documents"]
     assert told["tokens"]
     assert told["runs"][0]["base"] == told["runs"][1]["base"], "it is shared"
-    assert "tokens learned from" in (folder / "compare.html").read_text()
+    assert "tokens trained on" in (folder / "compare.html").read_text()
     assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == 0, "as closed as the most closed of them"
     again = jobs(two, "small", "an 'other' one")
     assert again.stdout == done.stdout

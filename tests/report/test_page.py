@@ -22,7 +22,7 @@ import pytest
 from pipeline.evaluate.stage import samples_item
 from pipeline.report.build import build
 from pipeline.report.compare.compare import compare
-from pipeline.report.history.progress import Standing, Underway
+from pipeline.report.history.progress import RunProgress, StepProgress
 from pipeline.report.page import TEMPLATES
 from tests.report.helpers import FIGURES as REPORTED
 from tests.report.helpers import HOSTILE, Made, Run, chunked, with_logs
@@ -59,20 +59,22 @@ def in_progress(folder: Path) -> None:
     inputs = run.inputs("train.train", "evaluate.tuned")
     inputs["evaluate.base"].receipts.pop(samples_item(run.config))
     steps = (
-        Standing("download.corpus", "done", 1, 1),
-        Standing("decompress.chunks", "running", 7, 40, "part-00007: 41 %, 34,518 documents"),
-        Standing("tokenize.seal", "queued", 0, 1, "job 4711; Priority"),
-        Standing("train.train", "failed", 0, 1, "CUDA out of memory: " + "x" * 300),
-        Standing("evaluate.report", "waiting", 0, None),
+        StepProgress("download.corpus", "done", 1, 1),
+        StepProgress("decompress.chunks", "running", 7, 40, "part-00007: 41 %, 34,518 documents"),
+        StepProgress("tokenize.seal", "queued", 0, 1, "job 4711; Priority"),
+        StepProgress("train.train", "failed", 0, 1, "CUDA out of memory: " + "x" * 300),
+        StepProgress("evaluate.report", "waiting", 0, None),
     )
     journal = run.root / "train.train" / "best"
-    build(run.config, inputs, folder, underway=Underway(steps, journal, time.time()))
+    build(run.config, inputs, folder, run_progress=RunProgress(steps, journal, time.time()))
 
 
 def begun(folder: Path) -> None:
     """Nothing is done yet."""
-    steps = tuple(Standing(f"step.{n}", "waiting", 0, None) for n in range(9))
-    build(Run(folder / "run").config, {}, folder, underway=Underway(steps, None, time.time()))
+    steps = tuple(StepProgress(f"step.{n}", "waiting", 0, None) for n in range(9))
+    build(
+        Run(folder / "run").config, {}, folder, run_progress=RunProgress(steps, None, time.time())
+    )
 
 
 def side_by_side(folder: Path) -> None:

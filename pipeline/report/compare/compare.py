@@ -1,7 +1,7 @@
-"""Runs side by side: what differs in settings, how they learned, what they score, what they cost.
+"""Several runs side by side: their settings, learning curves, scores and costs.
 
-A difference between two runs is paired, document by document, where both were scored on the same
-documents: in tokens if the tokens are the same, else in bytes, which do not depend on a tokenizer.
+Differences between two runs are paired by document if both were scored on the same documents: per
+token if the tokens are the same, otherwise per byte, which does not depend on the tokenizer.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from pipeline.core.stage import Inputs, RunConfig
 from pipeline.evaluate import metrics
 from pipeline.evaluate.contamination import overlap
 from pipeline.report import SECTIONS, page
-from pipeline.report.build import Gathered, gather
+from pipeline.report.build import ReportData, collect
 from pipeline.report.compare import ranking
 from pipeline.report.figures import overlay
 from pipeline.report.history import cost
-from pipeline.report.history.progress import Underway
+from pipeline.report.history.progress import RunProgress
 from pipeline.tokenize.facts import HELD_OUT_SPLITS
 
 LETTERS = "ABCDEFGH"
 _DEFINITIONS = {
-    "against": "a run minus the first one on the same documents, paired, with the 95 % interval of "
-    "a bootstrap over documents: perplexity in percent where the tokens are the same, else bits "
-    "per byte; below zero is better",
-    "ranking": "the best run is the one of fewest bits per byte on validation, so that choosing it "
-    "does not flatter its test score; each interval is for one comparison, and among many runs one "
-    "will look better by chance",
+    "against": "paired difference, a run minus the first one on the same documents, with the 95 % "
+    "interval of a bootstrap over documents: perplexity in percent if the tokens are the same, "
+    "otherwise bits per byte; below zero is better",
+    "ranking": "the best run has the fewest bits per byte on validation, so that the choice does "
+    "not bias its test score; each interval is for a single comparison: among many runs, one will "
+    "look better by chance",
 }
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run to be compared: its configuration, what is finished of it, how far it is, its logs."""
+class ComparedRun:
+    """A run to compare: its configuration, finished steps, progress and task logs."""
 
     config: RunConfig
     inputs: Inputs
-    underway: Underway
+    run_progress: RunProgress
     logs: Path | None = None
 
 
-def compare(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
+def compare(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Any]:
     """Write `compare.json`, `compare.md`, `compare.html` and the figures into `folder`.
 
     Args:
-        runs: Up to eight; the first is what the others are compared with.
-        folder: Where to.
+        runs: Up to eight; the others are compared with the first.
+        folder: The folder to write into.
 
     Returns:
         The content of `compare.json`.
@@ -63,7 +63,7 @@ def compare(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
     Raises:
         CorruptInput: A score is damaged.
     """
-    found = [gather(run.config, run.inputs, run.logs, run.underway) for run in runs]
+    found = [collect(run.config, run.inputs, run.logs, run.run_progress) for run in runs]
     scores = {split: [_scores(run, split) for run in runs] for split in HELD_OUT_SPLITS}
     rows = [_row(*row) for row in zip(LETTERS, runs, found, strict=False)]
     evaluation = {
@@ -86,7 +86,7 @@ def compare(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
     (folder / "compare.json").write_text(text, encoding="utf-8")
     notes = _notes(rows, evaluation)
     drawn = overlay.draw(content, [one.curve for one in found], folder)
-    page.fill("compare", content | drawn | notes, folder / "compare")
+    page.write_page("compare", content | drawn | notes, folder / "compare")
     return content
 
 
@@ -107,25 +107,27 @@ def _notes(rows: Sequence[dict[str, Any]], evaluation: dict[str, Any]) -> dict[s
 _TRAINED = ("method", "steps", "tokens", "seconds", "tokens_per_second", "best_step", "best_loss")
 
 
-def _row(letter: str, run: Run, found: Gathered) -> dict[str, Any]:
-    """A run as it stands: name, model, state, training and cost."""
+def _row(letter: str, run: ComparedRun, found: ReportData) -> dict[str, Any]:
+    """Name, model, state, training and cost of a run."""
     report = found.report
-    trained, far = report["training"], report["progress"]["training"]
+    trained, unfinished = report["training"], report["progress"]["training"]
     under = report["evaluation"].get("test", {}).get("tuned") or {}
     if trained and under:
         state = "evaluated"
     elif trained:
         state = "trained, not evaluated yet"
-    elif far:
-        state = f"training, step {far['step']:,}" + (f" of {far['of']:,}" if far["of"] else "")
+    elif unfinished:
+        state = f"training, step {unfinished['step']:,}" + (
+            f" of {unfinished['of']:,}" if unfinished["of"] else ""
+        )
     else:
         state = "not trained yet"
     training = None
-    if trained or far:
-        training = {name: (trained or far).get(name) for name in _TRAINED}
-        training["steps"] = trained["steps"] if trained else far["step"]
+    if trained or unfinished:
+        training = {name: (trained or unfinished).get(name) for name in _TRAINED}
+        training["steps"] = trained["steps"] if trained else unfinished["step"]
         training["finished"] = bool(trained)
-        training["interruptions"] = trained["interruptions"] if trained else far["restarts"]
+        training["interruptions"] = trained["interruptions"] if trained else unfinished["restarts"]
     return {
         "letter": letter,
         "name": run.config.name,
@@ -140,12 +142,12 @@ def _row(letter: str, run: Run, found: Gathered) -> dict[str, Any]:
     }
 
 
-def _differences(runs: Sequence[Run], deciding: bool) -> dict[str, list[Any]]:
-    """The settings in which the runs differ, by dotted name: the value of each.
+def _differences(runs: Sequence[ComparedRun], deciding: bool) -> dict[str, list[Any]]:
+    """The settings in which the runs differ: by dotted name, the value of each run.
 
     Args:
         runs: The runs.
-        deciding: Those that decide results; else those that do not, as how much fits into memory.
+        deciding: Settings that affect results; otherwise those that do not.
     """
     flat = [redact_all(_flat(run.config, deciding)) for run in runs]
     names = list(dict.fromkeys(name for settings in flat for name in settings))
@@ -163,8 +165,8 @@ def _flat(config: RunConfig, deciding: bool) -> dict[str, Any]:
     return found
 
 
-def _scores(run: Run, split: str) -> pa.Table | None:
-    """What the adapted model scored, a row a document; None where it has not."""
+def _scores(run: ComparedRun, split: str) -> pa.Table | None:
+    """Scores of the adapted model, a row per document; None if there are none."""
     given = run.inputs.get("evaluate.tuned")
     receipt = given.receipts.get(split) if given else None
     if given is None or receipt is None:
@@ -174,11 +176,14 @@ def _scores(run: Run, split: str) -> pa.Table | None:
 
 
 def _evaluation(
-    runs: Sequence[Run], found: Sequence[Gathered], scores: Sequence[pa.Table | None], split: str
+    runs: Sequence[ComparedRun],
+    found: Sequence[ReportData],
+    scores: Sequence[pa.Table | None],
+    split: str,
 ) -> dict[str, Any]:
-    """What each run scored on a split, and how each but the first compares with that.
+    """The scores of each run on a split, and how each but the first compares with the first.
 
-    `tokens`: whether all were scored on the same ones, so that perplexities can be compared.
+    `documents`, `tokens`: whether all runs were scored on the same ones.
     """
     told: list[dict[str, Any] | None] = []
     there = [table for table in scores if table is not None]
@@ -194,12 +199,12 @@ def _evaluation(
         row["against"] = None
         if number and scores[0] is not None:
             resamples = runs[number].config.evaluate.resamples
-            row["against"] = against(scores[0], table, resamples)
+            row["against"] = compare_scores(scores[0], table, resamples)
         told.append(row)
     same = [
         bool(table["tokens"].equals(there[0]["tokens"]))
         for table in there
-        if _same(there[0], table)
+        if _same_documents(there[0], table)
     ]
     return {
         "runs": told,
@@ -208,24 +213,24 @@ def _evaluation(
     }
 
 
-def _same(one: pa.Table, other: pa.Table) -> bool:
+def _same_documents(one: pa.Table, other: pa.Table) -> bool:
     """Whether both were scored on the same documents."""
     return bool(one["hash"].equals(other["hash"]) and one["bytes"].equals(other["bytes"]))
 
 
-def against(one: pa.Table, other: pa.Table, resamples: int) -> dict[str, Any] | None:
-    """The paired difference, other minus one, as `metrics.DEFINITIONS` and ours say.
+def compare_scores(one: pa.Table, other: pa.Table, resamples: int) -> dict[str, Any] | None:
+    """The paired difference, other minus one.
 
     Args:
-        one: Scores, a row a document: hash, nll (nats), tokens, bytes.
-        other: Those of another run.
+        one: Scores, a row per document: hash, nll (nats), tokens, bytes.
+        other: The scores of another run.
         resamples: Of the bootstrap.
 
     Returns:
-        `unit`: token, with `percent` of perplexity, or byte, with `bits` per byte; its `ci95`.
-        None where the documents are not the same.
+        `unit`: "token", with `percent` of perplexity, or "byte", with `bits` per byte; and `ci95`.
+        None if the documents are not the same.
     """
-    if not _same(one, other):
+    if not _same_documents(one, other):
         return None
     by_token = one["tokens"].equals(other["tokens"])
     nll = one["nll"].to_numpy(), other["nll"].to_numpy()
@@ -237,20 +242,20 @@ def against(one: pa.Table, other: pa.Table, resamples: int) -> dict[str, Any] | 
 
 
 def _pairs(
-    runs: Sequence[Run],
+    runs: Sequence[ComparedRun],
     rows: Sequence[dict[str, Any]],
     scores: dict[str, list[pa.Table | None]],
     evaluation: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """On test, how the best run compares with each other one, by letter."""
-    best = ranking.best(rows, evaluation)
+    """By letter, how the best run compares with each other run on test."""
+    best = ranking.best_run(rows, evaluation)
     if best is None:
         return {}
-    mine = scores["test"][best]
-    assert mine is not None
+    best_scores = scores["test"][best]
+    assert best_scores is not None
     found: dict[str, dict[str, Any]] = {}
-    for place, (row, table) in enumerate(zip(rows, scores["test"], strict=True)):
-        if place != best and table is not None:
-            pair = against(table, mine, runs[best].config.evaluate.resamples)
+    for index, (row, table) in enumerate(zip(rows, scores["test"], strict=True)):
+        if index != best and table is not None:
+            pair = compare_scores(table, best_scores, runs[best].config.evaluate.resamples)
             found |= {row["letter"]: pair} if pair else {}
     return found

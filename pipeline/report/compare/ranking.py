@@ -1,4 +1,4 @@
-"""Which of several runs is best, in one sentence that says no more than the intervals allow."""
+"""Which of several runs is best, as far as the intervals allow."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pipeline.report.findings import MIN_DOCUMENTS
 from pipeline.report.formatting import signed, signed_number
 
 
-def best(rows: Sequence[dict[str, Any]], evaluation: dict[str, Any]) -> int | None:
-    """The run of fewest bits per byte on validation, among those that were scored on test.
+def best_run(rows: Sequence[dict[str, Any]], evaluation: dict[str, Any]) -> int | None:
+    """The run with the fewest bits per byte on validation, among those that were scored on test.
 
     Args:
         rows: The runs.
-        evaluation: By split, what each run scored, in the same order.
+        evaluation: By split, the scores of each run, in the same order.
 
     Returns:
-        Its place; None where fewer than two were scored, or not on the same documents.
+        Its index; None if fewer than two runs were scored, or not on the same documents.
     """
-    chosen, judged = (evaluation[split] for split in ("validation", "test"))
-    if not (chosen["documents"] and judged["documents"]):
+    chosen, tested = (evaluation[split] for split in ("validation", "test"))
+    if not (chosen["documents"] and tested["documents"]):
         return None
     scored = [
-        (chosen["runs"][place]["tuned"]["bits_per_byte"], place)
-        for place in range(len(rows))
-        if chosen["runs"][place] and judged["runs"][place]
+        (chosen["runs"][index]["tuned"]["bits_per_byte"], index)
+        for index in range(len(rows))
+        if chosen["runs"][index] and tested["runs"][index]
     ]
     return min(scored)[1] if len(scored) > 1 else None
 
@@ -33,90 +33,92 @@ def best(rows: Sequence[dict[str, Any]], evaluation: dict[str, Any]) -> int | No
 def verdict(
     rows: Sequence[dict[str, Any]], evaluation: dict[str, Any], pairs: dict[str, Any]
 ) -> dict[str, str | None]:
-    """What can be said of the runs.
+    """What the scores allow to say about the runs.
 
     Args:
         rows: The runs.
-        evaluation: As in `best`.
-        pairs: How the best one's test score compares with each other one's, by letter.
+        evaluation: As in `best_run`.
+        pairs: By letter, the paired difference on test between the best run and each other run.
 
     Returns:
-        outcome: better, undecided or open; best: its letter, or None; words.
+        `outcome`: better, undecided or open. `best`: its letter, or None. `words`: a sentence.
     """
-    chosen, judged = (evaluation[split]["runs"] for split in ("validation", "test"))
+    chosen, tested = (evaluation[split]["runs"] for split in ("validation", "test"))
     both = [
-        one is not None and other is not None for one, other in zip(chosen, judged, strict=True)
+        one is not None and other is not None for one, other in zip(chosen, tested, strict=True)
     ]
-    scored = [row["letter"] for row, known in zip(rows, both, strict=True) if known]
+    scored = [row["letter"] for row, complete in zip(rows, both, strict=True) if complete]
     if len(scored) < 2:
         only = f"only {scored[0]} is evaluated" if scored else "none of them is evaluated"
-        return _said("open", None, f"Nothing to compare yet: {only}.")
-    place = best(rows, evaluation)
-    if place is None:
-        return _said(
+        return _verdict("open", None, f"Nothing to compare yet: {only}.")
+    index = best_run(rows, evaluation)
+    if index is None:
+        return _verdict(
             "open",
             None,
-            "No ranking: they were not scored on the same documents, so a difference in their "
-            "scores may be one of the documents.",
+            "No ranking: the runs were not scored on the same documents, so a difference in their "
+            "scores may come from the documents.",
         )
-    letter, documents = rows[place]["letter"], judged[place]["documents"]
+    letter, documents = rows[index]["letter"], tested[index]["documents"]
     if documents < MIN_DOCUMENTS:
-        few = f"{documents} test document{'s say' if documents > 1 else ' says'} too little"
-        return _said("open", None, f"No ranking: {few}.")
+        few = f"{documents} test document{'s are' if documents > 1 else ' is'} too few"
+        return _verdict("open", None, f"No ranking: {few}.")
     return _ranked(letter, f"{documents:,} test documents", pairs)
 
 
-def _ranked(letter: str, documents: str, known: dict[str, Any]) -> dict[str, str | None]:
-    """What is said of the one that did best on validation, by its paired differences on test."""
-    behind = {other: pair for other, pair in known.items() if pair["ci95"][1] < 0}
-    ahead = {other: pair for other, pair in known.items() if pair["ci95"][0] > 0}
+def _ranked(letter: str, documents: str, pairs: dict[str, Any]) -> dict[str, str | None]:
+    """The verdict on the run that is best on validation, from its paired differences on test."""
+    behind = {other: pair for other, pair in pairs.items() if pair["ci95"][1] < 0}
+    ahead = {other: pair for other, pair in pairs.items() if pair["ci95"][0] > 0}
     if ahead:
-        words = f"{letter} did best on validation, but on {documents}"
-        return _said("undecided", None, f"{words} {_amount(*_nearest(ahead))}.")
-    if len(behind) < len(known):
-        level = {other: pair for other, pair in known.items() if other not in behind}
-        words = f"No best run was shown: {letter} did best on validation, but on {documents} "
-        words += f"{_amount(*_nearest(level))}, which includes zero"
-        others = [other for other in level if other != _nearest(level)[0]]
-        words += f"; nor does it differ from {_and(others)}" if others else ""
-        return _said("undecided", None, f"{words}.")
-    next_, pair = _nearest(behind)
-    rank = "best" if len(known) > 1 else "better"
-    words = f"{letter} is {rank}: on {documents} {_amount(next_, pair)}"
+        words = f"No clear best run: {letter} is best on validation, but on {documents}"
+        return _verdict("undecided", None, f"{words} {_describe(*_smallest(ahead))}.")
+    if len(behind) < len(pairs):
+        level = {other: pair for other, pair in pairs.items() if other not in behind}
+        words = (
+            f"No run is significantly better: {letter} is best on validation, but on {documents} "
+        )
+        words += f"{_describe(*_smallest(level))}, which includes zero"
+        others = [other for other in level if other != _smallest(level)[0]]
+        words += f"; nor does it differ significantly from {_join(others)}" if others else ""
+        return _verdict("undecided", None, f"{words}.")
+    next_, pair = _smallest(behind)
+    rank = "best" if len(pairs) > 1 else "better"
+    words = f"{letter} is {rank}: on {documents} {_describe(next_, pair)}"
     others = [other for other in behind if other != next_]
-    words += f"; {_and(others)} {'are' if len(others) > 1 else 'is'} behind, too" if others else ""
-    return _said("better", letter, f"{words}.")
+    words += f"; it is also better than {_join(others)}" if others else ""
+    return _verdict("better", letter, f"{words}.")
 
 
-def _said(outcome: str, letter: str | None, words: str) -> dict[str, str | None]:
+def _verdict(outcome: str, letter: str | None, words: str) -> dict[str, str | None]:
     return {"outcome": outcome, "best": letter, "words": words}
 
 
-def _nearest(pairs: dict[str, Any]) -> tuple[str, Any]:
-    """Of paired differences, the one that is least, with the run it is to."""
-    return min(pairs.items(), key=lambda item: abs(_size(item[1])))
+def _smallest(pairs: dict[str, Any]) -> tuple[str, Any]:
+    """The smallest of paired differences, with the letter of the run."""
+    return min(pairs.items(), key=lambda item: abs(_value(item[1])))
 
 
-def _size(pair: dict[str, Any]) -> float:
+def _value(pair: dict[str, Any]) -> float:
     found: float = pair["percent"] if pair["unit"] == "token" else pair["bits"]
     return found
 
 
-def _amount(other: str, pair: dict[str, Any]) -> str:
+def _describe(other: str, pair: dict[str, Any]) -> str:
     """A paired difference to another run in words, a clause."""
     low, high = pair["ci95"]
     if pair["unit"] == "byte":
         values = [signed_number(value) for value in (pair["bits"], low, high)]
-        told = f"{values[0]} bits per byte against {other}"
-        return f"it has {told} (95 % interval {values[1]} to {values[2]})"
+        clause = f"its bits per byte differ from those of {other} by {values[0]}"
+        return f"{clause} (95 % interval {values[1]} to {values[2]})"
     if low <= 0 <= high:
-        told = f"{signed(pair['percent'])} % against {other}"
-        return f"its perplexity is {told} (95 % interval {signed(low)} to {signed(high)} %)"
+        clause = f"its perplexity differs from that of {other} by {signed(pair['percent'])} %"
+        return f"{clause} (95 % interval {signed(low)} to {signed(high)} %)"
     ends = sorted((abs(low), abs(high)))
     side = "lower" if high < 0 else "higher"
-    told = f"{abs(pair['percent']):.1f} % {side} than that of {other}"
-    return f"its perplexity is {told} (95 % interval {ends[0]:.1f} to {ends[1]:.1f} %)"
+    clause = f"its perplexity is {abs(pair['percent']):.1f} % {side} than that of {other}"
+    return f"{clause} (95 % interval {ends[0]:.1f} to {ends[1]:.1f} %)"
 
 
-def _and(words: list[str]) -> str:
+def _join(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

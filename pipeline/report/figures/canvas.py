@@ -1,9 +1,9 @@
-"""Where figures are drawn: matplotlib to SVG that follows the reader's light or dark colours.
+"""Draw figures with matplotlib as SVG that follows the reader's light or dark colour scheme.
 
-matplotlib draws in the light ones. In a page they become CSS variables, and text takes the font of
-the page; in the files beside it, SVG and PNG, they stay, for slides and for programs that know no
-variables. Each figure comes in two widths, for a desk and for a phone, where a shrunken one could
-not be read.
+matplotlib draws in light colours. In a page these become CSS variables, and text takes the font of
+the page. The SVG and PNG files beside the page keep the light colours, for slides and for programs
+that do not support variables. Each figure has two widths: on a phone a shrunken wide one could not
+be read.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ COLOURS = {
     "faint": ("#a9cfd0", "#2c5f63"),
     "alarm": ("#b4480f", "#f0975a"),
 }
-"""CSS variables of page and figures: light, dark; no two are equal in light."""
+"""CSS variables of page and figures: (light, dark). The light colours are all different."""
 DPI = 200
 
-WIDTHS = {"wide": 5.4, "narrow": 3.7}
+WIDTHS_INCHES = {"wide": 5.4, "narrow": 3.7}
 
 Plot = Callable[[Any], None]
-"""Draws on the axes that it is given."""
+"""A function that draws on the given axes."""
 
 
 def css(colours: Colours = COLOURS) -> str:
-    """The colours as CSS, light unless the reader prefers dark."""
+    """The colours as CSS: light unless the reader prefers dark."""
     light, dark = (
         "".join(f"--{name}:{pair[i]};" for name, pair in colours.items()) for i in (0, 1)
     )
@@ -45,33 +45,38 @@ def css(colours: Colours = COLOURS) -> str:
 
 
 def light(name: str) -> str:
-    """The colour of that name, as matplotlib draws it."""
+    """The colour with that name, as matplotlib draws it."""
     return COLOURS[name][0]
 
 
 def narrow(ax: Any) -> bool:
-    """Whether these axes are for a phone."""
-    return bool(ax.figure.get_figwidth() == WIDTHS["narrow"])
+    """Whether these axes are those of the narrow figure."""
+    return bool(ax.figure.get_figwidth() == WIDTHS_INCHES["narrow"])
 
 
 def paint(
-    name: str, plot: Plot, width: float, ratio: float, least: float = 2.5, to: Path | None = None
+    name: str,
+    plot: Plot,
+    width: float,
+    ratio: float,
+    min_height: float = 2.5,
+    to: Path | None = None,
 ) -> str:
-    """An SVG element of that width in inches, of height width × ratio, but `least` at least.
+    """Draw a figure and return it as an SVG element.
 
     Args:
-        name: Decides the ids in it; two figures on a page must not share one.
-        plot: Draws it.
+        name: Determines the ids in the SVG; it must be unique on a page.
+        plot: Draws the figure.
         width: In inches.
-        ratio: Height by width.
-        least: Height at least, in inches.
-        to: Where it goes as files, too, without their `.svg` and `.png`; None for nowhere.
+        ratio: Height divided by width.
+        min_height: In inches.
+        to: Path of files to write, without `.svg` and `.png`; None to write none.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({**_style(), "svg.hashsalt": name}):
-        figure = Figure(figsize=(width, max(width * ratio, least)), layout="constrained")
+        figure = Figure(figsize=(width, max(width * ratio, min_height)), layout="constrained")
         plot(figure.add_subplot())
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
@@ -88,7 +93,7 @@ def _style() -> Any:
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans", "Arial"],
         "figure.facecolor": card,
-        "figure.constrained_layout.w_pad": 0.08,  # inches: a reader's font may be wider
+        "figure.constrained_layout.w_pad": 0.08,  # inches; the reader's font may be wider
         "axes.facecolor": card,
         "font.size": 9.5,
         "text.color": ink,
@@ -113,9 +118,9 @@ def _style() -> Any:
 
 
 def _adapt(svg: str) -> str:
-    """The file that matplotlib writes, as an element for a page, with its colours and its font."""
+    """Make a page element from the SVG of matplotlib, with the page's colours and font."""
     svg = svg[svg.index("<svg ") :]
-    for unwanted in (
+    for pattern in (
         r"<metadata>.*?</metadata>",
         r"<style.*?</style>",
         r' xmlns(:xlink)?="[^"]*"',
@@ -123,7 +128,7 @@ def _adapt(svg: str) -> str:
         r" font-family: [^;\"]*;?",
         r' transform="rotate\(-0 [^"]*"',
     ):
-        svg = re.sub(unwanted, "", svg, flags=re.S)
+        svg = re.sub(pattern, "", svg, flags=re.S)
     for name in COLOURS:
         svg = svg.replace(light(name), f"var(--{name})")
     return svg.replace("xlink:href", "href").strip()

@@ -1,4 +1,4 @@
-"""The figures of a report; `pipeline.report.figures.canvas` turns them into SVG."""
+"""The figures of a report; `canvas` says how they are drawn."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 from pipeline.report.figures import gantt
-from pipeline.report.figures.canvas import WIDTHS, Plot, light, narrow, paint
+from pipeline.report.figures.canvas import WIDTHS_INCHES, Plot, light, narrow, paint
 from pipeline.report.formatting import number
 from pipeline.report.history.training_curve import Curve
 from pipeline.report.results import Results
 
-POINTS = 400
+MAX_POINTS = 400
 
 
 def draw(
     report: dict[str, Any], curve: Curve | None, results: Results, folder: Path
 ) -> dict[str, dict[str, str]]:
-    """The figures that the data allow: name → width ("wide", "narrow") → SVG element.
+    """Draw the figures that the data allow.
 
     The wide ones are also written into `folder`, as SVG and PNG.
 
@@ -28,34 +28,38 @@ def draw(
         report: Content of `report.json`.
         curve: Of the training.
         results: Of the evaluation.
-        folder: Where to.
+        folder: The folder to write into.
+
+    Returns:
+        By name and width ("wide", "narrow"), the SVG element.
     """
     plots: dict[str, tuple[float, Plot]] = {
-        **_judged(report, results),
-        **_trained(curve, _best(report, curve)),
+        **_evaluation_plots(report, results),
+        **_training_plots(curve, _best(report, curve)),
     }
     if results.lengths is not None and len(results.lengths) > 1:
         plots["lengths"] = 0.5, lambda ax: _lengths(ax, results.lengths)
     drawn = {
         name: {
             size: paint(f"{name}-{size}", plot, width, ratio, to=_file(folder, name, size))
-            for size, width in WIDTHS.items()
+            for size, width in WIDTHS_INCHES.items()
         }
         for name, (ratio, plot) in plots.items()
     }
-    if told := report.get("timeline"):
+    if timeline := report.get("timeline"):
         drawn["time"] = {
-            size: _time(told, size, _file(folder, "time", size)) for size in gantt.WIDTHS
+            size: _time(timeline, size, _file(folder, "time", size))
+            for size in gantt.GANTT_WIDTHS_INCHES
         }
     return drawn
 
 
 def _file(folder: Path, name: str, size: str) -> Path | None:
-    """Where a figure of that width is written besides."""
+    """Where a figure of that width is written to; None for nowhere."""
     return folder / name if size == "wide" else None
 
 
-def _judged(report: dict[str, Any], results: Results) -> dict[str, tuple[float, Plot]]:
+def _evaluation_plots(report: dict[str, Any], results: Results) -> dict[str, tuple[float, Plot]]:
     plots: dict[str, tuple[float, Plot]] = {}
     held_out = [s for s in ("test", "validation") if "paired" in results.evaluation.get(s, {})]
     if held_out:
@@ -71,14 +75,16 @@ def _judged(report: dict[str, Any], results: Results) -> dict[str, tuple[float, 
 
 
 def _best(report: dict[str, Any], curve: Curve | None) -> tuple[int, float] | None:
-    """The checkpoint that was kept, or would be as things stand."""
+    """The checkpoint that was kept, or the best one so far."""
     if training := report["training"]:
         return training["best_step"], training["best_loss"]
     return curve.best if curve else None
 
 
-def _trained(curve: Curve | None, best: tuple[int, float] | None) -> dict[str, tuple[float, Plot]]:
-    if not curve or curve.blank:
+def _training_plots(
+    curve: Curve | None, best: tuple[int, float] | None
+) -> dict[str, tuple[float, Plot]]:
+    if not curve or curve.empty:
         return {}
     plots: dict[str, tuple[float, Plot]] = {"curve": (0.66, lambda ax: _curve(ax, curve, best))}
     if len(curve.norms) > 1:
@@ -89,8 +95,8 @@ def _trained(curve: Curve | None, best: tuple[int, float] | None) -> dict[str, t
 
 
 def _time(timeline: dict[str, Any], size: str, to: Path | None) -> str:
-    """Where the time went, over the width of the page."""
-    width, height = gantt.WIDTHS[size], gantt.height(timeline, size)
+    """When each step waited and ran; as wide as the page."""
+    width, height = gantt.GANTT_WIDTHS_INCHES[size], gantt.height(timeline, size)
     plot = partial(gantt.plot, timeline=timeline, size=size, colour=light)
     return paint(f"time-{size}", plot, width, height / width, 0.0, to)
 
@@ -119,7 +125,7 @@ def _intervals(ax: Any, evaluation: dict[str, Any], splits: list[str]) -> None:
 
 
 def _curve(ax: Any, curve: Curve, best: tuple[int, float] | None) -> None:
-    """Loss by step: training (each step, and smoothed), validation, best checkpoint, restarts."""
+    """Loss by step: training (each step and averaged), validation, best checkpoint, restarts."""
     for i, step in enumerate(curve.restarts):
         label = "restart" if i == 0 else None
         ax.axvline(step, color=light("alarm"), lw=1.2, ls=(0, (3, 3)), label=label)
@@ -146,33 +152,33 @@ def _curve(ax: Any, curve: Curve, best: tuple[int, float] | None) -> None:
 
 
 def _limit(ax: Any, curve: Curve) -> None:
-    """Let a few wild steps not flatten the rest."""
+    """Limit the y axis, so that a few outliers do not flatten the rest."""
     losses = [loss for _, loss in (*curve.train, *curve.validation)]
     low, high = min(losses), max(losses)
-    usual = float(np.quantile(losses, 0.995))
-    top = high if high - low < 2 * (usual - low) else usual
-    room = 0.06 * (top - low) or 0.1
-    ax.set_ylim(low - room, top + room)
+    quantile = float(np.quantile(losses, 0.995))
+    top = high if high - low < 2 * (quantile - low) else quantile
+    margin = 0.06 * (top - low) or 0.1
+    ax.set_ylim(low - margin, top + margin)
 
 
 def _thin(steps: Any, losses: Any) -> tuple[Any, Any]:
-    """Every n-th point, so that a long training makes no large file."""
-    every = -(-len(steps) // POINTS)
+    """Every n-th point, so that a long training does not make a large file."""
+    every = -(-len(steps) // MAX_POINTS)
     return steps[::every], losses[::every]
 
 
 def smooth(steps: Any, losses: Any) -> tuple[Any, Any]:
-    """Means over up to 60 equal stretches."""
+    """Means over up to 60 equal intervals."""
     stretches = np.array_split(np.arange(len(steps)), min(60, max(1, len(steps) // 3)))
     means = [np.array([v[s].mean() for s in stretches]) for v in (steps, losses)]
     return means[0], means[1]
 
 
 def _documents(ax: Any, changes: Any) -> None:
-    """How many documents changed by how much."""
+    """Histogram of the change of each document."""
     low, high = np.quantile([*changes, 0.0], [0.002, 0.998])
     width = max(high - low, 1e-6) / np.clip(2 * np.sqrt(len(changes)), 9, 36)
-    # zero is the edge of a bin, so that each stands for one side
+    # zero is the edge of a bin, so that each bin is on one side
     bins = np.arange(np.floor(low / width), np.ceil(high / width) + 1.5) * width
     counts, _ = np.histogram(np.clip(changes, bins[0], bins[-1]), bins)
     middles = (bins[:-1] + bins[1:]) / 2
@@ -182,21 +188,21 @@ def _documents(ax: Any, changes: Any) -> None:
     ax.set_xlabel("change of the document’s loss, nats per token")
     ax.set_ylabel("documents")
     ax.locator_params(axis="y", integer=True, nbins=6)
-    for side, text in ((-1, "← easier"), (1, "harder →")):
+    for side, text in ((-1, "← improved"), (1, "worse →")):
         align = "left" if side < 0 else "right"
         place = {"transform": ax.transAxes, "ha": align, "va": "bottom"}
         ax.text(0 if side < 0 else 1, 1.02, text, color=light("muted"), **place)
 
 
 def _by_length(ax: Any, rows: list[dict[str, Any]]) -> None:
-    """Change of perplexity, with its interval, of documents of like length."""
+    """Change of perplexity, with its interval, by document length."""
     ax.axvline(0, color=light("ink"), lw=1)
     for y, row in enumerate(rows):
         low, high = row["paired"]["ci95_percent"]
         colour = light("tuned" if high < 0 else "alarm" if low > 0 else "base")
         ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="round")
         ax.plot([row["paired"]["perplexity_change_percent"]], [y], "o", color=colour, ms=7)
-    names = [f"{span(row)}{_gap(ax)}({row['documents']:,})" for row in rows]
+    names = [f"{span(row)}{_separator(ax)}({row['documents']:,})" for row in rows]
     ax.set_yticks(range(len(rows)), names)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.margins(x=0.08)
@@ -207,7 +213,7 @@ def _by_length(ax: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def span(row: dict[str, Any]) -> str:
-    """The bounds of a part in words: under 64, 64 – 127, 2,048 and more."""
+    """The bounds of a group in words: under 64, 64 – 127, 2,048 and more."""
     low, high = row["from"], row["below"]
     if not low:
         return f"under {high:,}"
@@ -216,26 +222,26 @@ def span(row: dict[str, Any]) -> str:
     return f"{low:,} – {high - 1:,}" if high - low > 1 else f"{low:,}"
 
 
-def _gap(ax: Any) -> str:
+def _separator(ax: Any) -> str:
     return "\n" if narrow(ax) else " "
 
 
 def _by_position(ax: Any, rows: list[dict[str, Any]]) -> None:
-    """Perplexity of tokens by how many stand before them."""
-    places = [(row["from"] + row["below"] - 1) / 2 + 1 for row in rows]
+    """Perplexity of tokens by their position in the document."""
+    positions = [(row["from"] + row["below"] - 1) / 2 + 1 for row in rows]
     for who, name in (("base", "base"), ("tuned", "adapted")):
         losses = [row[who] for row in rows]
-        ax.plot(places, losses, color=light(who), lw=1.8, marker="o", ms=4.5, label=name)
+        ax.plot(positions, losses, color=light(who), lw=1.8, marker="o", ms=4.5, label=name)
     ax.set_xscale("log")
     ax.set_yscale("log")
     _plain_ticks(ax.xaxis, ax.yaxis)
-    ax.set_xlabel("place of the token in its document")
+    ax.set_xlabel("position in the document, tokens")
     ax.set_ylabel("perplexity")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
 
 def _plain_ticks(*axes: Any) -> None:
-    """Numbers as people write them, on logarithmic axes: of an axis short of decades 1, 2, 5."""
+    """Plain numbers on logarithmic axes; ticks at 1, 2, 5 if there are few decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for axis in axes:
@@ -246,7 +252,7 @@ def _plain_ticks(*axes: Any) -> None:
 
 
 def _lengths(ax: Any, tokens: Any) -> None:
-    """How many documents are how long."""
+    """Histogram of document lengths."""
     low, high = max(1, int(tokens.min())), int(tokens.max()) + 1
     edges = np.unique(np.geomspace(low, max(high, low + 1), 25).round())
     counts, _ = np.histogram(tokens, edges)
@@ -255,14 +261,14 @@ def _lengths(ax: Any, tokens: Any) -> None:
         ax.axvline(edge, color=light("card"), lw=0.8)
     ax.set_xscale("log")
     _plain_ticks(ax.xaxis)
-    ax.set_xlabel("tokens of a document")
+    ax.set_xlabel("document length, tokens")
     ax.set_ylabel("documents")
     ax.grid(axis="x", visible=False)
     ax.locator_params(axis="y", integer=True, nbins=6)
 
 
 def _norms(ax: Any, curve: Curve) -> None:
-    """Gradient norm of each step, and the steps that were skipped."""
+    """Gradient norm of each step, and the skipped steps."""
     steps, norms = np.array(curve.norms, dtype=float).T
     norms = np.maximum(norms, 1e-12)
     ax.plot(*_thin(steps, norms), color=light("faint"), lw=1)
@@ -274,7 +280,7 @@ def _norms(ax: Any, curve: Curve) -> None:
             [top] * len(curve.skipped),
             "x",
             color=light("alarm"),
-            label="step skipped",
+            label="skipped step",
             clip_on=False,
         )
     ax.set_yscale("log")
@@ -286,10 +292,10 @@ def _norms(ax: Any, curve: Curve) -> None:
 
 
 def _speed(ax: Any, curve: Curve) -> None:
-    """Tokens a second, step by step."""
+    """Tokens per second of each step."""
     steps, speeds = np.array(curve.speeds, dtype=float).T
     ax.plot(*_thin(steps, speeds), color=light("faint"), lw=1)
     ax.plot(*smooth(steps, speeds), color=light("tuned"), lw=2)
     ax.set_ylim(0, None)
     ax.set_xlabel("optimizer step")
-    ax.set_ylabel("tokens a second")
+    ax.set_ylabel("tokens per second")

@@ -1,4 +1,4 @@
-"""What a run took: as its tasks have written it down, or as far as receipts know."""
+"""What a run cost: from the logs of its tasks, or from receipts where there are no logs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from pipeline.report.history.attempts import REPORT_STEP, Attempt, read_attempts
 from pipeline.report.history.training_curve import Curve
 
 DEFINITIONS = {
-    "seconds": "of committed work, summed over its units; what other runs share counts in full",
-    "cpu_hours": "CPUs granted times the time that tasks of this run ran, those that were killed "
-    "too; of a step that another run had made, times the seconds of committed work, where a "
-    "receipt that does not name them counts one",
-    "gpu_hours": "the same for GPUs; null if it is not known of train or evaluate",
-    "lost_hours": "training steps that were lost to an interruption, or thrown away by a rollback",
+    "seconds": "of committed work, summed over its units; work shared with other runs counts in "
+    "full",
+    "cpu_hours": "granted CPUs times the run time of each task, including killed ones; for steps "
+    "computed by another run, granted CPUs (one if not recorded) times the seconds of committed "
+    "work",
+    "gpu_hours": "the same for GPUs; null if not recorded for train or evaluate",
+    "lost_hours": "time of training steps that were lost to an interruption or discarded by a "
+    "rollback",
 }
 
 
 def units(given: Input) -> Iterator[Receipt]:
-    """The receipts of a step: of its items, and of the units that they list."""
+    """The receipts of a step: of its items, and of the units they list."""
     for receipt in given.receipts.values():
         yield receipt
         for name in receipt.units:
@@ -42,12 +44,12 @@ def stages(inputs: Inputs) -> dict[str, Any]:
 
 
 def cost(inputs: Inputs, curve: Curve | None, logs: Path | None = None) -> dict[str, Any]:
-    """Hours, as `DEFINITIONS` says; null where it is not known.
+    """CPU, GPU and lost hours, as `DEFINITIONS` says; None if unknown.
 
     Args:
-        inputs: What is finished of a run, by step.
-        curve: Of its training.
-        logs: Where its tasks have written down when they ran.
+        inputs: What is finished, by step.
+        curve: Of the training.
+        logs: The folder of the run's task logs.
     """
     attempts = read_attempts(logs) if logs else {}
     attempts.pop(REPORT_STEP, None)
@@ -67,10 +69,10 @@ def cost(inputs: Inputs, curve: Curve | None, logs: Path | None = None) -> dict[
 def _granted(
     attempts: Iterable[Attempt], given: Input | None
 ) -> Iterator[tuple[float, int | None, int | None]]:
-    """Hours, CPUs and GPUs of each attempt at a step; of each unit where there was none."""
+    """Hours, CPUs and GPUs of each attempt at a step; of each unit if there are no attempts."""
     known = [(a.end - a.started, a.cpus, a.gpus) for a in attempts]
     if not known and given:
-        facts = [(unit.spent, unit.facts) for unit in units(given)]
-        known = [(spent, told.get("cpus"), told.get("gpus")) for spent, told in facts]
+        spent_facts = [(unit.spent, unit.facts) for unit in units(given)]
+        known = [(spent, facts.get("cpus"), facts.get("gpus")) for spent, facts in spent_facts]
     for seconds, cpus, gpus in known:
         yield seconds / 3600, cpus, gpus

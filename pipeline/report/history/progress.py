@@ -1,4 +1,4 @@
-"""How far a run is that is not finished: what its page says in place of a verdict."""
+"""How far an unfinished run is: what its page shows instead of a verdict."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 from pipeline.report.history.training_curve import Curve
 from pipeline.train.metrics_log import METRICS_FILE
 
-_SAID = {
+_STATE_PHRASES = {
     "running": "is running",
     "queued": "is queued",
     "failed": "failed",
     "interrupted": "was interrupted",
     "to do": "is next",
 }
-"""States in which a step is what the run is at, the most telling first."""
+"""What the headline says of the step that the run is at, by state, the most important first."""
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A step as it stands.
+class StepProgress:
+    """The state of a step.
 
-    `state`: done, one of those above, or waiting. `items` is None while they are not known. `now`:
-    what is going on in it, in words.
+    `state`: done, a key of `_STATE_PHRASES`, or waiting. `items` is None while they are not known.
+    `now`: what the step is doing, in words.
     """
 
     step: str
@@ -36,68 +36,71 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Underway:
-    """What is known of a run besides what is finished of it.
+class RunProgress:
+    """The state of a run that receipts do not tell.
 
     `steps`: all, in order. `training`: the folder of its training, if there is one. `time`: when
-    that was looked at, seconds since the epoch.
+    this was read, in seconds since the epoch.
     """
 
-    steps: tuple[Standing, ...] = ()
+    steps: tuple[StepProgress, ...] = ()
     training: Path | None = None
     time: float = 0.0
 
 
-def progress(underway: Underway, curve: Curve | None, trained: bool) -> dict[str, Any]:
-    """How far the run is, as it stands in `report.json`.
+def describe_progress(
+    run_progress: RunProgress, curve: Curve | None, trained: bool
+) -> dict[str, Any]:
+    """How far the run is, for `report.json`.
 
     Args:
-        underway: What is known of it.
+        run_progress: The state of the run.
         curve: Of its training, finished or not.
-        trained: Whether that is finished.
+        trained: Whether the training is finished.
     """
-    at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(underway.time))
+    at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run_progress.time))
     training = None
-    if curve and underway.training and not trained:
-        written = (underway.training / METRICS_FILE).stat().st_mtime
-        training = _training(curve, written, underway.time)
-    steps = [asdict(step) for step in underway.steps]
+    if curve and run_progress.training and not trained:
+        written = (run_progress.training / METRICS_FILE).stat().st_mtime
+        training = _training(curve, written, run_progress.time)
+    steps = [asdict(step) for step in run_progress.steps]
     for step in steps:
         if training and step["step"].startswith("train.") and step["state"] == "running":
-            step["now"] = ""  # it is said better below
+            step["now"] = ""  # `training` says it better
     return {"at": at, "steps": steps, "training": training}
 
 
 def headline(found: dict[str, Any]) -> dict[str, str]:
-    """What stands in place of a verdict; `found` is what `progress` gave."""
+    """What the page shows instead of a verdict; `found` is the result of `describe_progress`."""
     steps, training = found["steps"], found["training"]
     done = sum(step["state"] == "done" for step in steps)
     words = f"Not finished: {done} of {len(steps)} steps are done"
-    at = next((s for state in _SAID for s in steps if s["state"] == state), None)
-    if at:
-        begun = training and at["step"].startswith("train.")
-        said = "was begun" if begun and at["state"] == "to do" else _SAID[at["state"]]
-        words += f", and {at['step']} {said}"
-        if begun:
+    current = next((s for state in _STATE_PHRASES for s in steps if s["state"] == state), None)
+    if current:
+        step, state = current["step"], current["state"]
+        in_training = training and step.startswith("train.")
+        phrase = "was started" if in_training and state == "to do" else _STATE_PHRASES[state]
+        words += f", and {step} {phrase}"
+        if in_training:
             of = f" of {training['of']:,}" if training["of"] else ""
             words += f", at step {training['step']:,}{of}"
     return {"outcome": "open", "figures": "", "words": words + "."}
 
 
 def _training(curve: Curve, written: float, now: float) -> dict[str, Any]:
-    """How far a training is; `seconds_left` is None where that cannot be told.
+    """How far a training is; `seconds_left` is None if unknown.
 
     Args:
-        curve: Of what it has noted so far.
-        written: When it noted that, in seconds since the epoch.
-        now: The time, likewise.
+        curve: What its metrics say so far.
+        written: When the metrics were last written, in seconds since the epoch.
+        now: The current time, likewise.
     """
     tokens = curve.read[-1][1] if curve.read else 0
     first, began = curve.began
-    gone, ahead = written - (written if began is None else began), curve.step - first
+    elapsed, steps = written - (written if began is None else began), curve.step - first
     left = None
-    if curve.total and ahead > 0 and gone > 0:
-        left = round(gone / ahead * (curve.total - curve.step))
+    if curve.total and steps > 0 and elapsed > 0:
+        left = round(elapsed / steps * (curve.total - curve.step))
     return {
         "step": curve.step,
         "of": curve.total,

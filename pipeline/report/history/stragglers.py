@@ -1,6 +1,6 @@
-"""What took longest, by stage: a slow node or an odd chunk is seen by what its like took.
+"""The slowest units of each stage compared with similar units, to reveal a slow node or odd chunk.
 
-It is read off receipts, so what was made under another run, or on another day, counts as well.
+They are read from receipts, so units that another run computed count as well.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from pipeline.tokenize.facts import shard_facts
 
 SLOWEST_SHOWN = 3
 MIN_MARKED_SECONDS = 10.0
-"""Seconds; nobody looks after a unit that took less, whatever its like took."""
+"""Seconds; a faster unit is not marked, however slow compared with others."""
 MIN_UNITS_TO_COMPARE = 4
-"""Of a kind; what the median of fewer is compared with says nothing, nor do three splits."""
+"""The median of fewer similar units means little; three splits are too few."""
 DEFINITIONS = {
-    "slowest": "the units of a step that took longest. bytes: of text read (chunks, shards, "
-    "scores), or of files that came. times_median: the seconds as a multiple of the median of the "
-    f"units of a kind (of_units); null where there are fewer than {MIN_UNITS_TO_COMPARE}",
+    "slowest": "the slowest units of a step. bytes: of text read (chunks, shards, scores) or of "
+    "downloaded files. times_median: the ratio to the median of comparable units (of_units); null "
+    f"if there are fewer than {MIN_UNITS_TO_COMPARE}",
 }
 
 
 def slowest(inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
-    """By stage, the few units of each kind that took longest, in the order of steps and seconds."""
+    """By stage, the slowest few units of each kind, in the order of steps and seconds."""
     found: dict[str, list[dict[str, Any]]] = {}
     for step, given in inputs.items():
         rows = found.setdefault(step.partition(".")[0], [])
         for kind in _kinds(step, given):
-            usual = median(receipt.spent for receipt in kind)
-            times = usual if len(kind) >= MIN_UNITS_TO_COMPARE and usual else None
+            typical = median(receipt.spent for receipt in kind)
+            reference = typical if len(kind) >= MIN_UNITS_TO_COMPARE and typical else None
             longest = sorted(kind, key=lambda r: (-r.spent, r.unit))[:SLOWEST_SHOWN]
-            rows += [_row(step, receipt, times, len(kind)) for receipt in longest]
+            rows += [_row(step, receipt, reference, len(kind)) for receipt in longest]
     return found
 
 
-def _row(step: str, receipt: Receipt, usual: float | None, of: int) -> dict[str, Any]:
+def _row(step: str, receipt: Receipt, reference: float | None, of: int) -> dict[str, Any]:
     took, read = receipt.spent, _bytes(step, receipt)
     return {
         "step": step,
@@ -48,15 +48,15 @@ def _row(step: str, receipt: Receipt, usual: float | None, of: int) -> dict[str,
         "bytes": read,
         "mb_per_second": round(read / took / 1e6, 3) if read is not None and took else None,
         "host": receipt.host,
-        "times_median": round(took / usual, 2) if usual else None,
+        "times_median": round(took / reference, 2) if reference else None,
         "of_units": of,
     }
 
 
 def _kinds(step: str, given: Input) -> list[list[Receipt]]:
-    """The units that can be compared: those that say how much text they read, and the others.
+    """Groups of comparable units: those that record how much text they read, and the others.
 
-    A score of a split and the samples beside it have nothing in common but the step.
+    The score of a split cannot be compared with generated texts of the same step.
     """
     kinds: dict[bool, list[Receipt]] = defaultdict(list)
     for receipt in _leaves(given):
@@ -65,10 +65,9 @@ def _kinds(step: str, given: Input) -> list[list[Receipt]]:
 
 
 def _leaves(given: Input) -> Iterator[Receipt]:
-    """The receipts of what was worked on: an item's own only where it lists no units.
+    """The receipts of units that were computed: of an item itself only if it lists no units.
 
-    Units that are no longer there leave none behind, and the item that listed them took no time to
-    speak of; nor did what was adopted.
+    Units that no longer exist are left out, as are adopted ones.
     """
     for receipt in given.receipts.values():
         listed = [load(given.folder / name) for name in receipt.units] or [receipt]

@@ -1,4 +1,4 @@
-"""Where the time went: by step, how long it waited, ran, and worked for nothing."""
+"""Where the time of a run went: how long each step waited, ran, and did work that was lost."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pipeline.core.task_log import DONE, FAILED, INTERRUPTED, RUNNING, PlanStart
 from pipeline.report.history.attempts import REPORT_STEP, Attempt, read_attempts, read_plans
 from pipeline.report.history.training_curve import Curve
 
-TRAIN = "train.train"
-ANEW = ("decompress.", "tokenize.")  # a unit that was not committed is begun anew
-SKEW = 60.0  # seconds by which the clocks of two hosts may differ
+TRAIN_STEP = "train.train"
+WITHOUT_PARTIAL_PROGRESS = ("decompress.", "tokenize.")  # an uncommitted unit starts over
+MAX_CLOCK_SKEW_SECONDS = 60.0  # between two hosts
 DEFINITIONS = {
-    "wall_seconds": "from when the first step was asked for to the last sign of life, by the "
-    "clock; without this report, and without what other runs had made before",
-    "running_seconds": "by the clock, while at least one task ran; one that was killed ran until "
-    "its last sign of life",
-    "waited_seconds": "by the clock, while no task of the step ran although it was asked for and "
-    "what it needs was there: in a queue or, where there is none, for the steps before it. Null if "
-    "that is not known: work by hand does not say since when it was wanted",
-    "lost_seconds": "of running_seconds, those whose work was done again: of training, the steps "
-    "computed twice; of decompress and tokenize, at most what came after an attempt’s last commit. "
-    "Null where an attempt ended badly and it is not known how much of its work was gone on with "
-    "(half-done downloads, scores, and steps that are not finished); the sum leaves those out",
+    "wall_seconds": "wall-clock time from when the first step was submitted to the last sign of "
+    "life; without this report and without steps that other runs computed",
+    "running_seconds": "wall-clock time while at least one task ran; a killed task ran until its "
+    "last sign of life",
+    "waited_seconds": "wall-clock time while no task of the step ran although it was submitted "
+    "and the steps it needs were done: in a queue or, without a queue, behind other steps. Null "
+    "if unknown: a step that was started by hand has no time of submission",
+    "lost_seconds": "part of running_seconds whose work had to be done again: for training, the "
+    "steps computed twice; for decompress and tokenize, at most the time after an attempt’s last "
+    "commit. Null if an attempt failed or was interrupted and it is unknown how much of its work "
+    "was reused (partial downloads, scores, unfinished steps); the sum leaves those out",
 }
 
 Span = tuple[float, float]
@@ -39,16 +39,16 @@ def timeline(
     """Where the time of a run went, as `DEFINITIONS` says.
 
     Args:
-        logs: The folder with the files of its tasks.
-        inputs: What is finished of it, by step.
-        curve: Of its training.
+        logs: The folder of the run's task logs.
+        inputs: What is finished, by step.
+        curve: Of the training.
 
     Returns:
-        `begin`: seconds of the epoch; wall, running, waited and lost seconds of the whole; `steps`,
-        those that another run made (`shared`, and nothing to tell of them), then the others in the
-        order in which they began: `state` as last heard of, number of tasks and attempts,
-        `first_start` and `end` of the epoch, the seconds, and `spans`, the same as pieces of time:
-        from and to, in seconds since the begin. None if nothing was written down at all.
+        `begin` in seconds since the epoch; the total wall, running, waited and lost seconds; and
+        `steps`. First come the steps that another run computed (only `shared`), then the others in
+        the order in which they began: `state`, number of tasks and attempts, `first_start` and
+        `end` in seconds since the epoch, the seconds, and `spans`: pieces of time as (from, to) in
+        seconds since `begin`. None if there are no logs.
     """
     attempts = read_attempts(logs) if logs else {}
     attempts.pop(REPORT_STEP, None)
@@ -56,7 +56,7 @@ def timeline(
         return None
     given, plans = inputs or {}, read_plans(logs)
     found = [
-        _step(step, attempts, plans, given.get(step), curve if step == TRAIN else None)
+        _step(step, attempts, plans, given.get(step), curve if step == TRAIN_STEP else None)
         for step in attempts
     ]
     found.sort(key=lambda step: (step.running[0], step.name))
@@ -72,13 +72,16 @@ def timeline(
         "running_seconds": length(running),
         "waited_seconds": length(minus(waited, running)),
         "lost_seconds": round(sum(step.lost_seconds or 0.0 for step in found), 3),
-        "steps": shared | {step.name: step.told(begin) for step in found},
+        "steps": shared | {step.name: step.describe(begin) for step in found},
     }
 
 
 @dataclass(frozen=True)
 class _Step:
-    """The time of a step; `lost_seconds`, and whether waiting is known, may be more than spans."""
+    """The time of a step.
+
+    `lost_seconds` may exceed the length of `lost`. `waits_known`: whether any waiting is known.
+    """
 
     name: str
     attempts: list[Attempt]
@@ -89,7 +92,7 @@ class _Step:
     lost: list[Span]
     lost_seconds: float | None
 
-    def told(self, begin: float) -> dict[str, Any]:
+    def describe(self, begin: float) -> dict[str, Any]:
         spans = {"waited": self.waited, "running": self.running, "lost": self.lost}
         lost = self.lost_seconds
         return {
@@ -142,7 +145,10 @@ def _step(
 def _due(
     name: str, every: Mapping[str, list[Attempt]], plans: list[PlanStart]
 ) -> Iterator[float | None]:
-    """Since when each attempt at a step was due: asked for, and able to begin; None if unknown."""
+    """When each attempt at a step could have begun; None if unknown.
+
+    That is when it had been submitted and the steps it needs were done.
+    """
     before: dict[int, Attempt] = {}
     for attempt in every[name]:
         previous, start = before.get(attempt.element), attempt.started
@@ -150,12 +156,14 @@ def _due(
         if previous and attempt.job and previous.job == attempt.job:
             yield min(previous.end, start)
             continue
-        asked = [p for p in plans if p.plan == attempt.plan and p.time <= start + SKEW]
+        asked = [
+            p for p in plans if p.plan == attempt.plan and p.time <= start + MAX_CLOCK_SKEW_SECONDS
+        ]
         if not asked:
             yield None
             continue
         needs: Iterable[str] = asked[-1].steps.get(name, ())
-        if not attempt.job:  # without a queue steps go one after the other, whatever they need
+        if not attempt.job:  # without a queue, steps run one after the other
             needs = every.keys() - {name}
         earlier = [a for need in needs for a in every.get(need, ()) if a.started <= start]
         ends = [a.end for a in (*earlier, *([previous] if previous else []))]
@@ -165,24 +173,24 @@ def _due(
 def _lost(
     name: str, attempts: list[Attempt], given: Input | None, curve: Curve | None
 ) -> tuple[list[Span], float | None]:
-    """When work was done that was done again, and how long; None if that is not known."""
+    """When work was done that had to be done again, and how long; None if unknown."""
     finished = given is not None
-    badly = [a for a in attempts if a.state != DONE and (a.over or finished)]
+    unsuccessful = [a for a in attempts if a.state != DONE and (a.over or finished)]
     if curve:
         return union(_computed_twice(attempts, curve)), curve.lost_seconds
-    if not badly:
+    if not unsuccessful:
         return [], 0.0
-    if not (finished and name.startswith(ANEW)):
+    if not (finished and name.startswith(WITHOUT_PARTIAL_PROGRESS)):
         return [], None
     commits = _commits(given)
-    safe = {a: _last_commit(a, commits) for a in badly}
-    good = union((a.started, safe.get(a, a.end)) for a in attempts)
-    lost = minus(union((safe[a], a.end) for a in badly), good)
+    committed = {a: _last_commit(a, commits) for a in unsuccessful}
+    good = union((a.started, committed.get(a, a.end)) for a in attempts)
+    lost = minus(union((committed[a], a.end) for a in unsuccessful), good)
     return lost, length(lost)
 
 
 def _computed_twice(attempts: list[Attempt], curve: Curve) -> Iterator[Span]:
-    """Steps that had to be computed again were the last ones of the attempt that lost them."""
+    """The lost steps were the last ones of the attempt that lost them."""
     for begun, seconds in curve.lost_by.items():
         for attempt in attempts:
             if attempt.started <= begun <= attempt.end:
@@ -190,7 +198,7 @@ def _computed_twice(attempts: list[Attempt], curve: Curve) -> Iterator[Span]:
 
 
 def _commits(given: Input | None) -> list[tuple[int, float]]:
-    """When the units of a step were committed, with the place of their item among the items."""
+    """When each unit of a step was committed, with the index of its item."""
     found = []
     for index, receipt in enumerate(given.receipts.values() if given else ()):
         listed = [load(given.folder / name) for name in receipt.units] if given else []
@@ -199,14 +207,14 @@ def _commits(given: Input | None) -> list[tuple[int, float]]:
 
 
 def _last_commit(attempt: Attempt, commits: list[tuple[int, float]]) -> float:
-    """When an attempt last committed something, or took up its last item if that is later."""
+    """When an attempt last committed a unit, or began its last item if that is later."""
     own = (written for index, written in commits if index % attempt.of == attempt.element)
     latest = max([attempt.started, attempt.since, *(t for t in own if t <= attempt.end)])
     return min(latest, attempt.end)
 
 
 def union(spans: Iterable[Span]) -> list[Span]:
-    """Pieces of time, as few as can be and in order."""
+    """Merge spans into disjoint ones, in order."""
     found: list[Span] = []
     for start, end in sorted(spans):
         if found and start <= found[-1][1]:
@@ -217,7 +225,7 @@ def union(spans: Iterable[Span]) -> list[Span]:
 
 
 def minus(spans: list[Span], others: list[Span]) -> list[Span]:
-    """What of some pieces of time is in none of others; both as `union` gives them."""
+    """The spans without what they share with `others`; both are results of `union`."""
     found = []
     for start, end in spans:
         for low, high in others:
@@ -231,5 +239,5 @@ def minus(spans: list[Span], others: list[Span]) -> list[Span]:
 
 
 def length(spans: Iterable[Span]) -> float:
-    """How long pieces of time are together, in seconds, to the millisecond."""
+    """The total length of spans in seconds, to the millisecond."""
     return round(sum((end - start for start, end in spans), 0.0), 3)

@@ -1,7 +1,7 @@
-"""The learning curve: the journal of a training, put in order.
+"""The learning curve: the training metrics in order of steps.
 
-After a restart some steps appear a second time; the last occurrence counts, and what the earlier
-one took was lost.
+After a restart some steps occur again. The last occurrence counts; the time of the earlier one was
+lost.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Points = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Curve:
-    """What training looked like, of the steps that count. Losses are nats a token.
+    """The course of a training, of the steps that count. Losses are nats per token.
 
-    `train`, `validation`: (step, loss), by step. `restarts`: the steps at which a later attempt
-    took up. `lost_seconds`: spent on steps that had to be computed again; `lost_by`: the same, by
-    when the attempt began that spent them. `norms`: (step, gradient norm before clipping).
-    `speeds`: (step, tokens a second). `skipped`: steps that were. `read`: (step, tokens that were
-    learned from until then). `seconds`: spent on steps that count. `step`, `total`: how far it is,
-    and of how many steps, if that is said. `began`: step and time (seconds since the epoch) at
-    which the last attempt did.
+    `train`, `validation`: (step, loss). `restarts`: steps at which a later attempt resumed.
+    `lost_seconds`: time of steps that had to be computed again; `lost_by`: the same, by the start
+    of the attempt that computed them. `norms`: (step, gradient norm before clipping). `speeds`:
+    (step, tokens per second). `skipped`: skipped steps. `read`: (step, tokens trained on up to it).
+    `seconds`: time of the steps that count. `step`, `total`: the current step, and how many there
+    will be, if known. `began`: step and time (seconds since the epoch) at which the last attempt
+    began.
     """
 
     train: Points = field(default_factory=list)
@@ -46,26 +46,26 @@ class Curve:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """The first point of lowest validation loss."""
+        """The first point with the lowest validation loss."""
         return min(self.validation, key=lambda point: point[1], default=None)
 
     @property
-    def blank(self) -> bool:
+    def empty(self) -> bool:
         """Whether there is nothing to draw."""
         return not (self.train or self.validation)
 
 
 def read_curve(path: Path) -> Curve | None:
-    """The curve in a `metrics.jsonl`, which may still be growing; None where there is none."""
-    journal = _Journal()
+    """The curve in a `metrics.jsonl`, which may still be growing; None if there is none."""
+    reader = _CurveReader()
     for row in _rows(path):
-        journal.take(row)
-    return journal.curve() if journal.rows else None
+        reader.add(row)
+    return reader.curve() if reader.rows else None
 
 
 @dataclass
-class _Journal:
-    """A journal, read so far: of each step the row that counts, and when its attempt began."""
+class _CurveReader:
+    """The rows read so far: for each step the row that counts, and when its attempt began."""
 
     rows: int = 0
     start: dict[str, Any] = field(default_factory=dict)
@@ -76,17 +76,17 @@ class _Journal:
     skipped: set[int] = field(default_factory=set)
     lost_by: dict[float, float] = field(default_factory=dict)
 
-    def take(self, row: dict[str, Any]) -> None:
-        """The next row."""
+    def add(self, row: dict[str, Any]) -> None:
+        """Take the next row."""
         self.rows += 1
         kind, step = row["kind"], row["step"]
         if kind in ("start", "rollback"):
-            self._back_to(step)
+            self._roll_back(step)
         if kind == "start":
             self.restarts += [step] if self.start else []
             self.start = row
         elif kind == "step":
-            self._lose(step)
+            self._discard(step)
             self.steps[step] = row, self.start.get("time", 0.0)
             self.skipped |= {step} if row.get("skipped") else set()
         elif kind == "validation":
@@ -94,19 +94,19 @@ class _Journal:
             return
         self.step = step
 
-    def _back_to(self, step: int) -> None:
-        """What lay beyond is thrown away."""
-        for gone in [other for other in self.steps if other > step]:
-            self._lose(gone)
+    def _roll_back(self, step: int) -> None:
+        """Discard all steps after `step`."""
+        for later in [other for other in self.steps if other > step]:
+            self._discard(later)
         self.validation = {other: loss for other, loss in self.validation.items() if other <= step}
 
-    def _lose(self, step: int) -> None:
+    def _discard(self, step: int) -> None:
         if step in self.steps:
             row, began = self.steps.pop(step)
             self.lost_by[began] = self.lost_by.get(began, 0.0) + row.get("seconds", 0.0)
 
     def curve(self) -> Curve:
-        """What it says."""
+        """The curve of the rows read so far."""
         steps = {step: row for step, (row, _) in sorted(self.steps.items())}
         timed = {n: row for n, row in steps.items() if row.get("tokens") and row.get("seconds")}
         tokens = [row.get("tokens", 0) for row in steps.values()]
@@ -128,7 +128,7 @@ class _Journal:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a `metrics.jsonl` that can be read; a kill may have torn one."""
+    """The rows of a `metrics.jsonl` that can be parsed; a kill may have torn one."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:

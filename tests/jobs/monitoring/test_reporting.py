@@ -22,7 +22,7 @@ from pipeline.core.errors import CorruptInput, Interrupted, UserError
 from pipeline.dag import STEPS, find, survey
 from pipeline.evaluate.stage import samples_item
 from pipeline.report import PARTIAL_REPORT, build
-from pipeline.report.history.progress import Standing, Underway, headline, progress
+from pipeline.report.history.progress import RunProgress, StepProgress, headline, progress
 from pipeline.report.history.training_curve import read_curve
 from pipeline.saved_config import save_config
 from tests.helpers.runs import AfterChecks, advance, refused
@@ -270,9 +270,12 @@ def test_training_progress_is_read_from_the_metrics_log(tmp_path: Path) -> None:
         + '{"kind": "st'
     )
     os.utime(journal, (now, now))
-    steps = (Standing("a", "done", 1, 1), Standing("train.train", "running", 0, 1, "10 steps"))
-    underway = Underway(steps, tmp_path, now + 60)
-    far = progress(underway, read_curve(journal), trained=False)
+    steps = (
+        StepProgress("a", "done", 1, 1),
+        StepProgress("train.train", "running", 0, 1, "10 steps"),
+    )
+    run_progress = RunProgress(steps, tmp_path, now + 60)
+    far = progress(run_progress, read_curve(journal), trained=False)
     training = far["training"]
     assert (training["step"], training["of"], training["tokens"]) == (10, 50, 1000)
     assert training["tokens_per_second"] == 50.0
@@ -286,8 +289,8 @@ def test_training_progress_is_read_from_the_metrics_log(tmp_path: Path) -> None:
     assert headline(far)["words"] == (
         "Not finished: 1 of 2 steps are done, and train.train is running, at step 10 of 50."
     )
-    assert progress(underway, read_curve(journal), trained=True)["training"] is None
-    assert progress(Underway(steps, None, now), None, trained=False)["training"] is None
+    assert progress(run_progress, read_curve(journal), trained=True)["training"] is None
+    assert progress(RunProgress(steps, None, now), None, trained=False)["training"] is None
 
 
 def test_after_a_rollback_training_is_at_the_earlier_step(tmp_path: Path) -> None:
@@ -300,7 +303,7 @@ def test_after_a_rollback_training_is_at_the_earlier_step(tmp_path: Path) -> Non
         )
     )
     curve = read_curve(tmp_path / "metrics.jsonl")
-    training = progress(Underway((), tmp_path, time.time()), curve, trained=False)["training"]
+    training = progress(RunProgress((), tmp_path, time.time()), curve, trained=False)["training"]
     assert (training["step"], training["tokens"], training["of"]) == (4, 400, None)
     assert training["seconds_left"] is None
     assert training["best_step"] is None
@@ -308,8 +311,8 @@ def test_after_a_rollback_training_is_at_the_earlier_step(tmp_path: Path) -> Non
 
 def test_the_headline_names_the_most_important_state() -> None:
     def said(*states: str) -> str:
-        steps = [Standing(f"step.{n}", s, 0, None) for n, s in enumerate(states)]
-        return headline(progress(Underway(tuple(steps)), None, trained=False))["words"]
+        steps = [StepProgress(f"step.{n}", s, 0, None) for n, s in enumerate(states)]
+        return headline(progress(RunProgress(tuple(steps)), None, trained=False))["words"]
 
     assert said("done", "failed", "running").endswith("and step.2 is running.")
     assert said("done", "failed", "waiting").endswith("and step.1 failed.")
