@@ -16,7 +16,6 @@ from bench.measure import ROOT
 
 BASE = "smollm2-135m"
 SPLIT_SETTINGS = ("tokenize.validation=0.1", "tokenize.test=0.1")
-NAME = "setup"
 STEPS = ("download", "decompress", "tokenize.shards", "tokenize.seal")
 
 
@@ -63,7 +62,7 @@ def prepare(folder: Path, megabytes: float, quick: bool) -> TrainingSetup:
             "--profile=local",
             "--element=0/1",
             "--cpus=1",
-            f"--name={NAME}",
+            f"--name=setup-{dataset.stem}",
             *SPLIT_SETTINGS,
         ]
         done = subprocess.run(
@@ -102,7 +101,7 @@ def _export_splits(root: Path, dataset: Path, base: str) -> TrainingSetup:
     from pipeline.dag import find
     from pipeline.dataset.sealed import open_sealed
 
-    config = resolve(str(dataset), base, "lora", list(SPLIT_SETTINGS), name=NAME)
+    config = resolve(str(dataset), base, "lora", list(SPLIT_SETTINGS), name=f"setup-{dataset.stem}")
     inputs = find(config, root, "train.train").work.inputs
     folder, receipt = inputs["download.model"].one()
     prefix_and_end = [receipt.facts["prefix_id"], receipt.facts["end_id"]]
