@@ -88,11 +88,13 @@ test test-fast test-all: export OMP_NUM_THREADS = 1
 spread = -n 3
 
 test: ## Run the tests that every change has to pass
-	@$(call python,product dev demo) -m pytest $(spread) $(words)
+	@$(call python,product dev demo) -m pytest $(spread) -m "not thorough" $(words)
 
 test-fast: ## Run the tests that need no cluster, no model and little time
-	@$(call python,product dev) -m pytest $(spread) -m "not slow and not slurm and not model" $(words)
+	@$(call python,product dev) -m pytest $(spread) \
+		-m "not slow and not slurm and not model and not thorough" $(words)
 
+test-all: export GRISTMILL_THOROUGH = 1
 test-all: ## Run all tests, with the thorough profiles and everything slow
 	@$(call python,product dev demo) -m pytest $(spread) $(words)
 

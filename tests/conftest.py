@@ -21,6 +21,7 @@ from tests.cluster.fixture import cluster as cluster
 from tests.cluster.fixture import no_scheduler as no_scheduler
 from tests.cluster.fixture import only_where_asked_for as only_where_asked_for
 from tests.helpers import processes, tiny
+from tests.helpers.examples import register_profile
 from tests.helpers.runs import SMALL, Mount, advance, write_corpus
 from tests.workers import pytest_collection_modifyitems as pytest_collection_modifyitems
 from tests.workers import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tests.helpers.queued import Queued
 
 os.environ["GRISTMILL_PROFILE"] = str(Path(__file__).with_name("one_core.yaml"))
+register_profile()
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +90,15 @@ def warm_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """`python -m jobs` starts as a fork, unless the test has the marker `interpreter`."""
     if not request.node.get_closest_marker("interpreter"):
         monkeypatch.setattr(subprocess, "Popen", processes.Popen)
+
+
+@pytest.fixture
+def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are blank, unless the test has the marker `figures`."""
+    from matplotlib.figure import Figure
+
+    if not request.node.get_closest_marker("figures"):
+        monkeypatch.setattr(Figure, "savefig", processes.save_blank)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.dataset.packing import IGNORE_INDEX, PackedBatch, Packing, make_batch, pack
 from pipeline.dataset.token_cache import TokenizedSplit
 from tests.dataset.helpers import END, PREFIX, corpus_of, offsets_of, sequence
+from tests.helpers.examples import examples
 from tests.helpers.tiny import FAMILIES
 
 LENGTHS = st.lists(st.integers(0, 60), max_size=60)
@@ -134,7 +135,7 @@ def tables(batch: PackedBatch) -> list[list[list[int]]]:
     return [t.tolist() for t in (batch.inputs, batch.targets, batch.positions, batch.segments)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(LENGTHS.filter(bool), st.integers(1, 40), st.sampled_from(["best-fit", "pad"]), st.data())
 def test_a_batch_matches_its_packing(
     lengths: list[int], length: int, method: Any, data: st.DataObject

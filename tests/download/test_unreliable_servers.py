@@ -16,6 +16,7 @@ from pipeline.core.errors import Failure, Interrupted
 from pipeline.core.stop import Stop
 from pipeline.download.fetch import fetch
 from pipeline.download.transport import RetryPolicy
+from tests.helpers.examples import examples
 from tests.helpers.servers import Behavior, FileServer
 
 SIZE = 200_000
@@ -145,7 +146,7 @@ def play(download: Download, story: Story) -> None:
 
 
 quick_settings = settings(
-    max_examples=200,
+    max_examples=examples(200),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -27,6 +27,7 @@ from pipeline.evaluate.contamination.copies import longest_copies
 from pipeline.evaluate.contamination.ngrams import NGRAM_TOKENS, NgramIndex, rolling
 from pipeline.evaluate.contamination.overlap import NEAR_JACCARD, QUOTED_SHARE, find_overlap
 from pipeline.evaluate.contamination.similarity import SHINGLE_TOKENS, compare
+from tests.helpers.examples import examples
 from tests.helpers.runs import AfterChecks
 
 Document = Sequence[int]
@@ -115,7 +116,7 @@ def test_the_hashes_are_those_of_the_formula() -> None:
         assert rolling(np.array(ids, np.uint32), n).tolist() == wanted
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(texts_of(12, 1), texts_of(14, 1), st.integers(1, 9))
 def test_every_place_is_found_once_wherever_blocks_end(
     texts: list[list[int]], documents: list[list[int]], block: int
@@ -182,7 +183,7 @@ def test_memory_is_that_of_the_texts_and_not_of_the_corpus() -> None:
 # ---- overlap
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.integers(0, 1 << 32), st.integers(1, 3), st.integers(1, 50))
 def test_overlap_is_what_comparing_all_with_all_finds(
     seed: int, vocabulary: int, block: int
@@ -342,7 +343,7 @@ def longest(text: Document, documents: Sequence[Document]) -> tuple[int, int, in
     return best
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.integers(0, 1 << 32), st.integers(0, 2), st.integers(1, 50))
 def test_the_longest_copy_is_what_looking_everywhere_finds(
     seed: int, vocabulary: int, block: int

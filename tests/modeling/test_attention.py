@@ -105,13 +105,17 @@ def test_a_step_is_the_same_by_length_and_by_mask(
 
 
 @pytest.mark.slow
-def test_a_step_is_the_same_compiled(models: Models) -> None:
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.thorough)]
+)
+def test_a_step_is_the_same_compiled(models: Models, backend: str) -> None:
+    """Both trace the model with its backward pass; inductor also compiles C++, for minutes."""
     import torch
 
     from pipeline.modeling.loading import backbone
 
     one, other = make_train_step(models), make_train_step(models)
-    quick = replace(other, compiled_body=torch.compile(backbone(other.model)[0]))
+    quick = replace(other, compiled_body=torch.compile(backbone(other.model)[0], backend=backend))
     for step in range(2):
         row, found = (each.run(step, batches((4, 4)), 1e-3) for each in (one, quick))
         assert found["loss"] == pytest.approx(row["loss"], rel=1e-5)

@@ -242,6 +242,7 @@ def test_scores_of_different_documents_are_not_compared(tmp_path: Path) -> None:
         build(run.config, inputs, tmp_path)
 
 
+@pytest.mark.figures
 def test_the_same_inputs_make_the_same_bytes(tmp_path: Path) -> None:
     run = Run(tmp_path)
     inputs = run.inputs()
@@ -459,6 +460,7 @@ def test_what_computed_is_told_from_what_reported(run: Run) -> None:
     assert join_names([f"n{i}" for i in range(23)]).endswith(", n19 and 3 more")
 
 
+@pytest.mark.figures
 def test_the_page_tells_where_the_time_went(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", restarts=1)
     inputs = run.inputs()

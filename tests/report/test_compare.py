@@ -36,6 +36,7 @@ def side_by_side(folder: Path, *runs: ComparedRun) -> tuple[dict[str, Any], str,
     return content, *((folder / f"compare.{kind}").read_text() for kind in ("html", "md"))
 
 
+@pytest.mark.figures
 def test_runs_are_paired_on_the_same_documents(tmp_path: Path) -> None:
     runs = [
         Made(tmp_path / "1", -0.2).placed(),
@@ -81,6 +82,7 @@ def test_runs_are_paired_on_the_same_documents(tmp_path: Path) -> None:
     assert not re.search(r"https?:|<script", html)
 
 
+@pytest.mark.figures
 def test_other_tokenizers_are_compared_in_bytes(tmp_path: Path) -> None:
     runs = [
         Made(tmp_path / "1", -0.2).placed(),

@@ -30,7 +30,7 @@ from tests.report.helpers import HOSTILE, Made, Run, chunked, with_logs
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.figures]
 CHROMIUM = shutil.which("chromium")
 A4 = 718
 """Pixels of CSS between the margins that Chromium leaves."""

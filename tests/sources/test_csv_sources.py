@@ -29,6 +29,7 @@ from pipeline.sources import csv_sources
 from pipeline.sources.codecs import RawFile
 from pipeline.sources.csv_sources import OPINION_COLUMNS
 from pipeline.sources.formats import json_lines
+from tests.helpers.examples import examples
 from tests.helpers.runs import SMALL, AfterChecks, advance
 from tests.helpers.servers import FileServer
 
@@ -186,7 +187,7 @@ def test_a_zip_truncated_anywhere_is_an_error(tmp_path: Path) -> None:
 fields = st.binary(max_size=40).map(lambda raw: raw.replace(b"\0", b""))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(rows=st.lists(st.tuples(st.integers(0, 10**9), fields), max_size=8))
 def test_rows_of_a_csv_writer_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, bytes]]
@@ -243,7 +244,7 @@ def test_plain_text_is_untouched(tmp_path: Path, text: str) -> None:
     assert opinion(tmp_path, plain_text=text) == text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40))
 def test_rows_of_postgresql_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, text: str

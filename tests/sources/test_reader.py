@@ -29,6 +29,7 @@ from pipeline.sources.codecs import RawFile
 from pipeline.sources.formats import json_lines
 from pipeline.sources.records import SURROGATES, LineReader, RecordParser
 from pipeline.tokenize.batch_reader import BatchReader
+from tests.helpers.examples import examples
 
 BOM = "\ufeff".encode()
 JUNK = [b"{", b"\xff\xfe", b'{"text": 3}', b'{"txet": "x"}', b"[1", b"<html>", b'{"text": "\x00"}']
@@ -207,7 +208,7 @@ def put(factory: pytest.TempPathFactory, ending: str, data: bytes) -> Path:
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=examples(1000), deadline=None, derandomize=True)
 @given(file=files([*AS], ["", ".zip", *FRAMED]), size=sizes, block=blocks)
 def test_documents_come_back_whatever_they_are_written_in(
     tmp_path_factory: pytest.TempPathFactory, file: tuple[str, Written], size: int, block: int
@@ -219,7 +220,7 @@ def test_documents_come_back_whatever_they_are_written_in(
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=examples(1000), deadline=None, derandomize=True)
 @given(
     file=files([".jsonl", ".csv", ".tsv"], [".zip", *FRAMED]),
     size=sizes,
@@ -254,7 +255,7 @@ def test_damage_is_told_and_never_another_text(
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=examples(300), deadline=None, derandomize=True)
 @given(file=files([".jsonl"], [""]), size=sizes, block=blocks, place=st.floats(0, 1))
 def test_of_lines_that_are_cut_off_only_the_last_is_lost_and_it_is_told(
     tmp_path_factory: pytest.TempPathFactory,

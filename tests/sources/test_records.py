@@ -26,6 +26,7 @@ from pipeline.core.errors import CorruptInput
 from pipeline.sources import codecs, zstd_frames
 from pipeline.sources.codecs import RawFile
 from pipeline.sources.records import LineReader, MalformedRecord, MissingField, Record, RecordParser
+from tests.helpers.examples import examples
 
 TEXT = b"".join(b'{"text": "line %d %s"}\n' % (n, b"x" * (n % 50)) for n in range(400))
 NO_TEXT = struct.pack("<II", 0x184D2A53, 5) + b"hello"
@@ -228,7 +229,7 @@ texts = st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"")), ma
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     text=texts,
     size=st.integers(1, 120),
@@ -421,7 +422,7 @@ def test_of_a_line_that_is_too_long_no_more_is_held_than_tells_so(
             assert longest < len(line) <= longest + 5 + block
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.binary(max_size=60) | st.text(max_size=40).map(lambda t: t.encode("utf-8", "replace")))
 def test_no_line_is_too_strange_to_be_judged(line: bytes) -> None:
     found = parse(line.replace(b"\n", b""), "text", "id", "by")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.sources.records import MalformedRecord, Record, RecordParser
 from pipeline.tokenize.batch_reader import BatchReader
+from tests.helpers.examples import examples
 
 PATHS = [
     ("text", None, None),
@@ -43,7 +44,7 @@ lines = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=examples(400), deadline=None, derandomize=True)
 @given(lines=lines, paths=st.sampled_from(PATHS))
 def test_a_block_is_read_as_its_lines_are(
     lines: list[str], paths: tuple[str, str | None, str | None]

@@ -20,10 +20,11 @@ from pipeline.dataset import token_cache
 from pipeline.dataset.token_cache import SealedShards, open_token_cache
 from pipeline.tokenize.seal import find_duplicates
 from pipeline.tokenize.shards import HASH_DTYPE
+from tests.helpers.examples import examples
 from tests.helpers.runs import advance, write_corpus
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=examples(300), deadline=None, derandomize=True)
 @given(rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30))
 def test_all_but_the_first_of_equal_texts_are_duplicates(rows: list[tuple[int, int]]) -> None:
     digests = np.array(rows, dtype=np.uint64).reshape(-1, 2).view(HASH_DTYPE).ravel()

@@ -24,6 +24,7 @@ from pipeline.modeling import cpu_attention
 from pipeline.modeling.device import pick_precision
 from pipeline.train.checkpoint import TrainState
 from pipeline.train.metrics_log import METRICS_FILE, SAMPLES_FILE, MetricsLog
+from tests.helpers.examples import thorough
 from tests.helpers.runs import advance
 from tests.train.helpers import Killed, StopAfter, metrics, result, train
 
@@ -351,7 +352,7 @@ def test_wherever_it_is_interrupted_and_however_often_it_ends_the_same(
     place = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("whole") / "root"))
     whole = result(train(config, place))
 
-    @settings(max_examples=8, deadline=None, database=None)
+    @settings(max_examples=8 if thorough else 2, deadline=None, database=None)
     @given(st.lists(st.integers(-6, 6), min_size=1, max_size=4))
     def check(moments: list[int]) -> None:
         root = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("broken") / "root"))

@@ -36,7 +36,11 @@ def jobs(*words: str | Path, code: int = 0, **env: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "jobs", *map(str, words)],
         cwd=HERE,
-        env={"PATH": os.environ["PATH"], "GRISTMILL_PROFILE": "local", "NO_PROXY": "127.0.0.1"}
+        env={
+            "PATH": os.environ["PATH"],
+            "GRISTMILL_PROFILE": os.environ["GRISTMILL_PROFILE"],
+            "NO_PROXY": "127.0.0.1",
+        }
         | {"OMP_NUM_THREADS": "1"}
         | env,
         umask=0,
@@ -149,7 +153,7 @@ def watching_processes() -> Iterator[set[str]]:
     done = threading.Event()
 
     def look() -> None:
-        while not done.wait(0.02):
+        while not done.wait(0.1):
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 with suppress(OSError):
                     seen.add(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
@@ -164,6 +168,7 @@ def watching_processes() -> Iterator[set[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.interpreter
 def test_no_secret_is_kept_or_shown(models: Callable[[str], Path], tmp_path: Path) -> None:
     """The signature of a URL is only in the private files that define the run."""
     root, home = tmp_path / "root", tmp_path / "home"
@@ -214,7 +219,7 @@ def test_a_group_may_read_all_of_a_run(
     models: Callable[[str], Path], tmp_path: Path, group: str
 ) -> None:
     root, site = tmp_path / "new" / "root", tmp_path / "site.yaml"
-    site.write_text(yaml.safe_dump({"extends": "local", "group": group}))
+    site.write_text(yaml.safe_dump({"extends": os.environ["GRISTMILL_PROFILE"], "group": group}))
     dataset, corpus = tmp_path / "small.yaml", write_corpus(tmp_path / "c.jsonl.zst")
     given = (f"--root={root}", f"--dataset={dataset}", "--name=small", f"--profile={site}")
     with FileServer({"/c.jsonl.zst": corpus.read_bytes()}) as server:

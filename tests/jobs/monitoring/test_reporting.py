@@ -30,6 +30,8 @@ from tests.helpers.runs import AfterChecks, advance, refused
 HERE = Path(__file__).parents[3]
 NAMES = [step.name for step in STEPS]
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
