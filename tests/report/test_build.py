@@ -297,8 +297,8 @@ def test_few_units_are_not_compared(tmp_path: Path) -> None:
     report = build(run.config, chunked(run, [1000, 1000], {1: 50.0}), tmp_path)
     (first, _) = report["stages"]["decompress"]["slowest"]
     assert (first["name"], first["times_median"]) == ("chunk-00001", None)
-    assert "slowest units" not in (tmp_path / "report.html").read_text()
-    assert "slowest units" not in (tmp_path / "report.md").read_text()
+    assert "The slowest units" not in (tmp_path / "report.html").read_text()
+    assert "The slowest units" not in (tmp_path / "report.md").read_text()
 
 
 def test_units_that_are_no_longer_there_are_not_missed(tmp_path: Path) -> None:
