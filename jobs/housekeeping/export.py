@@ -43,11 +43,11 @@ def export_run(config: Config, root: Path, to: Path | None, precision: Precision
             print_line("the run is not evaluated yet: the model card will have no scores")
         card = write_card(config, source.best_receipt.facts, report, precision)
         identity = export.identity(source, card, precision, provenance.code_version())
-        if export.check_place(folder, identity):
+        if export.check_destination(folder, identity):
             print_line(f"already exported: {folder}")
             return
         export.check_memory(source.parameters, precision)
-        memory, disk = export.needed(source.parameters, precision)
+        memory, disk = export.required_bytes(source.parameters, precision)
         print_line(
             f"writing {source.parameters:,} weights in {precision}: {size(disk)} on disk, up to "
             f"{size(memory)} of memory"

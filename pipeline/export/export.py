@@ -1,12 +1,12 @@
-"""A finished training as a model that anybody can load: merged weights, tokenizer, card.
+"""Export a trained model so that anybody can load it: merged weights, tokenizer, model card.
 
-An adapter is merged into the base model's own weights, in fp32, also where it was trained on a base
-in 8 bits. The other way, to merge into the dequantised weights, would keep the error of their
-quantization in the product for ever (half a 127th of a row's largest weight, 1 to 2 % of the
-logits), and whoever quantizes the product adds the same once more. The adapter does not make up for
-that error: a few ranks cannot hold what is noise in every weight. Merged like this the product is
-base + adapter to rounding, which is also what loading the adapter on the plain base gives. What it
-costs is said on the card: the scores of the report were measured on the base as it was trained on.
+An adapter is merged into the unquantized weights of the base model, in fp32, even if it was trained
+on an 8-bit base. Merging into dequantized weights would keep the quantization error in the model
+(half a 127th of the largest weight of a row, 1 to 2 % of the logits), and quantizing the model
+again would add the same error once more. The adapter does not compensate for that error: a few
+ranks cannot represent noise in every weight. Merged like this, the model equals base + adapter up
+to rounding, which is also what loading the adapter on the unquantized base gives. The model card
+says that the scores of the report were measured on the base as it was trained on.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from pipeline.modeling.device import Precision
 from pipeline.modeling.loading import backbone, load_adapter, silence_libraries
 
 VERSION = 2
-OWN = "export"
-SHARD = 2_000_000_000  # bytes of a file; so much of the weights is held twice while it is written
-LIBRARIES = 1_000_000_000  # bytes of memory that torch, transformers and peft take
-TYPES = {"fp32": ("float32", 4), "bf16": ("bfloat16", 2), "fp16": ("float16", 2)}
-ELSEWHERE = 'choose another place: make export ARGS="--to=DIR"'
+EXPORT_KIND = "export"
+MAX_SHARD_BYTES = 2_000_000_000  # of a file; that much is in memory twice while it is written
+LIBRARY_BYTES = 1_000_000_000  # memory of torch, transformers and peft
+DTYPES = {"fp32": ("float32", 4), "bf16": ("bfloat16", 2), "fp16": ("float16", 2)}
+OTHER_FOLDER_HINT = 'choose another folder: make export ARGS="--to=DIR"'
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: folder and receipt of the base model, and of what was trained (`best`)."""
+    """What is exported: folder and receipt of the base model, and of the training (`best`)."""
 
     base: Path
     base_receipt: Receipt
@@ -50,62 +50,62 @@ class Source:
 
     @property
     def merged(self) -> bool:
-        """Whether it is an adapter, to be merged; else it is a whole model."""
+        """Whether the training is an adapter that is merged; otherwise it is a whole model."""
         return self.best_receipt.facts["method"] == "lora"
 
     @property
     def parameters(self) -> int:
-        """Weights of the product."""
+        """Number of weights of the exported model."""
         return int(self.base_receipt.facts["parameters"])
 
 
-def needed(parameters: int, precision: Precision) -> tuple[int, int]:
-    """Bytes of memory and of disk that the export of so many weights takes."""
-    held, written = 4 * parameters, TYPES[precision][1] * parameters
-    return held + min(SHARD, written) + LIBRARIES, written
+def required_bytes(parameters: int, precision: Precision) -> tuple[int, int]:
+    """Bytes of memory and of disk that exporting this many weights takes."""
+    held, written = 4 * parameters, DTYPES[precision][1] * parameters
+    return held + min(MAX_SHARD_BYTES, written) + LIBRARY_BYTES, written
 
 
 def check_memory(parameters: int, precision: Precision) -> None:
-    """Raise `UserError` if there is too little memory to export so many weights."""
-    wanted, _ = needed(parameters, precision)
-    if wanted > memory():
+    """Raise `UserError` if present is too little memory to export this many weights."""
+    required, _ = required_bytes(parameters, precision)
+    if required > memory():
         raise UserError(
-            f"to export {parameters:,} weights takes {size(wanted)} of memory (they are merged in "
-            f"fp32), and {size(memory())} may be used here",
-            f"have a job do it: srun --mem={-(-wanted // 10**9)}G make export …",
+            f"exporting {parameters:,} weights takes {size(required)} of memory (they are merged "
+            f"in fp32), but only {size(memory())} may be used here",
+            f"run it in a job: srun --mem={-(-required // 10**9)}G make export …",
         )
 
 
 def identity(source: Source, card: str, precision: Precision, code: str) -> UnitIdentity:
-    """What an export is made from: equal stamps, equal content."""
+    """What an export is made from: equal identities mean equal content."""
     inputs = {
         "download.model": source.base_receipt.digest,
         "train.train": source.best_receipt.digest,
     }
-    return UnitIdentity(hash_json([VERSION, precision, card, inputs]), OWN, inputs, code)
+    return UnitIdentity(hash_json([VERSION, precision, card, inputs]), EXPORT_KIND, inputs, code)
 
 
-def check_place(to: Path, made_from: UnitIdentity) -> bool:
-    """Whether the export is there already.
+def check_destination(to: Path, expected: UnitIdentity) -> bool:
+    """Whether the same export is already in the folder.
 
     Raises:
-        UserError: Something else is, or an export in which something was changed since.
+        UserError: The folder holds something else, or an export that was changed since.
     """
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return False
     receipt = read_receipt(to)
-    if receipt is None or receipt.own != OWN:
-        raise UserError(f"{to} is there, and was not written by make export", ELSEWHERE)
-    if load_current(to, made_from):
+    if receipt is None or receipt.own != EXPORT_KIND:
+        raise UserError(f"{to} exists and was not written by make export", OTHER_FOLDER_HINT)
+    if load_current(to, expected):
         return True
-    there = {p.relative_to(to).as_posix() for p in to.rglob("*") if not p.is_dir()}
+    present = {p.relative_to(to).as_posix() for p in to.rglob("*") if not p.is_dir()}
     try:
         receipt.verify(to)
-        changed = sorted(there - {NAME, *receipt.outputs})
+        changed = sorted(present - {NAME, *receipt.outputs})
     except CorruptInput as error:
         changed = [error.what]
     if changed:
-        raise UserError(f"{to} was changed since it was exported ({changed[0]})", ELSEWHERE)
+        raise UserError(f"{to} was changed since it was exported ({changed[0]})", OTHER_FOLDER_HINT)
     return False
 
 
@@ -113,23 +113,23 @@ def export(
     source: Source,
     card: str,
     to: Path,
-    made_from: UnitIdentity,
+    expected: UnitIdentity,
     precision: Precision = "fp32",
     prepare: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Write the model into a folder, which is there whole or not at all.
+    """Write the model into a folder in one step, so that the folder is never incomplete.
 
     Args:
         source: What is exported.
         card: Text of its README.md.
-        to: The folder, in one that is there; an earlier export may be in its place.
-        made_from: As `identity` says.
-        precision: Of the written weights. Rounding to 16 bits comes after merging.
-        prepare: Called with the folder that is to be written into, e.g. to give it to a group.
+        to: The folder; its parent exists. An earlier export in its place is replaced.
+        expected: See `identity`.
+        precision: Of the written weights. They are rounded to 16 bits after merging.
+        prepare: Called with the new folder before anything is written, e.g. to change its group.
 
     Raises:
-        UserError: Something else is in the place, or the model cannot be merged or written so.
-        CorruptInput: Base or adapter are damaged.
+        UserError: The folder holds something else, or the model cannot be merged or written so.
+        CorruptInput: Base model or adapter are damaged.
     """
     for left in filter(ended, to.parent.glob(f".tmp-{glob.escape(to.name)}-*")):
         shutil.rmtree(left, ignore_errors=True)
@@ -139,23 +139,23 @@ def export(
     _round(model, precision)
 
     def confirm() -> None:
-        check_place(to, made_from)
+        check_destination(to, expected)
 
-    with commit(to.parent, to.name, made_from, confirm) as draft:
+    with commit(to.parent, to.name, expected, confirm) as draft:
         prepare(draft.path)
-        model.save_pretrained(draft.path, max_shard_size=SHARD)
+        model.save_pretrained(draft.path, max_shard_size=MAX_SHARD_BYTES)
         for path in sorted(source.base.iterdir()):
-            # the base's own word for word, which transformers may no longer accept for writing
+            # copied unchanged: transformers may refuse to write what it reads
             if re.match(rf"{TOKENIZER_FILES}|generation_config\.json", path.name):
                 shutil.copyfile(path, draft.path / path.name)
-        _end_there(draft.path, int(source.base_receipt.facts["end_id"]))
+        _add_end_token(draft.path, int(source.base_receipt.facts["end_id"]))
         (draft.path / "README.md").write_text(card, encoding="utf-8")
         open_as_umask(draft.path)
         draft.facts = {"parameters": source.parameters, "precision": precision}
 
 
-def _end_there(folder: Path, end: int) -> None:
-    """Generation ends at the token that training put after each document, and at the base's own."""
+def _add_end_token(folder: Path, end: int) -> None:
+    """Stop generation also at the token that followed each document in training."""
     path = folder / "generation_config.json"
     content = json.loads(path.read_bytes())
     own = content.get("eos_token_id")
@@ -166,7 +166,7 @@ def _end_there(folder: Path, end: int) -> None:
 
 
 def _model(source: Source) -> Any:
-    """The product in fp32, with the configuration of the base: training has changed some of it."""
+    """The model in fp32, with the configuration of the base model: training changed some of it."""
     import torch
     import transformers
 
@@ -190,21 +190,21 @@ def _model(source: Source) -> Any:
 
 
 def _check_ties(adapted: Any) -> None:
-    """Raise `UserError` if an adapter lies on weights that two modules share."""
+    """Raise `UserError` if the adapter changes weights that two modules share."""
     _, head = backbone(adapted)
     embeddings = adapted.get_base_model().get_input_embeddings()
     if head.weight is embeddings.weight and any(hasattr(m, "lora_A") for m in (head, embeddings)):
         raise UserError(
-            "the adapter changes the output head alone, whose weights are those of the embeddings, "
-            "too: merged, it would change both",
-            "hand on the adapter itself: see README, 'What comes out'",
+            "the adapter changes only the output head or the embeddings, which share their "
+            "weights: merged, it would change both",
+            "share the adapter itself: see README, 'What comes out'",
         )
 
 
 def _round(model: Any, precision: Precision) -> None:
     import torch
 
-    model.to(getattr(torch, TYPES[precision][0]))
+    model.to(getattr(torch, DTYPES[precision][0]))
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise UserError(
             f"some merged weights are not finite in {precision}", "try --precision=fp32"

@@ -1,6 +1,6 @@
-"""The card of a model that is handed on: what it is, what it can do, and what nobody has looked at.
+"""The model card: what the model is, how well it does, and what was not examined.
 
-Its head is the YAML that the Hugging Face hub reads, `model-index` with the metrics in it included.
+It begins with the YAML metadata of the Hugging Face hub, with the metrics as `model-index`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pipeline.tokenize.facts import HELD_OUT_SPLITS
 if TYPE_CHECKING:
     from pipeline.core.registry import BaseModel, Dataset
 
-METRICS = {"perplexity": "Perplexity", "bits_per_byte": "Bits per byte"}
-EXPLAINED = ("perplexity", "bits_per_byte", "ci95", "paired", "split", "documents", "context")
-USE = """
+CARD_METRICS = {"perplexity": "Perplexity", "bits_per_byte": "Bits per byte"}
+DEFINED = ("perplexity", "bits_per_byte", "ci95", "paired", "split", "documents", "context")
+USAGE = """
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-folder = "."  # that of this file
+folder = "."  # the folder of this file
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
@@ -36,19 +36,19 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 def write_card(
     config: RunConfig, trained: dict[str, Any], report: dict[str, Any] | None, precision: str
 ) -> str:
-    """The text of the card.
+    """The text of the model card.
 
     Args:
         config: The run.
         trained: Facts of the training's receipt.
         report: Content of `report.json`; None if the run is not evaluated yet.
-        precision: Of the weights beside the card.
+        precision: Of the exported weights.
     """
     parts = [
         f"---\n{yaml.safe_dump(_head(config, report), sort_keys=False, allow_unicode=True)}---",
         f"# {config.name}",
         _opening(config, trained, report),
-        "## Use" + "\n" + USE.rstrip(),
+        "## Use" + "\n" + USAGE.rstrip(),
         "## Training\n\n" + _table(_training(config, trained, precision)),
         "## Data\n\n" + "\n".join(_data(config.dataset, report)),
         "## Evaluation\n\n" + "\n".join(_evaluation(report)),
@@ -56,9 +56,9 @@ def write_card(
     ]
     if report:
         words = report["definitions"]
-        told = [f"- **{name}**: {words[name]}" for name in EXPLAINED if name in words]
-        parts.append("## What the numbers mean\n\n" + "\n".join(told))
-        parts.append("## Made with\n\n" + _provenance(report["provenance"]))
+        definitions = [f"- **{name}**: {words[name]}" for name in DEFINED if name in words]
+        parts.append("## Definitions\n\n" + "\n".join(definitions))
+        parts.append("## Provenance\n\n" + _provenance(report["provenance"]))
     return redact("\n\n".join(parts) + "\n")
 
 
@@ -79,7 +79,7 @@ def _head(config: RunConfig, report: dict[str, Any] | None) -> dict[str, Any]:
             | {"split": split},
             "metrics": [
                 {"type": name, "name": words, "value": round(found["tuned"][name], 6)}
-                for name, words in METRICS.items()
+                for name, words in CARD_METRICS.items()
             ],
         }
         for split, found in _scored(report)
@@ -110,9 +110,9 @@ def _base(model: BaseModel) -> str:
 
 def _opening(config: RunConfig, trained: dict[str, Any], report: dict[str, Any] | None) -> str:
     how = "a LoRA adapter, merged" if trained["method"] == "lora" else "all weights trained"
-    said = verdict(report["evaluation"].get("test") if report else None)
-    words = said["words"][:1].upper() + said["words"][1:]
-    figures = f" Test perplexity: {said['figures']}." if said["figures"] else ""
+    result = verdict(report["evaluation"].get("test") if report else None)
+    words = result["words"][:1].upper() + result["words"][1:]
+    figures = f" Test perplexity: {result['figures']}." if result["figures"] else ""
     about = f" ({config.model.about.strip()})" if config.model.about else ""
     return (
         f"{_base(config.model)}{about}, adapted to the corpus `{config.dataset.id}`: {how}.\n\n"
@@ -133,18 +133,17 @@ def _training(config: RunConfig, trained: dict[str, Any], precision: str) -> dic
     fp32 = "fp32" if precision == "fp32" else f"fp32, then rounded to {precision}"
     return {
         "method": method if lora else f"all weights, dropout {train.model_dropout:g}",
-        "weights that learned": f"{count(trained['trainable'])} of {count(trained['parameters'])}",
-        "base while training": f"{train.weights}, computed in {trained['precision']}",
-        "weights here": f"{fp32}{', merged into the full-precision base' * lora}",
+        "trained weights": f"{count(trained['trainable'])} of {count(trained['parameters'])}",
+        "base model during training": f"{train.weights}, computed in {trained['precision']}",
+        "exported weights": f"{fp32}{', merged into the unquantized base model' * lora}",
         "length": f"{count(trained['steps'])} steps, {count(trained['tokens'])} tokens",
-        "chosen": f"step {count(trained['best_step'])}, of lowest validation loss "
-        f"({number(trained['best_loss'])} nats a token)",
+        "chosen checkpoint": f"step {count(trained['best_step'])}, with the lowest validation loss "
+        f"({number(trained['best_loss'])} nats per token)",
         "optimizer": f"{train.optimizer}, learning rate {train.lr:g} ({train.schedule}, warm-up "
-        f"{train.warmup_ratio:g} of the steps), decay {train.weight_decay:g}, clipped at "
-        f"{train.max_grad_norm:g}",
-        "batch": f"{count(train.batch_size)} windows a step, packed ({train.packing}); no token "
-        "sees "
-        "another document",
+        f"{train.warmup_ratio:g} of the steps), weight decay {train.weight_decay:g}, gradient norm "
+        f"clipped at {train.max_grad_norm:g}",
+        "batch": f"{count(train.batch_size)} windows per step, packed ({train.packing}); tokens "
+        "attend only to their own document",
         "seed": str(train.seed),
     }
 
@@ -157,12 +156,12 @@ def _data(dataset: Dataset, report: dict[str, Any] | None) -> Iterator[str]:
     about = f": {dataset.about.strip()}" if dataset.about else ""
     yield f"`{dataset.id}`{about}."
     yield ""
-    yield f"- licence: {dataset.licence.strip() or 'not known; ask its source'}"
+    yield f"- licence: {dataset.licence.strip() or 'unknown; ask the source'}"
     yield f"- language: {dataset.language or 'not recorded'}"
-    # a path of this machine is of use to nobody, and a login or signature is nobody's business
-    far = [url for url in dataset.urls if not url.startswith("file:")]
-    if far:
-        yield f"- source: {', '.join(far)}"
+    # Local paths are of no use to others. Logins and signatures are redacted in `write_card`.
+    remote = [url for url in dataset.urls if not url.startswith("file:")]
+    if remote:
+        yield f"- source: {', '.join(remote)}"
     if dataset.sha256:
         yield f"- sha256: `{dataset.sha256}`"
     corpus = report["corpus"] if report else None
@@ -170,7 +169,7 @@ def _data(dataset: Dataset, report: dict[str, Any] | None) -> Iterator[str]:
         splits = ", ".join(f"{s} {count(c['documents'])}" for s, c in corpus["splits"].items())
         yield (
             f"- {count(corpus['documents'])} documents ({splits}), {count(corpus['tokens'])} "
-            f"tokens; {count(corpus['duplicates'])} exact duplicates left out"
+            f"tokens; {count(corpus['duplicates'])} exact duplicates were left out"
         )
 
 
@@ -182,53 +181,56 @@ def _evaluation(report: dict[str, Any] | None) -> Iterator[str]:
     yield "| split | model | perplexity | 95 % interval | bits per byte |"
     yield "|---|---|---:|---:|---:|"
     for split, found in scored:
-        for who, name in (("base", "base"), ("tuned", "adapted")):
-            if m := found.get(who):
+        for model, name in (("base", "base"), ("tuned", "adapted")):
+            if m := found.get(model):
                 low, high = map(number, m["ci95"])
                 measured = f"{number(m['perplexity'])} | {low} – {high} "
                 yield f"| {split} | {name} | {measured}| {number(m['bits_per_byte'])} |"
     yield ""
     for split, found in scored:
-        told = f"{split}: {count(found['documents'])} of {count(found['of_documents'])} documents"
-        told += f", {count(found['tokens'])} tokens, base in {found['tuned']['weights']}"
+        line = f"{split}: {count(found['documents'])} of {count(found['of_documents'])} documents"
+        line += f", {count(found['tokens'])} tokens, base model in {found['tuned']['weights']}"
         if paired := found.get("paired"):
             low, high = map(signed, paired["ci95_percent"])
             change = signed(paired["perplexity_change_percent"])
-            told += f"; perplexity {change} % (95 % interval {low} to {high} %)"
-        yield f"- {told}."
+            line += f"; perplexity {change} % (95 % interval {low} to {high} %)"
+        yield f"- {line}."
 
 
 def _limits(config: RunConfig, report: dict[str, Any] | None) -> Iterator[str]:
     train = config.train
     if train.weights in ("int8", "nf4"):
         yield (
-            f"The scores are those of the adapter on the base in {train.weights}, as it was "
-            "trained. The weights here are merged into the base in full precision, and differ "
-            "from that by the error of quantization: score them again before you quote a number "
-            "of theirs."
+            f"The scores were measured with the adapter on the base model in {train.weights}, as "
+            "it was trained. The exported weights are merged into the unquantized base model and "
+            "differ by the quantization error: score them again before you quote a number for "
+            "them."
         )
     yield (
-        "It continues text; it was not taught here to follow instructions or to refuse any. What "
-        "it writes may be false, and may repeat its corpus, names and errors included."
+        "The model continues text. This training did not teach it to follow or to refuse "
+        "instructions. Its texts may be false, and may repeat the corpus, including names and "
+        "errors."
     )
     yield (
-        "Held-out documents come from the same corpus, so the scores say how well it predicts such "
-        "text, and nothing about other text, facts or tasks."
+        "Held-out documents come from the same corpus. The scores say how well the model predicts "
+        "such text, and nothing about other text, facts or tasks."
     )
     if not config.dataset.split_by:
         yield (
-            "Exact copies are kept out of the held-out documents, near-copies are not: they make "
-            "scores look better."
+            "Exact duplicates of training documents were removed from the held-out documents, "
+            "near-duplicates were not; they make scores look better."
         )
     if report is None:
-        yield "Nothing was measured on held-out test documents."
+        yield "The model was not evaluated on held-out documents."
     yield (
-        "The licences of the base model and of the corpus both bind whoever hands it on; no "
-        "licence is declared here for that reason."
+        "Whoever shares the model is bound by the licences of both the base model and the corpus; "
+        "therefore this card declares no licence."
     )
 
 
 def _provenance(found: dict[str, Any]) -> str:
     code = ", ".join(f"`{commit}`" for commit in found["code"]) or "unknown"
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
-    return f"Gristmill {code}, finished {found['finished']}; its report was made with {packages}."
+    return (
+        f"Gristmill {code}, finished {found['finished']}; the report was written with {packages}."
+    )

@@ -137,7 +137,7 @@ def test_what_is_generated_ends_where_documents_ended(own: Any, ends: Any, tmp_p
 
     GenerationConfig(eos_token_id=own, max_length=99).save_pretrained(tmp_path)
     before = (tmp_path / "generation_config.json").read_bytes()
-    export._end_there(tmp_path, 7)
+    export._add_end_token(tmp_path, 7)
     assert (before == (tmp_path / "generation_config.json").read_bytes()) == (own == ends)
     found = GenerationConfig.from_pretrained(tmp_path)
     assert (found.eos_token_id, found.max_length) == (ends, 99)
@@ -152,7 +152,7 @@ def test_an_export_ends_where_training_ended(
     source = _source(config, find(config, root, "train.train"), root)
     facts = {**source.base_receipt.facts, "end_id": 5}
     source = replace(source, base_receipt=replace(source.base_receipt, facts=facts))
-    export.export(source, "", tmp_path / "out", export.stamp(source, "", "fp32", "code"))
+    export.export(source, "", tmp_path / "out", export.identity(source, "", "fp32", "code"))
     own = GenerationConfig.from_pretrained(source.base).eos_token_id
     assert isinstance(own, int)
     assert own != 5
@@ -298,7 +298,7 @@ def test_too_little_memory_is_told_before_anything_is_read(
     monkeypatch.setattr("pipeline.export.export.memory", lambda: 900_000_000)
     with pytest.raises(UserError) as caught:
         export_run(small(), trained("llama"), tmp_path / "new" / "out", "fp32")
-    told = r"to export \d+,\d+ weights takes 1 GB of memory .* and 900 MB may be used here\. have"
+    told = r"exporting \d+,\d+ weights takes 1 GB of memory .* only 900 MB may be used here\. run"
     assert re.match(told, str(caught.value))
     assert str(caught.value).endswith("srun --mem=2G make export …")
     assert not (tmp_path / "new").exists()
@@ -341,7 +341,7 @@ def test_what_export_did_not_write_is_not_touched(
         export_run(small(), trained("llama"), to, "fp32")
         (to / ("notes" if what == "a note" else "README.md")).write_text("mine")
     with pytest.raises(
-        UserError, match=r"/(out|there) (was|is) .*choose another place: make export ARG"
+        UserError, match=r"/(out|there) (was|exists) .*choose another folder: make export ARG"
     ):
         export_run(small(), trained("llama"), to, "bf16")
     texts = [to] if to.is_file() else [p for p in to.iterdir() if p.suffix != ".safetensors"]
