@@ -284,7 +284,7 @@ def test_a_training_that_is_not_finished_is_told_with_what_to_type(
         export_run(small(), prepared, None, "fp32")
     told = "the training of small is not finished. see how far it is with make status and the "
     told += "same NAME and RUNS; to resume: "
-    assert str(caught.value) == f"{told}the make pipeline that began it, with all its words"
+    assert str(caught.value) == f"{told}the make pipeline command that began it, with all its words"
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     save_config(small(), tmp_path, "make pipeline DATASET=small")
     with pytest.raises(InputError) as caught:
@@ -317,7 +317,7 @@ def test_twice_is_once_and_ours_is_replaced(
     first = exported(small(), trained("llama"), to)
     capsys.readouterr()
     assert exported(small(), trained("llama"), to) == first
-    assert capsys.readouterr().out.splitlines()[-1] == f"it is there already: {to}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"already exported: {to}"
     export_run(small(), trained("llama"), to, "bf16")
     assert (to / "model.safetensors").stat().st_size < len(first["model.safetensors"])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
