@@ -77,6 +77,9 @@ def test_runs_are_paired_on_the_same_documents(tmp_path: Path) -> None:
         for colour, _ in overlay.RUN_COLOURS[:3]:
             assert colour in svg
         assert (tmp_path / f"out/{name}.png").read_bytes().startswith(b"\x89PNG")
+    scores = (tmp_path / "out/scores.svg").read_text()
+    assert ">A · nih<" in scores, "figures name the runs"
+    assert ">B · nih+train.lr=0.001<" in scores
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids)) > 0
     assert not re.search(r"https?:|<script", html)

@@ -88,8 +88,8 @@ def _label(ax: Any, run: dict[str, Any]) -> str:
     if narrow(ax):
         return str(run["letter"])
     name = run["name"].replace("$", r"\$")
-    return f"{run['letter']} · "
-    f"{name if len(name) <= MAX_NAME_CHARS else name[: MAX_NAME_CHARS - 1] + '…'}"
+    short = name if len(name) <= MAX_NAME_CHARS else f"{name[: MAX_NAME_CHARS - 1]}…"
+    return f"{run['letter']} · {short}"
 
 
 def _scores(ax: Any, runs: Sequence[dict[str, Any]], scores: dict[str, Any], split: str) -> None:
