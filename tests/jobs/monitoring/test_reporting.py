@@ -22,7 +22,7 @@ from pipeline.core.errors import CorruptInput, Interrupted, UserError
 from pipeline.dag import STEPS, find, survey
 from pipeline.evaluate.stage import samples_item
 from pipeline.report import PARTIAL_REPORT, build
-from pipeline.report.history.progress import RunProgress, StepProgress, headline, progress
+from pipeline.report.history.progress import RunProgress, StepProgress, describe_progress, headline
 from pipeline.report.history.training_curve import read_curve
 from pipeline.saved_config import save_config
 from tests.helpers.runs import AfterChecks, advance, refused
@@ -277,7 +277,7 @@ def test_training_progress_is_read_from_the_metrics_log(tmp_path: Path) -> None:
         StepProgress("train.train", "running", 0, 1, "10 steps"),
     )
     run_progress = RunProgress(steps, tmp_path, now + 60)
-    far = progress(run_progress, read_curve(journal), trained=False)
+    far = describe_progress(run_progress, read_curve(journal), trained=False)
     training = far["training"]
     assert (training["step"], training["of"], training["tokens"]) == (10, 50, 1000)
     assert training["tokens_per_second"] == 50.0
@@ -291,8 +291,8 @@ def test_training_progress_is_read_from_the_metrics_log(tmp_path: Path) -> None:
     assert headline(far)["words"] == (
         "Not finished: 1 of 2 steps are done, and train.train is running, at step 10 of 50."
     )
-    assert progress(run_progress, read_curve(journal), trained=True)["training"] is None
-    assert progress(RunProgress(steps, None, now), None, trained=False)["training"] is None
+    assert describe_progress(run_progress, read_curve(journal), trained=True)["training"] is None
+    assert describe_progress(RunProgress(steps, None, now), None, trained=False)["training"] is None
 
 
 def test_after_a_rollback_training_is_at_the_earlier_step(tmp_path: Path) -> None:
@@ -305,7 +305,9 @@ def test_after_a_rollback_training_is_at_the_earlier_step(tmp_path: Path) -> Non
         )
     )
     curve = read_curve(tmp_path / "metrics.jsonl")
-    training = progress(RunProgress((), tmp_path, time.time()), curve, trained=False)["training"]
+    training = describe_progress(RunProgress((), tmp_path, time.time()), curve, trained=False)[
+        "training"
+    ]
     assert (training["step"], training["tokens"], training["of"]) == (4, 400, None)
     assert training["seconds_left"] is None
     assert training["best_step"] is None
@@ -314,7 +316,7 @@ def test_after_a_rollback_training_is_at_the_earlier_step(tmp_path: Path) -> Non
 def test_the_headline_names_the_most_important_state() -> None:
     def said(*states: str) -> str:
         steps = [StepProgress(f"step.{n}", s, 0, None) for n, s in enumerate(states)]
-        return headline(progress(RunProgress(tuple(steps)), None, trained=False))["words"]
+        return headline(describe_progress(RunProgress(tuple(steps)), None, trained=False))["words"]
 
     assert said("done", "failed", "running").endswith("and step.2 is running.")
     assert said("done", "failed", "waiting").endswith("and step.1 failed.")
