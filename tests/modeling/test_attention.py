@@ -1,4 +1,4 @@
-"""Attention by lengths keeps documents apart as the mask does; what cannot be is refused."""
+"""FlashAttention by sequence lengths keeps documents apart, as the mask does."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FLASH = "flash_attention_2"
 def varlen(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **given: Any
 ) -> tuple[Any, None]:
-    """What FlashAttention computes from lengths, (1, tokens, heads, width), by torch's own."""
+    """What FlashAttention computes from sequence lengths, by torch's SDPA."""
     import torch
 
-    assert attention_mask is None, "flash takes lengths, and no mask"
+    assert attention_mask is None, "flash takes lengths and no mask"
     assert given["cu_seq_lens_q"] is given["cu_seq_lens_k"]
     ends = given["cu_seq_lens_q"]
     assert ends.dtype == torch.int32
@@ -46,7 +46,7 @@ def varlen(
 
 @pytest.fixture
 def flash(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
-    """Lets a model believe that flash-attn is there."""
+    """A function that makes a model use `varlen` as if flash-attn was installed."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, FLASH, varlen)
@@ -59,7 +59,7 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
-def test_told_apart_by_length_a_document_is_read_as_if_it_were_alone(
+def test_attention_by_length_reads_each_document_as_if_alone(
     models: Models, flash: Callable[[Any], Any], family: str
 ) -> None:
     import torch
@@ -68,7 +68,7 @@ def test_told_apart_by_length_a_document_is_read_as_if_it_were_alone(
 
     plain, model = (load_base(models(family), "fp32", torch.device("cpu")) for _ in range(2))
     for each in (plain, model):
-        with torch.no_grad():  # larger weights: what leaks in has to show
+        with torch.no_grad():  # larger weights make leaks visible
             for parameter in each.parameters():
                 parameter.mul_(3 if parameter.dim() > 1 else 1)
     flash(model)
@@ -76,7 +76,7 @@ def test_told_apart_by_length_a_document_is_read_as_if_it_were_alone(
     packing = pack(corpus.offsets, 40)
     batch = make_batch(corpus, packing, range(len(packing)), PREFIX, END)
     arguments, targets = batch.varlen_inputs()
-    assert arguments["input_ids"].shape == (1, packing.pairs), "no slot is padding"
+    assert arguments["input_ids"].shape == (1, packing.pairs), "there is no padding"
     assert targets.tolist() == batch.targets[batch.segments >= 0].tolist()
     body, head = backbone(model)
     with torch.no_grad():
@@ -99,9 +99,9 @@ def test_a_step_is_the_same_by_length_and_by_mask(
     flash(other.model)
     for step in range(2):
         row = one.run(step, batches((3, 1, 4)), 1e-3)
-        found = other.run(step, batches((3, 1, 4)), 1e-3)
-        assert found["loss"] == pytest.approx(row["loss"], rel=1e-5)
-        assert found["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
+        result = other.run(step, batches((3, 1, 4)), 1e-3)
+        assert result["loss"] == pytest.approx(row["loss"], rel=1e-5)
+        assert result["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
 
 
 @pytest.mark.slow
@@ -117,13 +117,13 @@ def test_a_step_is_the_same_compiled(models: Models, backend: str) -> None:
     one, other = make_train_step(models), make_train_step(models)
     quick = replace(other, compiled_body=torch.compile(backbone(other.model)[0], backend=backend))
     for step in range(2):
-        row, found = (each.run(step, batches((4, 4)), 1e-3) for each in (one, quick))
-        assert found["loss"] == pytest.approx(row["loss"], rel=1e-5)
-        assert found["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
+        row, result = (each.run(step, batches((4, 4)), 1e-3) for each in (one, quick))
+        assert result["loss"] == pytest.approx(row["loss"], rel=1e-5)
+        assert result["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("capability", "precision", "installed", "why"),
+    ("capability", "precision", "installed", "problem"),
     [
         ((8, 0), "bf16", True, None),
         ((9, 0), "fp16", True, None),
@@ -132,12 +132,12 @@ def test_a_step_is_the_same_compiled(models: Models, backend: str) -> None:
         ((8, 0), "bf16", False, "needs the package flash-attn"),
     ],
 )
-def test_flash_is_taken_where_it_can_be_and_else_the_reason_is_told(
+def test_flash_is_picked_where_it_can_run_and_refused_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
     capability: tuple[int, int],
     precision: Any,
     installed: bool,
-    why: str | None,
+    problem: str | None,
 ) -> None:
     import torch
 
@@ -146,15 +146,15 @@ def test_flash_is_taken_where_it_can_be_and_else_the_reason_is_told(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Old GPU")
     monkeypatch.setattr("pipeline.modeling.attention.find_spec", lambda _: installed or None)
     assert pick_attention("sdpa", device, precision) == "sdpa"
-    assert pick_attention("auto", device, precision) == (FLASH if why is None else "sdpa")
-    if why is None:
+    assert pick_attention("auto", device, precision) == (FLASH if problem is None else "sdpa")
+    if problem is None:
         assert pick_attention("flash", device, precision) == FLASH
     else:
-        with pytest.raises(UserError, match=why):
+        with pytest.raises(UserError, match=problem):
             pick_attention("flash", device, precision)
 
 
-def test_without_a_gpu_there_is_no_flash() -> None:
+def test_flash_needs_a_gpu() -> None:
     import torch
 
     device = torch.device("cpu")

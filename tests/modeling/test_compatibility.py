@@ -1,4 +1,4 @@
-"""A family that means more than is computed is refused; those that are known pass."""
+"""Models whose forward pass we do not reproduce are refused; supported ones pass."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ SIZE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def made(config: Any, folder: Path) -> Path:
-    """A model of that configuration, with the tokenizer of the other ones."""
+def save_model(config: Any, folder: Path) -> Path:
+    """Save a random model of that configuration, with the tokenizer of the tests."""
     from transformers import AutoModelForCausalLM
 
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return tiny.make_tokenizer(folder)
 
 
-def run_of(dataset: Path, model: Path, *words: str) -> Config:
+def make_config(dataset: Path, model: Path, *words: str) -> Config:
     return resolve(str(dataset), str(model), "lora-8bit", [*SMALL, *words], "strange")
 
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("name", tiny.FAMILIES)
-def test_what_is_known_passes(models: Callable[[str], Path], name: str, weights: Any) -> None:
+def test_supported_models_pass(models: Callable[[str], Path], name: str, weights: Any) -> None:
     import torch
 
     device = torch.device("cpu")
@@ -54,17 +54,19 @@ def test_what_changes_its_logits_is_neither_trained_nor_scored(
 ) -> None:
     from transformers import GraniteConfig
 
-    config = run_of(dataset, made(GraniteConfig(logits_scaling=8.0, **SIZE), tmp_path / "model"))
+    config = make_config(
+        dataset, save_model(GraniteConfig(logits_scaling=8.0, **SIZE), tmp_path / "model")
+    )
     advance(config, tmp_path / "root", "tokenize.seal")
-    told = "models of type granite change their logits after the output head"
-    with pytest.raises(UserError, match=told):
+    message = "models of type granite change their logits after the output head"
+    with pytest.raises(UserError, match=message):
         train(config, tmp_path / "root")
     scoring = find(config, tmp_path / "root", "evaluate.base")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         run_item(scoring.work, (scoring.items or [])[0], Context(log=print))
 
 
-def test_what_changes_its_logits_is_seen_whatever_it_is_called(tmp_path: Path) -> None:
+def test_changed_logits_are_detected_in_any_model_type(tmp_path: Path) -> None:
     import torch
     from transformers import CohereConfig, Gemma2Config
 
@@ -74,7 +76,7 @@ def test_what_changes_its_logits_is_seen_whatever_it_is_called(tmp_path: Path) -
         "cohere": CohereConfig(logit_scale=0.25, **SIZE),
     }
     for name, shape in shapes.items():
-        model = load_base(made(shape, tmp_path / name), "fp32", torch.device("cpu"))
+        model = load_base(save_model(shape, tmp_path / name), "fp32", torch.device("cpu"))
         with pytest.raises(UserError, match=f"type {name} change their logits"):
             check_head(model, torch.device("cpu"), "fp32")
 
@@ -82,26 +84,28 @@ def test_what_changes_its_logits_is_seen_whatever_it_is_called(tmp_path: Path) -
 def test_layers_that_look_back_less_far_than_a_window_are_refused(
     dataset: Path, tmp_path: Path
 ) -> None:
-    """A window of that many slots does train."""
+    """With windows of that many tokens it trains."""
     shape = tiny.make_config("mistral")
     shape.sliding_window = 32
-    model = made(shape, tmp_path / "model")
-    config = run_of(dataset, model, "train.sequence_length=64")
+    model = save_model(shape, tmp_path / "model")
+    config = make_config(dataset, model, "train.sequence_length=64")
     advance(config, tmp_path / "root", "tokenize.seal")
     with pytest.raises(
         UserError,
         match=r"longer than the attention span of 32 tokens .* use train\.sequence_length=32",
     ):
         train(config, tmp_path / "root")
-    assert train(run_of(dataset, model, "train.sequence_length=32"), tmp_path / "root").complete
+    assert train(
+        make_config(dataset, model, "train.sequence_length=32"), tmp_path / "root"
+    ).complete
 
 
 def test_what_carries_a_state_is_not_trained(tmp_path: Path) -> None:
     import torch
     from transformers import MambaConfig
 
-    few = {name: SIZE[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
-    model = load_base(made(MambaConfig(**few), tmp_path), "fp32", torch.device("cpu"))
+    sizes = {name: SIZE[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    model = load_base(save_model(MambaConfig(**sizes), tmp_path), "fp32", torch.device("cpu"))
     check_head(model, torch.device("cpu"), "fp32")
     with pytest.raises(UserError, match="models of type mamba carry a state"):
         check_document_isolation(model, torch.device("cpu"), "fp32", 64)
@@ -112,51 +116,51 @@ def test_attention_that_caps_its_scores_is_refused_on_a_cpu(tmp_path: Path) -> N
     from transformers import Gemma2Config
 
     shape = Gemma2Config(head_dim=16, final_logit_softcapping=None, **SIZE)
-    model = load_base(made(shape, tmp_path), "fp32", torch.device("cpu"))
+    model = load_base(save_model(shape, tmp_path), "fp32", torch.device("cpu"))
     with pytest.raises(
         UserError, match="caps its attention scores, which is not supported on a CPU"
     ):
         check_head(model, torch.device("cpu"), "fp32")
 
 
-def test_what_forgets_the_mask_is_not_trained(models: Callable[[str], Path]) -> None:
+def test_a_model_that_ignores_the_mask_is_not_trained(models: Callable[[str], Path]) -> None:
     import torch
 
     device = torch.device("cpu")
     model = load_base(models("llama"), "fp32", device)
-    with torch.no_grad():  # as it is made it hardly looks at what stands before
+    with torch.no_grad():  # a fresh model hardly attends to the tokens before
         for parameter in model.parameters():
             parameter.mul_(8 if parameter.dim() > 1 else 1)
     check_document_isolation(model, device, "fp32", 64)
     body = model.base_model
     forward = body.forward
 
-    def blind(*arguments: Any, attention_mask: Any = None, **words: Any) -> Any:
-        if attention_mask is not None:  # without one it is made of the positions
+    def ignore_mask(*arguments: Any, attention_mask: Any = None, **words: Any) -> Any:
+        if attention_mask is not None:  # otherwise the model makes one from the positions
             later = torch.ones_like(attention_mask, dtype=torch.bool).triu(1)
             attention_mask = torch.zeros_like(attention_mask).masked_fill(later, -1e9)
         return forward(*arguments, attention_mask=attention_mask, **words)
 
-    body.forward = blind
+    body.forward = ignore_mask
     with pytest.raises(UserError, match="let documents in the same window see each other"):
         check_document_isolation(model, device, "fp32", 64)
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"), [("llama", "down_proj"), ("opt", "fc2"), ("gpt2", "c_fc")]
+    ("name", "unquantized"), [("llama", "down_proj"), ("opt", "fc2"), ("gpt2", "c_fc")]
 )
-def test_what_is_kept_besides_the_head_leaves_that_as_it_is(
-    models: Callable[[str], Path], name: str, kept: str
+def test_unquantized_modules_are_added_to_the_output_head(
+    models: Callable[[str], Path], name: str, unquantized: str
 ) -> None:
     import bitsandbytes as bnb
     import torch
 
-    model = load_base(models(name), "int8", torch.device("cpu"), unquantized_modules=[kept])
+    model = load_base(models(name), "int8", torch.device("cpu"), unquantized_modules=[unquantized])
     quantized = {
         called.rpartition(".")[2]
         for called, module in model.named_modules()
         if isinstance(module, bnb.nn.Linear8bitLt)
     }
     assert quantized
-    assert kept not in quantized
+    assert unquantized not in quantized
     assert not isinstance(model.get_output_embeddings(), bnb.nn.Linear8bitLt)

@@ -1,4 +1,4 @@
-"""Attention document by document is attention under the mask, to the last gradient."""
+"""Attention by document equals attention under the mask, including its gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WINDOW = 48
 
 @pytest.fixture(autouse=True, params=[1, 2], ids=["one thread", "two threads"])
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """One computes by blocks, more by torch's kernel."""
+    """One thread uses blocks of rows, several use torch's kernel."""
     import torch
 
     before = torch.get_num_threads()
@@ -39,14 +39,14 @@ def batch() -> Any:
     return make_batch(corpus, packing, range(len(packing)), 0, 1)
 
 
-def test_the_mask_says_where_documents_end() -> None:
+def test_document_ends_are_read_from_the_mask() -> None:
     import torch
 
     made = batch()
     found = cpu_attention.document_ends(made.attention_mask(torch.float32))
     for ends, segments in zip(found, made.segments.tolist(), strict=True):
         wanted = [n + 1 for n in range(WINDOW - 1) if segments[n] != segments[n + 1]]
-        # slots that hold nothing stand alone with all that hold nothing
+        # padding has a segment of its own
         assert ends == [*wanted, WINDOW]
 
 
@@ -81,7 +81,7 @@ def test_states_and_gradients_are_those_under_the_mask(
 
 
 @pytest.mark.parametrize("slots", [1, 2, 127, 128, 129, 300])
-def test_the_triangle_is_causal_attention(slots: int) -> None:
+def test_block_rows_compute_causal_attention(slots: int) -> None:
     import torch
 
     generator = torch.Generator().manual_seed(slots)
@@ -103,12 +103,12 @@ def test_the_triangle_is_causal_attention(slots: int) -> None:
             tensor.grad = None
     for wanted, exact, rounded in zip(*found, strict=True):
         torch.testing.assert_close(exact, wanted, rtol=1e-5, atol=1e-5)
-        # of a single token query and key have no gradient; how torch's kernel rounds is its own
+        # with one token, query and key have no gradient; torch's kernel rounds differently
         if torch.get_num_threads() == 1:
             assert float((rounded - wanted).norm()) <= 0.01 * float(wanted.norm())
 
 
-def test_dropout_takes_weights_and_keeps_their_sum() -> None:
+def test_dropout_drops_weights_and_keeps_their_mean() -> None:
     import torch
 
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ def test_dropout_takes_weights_and_keeps_their_sum() -> None:
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
-def test_scoring_sees_what_came_before_and_nothing_else(tmp_path: Path, family: str) -> None:
+def test_scoring_on_a_cpu_equals_torch_s_sdpa(tmp_path: Path, family: str) -> None:
     import torch
 
     ids = torch.randint(3, 512, (2, 150), generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Held-out scoring: equal to a plain loop over whole documents, each token once, resumable."""
+"""Scoring equals a plain loop over whole documents, scores each token once, and resumes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.tiny import WORDS, make_model
 
 CONTEXT = 48
 PREFIX = 0
-LONG = 16384  # more than any document has
+LONG_CONTEXT = 16384  # longer than any document
 FAMILIES = ("opt", "gpt2", "llama")
 
 
@@ -39,11 +39,11 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
     folder = make_model(request.param, tmp_path_factory.mktemp("model"))
     made = load_base(folder, "fp32", torch.device("cpu"))
-    return decided(made)
+    return enlarge_weights(made)
 
 
-def decided(model: Any) -> Any:
-    """Larger weights: as it is made it finds all words about as likely, whatever it is shown."""
+def enlarge_weights(model: Any) -> Any:
+    """Enlarge the weights: a fresh model predicts nearly the same for every context."""
     import torch
 
     with torch.no_grad():
@@ -52,8 +52,8 @@ def decided(model: Any) -> Any:
     return model
 
 
-def plainly(model: Any, document: Any, windows: SlidingWindows) -> float:
-    """The nats of one document: a loop over its tokens, each with all the context there is."""
+def score_plainly(model: Any, document: Any, windows: SlidingWindows) -> float:
+    """The nats of one document, token by token, each with all available context."""
     import torch
 
     ids = [windows.prefix_id, *document.tolist()]
@@ -79,16 +79,16 @@ def run(model: Any, documents: list[Any], **options: Any) -> Any:
 def test_batched_scores_are_those_of_a_plain_loop(
     model: Any, stride: int, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if padded:  # as on a GPU, and more of it
+    if padded:  # as on a GPU, with more padding
         monkeypatch.setattr(scoring, "NO_PADDING_DEVICES", ())
         monkeypatch.setattr(scoring, "MAX_PADDING_RATIO", 0.3)
     documents = corpus()
     windows = SlidingWindows(CONTEXT, stride, PREFIX)
-    wanted = [plainly(model, document, windows) for document in documents]
+    wanted = [score_plainly(model, document, windows) for document in documents]
     nll, tokens = run(model, documents, stride=stride, batch_tokens=160)
     np.testing.assert_allclose(nll, wanted, rtol=1e-5, atol=1e-4)
     assert tokens.tolist() == [len(d) for d in documents]
-    assert np.std(nll / tokens) > 0.05, "the model tells documents apart, so the check is sharp"
+    assert np.std(nll / tokens) > 0.05, "documents differ in their losses, so the check is sharp"
 
 
 def test_documents_within_the_context_agree_with_the_loss_of_the_library(model: Any) -> None:
@@ -101,7 +101,7 @@ def test_documents_within_the_context_agree_with_the_loss_of_the_library(model: 
         assert run(model, [document])[0][0] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_batch_size_decides_nothing(model: Any) -> None:
+def test_scores_do_not_depend_on_the_batch_size(model: Any) -> None:
     one, other = (run(model, corpus(), stride=20, batch_tokens=n)[0] for n in (1, 4096))
     np.testing.assert_allclose(one, other, rtol=1e-5)
 
@@ -112,7 +112,7 @@ def test_windows_tile_a_document(length: int, context: int, data: st.DataObject)
     scored = []
     for start, first, end in SlidingWindows(context, stride, PREFIX).split(length):
         assert 0 <= start <= first < end <= length
-        assert end - start == min(context, end), "a window is as full as can be"
+        assert end - start == min(context, end), "a window is as long as possible"
         assert first - start >= min(first, context - stride), "the promised context"
         scored += range(first, end)
     assert scored == list(range(length))
@@ -123,27 +123,27 @@ def test_a_stride_beyond_the_context_is_refused() -> None:
         SlidingWindows(8, 9, PREFIX)
 
 
-def test_losses_are_told_by_place_in_the_document(model: Any) -> None:
+def test_losses_are_summed_by_position_in_the_document(model: Any) -> None:
     documents = corpus()
     parts: list[Any] = []
     nll, _ = run(model, documents, stride=20, batch_tokens=160, on_batch=parts.append)
     nats, tokens = sum(part.by_position for part in parts).T
     assert nats.sum() == pytest.approx(nll.sum())
-    # place p has the tokens that 2^p − 1 and more stand before
-    for place in range(8):
-        first, last = 2**place - 1, 2 ** (place + 1) - 1
+    # bucket p has the positions from 2^p − 1 on
+    for bucket in range(8):
+        first, last = 2**bucket - 1, 2 ** (bucket + 1) - 1
         inside = [len(d[first:last]) for d in documents]
-        assert tokens[place] == sum(inside)
+        assert tokens[bucket] == sum(inside)
         upto = [d[:last] for d in documents if len(d) > first]
         before = [d[:first] for d in documents if len(d) > first]
-        wanted = sum(plainly(model, d, SlidingWindows(CONTEXT, 20, PREFIX)) for d in upto)
-        wanted -= sum(plainly(model, d, SlidingWindows(CONTEXT, 20, PREFIX)) for d in before)
-        if last < CONTEXT:  # beyond, windows lie elsewhere when a document ends earlier
-            assert nats[place] == pytest.approx(wanted, rel=1e-4)
+        wanted = sum(score_plainly(model, d, SlidingWindows(CONTEXT, 20, PREFIX)) for d in upto)
+        wanted -= sum(score_plainly(model, d, SlidingWindows(CONTEXT, 20, PREFIX)) for d in before)
+        if last < CONTEXT:  # beyond, a shorter document has other windows
+            assert nats[bucket] == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_what_several_score_adds_up_to_what_one_does(model: Any, world: int) -> None:
+def test_the_scores_of_several_ranks_add_up_to_those_of_one(model: Any, world: int) -> None:
     wanted, counted = run(model, corpus(), stride=20, batch_tokens=100)
     checks, batches = [0] * world, [0] * world
     shares = []
@@ -160,13 +160,13 @@ def test_what_several_score_adds_up_to_what_one_does(model: Any, world: int) -> 
         shares.append(run(model, corpus(), **how, check=check, on_batch=done, share=share))
     assert sum(nll for nll, _ in shares) == pytest.approx(wanted, rel=1e-13)
     assert (sum(tokens for _, tokens in shares) == counted).all()
-    assert len(set(checks)) == 1, "they can look at a stop together"
+    assert len(set(checks)) == 1, "all ranks check the stop equally often"
     assert max(batches) - min(batches) <= 1
     assert min(batches) > 1
 
 
 @pytest.mark.parametrize("after", [1, 3])
-def test_an_interrupted_call_goes_on_with_the_same_digits(model: Any, after: int) -> None:
+def test_an_interrupted_scoring_resumes_with_the_same_digits(model: Any, after: int) -> None:
     whole: list[Any] = []
     wanted, _ = run(model, corpus(), stride=20, batch_tokens=100, on_batch=whole.append)
     stop, parts = Stop(), []
@@ -192,7 +192,7 @@ def test_an_interrupted_call_goes_on_with_the_same_digits(model: Any, after: int
     assert tokens.tolist() == [len(d) for d in corpus()]
 
 
-def test_kept_batches_count_up_to_the_first_that_is_not_in_its_place(tmp_path: Path) -> None:
+def test_logged_batches_are_read_up_to_the_first_out_of_order(tmp_path: Path) -> None:
     places = np.array([[0.1, 1.0], [1 / 3, 8.0]])
     batch = ScoredBatch(np.array([0, 2]), np.array([0.1, 1 / 3]), np.array([4, 5]), places)
     for _ in range(2):
@@ -201,7 +201,7 @@ def test_kept_batches_count_up_to_the_first_that_is_not_in_its_place(tmp_path: P
     path = tmp_path / "batches.jsonl"
     whole = path.read_text()
     last = whole.splitlines()[-1]
-    # one that lost its lease may wake up and write a batch that its successor has written
+    # a process that lost its lease may write a batch that its successor has written
     path.write_text(whole + last + "\n" + last.replace('"batch": 1', '"batch": 2') + "\n")
     with ScoringLog(tmp_path, {"precision": "bf16"}) as kept:
         assert len(kept.batches) == 2
@@ -211,7 +211,7 @@ def test_kept_batches_count_up_to_the_first_that_is_not_in_its_place(tmp_path: P
         assert kept.batches == []
 
 
-def test_a_model_in_training_stays_so_and_is_scored_without_dropout(tmp_path: Path) -> None:
+def test_scoring_disables_dropout_and_restores_training_mode(tmp_path: Path) -> None:
     import torch
 
     from pipeline.modeling.loading import add_lora, load_base
@@ -229,7 +229,7 @@ def test_a_model_in_training_stays_so_and_is_scored_without_dropout(tmp_path: Pa
     model(input_ids=ids, labels=ids).loss.backward()
 
 
-def test_the_measures() -> None:
+def test_perplexity_and_bits_per_byte() -> None:
     nll, tokens = np.array([3.0, 1.0]), np.array([3, 1])
     assert perplexity(nll, tokens) == pytest.approx(np.e)
     assert bits_per_byte(nll, np.array([2, 2])) == pytest.approx(1 / np.log(2))
@@ -247,7 +247,7 @@ def test_the_interval_holds_the_truth_19_times_in_20() -> None:
 
 @pytest.mark.slow
 def test_two_hundred_abstracts_score_as_in_a_plain_loop(tmp_path: Path) -> None:
-    """A random OPT on real documents; `make bench-score` does the same with SmolLM2-135M."""
+    """A random OPT on real documents; `make bench-score` compares SmolLM2-135M."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -257,13 +257,13 @@ def test_two_hundred_abstracts_score_as_in_a_plain_loop(tmp_path: Path) -> None:
     from tests.helpers.tiny import make_config, make_tokenizer
 
     texts = list(text.nih())[:200]
-    if not texts:  # then of whatever the machine has, in the lengths of NIH's
+    if not texts:  # then other texts of this machine, with the lengths of NIH abstracts
         every = corpora.documents("nih", text.harvest(limit=1_000_000))
         texts = [next(every) for _ in range(200)]
     config = make_config("opt")
-    config.max_position_embeddings = LONG
+    config.max_position_embeddings = LONG_CONTEXT
     torch.manual_seed(0)
-    decided(AutoModelForCausalLM.from_config(config)).save_pretrained(tmp_path)
+    enlarge_weights(AutoModelForCausalLM.from_config(config)).save_pretrained(tmp_path)
     ids, offsets = ReferenceEncoder(make_tokenizer(tmp_path)).encode(texts)
     documents = np.split(ids, offsets[1:-1])
     plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
@@ -272,18 +272,18 @@ def test_two_hundred_abstracts_score_as_in_a_plain_loop(tmp_path: Path) -> None:
         row = torch.tensor([[PREFIX, *document.tolist()]])
         with torch.no_grad():
             wanted.append(float(plain(input_ids=row, labels=row).loss) * len(document))
-    device, windows = torch.device("cpu"), SlidingWindows(LONG, LONG, PREFIX)
+    device, windows = torch.device("cpu"), SlidingWindows(LONG_CONTEXT, LONG_CONTEXT, PREFIX)
     nll, tokens = score(load_base(tmp_path, "fp32", device), documents, windows, device, "fp32")
     size = np.array([len(text.encode()) for text in texts])
     reference = np.array(wanted)
     assert perplexity(nll, tokens) == pytest.approx(perplexity(reference, tokens), rel=5e-5)
     assert bits_per_byte(nll, size) == pytest.approx(bits_per_byte(reference, size), rel=5e-5)
     np.testing.assert_allclose(nll, reference, rtol=1e-4)
-    assert np.std(reference / tokens) > 0.02, "the model tells documents apart"
+    assert np.std(reference / tokens) > 0.02, "documents differ in their losses"
 
 
 def drawn(generator: Any, documents: int) -> tuple[Any, Any, Any]:
-    """Nats of base and adapted model and tokens: lengths and losses are skewed, and related."""
+    """Nats of base and adapted model, and tokens; lengths and losses are skewed and correlated."""
     tokens = np.clip(generator.lognormal(5.9, 0.6, documents), 13, 4000).astype(np.int64)
     loss = 2.5 + 0.35 * generator.standard_gamma(2, documents) - 0.15 * (np.log(tokens) - 5.9)
     change = generator.normal(-0.2, 0.15, documents) * (1 + generator.standard_gamma(1, documents))
@@ -292,7 +292,7 @@ def drawn(generator: Any, documents: int) -> tuple[Any, Any, Any]:
 
 @pytest.mark.parametrize(("documents", "least"), [(20, 0.86), (200, 0.915)])
 def test_the_intervals_hold_the_truth_of_skewed_documents(documents: int, least: float) -> None:
-    """As docs/evaluation.md has it; 400 samples have a standard error of 0.011."""
+    """As docs/evaluation.md says; 400 samples have a standard error of 0.011."""
     generator = np.random.default_rng(5)
     base, tuned, tokens = drawn(generator, 1_000_000)
     truth, shift = np.exp(base.sum() / tokens.sum()), (tuned - base).sum() / tokens.sum()

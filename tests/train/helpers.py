@@ -1,4 +1,4 @@
-"""A training in one process: stopped, killed or disturbed, and what came of it."""
+"""Run a training in this process: stop, kill or disturb it, and read its result."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ from pipeline.train.train_step import TrainStep
 
 
 class StopAfter(Stop):
-    """Asks for a stop, or raises an error of its own, once the metrics hold a step."""
+    """Requests a stop, or raises another error, once the metrics contain a step."""
 
     def __init__(self, folder: Path, step: int, error: type[BaseException] | None = None) -> None:
         super().__init__()
-        self.path, self.sign, self.error = folder / "metrics.jsonl", f'"step": {step},', error
+        self.path, self.text, self.error = folder / "metrics.jsonl", f'"step": {step},', error
 
     def check(self) -> None:
-        """Raise when the time has come."""
-        if self.path.exists() and self.sign in self.path.read_text():
+        """Raise once the step is there."""
+        if self.path.exists() and self.text in self.path.read_text():
             raise self.error or Interrupted("a test")
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL within one process: nothing is saved on the way out."""
+    """Stands for SIGKILL within one process: nothing is saved on exit."""
 
 
 def result(node: Node) -> tuple[str, float, frozenset[tuple[str, ...]]]:
-    """Digest of what was learned, the best loss, and what came of each step and validation.
+    """Digest of the trained weights, the best loss, and each step and validation.
 
-    A step that was repeated is there once, unless it went another way.
+    A repeated step appears once, unless it gave another result.
     """
     ((unit, receipt),) = node.done.items()
     rows = [json.loads(line) for line in (node.work.folder / unit / METRICS_FILE).open()]
-    seen = ("kind", "step", "loss", "grad_norm", "lr", "tokens", "skipped")
-    # as text, in which NaN is equal to itself and every bit of a float stands
-    went = {tuple(f"{n} {row[n]!r}" for n in seen if n in row) for row in rows if "loss" in row}
+    keys = ("kind", "step", "loss", "grad_norm", "lr", "tokens", "skipped")
+    # as text: NaN equals itself, and every bit of a float is compared
+    steps = {tuple(f"{n} {row[n]!r}" for n in keys if n in row) for row in rows if "loss" in row}
     assert {row["step"] for row in rows if row["kind"] == "step"} == {
         step + 1 for step in range(receipt.facts["steps"])
     }
-    return receipt.digest, receipt.facts["best_loss"], frozenset(went)
+    return receipt.digest, receipt.facts["best_loss"], frozenset(steps)
 
 
 def train(config: Config, root: Path, stop: Stop | None = None) -> Node:
@@ -74,7 +74,7 @@ def metrics(node: Node) -> list[dict[str, object]]:
 
 
 Fault = Callable[[int, float, int], float]
-"""`fault(step, rate, windows)`: what a micro-batch's loss is multiplied by; it may raise."""
+"""`fault(step, learning_rate, windows)`: factor of a micro-batch's loss; it may raise."""
 
 
 def inject(
@@ -82,11 +82,11 @@ def inject(
     fault: Fault,
     slope: Callable[[int], float] = lambda step: 1.0,
 ) -> None:
-    """Let every micro-batch of every training have that fault; `slope`: of its gradient alone."""
+    """Apply a fault to every micro-batch; `slope` is a factor of its gradient alone."""
     run, loss_sum = TrainStep.run, TrainStep._loss_sum
     now: list[Any] = [0, 0.0]
 
-    def noting(
+    def recording(
         self: TrainStep, number: int, parts: Iterable[PackedBatch], rate: float
     ) -> dict[str, Any]:
         now[:] = number, rate
@@ -97,12 +97,12 @@ def inject(
         loss.register_hook(lambda gradient: gradient * slope(now[0]))
         return loss
 
-    monkeypatch.setattr(TrainStep, "run", noting)
+    monkeypatch.setattr(TrainStep, "run", recording)
     monkeypatch.setattr(TrainStep, "_loss_sum", failing)
 
 
 def no_memory() -> float:
-    """As a GPU that is full."""
+    """Fail like a GPU without free memory."""
     import torch
 
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
@@ -111,7 +111,7 @@ def no_memory() -> float:
 Models = Callable[[str], Path]
 
 
-# one document a window: 64, 3, 41, 2, 64, 9, 1 and 30 real tokens
+# one document per window: 64, 3, 41, 2, 64, 9, 1 and 30 real tokens
 LENGTHS = (70, 2, 40, 1, 63, 8, 0, 29)
 
 
@@ -119,7 +119,7 @@ LENGTH = 64
 
 
 def batches(cuts: tuple[int, ...], order: tuple[int, ...] = tuple(range(8))) -> list[PackedBatch]:
-    """All windows in `order`, as micro-batches of those sizes."""
+    """All windows in that order, as micro-batches of those sizes."""
     ids = np.random.default_rng(5).integers(3, 512, sum(LENGTHS)).astype(np.uint16)
     offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int64)
     empty = np.zeros(len(LENGTHS), np.int64), np.zeros(len(LENGTHS), "V16")
@@ -140,7 +140,7 @@ def make_train_step(
     model = load_base(models("llama"), "fp32", device)
     if method == "lora":
         model = add_lora(model, 4, 8, 0.0, "all-linear", seed=0)
-        with torch.no_grad():  # as after some steps: at first, half of all gradients are zero
+        with torch.no_grad():  # initially lora_B is zero, and so are half of all gradients
             for name, parameter in trainable_weights(model).items():
                 if "lora_B" in name:
                     parameter.normal_(std=0.05)

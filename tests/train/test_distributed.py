@@ -1,4 +1,4 @@
-"""Two processes train as one does, agree on whatever happens to either, and one of them writes."""
+"""Two ranks train like one, agree on every event, and only rank 0 writes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ pytestmark = pytest.mark.slow
 
 Small = Callable[..., Config]
 Work = Callable[[Context], Any]
-PATIENCE = 120.0
+TIMEOUT_SECONDS = 120.0
 
 
-def together(folder: Path, work: Work, world: int = 2) -> list[dict[str, Any]]:
-    """What becomes of `work` in each of `world` processes: its `value`, or `error` and `reason`.
+def run_ranks(folder: Path, work: Work, world: int = 2) -> list[dict[str, Any]]:
+    """The outcome of `work` in each of `world` processes: its `value`, or `error` and `reason`.
 
-    They are forks: torch computes on the CPU in one thread, and what a test injects comes along.
+    They are forks, so they inherit what a test injects; torch computes on the CPU in one thread.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -47,8 +47,8 @@ def together(folder: Path, work: Work, world: int = 2) -> list[dict[str, Any]]:
         if children[rank]:
             continue
         try:
-            there = f"127.0.0.1:{port}"
-            ctx = Context(log=print, rank=rank, local_rank=rank, world=world, rendezvous=there)
+            rendezvous = f"127.0.0.1:{port}"
+            ctx = Context(log=print, rank=rank, local_rank=rank, world=world, rendezvous=rendezvous)
             outcome: dict[str, Any] = {"value": work(ctx)}
         except (Failure, Interrupted) as error:
             outcome = {"error": type(error).__name__, "reason": str(error)}
@@ -56,19 +56,19 @@ def together(folder: Path, work: Work, world: int = 2) -> list[dict[str, Any]]:
             outcome = {"error": "defect", "reason": traceback.format_exc()}
         path.write_text(json.dumps(outcome))
         os._exit(0)
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT_SECONDS
     for pid in children.values():
         while os.waitpid(pid, os.WNOHANG) == (0, 0):
             if time.monotonic() > end:
                 for other in children.values():
                     os.kill(other, signal.SIGKILL)
-                raise AssertionError("the ranks wait for each other")
+                raise AssertionError("the ranks did not end in time")
             time.sleep(0.05)
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in children]
 
 
 def training(config: Config, root: Path, stops: dict[int, Stop] | None = None) -> Work:
-    """The train step, with a stop of its own for some ranks."""
+    """The train step, with a separate stop for some ranks."""
 
     def work(ctx: Context) -> str:
         node = find(config, root, "train.train")
@@ -81,13 +81,13 @@ def training(config: Config, root: Path, stops: dict[int, Stop] | None = None) -
 
 @pytest.fixture
 def root(prepared: Path, tmp_path: Path) -> Path:
-    """A root in which training comes next."""
+    """A root in which training is the next step."""
     return Path(shutil.copytree(prepared, tmp_path / "root"))
 
 
 def trained(config: Config, root: Path) -> Node:
-    """The training, by two ranks."""
-    assert together(root.parent, training(config, root)) == [{"value": "done"}] * 2
+    """Train with two ranks."""
+    assert run_ranks(root.parent, training(config, root)) == [{"value": "done"}] * 2
     return find(config, root, "train.train")
 
 
@@ -114,7 +114,7 @@ RECIPES = {
 def test_two_train_as_one_does(
     small: Small, root: Path, prepared: Path, tmp_path: Path, recipe: str
 ) -> None:
-    """In fp32, steps of an odd number of windows: losses and weights to rounding."""
+    """In fp32, with an odd number of windows: losses and weights agree to rounding."""
     shutil.copytree(prepared, tmp_path / "alone")
     config = small("train.precision=fp32", "train.batch_size=5", *RECIPES[recipe])
     alone, two = train(config, tmp_path / "alone"), trained(config, root)
@@ -125,10 +125,10 @@ def test_two_train_as_one_does(
     judged = [[row for row in metrics(of) if row["kind"] == "validation"] for of in (alone, two)]
     for one, other in zip(*judged, strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=2e-3)
-    assert judged[1][0]["loss"] == judged[0][0]["loss"], "before the first step all is the same"
+    assert judged[1][0]["loss"] == judged[0][0]["loss"], "before the first step nothing differs"
     (receipt,) = two.done.values()
     assert receipt.facts["ranks"] == 2
-    assert {row["attempt"] for row in metrics(two)} == {1}, "one of them writes"
+    assert {row["attempt"] for row in metrics(two)} == {1}, "only one rank writes"
     if recipe == "full":
         import torch
 
@@ -137,16 +137,16 @@ def test_two_train_as_one_does(
 
 
 class StopAtStep(Stop):
-    """As if that signal came once the metrics hold a step."""
+    """Requests a stop by a signal once the metrics contain a step."""
 
     def __init__(self, folder: Path, step: int, by: signal.Signals) -> None:
         super().__init__()
-        self.path, self.sign, self.by = folder / "metrics.jsonl", f'"step": {step},', by
+        self.path, self.text, self.by = folder / "metrics.jsonl", f'"step": {step},', by
 
     @property
     def reason(self) -> str | None:
-        """As of a Stop."""
-        if self.path.exists() and self.sign in self.path.read_text():
+        """The reason, once the step is there."""
+        if self.path.exists() and self.text in self.path.read_text():
             self.set("a test", self.by)
         return super().reason
 
@@ -160,12 +160,14 @@ def test_a_signal_to_one_stops_both_and_what_follows_is_as_it_would_have_been(
     whole = trained(config, Path(tmp_path / "whole"))
     folder = find(config, root, "train.train").work.folder
     stops = {rank: StopAtStep(folder, 4, signal.SIGTERM)}
-    both = together(tmp_path, training(config, root, stops))
+    both = run_ranks(tmp_path, training(config, root, stops))
     reasons = ["a test" if r == rank else "another rank was asked to stop" for r in range(2)]
     assert both == [{"error": "Interrupted", "reason": reason} for reason in reasons]
     again = trained(config, root)
-    assert result(again) == result(whole), "each has random numbers of its own, and the same again"
-    assert [row["step"] for row in steps(again)] == [1, 2, 3, 4, 5, 6], "no step was done twice"
+    assert result(again) == result(whole), (
+        "each rank has its own random numbers, and the same after a restart"
+    )
+    assert [row["step"] for row in steps(again)] == [1, 2, 3, 4, 5, 6], "no step was repeated"
 
 
 @pytest.mark.parametrize("first", [1, 2])
@@ -175,10 +177,10 @@ def test_another_number_of_ranks_continues_the_same_data_order(
     whole = train(small(), Path(shutil.copytree(prepared, tmp_path / "whole")))
     folder = find(small(), root, "train.train").work.folder
     stop = StopAtStep(folder, 3, signal.SIGUSR2)
-    ended = together(tmp_path, training(small(), root, {0: stop}), first)
+    ended = run_ranks(tmp_path, training(small(), root, {0: stop}), first)
     assert {outcome["error"] for outcome in ended} == {"Interrupted"}
     then = 3 - first
-    assert {o["value"] for o in together(tmp_path, training(small(), root), then)} == {"done"}
+    assert {o["value"] for o in run_ranks(tmp_path, training(small(), root), then)} == {"done"}
     rows, wanted = steps(find(small(), root, "train.train")), steps(whole)
     assert [row["tokens"] for row in rows] == [row["tokens"] for row in wanted]
     for row, other in zip(rows, wanted, strict=True):
@@ -190,15 +192,15 @@ def test_memory_that_is_short_on_one_is_short_on_both(
 ) -> None:
     shutil.copytree(prepared, tmp_path / "other")
     narrow = trained(small("train.micro_batch_size=1"), tmp_path / "other")
-    me = {"rank": 0}
-    inject(monkeypatch, lambda step, rate, n: no_memory() if me["rank"] and n > 1 else 1.0)
+    current = {"rank": 0}
+    inject(monkeypatch, lambda step, rate, n: no_memory() if current["rank"] and n > 1 else 1.0)
     work = training(small(), root)
 
-    def noting(ctx: Context) -> Any:
-        me["rank"] = ctx.rank
+    def with_rank(ctx: Context) -> Any:
+        current["rank"] = ctx.rank
         return work(ctx)
 
-    assert together(tmp_path, noting) == [{"value": "done"}] * 2
+    assert run_ranks(tmp_path, with_rank) == [{"value": "done"}] * 2
     node = find(small(), root, "train.train")
     assert [row["micro_batch"] for row in metrics(node) if row["kind"] == "memory"] == [1]
     assert result(node) == result(narrow)
@@ -207,16 +209,16 @@ def test_memory_that_is_short_on_one_is_short_on_both(
 def test_a_fault_of_one_is_skipped_by_both(
     small: Small, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    me = {"rank": 0}
+    current = {"rank": 0}
     bad = float("nan")
-    inject(monkeypatch, lambda step, rate, n: bad if me["rank"] and step == 2 else 1.0)
+    inject(monkeypatch, lambda step, rate, n: bad if current["rank"] and step == 2 else 1.0)
     work = training(small(), root)
 
-    def noting(ctx: Context) -> Any:
-        me["rank"] = ctx.rank
+    def with_rank(ctx: Context) -> Any:
+        current["rank"] = ctx.rank
         return work(ctx)
 
-    assert together(tmp_path, noting) == [{"value": "done"}] * 2
+    assert run_ranks(tmp_path, with_rank) == [{"value": "done"}] * 2
     node = find(small(), root, "train.train")
     assert [row["step"] for row in steps(node) if row["skipped"]] == [3]
     assert result(node)[1] < steps(node)[0]["loss"]
@@ -234,22 +236,22 @@ def test_where_writing_fails_all_fail_alike(
         raise Failure("the disk is full")
 
     monkeypatch.setattr(f"pipeline.train.{writes}", full)
-    both = together(tmp_path, training(small(), root))
+    both = run_ranks(tmp_path, training(small(), root))
     assert both == [{"error": "Failure", "reason": "the disk is full"}] * 2
 
 
 def test_more_ranks_than_windows_are_refused(small: Small, root: Path, tmp_path: Path) -> None:
     words = "train.batch_size=1", "train.micro_batch_size=1"
-    both = together(tmp_path, training(small(*words), root))
+    both = run_ranks(tmp_path, training(small(*words), root))
     assert [outcome["error"] for outcome in both] == ["UserError"] * 2
-    told = "2 ranks cannot share the 1 windows of a step"
-    assert all(outcome["reason"].startswith(told) for outcome in both)
+    message = "2 ranks cannot share the 1 windows of a step"
+    assert all(outcome["reason"].startswith(message) for outcome in both)
 
 
-def test_none_parts_before_all_have_met(
+def test_no_rank_leaves_before_all_are_connected(
     small: Small, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rank 0, which holds the store, is refused at once, while rank 1 is slow to connect."""
+    """Rank 0, which holds the store, fails at once, while rank 1 connects slowly."""
     import torch.distributed as dist
 
     met = dist.init_process_group
@@ -277,16 +279,16 @@ def test_none_parts_before_all_have_met(
 
     monkeypatch.setattr(dist, "init_process_group", slowly)
     words = "train.batch_size=1", "train.micro_batch_size=1"
-    for number in range(4):  # which of two connects to the other is decided by their ports
+    for number in range(4):  # their ports decide which of two connects to the other
         (tmp_path / str(number)).mkdir()
-        both = together(tmp_path / str(number), training(small(*words), root))
+        both = run_ranks(tmp_path / str(number), training(small(*words), root))
         assert [outcome["error"] for outcome in both] == ["UserError"] * 2
 
 
-def test_one_that_waits_in_vain_sees_that_it_is_done(
+def test_a_waiting_rank_sees_that_the_training_is_finished(
     small: Small, root: Path, tmp_path: Path
 ) -> None:
-    """Rank 0 finds equal work under another key, or is quicker than the other's start."""
+    """Rank 0 finds the work done under another key, or finishes before rank 1 starts."""
     work = training(small(), root)
 
     def alone(ctx: Context) -> Any:
@@ -294,10 +296,10 @@ def test_one_that_waits_in_vain_sees_that_it_is_done(
             return work(ctx)
         return work(replace(ctx, world=1))
 
-    assert together(tmp_path, alone) == [{"value": "done"}] * 2
+    assert run_ranks(tmp_path, alone) == [{"value": "done"}] * 2
 
 
-def test_one_alone_needs_nobody() -> None:
+def test_a_single_rank_needs_no_process_group() -> None:
     ranks = Ranks()
     assert ranks.share([1, 2, 3]) == [1, 2, 3]
     assert (ranks.all_sum(1.0, 2.0), ranks.all_max(3.0)) == ([1.0, 2.0], [3.0])

@@ -1,4 +1,4 @@
-"""All that saves memory at once: it trains, stops, goes on exactly, merges, and is evaluated."""
+"""All memory-saving settings together: train, resume exactly, evaluate and merge."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def test_all_that_saves_memory_goes_together(
     config, root, step = small(*WORDS, family=family), tmp_path / "root", TrainStep.run
     used: list[tuple[Any, ...]] = []
 
-    def noting(self: TrainStep, number: int, batches: Any, rate: float) -> Any:
+    def recording(self: TrainStep, number: int, batches: Any, rate: float) -> Any:
         parts = list(batches)
         body = backbone(self.model)[0]
         eight = is_quantized(self.model.get_base_model())
         used.append((eight, body.is_activation_checkpointing, len(parts), self.precision))
         return step(self, number, parts, rate)
 
-    monkeypatch.setattr(TrainStep, "run", noting)
+    monkeypatch.setattr(TrainStep, "run", recording)
     save_config(config, root)
     advance(config, root, "tokenize.seal")
     whole = result(train(config, Path(shutil.copytree(root, tmp_path / "whole"))))
     with pytest.raises(Interrupted):
         train(config, root, StopAfter(find(config, root, "train.train").work.folder, 3))
     node = train(config, root)
-    assert result(node) == whole, "bit by bit: adapter, losses, norms, of all steps"
+    assert result(node) == whole, "bit for bit: adapter, losses and norms of all steps"
     assert set(used) == {(True, True, 4, "bf16")}
     assert [row["step"] for row in metrics(node) if row["kind"] == "start"] == [0, 3]
     losses = [row["loss"] for row in metrics(node) if row["kind"] == "validation"]

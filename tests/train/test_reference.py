@@ -1,4 +1,4 @@
-"""A training beside the plainest loop that Hugging Face's libraries allow: the same loss curve."""
+"""The loss curve equals that of a plain loop over Hugging Face's libraries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.train.helpers import metrics
 pytestmark = pytest.mark.slow
 
 LENGTH, BATCH, STEPS, RATE, SEED = 192, 6, 8, 3e-3, 7
-# where a gradient is nothing but rounding (keys' biases), a smaller one makes whole steps of it
+# with a smaller one, gradients that are only rounding errors (biases of keys) make full steps
 EPS = 1e-4
 WORDS = (
     f"train.sequence_length={LENGTH}", f"train.batch_size={BATCH}", "train.micro_batch_size=2",
@@ -34,9 +34,9 @@ WORDS = (
 
 
 def texts(node: Node) -> list[list[list[int]]]:
-    """What each step reads, apart: documents with their ends, or parts of long ones.
+    """The documents, or parts of long ones, that each step reads.
 
-    What comes when is the product's to say, and all that is taken from it.
+    Only the order of the data is taken from the code under test.
     """
     corpus = open_sealed(node.work.inputs, "train", Context())
     facts = node.work.inputs["download.model"].one()[1].facts
@@ -57,8 +57,10 @@ def texts(node: Node) -> list[list[list[int]]]:
     ]
 
 
-def plainly(folder: Path, method: str, steps: list[list[list[int]]]) -> list[tuple[float, float]]:
-    """Loss and gradient norm of each step: every document by itself, with its own `labels`."""
+def train_plainly(
+    folder: Path, method: str, steps: list[list[list[int]]]
+) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step; every document is a batch with its own `labels`."""
     import peft
     import torch
     from transformers import AutoModelForCausalLM
@@ -79,7 +81,7 @@ def plainly(folder: Path, method: str, steps: list[list[list[int]]]) -> list[tup
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), eps=EPS)
     warm = math.ceil(0.25 * STEPS)
-    found = []
+    results = []
     for step, parts in enumerate(steps):
         total = sum(len(text) - 1 for text in parts)
         mean = 0.0
@@ -95,8 +97,8 @@ def plainly(folder: Path, method: str, steps: list[list[list[int]]]) -> list[tup
         for group in optimizer.param_groups:
             group["lr"] = RATE * share
         optimizer.step()
-        found.append((mean, norm))
-    return found
+        results.append((mean, norm))
+    return results
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -112,12 +114,11 @@ def test_the_loss_curve_is_that_of_a_plain_loop(
     words = [*SMALL, *WORDS, f"train.method={method}"]
     run = resolve(str(dataset), str(model), "lora", words, "reference")
     node = advance(run, tmp_path, "train.train")
-    ours = [(r["loss"], r["grad_norm"]) for r in metrics(node) if r["kind"] == "step"]
-    plain = plainly(node.work.inputs["download.model"].one()[0], method, texts(node))
-    assert len(ours) == STEPS
-    for (loss, norm), (plain_loss, plain_norm) in zip(ours, plain, strict=True):
+    product = [(r["loss"], r["grad_norm"]) for r in metrics(node) if r["kind"] == "step"]
+    plain = train_plainly(node.work.inputs["download.model"].one()[0], method, texts(node))
+    assert len(product) == STEPS
+    for (loss, norm), (plain_loss, plain_norm) in zip(product, plain, strict=True):
         assert loss == pytest.approx(plain_loss, rel=1e-6)
-        # the gradient of OPT's ReLU leaps where rounding changes a sign: neither its loss, nor
-        # other norms
+        # the gradient of OPT's ReLU jumps where rounding changes a sign; its loss does not
         assert family == "opt" or norm == pytest.approx(plain_norm, rel=5e-6)
-    assert ours[-1][0] < ours[0][0] - 0.05, "it has learned something"
+    assert product[-1][0] < product[0][0] - 0.05, "it has learned something"

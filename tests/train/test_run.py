@@ -1,4 +1,4 @@
-"""Training survives interruption bit by bit, passes over damage, and publishes the best."""
+"""Training resumes bit for bit, ignores damaged checkpoints, and publishes the best weights."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ Small = Callable[..., Config]
 
 @pytest.fixture
 def root(prepared: Path, tmp_path: Path) -> Path:
-    """A root in which training comes next."""
+    """A root in which training is the next step."""
     return Path(shutil.copytree(prepared, tmp_path / "root"))
 
 
 class StopAt(Stop):
-    """Asks for a stop at the n-th look."""
+    """Requests a stop at the n-th check."""
 
-    def __init__(self, looks: int) -> None:
+    def __init__(self, checks: int) -> None:
         super().__init__()
-        self.looks = looks
+        self.checks = checks
 
     @property
     def reason(self) -> str | None:
-        """None until the look that counts."""
-        self.looks -= 1
-        return "a test" if self.looks < 0 else None
+        """None until that check."""
+        self.checks -= 1
+        return "a test" if self.checks < 0 else None
 
 
 @pytest.mark.slow
@@ -59,13 +59,13 @@ def test_stopping_at_any_moment_changes_nothing(family: str, small: Small, tmp_p
     whole = result(advance(config, tmp_path / "whole", "train.train"))
     broken = small(*words, family=family, name="broken")
     advance(broken, tmp_path, "tokenize.seal")
-    stops, looks = 0, 1
+    stops, checks = 0, 1
     while True:
         try:
-            node = train(broken, tmp_path, StopAt(looks))
+            node = train(broken, tmp_path, StopAt(checks))
             break
         except Interrupted:
-            stops, looks = stops + 1, looks + 1
+            stops, checks = stops + 1, checks + 1
     assert stops >= 3
     assert result(node) == whole
 
@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(
 
 
 class Hostile:
-    """Unpickled, it makes a folder."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -136,7 +136,7 @@ class Hostile:
 def test_what_a_checkpoint_s_pickle_would_do_is_not_done(
     small: Small, prepared: Path, tmp_path: Path
 ) -> None:
-    """Not even where the receipt vouches for it; the next run goes on from the one before."""
+    """Not even if the receipt matches; the next run resumes from the checkpoint before."""
     import torch
 
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
@@ -169,7 +169,7 @@ def test_what_a_checkpoint_s_pickle_would_do_is_not_done(
 def test_only_the_newest_checkpoints_and_the_best_are_kept(
     small: Small, root: Path, keep: int
 ) -> None:
-    """Where all weights learn at this rate the base itself stays the best."""
+    """With all weights trained at this learning rate, the base model stays the best."""
     words = ("train.method=full", "train.weights=fp32", "train.lr=0.5", "train.warmup_ratio=0")
     words = (*words, "train.steps=7", "train.checkpoint_every=1")
     node = train(small(*words, f"train.keep_checkpoints={keep}"), root)
@@ -203,10 +203,10 @@ def test_the_adapter_opens_with_peft(small: Small, prepared: Path, tmp_path: Pat
     assert all(p.abs().sum() > 0 for p in learned)
 
 
-def test_an_adapter_is_chosen_and_a_training_ended_by_held_out_loss(
+def test_validation_loss_selects_the_adapter_and_stops_early(
     small: Small, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At this rate the first steps go too far."""
+    """At this learning rate the first steps overshoot."""
     words = ("train.lr=0.1", "train.warmup_ratio=0", "train.steps=30", "train.validate_every=2")
     node = train(small(*words, "train.early_stopping_patience=1"), root)
     (receipt,) = node.done.values()
@@ -220,7 +220,7 @@ def test_an_adapter_is_chosen_and_a_training_ended_by_held_out_loss(
     assert said in capsys.readouterr().out
 
 
-def test_what_is_written_at_each_validation_can_be_read(small: Small, root: Path) -> None:
+def test_the_samples_of_each_validation_are_readable(small: Small, root: Path) -> None:
     node = train(small("train.sample_tokens=60"), root)
     text = (node.work.folder / "best" / "samples.txt").read_text()
     for step, row in enumerate(r for r in metrics(node) if r["kind"] == "validation"):
@@ -230,7 +230,7 @@ def test_what_is_written_at_each_validation_can_be_read(small: Small, root: Path
     assert all(c.isprintable() for c in text.replace("\n", ""))
 
 
-def test_layers_are_computed_twice_where_that_saves_memory_and_nothing_else_changes(
+def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(
     small: Small, root: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attention_forward, count = cpu_attention.attention_forward, [0]
@@ -240,17 +240,17 @@ def test_layers_are_computed_twice_where_that_saves_memory_and_nothing_else_chan
         return attention_forward(module, *arguments, **words)
 
     monkeypatch.setattr(cpu_attention, "attention_forward", counting)
-    found, calls = [], []
+    results, calls = [], []
     for on, place in (("true", root), ("false", tmp_path / "other")):
         if not place.exists():
             shutil.copytree(prepared, place)
         count[0] = 0
         words = ("train.lora_dropout=0.1", f"train.gradient_checkpointing={on}")
-        found.append(result(train(small(*words), place)))
+        results.append(result(train(small(*words), place)))
         calls.append(count[0])
     layers, micro_batches, steps = 2, 2, 6
     assert calls == [2 * layers * micro_batches * steps, layers * micro_batches * steps]
-    assert found[0] == found[1], "dropout takes the same, too"
+    assert results[0] == results[1], "dropout drops the same elements, too"
 
 
 @pytest.mark.parametrize(("first", "then"), [("fp32", "bf16"), ("bf16", "fp32")])
@@ -258,21 +258,21 @@ def test_the_precision_that_was_found_is_kept_on_another_machine(
     small: Small, root: Path, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch,
     first: str, then: str
 ) -> None:  # fmt: skip
-    """As where one node has bf16 and the next has not; `auto` alone would change over."""
-    here = [first]
+    """As when one node has bf16 and the next has not; `auto` alone would change the precision."""
+    best = [first]  # precision that `auto` finds on this machine
     monkeypatch.setattr(
         "pipeline.train.run.pick_precision",
-        lambda wanted, device: pick_precision(here[0] if wanted == "auto" else wanted, device),
+        lambda wanted, device: pick_precision(best[0] if wanted == "auto" else wanted, device),
     )
     wholes = {}
     for precision in (first, then):
         place = Path(shutil.copytree(prepared, tmp_path / precision))
         wholes[precision] = result(train(small(f"train.precision={precision}"), place))
-    assert wholes[first] != wholes[then], "it makes a difference, so the check is sharp"
+    assert wholes[first] != wholes[then], "the results differ, so the check is sharp"
     config = small()
     with pytest.raises(Interrupted):
         train(config, root, StopAfter(find(config, root, "train.train").work.folder, 3))
-    here[0] = then
+    best[0] = then
     node = train(config, root)
     assert result(node) == wholes[first]
     (receipt,) = node.done.values()
@@ -280,12 +280,12 @@ def test_the_precision_that_was_found_is_kept_on_another_machine(
 
 
 def test_a_long_journal_costs_a_start_no_more_than_a_short_one(tmp_path: Path) -> None:
-    """A terabyte of it, none of which takes room on the disk but the last line, which is torn."""
+    """A sparse file of a terabyte, with an incomplete last line."""
     for name in (METRICS_FILE, SAMPLES_FILE):
         (tmp_path / name).touch()
     MetricsLog(tmp_path, TrainState(attempts=1))
     assert (tmp_path / METRICS_FILE).read_text().count("\n") == 1, (
-        "nothing is torn in an empty file"
+        "an empty file has no incomplete line"
     )
     with (tmp_path / METRICS_FILE).open("r+b") as file:
         file.truncate(1 << 40)
@@ -295,8 +295,8 @@ def test_a_long_journal_costs_a_start_no_more_than_a_short_one(tmp_path: Path) -
         MetricsLog(tmp_path, TrainState(attempts=attempt))
     with (tmp_path / METRICS_FILE).open("rb") as file:
         file.seek(1 << 40)
-        torn, *rows = file.read().decode().splitlines()
-    assert torn == '{"kind": "st'
+        incomplete, *rows = file.read().decode().splitlines()
+    assert incomplete == '{"kind": "st'
     assert [json.loads(row)["attempt"] for row in rows] == [2, 3]
 
 
@@ -347,7 +347,7 @@ def test_a_schedule_of_another_length_is_refused(
 def test_wherever_it_is_interrupted_and_however_often_it_ends_the_same(
     small: Small, prepared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Stopped after that step (positive), which saves, or killed after it (negative)."""
+    """Stopped after a step (positive), which saves, or killed after it (negative)."""
     config = small("train.lora_dropout=0.1", "train.checkpoint_every=1")
     place = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("whole") / "root"))
     whole = result(train(config, place))
@@ -373,7 +373,7 @@ def test_4_bits_on_a_cpu_are_refused(small: Small, prepared: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("section", "values", "told"),
+    ("section", "values", "message"),
     [
         ("train", {"lora_targets": ("query",)}, r"no module query .*_proj"),
         (
@@ -384,18 +384,18 @@ def test_4_bits_on_a_cpu_are_refused(small: Small, prepared: Path, tmp_path: Pat
         ("evaluate", {"context": 100_000}, r"evaluate\.context=100000 is longer than"),
     ],
 )
-def test_what_does_not_fit_a_model_that_was_not_known_is_refused_before_a_step(
-    small: Small, prepared: Path, tmp_path: Path, section: str, values: dict[str, Any], told: str
+def test_settings_that_do_not_fit_the_model_are_refused_before_a_step(
+    small: Small, prepared: Path, tmp_path: Path, section: str, values: dict[str, Any], message: str
 ) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     config = small()
     settings = getattr(config, section).model_copy(update=values)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         train(config.model_copy(update={section: settings}), tmp_path)
     assert not list(tmp_path.glob("runs/*/train-*/metrics.jsonl"))
 
 
-def test_another_setting_of_a_later_stage_takes_the_training_over(
+def test_a_training_is_adopted_when_only_evaluation_settings_differ(
     small: Small, prepared: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
@@ -426,7 +426,7 @@ def test_a_best_checkpoint_that_is_damaged_does_not_block(
     assert node.complete
 
 
-def test_the_base_drops_nothing_out_whatever_its_configuration_says(
+def test_the_dropout_of_the_base_model_s_configuration_is_ignored(
     models: Callable[[str], Path], tmp_path: Path
 ) -> None:
     import torch

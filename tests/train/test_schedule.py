@@ -1,4 +1,4 @@
-"""Learning rates: where they start, where they end, and that nothing happens in between."""
+"""Learning rates: start, end, and monotony in between."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 
 from pipeline.train.schedule import ScheduleName, learning_rate
 
-KINDS: tuple[ScheduleName, ...] = ("cosine", "linear", "constant")  # those that never rise again
+KINDS: tuple[ScheduleName, ...] = (
+    "cosine",
+    "linear",
+    "constant",
+)  # those that never rise after the warm-up
 SHAPES = st.tuples(
     st.integers(1, 400), st.floats(1e-6, 1.0), st.floats(0.0, 1.0), st.floats(0.0, 0.9)
 )
@@ -23,12 +27,12 @@ def curve(total: int, peak: float, floor: float, warmup: int, kind: ScheduleName
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_endpoints(kind: ScheduleName) -> None:
-    found = curve(100, 2e-4, 0.1, 10, kind)
-    assert found[0] == pytest.approx(2e-5), "not zero: the first step learns"
-    assert found[9] == pytest.approx(2e-4)
-    assert found[10] == pytest.approx(2e-4)
-    assert found[99] == pytest.approx(2e-4 if kind == "constant" else 2e-5)
-    assert max(found) == pytest.approx(2e-4)
+    rates = curve(100, 2e-4, 0.1, 10, kind)
+    assert rates[0] == pytest.approx(2e-5), "not zero: the first step learns"
+    assert rates[9] == pytest.approx(2e-4)
+    assert rates[10] == pytest.approx(2e-4)
+    assert rates[99] == pytest.approx(2e-4 if kind == "constant" else 2e-5)
+    assert max(rates) == pytest.approx(2e-4)
 
 
 def test_half_way() -> None:
@@ -37,10 +41,10 @@ def test_half_way() -> None:
     assert learning_rate(25, 101, 1.0, 0.2, 0, "linear") == pytest.approx(0.8)
 
 
-def test_the_first_project_s_curve() -> None:
-    found = curve(1000, 5e-4, 0.1, 3, "cosine")
-    assert found[2] == pytest.approx(5e-4)
-    assert found[-1] == pytest.approx(5e-5)
+def test_a_short_warm_up_and_a_minimum_of_a_tenth() -> None:
+    rates = curve(1000, 5e-4, 0.1, 3, "cosine")
+    assert rates[2] == pytest.approx(5e-4)
+    assert rates[-1] == pytest.approx(5e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,12 +54,12 @@ def test_it_rises_through_the_warm_up_and_never_after(
 ) -> None:
     total, peak, floor, share = shape
     warmup = math.ceil(share * total)
-    found = curve(total, peak, floor, warmup, kind)
+    rates = curve(total, peak, floor, warmup, kind)
     tiny = 1e-12 * peak
-    assert all(a < b for a, b in pairwise(found[:warmup]))
-    assert all(a >= b - tiny for a, b in pairwise(found[warmup:]))
-    assert all(0 < value <= peak + tiny for value in found[:warmup])
-    assert all(floor * peak - tiny <= value <= peak + tiny for value in found[warmup:])
+    assert all(a < b for a, b in pairwise(rates[:warmup]))
+    assert all(a >= b - tiny for a, b in pairwise(rates[warmup:]))
+    assert all(0 < value <= peak + tiny for value in rates[:warmup])
+    assert all(floor * peak - tiny <= value <= peak + tiny for value in rates[warmup:])
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
@@ -78,14 +82,14 @@ def test_the_shortest_trainings_have_a_rate(kind: ScheduleName, total: int, warm
 
 
 def test_a_cyclic_rate_falls_and_rises_in_equal_lines_and_ends_low() -> None:
-    found = [learning_rate(step, 36, 1.0, 0.2, 6, "cyclic", 3) for step in range(36)]
-    assert found[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0]), "the first rise"
+    rates = [learning_rate(step, 36, 1.0, 0.2, 6, "cyclic", 3) for step in range(36)]
+    assert rates[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0]), "the first rise"
     line = (36 - 1 - 6) / 5
     for number in range(6):
         low = number % 2 == 1
         assert rate_at(6 + number * line) == pytest.approx(0.2 if low else 1.0)
-    assert found[-1] == pytest.approx(0.2)
-    slopes = [b > a for a, b in pairwise(found[6:])]
+    assert rates[-1] == pytest.approx(0.2)
+    slopes = [b > a for a, b in pairwise(rates[6:])]
     assert sum(a != b for a, b in pairwise(slopes)) == 4, "down, up, down, up, down"
 
 
@@ -101,10 +105,10 @@ def test_a_cyclic_rate_keeps_within_its_bounds_and_once_is_linear(
     total, peak, floor, share = shape
     warmup = math.ceil(share * (total - 1))
     tiny = 1e-9 * peak
-    found = [
+    rates = [
         learning_rate(step, total, peak, floor, warmup, "cyclic", cycles) for step in range(total)
     ]
-    assert all(floor * peak - tiny <= value <= peak + tiny for value in found[warmup:])
+    assert all(floor * peak - tiny <= value <= peak + tiny for value in rates[warmup:])
     last = learning_rate(total + beyond, total, peak, floor, warmup, "cyclic", cycles)
     assert last == pytest.approx(floor * peak, abs=tiny)
     once = [learning_rate(step, total, peak, floor, warmup, "cyclic", 1) for step in range(total)]

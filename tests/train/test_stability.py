@@ -1,4 +1,4 @@
-"""Every fault that a training is guarded against, injected, and what becomes of it."""
+"""Inject every fault that training handles, and check the outcome."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Small = Callable[..., Config]
 
 @pytest.fixture
 def root(prepared: Path, tmp_path: Path) -> Path:
-    """A root in which training comes next."""
+    """A root in which training is the next step."""
     return Path(shutil.copytree(prepared, tmp_path / "root"))
 
 
@@ -55,7 +55,7 @@ def facts(node: Any) -> dict[str, Any]:
     return dict(receipt.facts)
 
 
-# What is not finite, and what leaps
+# Non-finite values and outliers
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
@@ -99,7 +99,7 @@ def test_a_leap_of_either_is_skipped_in_a_training(
     loss: float,
     slope: float,
 ) -> None:
-    """Each by itself: where the loss doubles its gradient is what it was."""
+    """One at a time: when the loss doubles, its gradient stays the same."""
     inject(
         monkeypatch,
         lambda step, rate, windows: loss if step == MIN_HISTORY_STEPS else 1.0,
@@ -116,14 +116,14 @@ def test_a_leap_of_either_is_skipped_in_a_training(
     assert facts(node)["skipped"] == 1
 
 
-def usual(guard: Guard, steps: int = MIN_HISTORY_STEPS) -> Guard:
+def fill_history(guard: Guard, steps: int = MIN_HISTORY_STEPS) -> Guard:
     for number in range(steps):
         assert guard.check(3.0 + number / 100, 1.0 + number / 100) == ""
     return guard
 
 
 @pytest.mark.parametrize(
-    ("loss", "norm", "why"),
+    ("loss", "norm", "problem"),
     [
         (3.0 + math.log(10) + 0.2, 1.0, "loss is 5.503, the median is 3.075"),
         (3.0, 11.0, "gradient norm is 11, the median is 1.075"),
@@ -132,21 +132,23 @@ def usual(guard: Guard, steps: int = MIN_HISTORY_STEPS) -> Guard:
         (0.5, 0.001, ""),
     ],
 )
-def test_what_leaps_out_of_the_steps_before_is_skipped(loss: float, norm: float, why: str) -> None:
-    guard = usual(Guard(5, spike_factor=10.0))
-    assert guard.check(loss, norm) == why
-    assert guard.history.in_a_row == bool(why)
+def test_what_leaps_out_of_the_steps_before_is_skipped(
+    loss: float, norm: float, problem: str
+) -> None:
+    guard = fill_history(Guard(5, spike_factor=10.0))
+    assert guard.check(loss, norm) == problem
+    assert guard.history.in_a_row == bool(problem)
     assert guard.check(3.0, 1.0) == ""
     assert guard.history.in_a_row == 0
 
 
 def test_nothing_leaps_before_there_is_something_usual_or_where_it_may() -> None:
-    assert usual(Guard(5, 10.0), MIN_HISTORY_STEPS - 1).check(50.0, 1e6) == ""
-    assert usual(Guard(5, None)).check(50.0, 1e6) == ""
+    assert fill_history(Guard(5, 10.0), MIN_HISTORY_STEPS - 1).check(50.0, 1e6) == ""
+    assert fill_history(Guard(5, None)).check(50.0, 1e6) == ""
 
 
-def test_a_guard_remembers_only_the_newest_and_only_what_was_taken() -> None:
-    guard = usual(Guard(5, 10.0), 3 * HISTORY_STEPS)
+def test_the_history_holds_only_the_newest_steps_taken() -> None:
+    guard = fill_history(Guard(5, 10.0), 3 * HISTORY_STEPS)
     before = list(guard.history.norms)
     assert len(before) == HISTORY_STEPS
     assert guard.check(3.0, 1e6)
@@ -154,23 +156,23 @@ def test_a_guard_remembers_only_the_newest_and_only_what_was_taken() -> None:
 
 
 def test_a_leap_leaves_no_trace_in_weights_or_optimizer(models: Callable[[str], Path]) -> None:
-    ours, undisturbed = make_train_step(models), make_train_step(models)
-    for each in (ours, undisturbed):
+    disturbed, undisturbed = make_train_step(models), make_train_step(models)
+    for each in (disturbed, undisturbed):
         each.guard.spike_factor = 10.0
         for step in range(MIN_HISTORY_STEPS):
             assert not each.run(step, batches((8,)), 1e-4)["skipped"]
     compute = TrainStep._loss_sum
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainStep, "_loss_sum", lambda self, batch: compute(self, batch) * 20)
-        row = ours.run(MIN_HISTORY_STEPS, batches((8,)), 1e-4)
+        row = disturbed.run(MIN_HISTORY_STEPS, batches((8,)), 1e-4)
     assert row["skipped"]
     assert "the median is" in row["why"]
-    for each in (ours, undisturbed):
+    for each in (disturbed, undisturbed):
         assert not each.run(MIN_HISTORY_STEPS + 1, batches((8,)), 1e-4)["skipped"]
-    assert changed(weights(ours), weights(undisturbed)) == 0
+    assert changed(weights(disturbed), weights(undisturbed)) == 0
 
 
-# What is judged is no number
+# Validation losses that are not finite
 
 
 def refused_at(step: int, config: Config, root: Path) -> None:
@@ -199,7 +201,7 @@ def test_a_base_model_that_is_no_number_ends_a_training(
 def test_weights_that_are_no_number_end_a_training_and_are_not_kept(
     small: Small, root: Path, prepared: Path, tmp_path: Path
 ) -> None:
-    """As where a device goes wrong between the last step and a validation."""
+    """As if a device failed between the last step and the validation."""
     import torch
 
     whole = train(small(), Path(shutil.copytree(prepared, tmp_path / "whole")))
@@ -220,7 +222,7 @@ def test_weights_that_are_no_number_end_a_training_and_are_not_kept(
     assert result(train(small(), root)) == result(whole)
 
 
-# Going back
+# Rollbacks
 
 STEPS = (
     "train.steps=9",
@@ -231,7 +233,7 @@ STEPS = (
 
 
 def until_slower(step: int, rate: float, windows: int) -> float:
-    """From step 5 on nothing is finite, until the learning rate is lower."""
+    """From step 5 on losses are NaN, until the learning rate is lower."""
     return math.nan if step >= 5 and rate > 3e-3 else 1.0
 
 
@@ -255,7 +257,7 @@ def test_after_too_many_in_a_row_it_goes_back_with_a_lower_rate(
     assert all(torch.isfinite(value).all() for value in learned.values())
 
 
-def test_a_stop_right_after_going_back_forgets_nothing_of_it(
+def test_a_stop_right_after_a_rollback_keeps_the_lower_rate(
     small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inject(monkeypatch, until_slower)
@@ -297,15 +299,15 @@ def test_when_lower_rates_do_not_help_it_ends_with_an_account(
 def test_all_that_is_the_same_wherever_it_is_interrupted(
     small: Small, prepared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Stopped, which saves, or killed: what the guards go by is in what is saved."""
+    """After a stop, which saves, or a kill: checkpoints contain the history of the guard."""
     with pytest.MonkeyPatch.context() as patch:
         inject(patch, until_slower)
         config = small(*STEPS)
         place = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("whole") / "root"))
         whole = train(config, place)
 
-        # a stop after step 5 saves where nothing would have been saved, one after step 3 before
-        # that step is validated; from neither may it go on otherwise when it goes back
+        # a stop after step 5 saves an extra checkpoint, and one after step 3 saves before that step
+        # is validated; neither may change where a rollback returns to
         @settings(max_examples=6 if thorough else 2, deadline=None, database=None)
         @example([5])
         @example([3, 5])
@@ -343,7 +345,7 @@ def test_where_memory_is_short_micro_batches_are_halved_and_nothing_else(
     assert result(node) == result(alone), "and so are the weights, bit by bit"
 
 
-def test_a_micro_batch_that_memory_allowed_is_kept_over_a_restart(
+def test_a_reduced_micro_batch_is_kept_after_a_restart(
     small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inject(monkeypatch, lambda step, rate, windows: no_memory() if windows > 1 else 1.0)
@@ -366,19 +368,19 @@ def test_one_window_that_is_too_much_is_told_in_a_line(
 def test_memory_that_does_not_suffice_for_the_optimizer_is_told_in_a_line(
     models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = make_train_step(models)
-    monkeypatch.setattr(ours.optimizer, "step", lambda *args, **kwargs: no_memory())
+    disturbed = make_train_step(models)
+    monkeypatch.setattr(disturbed.optimizer, "step", lambda *args, **kwargs: no_memory())
     with pytest.raises(UserError, match="the state of the optimizer does not fit"):
-        ours.run(0, batches((8,)), 1e-3)
+        disturbed.run(0, batches((8,)), 1e-3)
 
 
-# Nothing is learned
+# Zero gradients
 
 
 def test_gradients_that_vanish_later_end_a_training(
     small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a 4-bit evaluation on a CPU; not only at the first step, which a restart has not."""
+    """As after a 4-bit evaluation on a CPU; checked at every step, not only at the first."""
     inject(monkeypatch, lambda step, rate, windows: 0.0 if step == 4 else 1.0)
     with pytest.raises(UserError, match="no trainable weight received a gradient"):
         train(small(), root)

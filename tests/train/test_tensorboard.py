@@ -1,4 +1,4 @@
-"""TensorBoard shows what metrics.jsonl holds, each step once, and must be there beforehand."""
+"""TensorBoard shows the content of metrics.jsonl, each step once; it must be installed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def validation(number: int, loss: float = 1.0) -> dict[str, Any]:
 
 
 def read(folder: Path) -> Points:
-    """What TensorBoard shows, by its own reader."""
+    """The curves that TensorBoard shows, read by its own reader."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     points: Points = {}
@@ -47,14 +47,14 @@ def read(folder: Path) -> Points:
 
 
 def restart_thrice(folder: Path) -> None:
-    """Of the kinds: a kill before the first step, one after some, and a return to a checkpoint."""
+    """Write rows as after a kill before the first step, a kill after some, and a rollback."""
     writer = TensorBoardWriter(folder)
     writer.add({"kind": "start", "step": 0})
     writer.add(validation(0, 9.0))
     writer = TensorBoardWriter(folder)
     for row in (validation(0), step(1), step(2), step(3), validation(3, 9.0), step(4, 9.0)):
         writer.add(row)
-    writer = TensorBoardWriter(folder)  # from a checkpoint of step 3 that was not validated yet
+    writer = TensorBoardWriter(folder)  # from the checkpoint of step 3, which is not validated yet
     for row in (validation(3), step(4), step(5), step(6, 9.0), step(7, 9.0)):
         writer.add(row)
     for row in (step(6), validation(6), step(7)):
@@ -64,29 +64,29 @@ def restart_thrice(folder: Path) -> None:
 WANTED = {"train": [(n, 1.0) for n in range(1, 8)], "validation": [(n, 1.0) for n in (0, 3, 6)]}
 
 
-def test_what_is_repeated_is_shown_once(tmp_path: Path) -> None:
+def test_repeated_steps_appear_once(tmp_path: Path) -> None:
     restart_thrice(tmp_path)
     shown = read(tmp_path)
     assert {curve: names["loss"] for curve, names in shown.items()} == WANTED
     assert shown["train"]["tokens_per_second"] == [(n, 200.0) for n in range(1, 8)]
 
 
-def test_without_the_setting_nothing_of_it_is_needed(tmp_path: Path) -> None:
+def test_without_the_setting_no_events_are_written(tmp_path: Path) -> None:
     MetricsLog(tmp_path, TrainState(attempts=1)).add(step(1))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_it_does_not_change_what_is_trained(small: Small) -> None:
+def test_the_setting_is_not_part_of_the_key(small: Small) -> None:
     shown, not_shown = small("train.tensorboard=true"), small()
     assert shown.train.tensorboard
     assert shown.train.identity_fields() == not_shown.train.identity_fields()
 
 
-def test_a_package_that_is_missing_is_told_before_anything_is_done(
+def test_a_missing_package_is_reported_before_anything_starts(
     dataset: Path, models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = (f"--dataset={dataset}", f"--model={models('llama')}", f"--root={tmp_path / 'root'}")
-    # an entry of None is how Python notes that there is no such module
+    # an entry of None makes Python report a missing module
     without = "import sys, runpy; sys.modules['tensorboard'] = None; runpy.run_module('jobs', {}, "
     done = subprocess.run(
         [sys.executable, "-c", f"{without}'__main__')", "submit", *where, "train.tensorboard=true"],
@@ -106,7 +106,7 @@ def test_a_package_that_is_missing_is_told_before_anything_is_done(
         TensorBoardWriter(tmp_path)
 
 
-def test_a_killed_training_shows_what_its_metrics_hold(
+def test_the_curves_of_a_killed_training_equal_its_metrics(
     small: Small, prepared: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
@@ -119,10 +119,10 @@ def test_a_killed_training_shows_what_its_metrics_hold(
     node = train(config, tmp_path)
     rows = [row["step"] for row in metrics(node) if row["kind"] == "step"]
     assert len(rows) > len(set(rows)), "some were repeated"
-    curve, found = read_curve(folder / "metrics.jsonl"), read(folder)
+    curve, shown = read_curve(folder / "metrics.jsonl"), read(folder)
     assert curve
     for name, points in (("train", curve.train), ("validation", curve.validation)):
-        assert [n for n, _ in found[name]["loss"]] == [n for n, _ in points]
+        assert [n for n, _ in shown[name]["loss"]] == [n for n, _ in points]
         losses = [loss for _, loss in points]
-        assert [v for _, v in found[name]["loss"]] == pytest.approx(losses, rel=1e-6)
-    assert set(found["train"]) == {"loss", "grad_norm", "lr", "tokens_per_second"}
+        assert [v for _, v in shown[name]["loss"]] == pytest.approx(losses, rel=1e-6)
+    assert set(shown["train"]) == {"loss", "grad_norm", "lr", "tokens_per_second"}

@@ -1,4 +1,4 @@
-"""The training step does not depend on how it is cut, and refuses to learn nonsense."""
+"""A training step does not depend on its micro-batches, and bad steps are skipped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.train.trainer import TrainSchedule, fit
 from tests.train.helpers import LENGTH, LENGTHS, Models, batches, changed, make_train_step, weights
 
 
-def same(one: dict[str, Any], other: dict[str, Any], **tolerance: float) -> None:
+def assert_close(one: dict[str, Any], other: dict[str, Any], **tolerance: float) -> None:
     import torch
 
     assert one.keys() == other.keys()
@@ -32,13 +32,13 @@ CUTS = [(1,) * 8, (2, 2, 2, 2), (3, 1, 4), (7, 1)]
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_step_does_not_depend_on_how_it_is_cut(models: Models, method: str) -> None:
-    """Whole or in micro-batches whose real tokens differ a hundredfold: the same new weights."""
+def test_a_step_does_not_depend_on_its_micro_batches(models: Models, method: str) -> None:
+    """The new weights are the same, even if micro-batches differ a hundredfold in real tokens."""
     whole = make_train_step(models, method)
     before = weights(whole)
     row = whole.run(0, batches((8,)), 1e-2)
     after = weights(whole)
-    assert changed(before, after) == len(before), "everything learned"
+    assert changed(before, after) == len(before), "every weight changed"
     assert row["tokens"] == sum(min(n + 1, LENGTH) for n in LENGTHS)
     for cuts in CUTS:
         other = make_train_step(models, method)
@@ -46,14 +46,14 @@ def test_a_step_does_not_depend_on_how_it_is_cut(models: Models, method: str) ->
         assert found["loss"] == pytest.approx(row["loss"], rel=1e-5)
         assert found["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
         assert found["tokens"] == row["tokens"]
-        same(weights(other), after, rtol=1e-4, atol=2e-6)
+        assert_close(weights(other), after, rtol=1e-4, atol=2e-6)
 
 
 def test_the_order_within_a_step_does_not_matter(models: Models) -> None:
     one, other = make_train_step(models), make_train_step(models)
     one.run(0, batches((4, 4)), 1e-2)
     other.run(0, batches((4, 4), (7, 3, 1, 5, 2, 0, 6, 4)), 1e-2)
-    same(weights(one), weights(other), rtol=1e-4, atol=2e-6)
+    assert_close(weights(one), weights(other), rtol=1e-4, atol=2e-6)
 
 
 def test_the_loss_is_the_mean_over_real_tokens_and_not_over_micro_batches(models: Models) -> None:
@@ -77,32 +77,32 @@ def test_the_loss_is_the_mean_over_real_tokens_and_not_over_micro_batches(models
     assert abs(naive - found["loss"]) > 1e-3, "the two differ, so the check is sharp"
 
 
-def test_steps_in_a_row_do_not_depend_on_how_they_are_cut(models: Models) -> None:
+def test_several_steps_do_not_depend_on_their_micro_batches(models: Models) -> None:
     one, other = make_train_step(models), make_train_step(models)
     for step in range(4):
         first = one.run(step, batches((8,)), 3e-3)
         second = other.run(step, batches((3, 1, 4)), 3e-3)
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
-    same(weights(one), weights(other), rtol=1e-3, atol=1e-4)
+    assert_close(weights(one), weights(other), rtol=1e-3, atol=1e-4)
 
 
-def test_gradients_are_clipped_and_the_norm_before_is_told(models: Models) -> None:
-    free, tight = make_train_step(models, clip=1e9), make_train_step(models, clip=0.01)
-    norm = free.run(0, batches((8,)), 0.0)["grad_norm"]
+def test_gradients_are_clipped_and_the_norm_before_is_reported(models: Models) -> None:
+    loose, tight = make_train_step(models, clip=1e9), make_train_step(models, clip=0.01)
+    norm = loose.run(0, batches((8,)), 0.0)["grad_norm"]
     assert tight.run(0, batches((8,)), 0.0)["grad_norm"] == pytest.approx(norm)
     total = sum(float(p.grad.pow(2).sum()) for p in trainable_weights(tight.model).values()) ** 0.5
     assert total == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_rate_of_zero_changes_nothing(models: Models) -> None:
-    ours = make_train_step(models)
-    before = weights(ours)
-    assert not ours.run(0, batches((8,)), 0.0)["skipped"]
-    assert changed(before, weights(ours)) == 0
+    train_step = make_train_step(models)
+    before = weights(train_step)
+    assert not train_step.run(0, batches((8,)), 0.0)["skipped"]
+    assert changed(before, weights(train_step)) == 0
 
 
 def spoil(learner: TrainStep, factor: float) -> Any:
-    """Multiply the logits, as an overflow would; returns what ends it."""
+    """Multiply the logits, as an overflow would; returns the hook to remove."""
     return learner.model.get_output_embeddings().register_forward_hook(
         lambda module, args, output: output * factor
     )
@@ -114,53 +114,53 @@ def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace(
 ) -> None:
     import torch
 
-    ours, undisturbed = make_train_step(models), make_train_step(models)
-    for each in (ours, undisturbed):
+    disturbed, undisturbed = make_train_step(models), make_train_step(models)
+    for each in (disturbed, undisturbed):
         each.run(0, batches((8,)), 1e-3)
-    before = weights(ours)
-    hook = spoil(ours, factor)
-    row = ours.run(1, batches((8,)), 1e-3)
+    before = weights(disturbed)
+    hook = spoil(disturbed, factor)
+    row = disturbed.run(1, batches((8,)), 1e-3)
     hook.remove()
     assert row["skipped"]
-    assert not np.isfinite(row["loss"]), "it is told as it was"
-    assert changed(before, weights(ours)) == 0
-    for each in (ours, undisturbed):
+    assert not np.isfinite(row["loss"]), "it is reported as it was"
+    assert changed(before, weights(disturbed)) == 0
+    for each in (disturbed, undisturbed):
         assert not each.run(2, batches((4, 4)), 1e-3)["skipped"]
-    assert changed(weights(ours), weights(undisturbed)) == 0, "the optimizer saw nothing of it"
-    assert all(torch.isfinite(p).all() for p in weights(ours).values())
+    assert changed(weights(disturbed), weights(undisturbed)) == 0, "the optimizer is unchanged, too"
+    assert all(torch.isfinite(p).all() for p in weights(disturbed).values())
 
 
 def test_too_many_such_steps_in_a_row_are_noticed(models: Models) -> None:
-    ours = make_train_step(models, patience=2)
-    before = weights(ours)
-    hook = spoil(ours, float("nan"))
+    train_step = make_train_step(models, patience=2)
+    before = weights(train_step)
+    hook = spoil(train_step, float("nan"))
     for step in (10, 11, 12):
-        assert not ours.guard.exhausted
-        row = ours.run(step, batches((8,)), 1e-3)
+        assert not train_step.guard.exhausted
+        row = train_step.run(step, batches((8,)), 1e-3)
         assert (row["skipped"], row["why"]) == (True, "loss is nan, gradient norm is nan")
-    assert ours.guard.exhausted
-    assert changed(before, weights(ours)) == 0
+    assert train_step.guard.exhausted
+    assert changed(before, weights(train_step)) == 0
     hook.remove()
-    assert not ours.run(13, batches((8,)), 1e-3)["skipped"]
-    assert not ours.guard.exhausted
+    assert not train_step.run(13, batches((8,)), 1e-3)["skipped"]
+    assert not train_step.guard.exhausted
 
 
-def test_a_good_step_between_begins_the_count_anew(models: Models) -> None:
-    ours = make_train_step(models, patience=1)
+def test_a_good_step_resets_the_count(models: Models) -> None:
+    train_step = make_train_step(models, patience=1)
     for step in range(6):
-        hook = spoil(ours, float("nan") if step % 2 else 1.0)
-        assert ours.run(step, batches((8,)), 1e-3)["skipped"] == bool(step % 2)
+        hook = spoil(train_step, float("nan") if step % 2 else 1.0)
+        assert train_step.run(step, batches((8,)), 1e-3)["skipped"] == bool(step % 2)
         hook.remove()
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_model_that_gets_no_gradient_is_told_at_once(models: Models, method: str) -> None:
-    ours = make_train_step(models, method)
-    hook = spoil(ours, 0.0)
+    train_step = make_train_step(models, method)
+    hook = spoil(train_step, 0.0)
     with pytest.raises(UserError, match="no trainable weight received a gradient"):
-        ours.run(0, batches((8,)), 1e-3)
+        train_step.run(0, batches((8,)), 1e-3)
     hook.remove()
-    ours.run(0, batches((8,)), 1e-3)
+    train_step.run(0, batches((8,)), 1e-3)
 
 
 def test_a_scale_that_overflows_is_lowered_until_steps_are_taken(models: Models) -> None:
@@ -168,16 +168,16 @@ def test_a_scale_that_overflows_is_lowered_until_steps_are_taken(models: Models)
 
     plain = make_train_step(models, patience=100)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.5)
-    ours = replace(plain, scaler=scaler)
-    before = weights(ours)
+    train_step = replace(plain, scaler=scaler)
+    before = weights(train_step)
     steps = 0
-    while ours.run(steps, batches((8,)), 1e-3)["skipped"]:
-        assert changed(before, weights(ours)) == 0
+    while train_step.run(steps, batches((8,)), 1e-3)["skipped"]:
+        assert changed(before, weights(train_step)) == 0
         steps += 1
-    assert steps > 0, "it did overflow"
+    assert steps > 0, "the scale did overflow"
     reference = make_train_step(models)
     reference.run(0, batches((8,)), 1e-3)
-    same(weights(ours), weights(reference), rtol=1e-4, atol=1e-6)
+    assert_close(weights(train_step), weights(reference), rtol=1e-4, atol=1e-6)
 
 
 class Run:
@@ -203,7 +203,7 @@ class Run:
         self.events.append(f"save {state.step}")
 
     def roll_back(self, state: TrainState) -> None:
-        raise AssertionError("nothing went wrong")
+        raise AssertionError("no rollback is expected")
 
     def log(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -243,33 +243,33 @@ def test_a_training_validates_saves_and_ends_where_it_should(models: Models) -> 
     assert run.state.tokens == sum(row["tokens"] for row in steps)
     assert (run.state.best_step, run.state.best_loss) == (4, 2.0)
     run.fit(total_steps=5, validate_every=2, checkpoint_every=3)
-    assert len(run.events) == 7, "a finished training has nothing left to do"
+    assert len(run.events) == 7, "a finished training does nothing more"
 
 
 class StopAt(Stop):
-    """Asks for a stop at the n-th look."""
+    """Requests a stop at the n-th check."""
 
-    def __init__(self, looks: int) -> None:
+    def __init__(self, checks: int) -> None:
         super().__init__()
-        self.looks = looks
+        self.checks = checks
 
     @property
     def reason(self) -> str | None:
-        """None until the look that counts."""
-        self.looks -= 1
-        return "a test" if self.looks < 0 else None
+        """None until that check."""
+        self.checks -= 1
+        return "a test" if self.checks < 0 else None
 
 
-def test_a_stop_saves_at_a_boundary_and_the_rest_is_as_it_would_have_been(models: Models) -> None:
+def test_a_stop_saves_at_a_step_boundary_and_changes_nothing(models: Models) -> None:
     losses = [3.0, 2.5, 2.0]
     whole = Run(models, list(losses))
     whole.fit(total_steps=4, validate_every=2, checkpoint_every=10)
-    for looks in range(4):
+    for checks in range(4):
         run = Run(models, list(losses))
         with pytest.raises(Interrupted, match="a test"):
-            run.fit(4, 2, 10, StopAt(looks))
+            run.fit(4, 2, 10, StopAt(checks))
         assert run.events[-1] == f"save {run.state.step}"
-        assert run.state.step == looks
+        assert run.state.step == checks
         run.fit(4, 2, 10)
         assert changed(weights(run.train_step), weights(whole.train_step)) == 0
         assert [e for e in run.events if "validate" in e] == [
@@ -280,8 +280,8 @@ def test_a_stop_saves_at_a_boundary_and_the_rest_is_as_it_would_have_been(models
 
 
 def test_a_stop_within_a_validation_repeats_it_later(models: Models) -> None:
-    class Impatient(Run):
-        """Is interrupted in its first validation."""
+    class InterruptedOnce(Run):
+        """Is interrupted in the first validation."""
 
         def validate(self, state: TrainState) -> float:
             if not self.events:
@@ -289,20 +289,20 @@ def test_a_stop_within_a_validation_repeats_it_later(models: Models) -> None:
                 raise Interrupted("a test")
             return super().validate(state)
 
-    run = Impatient(models, [3.0, 2.0])
+    run = InterruptedOnce(models, [3.0, 2.0])
     with pytest.raises(Interrupted):
         run.fit(1, 5, 5)
     run.fit(1, 5, 5)
     assert run.events == ["interrupted", "save 0", "validate 0", "save 0", "validate 1", "save 1"]
 
 
-def test_validations_that_are_not_better_end_a_training_early(models: Models) -> None:
+def test_early_stopping_after_validations_without_improvement(models: Models) -> None:
     run = Run(models, [3.0, 2.0, 2.5, 2.1, 1.9, 1.0])
     run.fit(total_steps=10, validate_every=2, checkpoint_every=100, patience=3)
-    assert run.state.step == 10, "two in a row are not three"
+    assert run.state.step == 10, "two in a row are fewer than three"
     run = Run(models, [3.0, 2.0, 2.5, 2.0, 1.0])
     run.fit(total_steps=10, validate_every=2, checkpoint_every=100, patience=2)
     assert (run.state.step, run.state.stale) == (6, 2)
-    assert (run.state.best_step, run.state.best_loss) == (2, 2.0), "as good is not better"
+    assert (run.state.best_step, run.state.best_loss) == (2, 2.0), "an equal loss is not better"
     run.fit(total_steps=10, validate_every=2, checkpoint_every=100, patience=2)
-    assert run.state.step == 6, "what has ended does not go on when it is started again"
+    assert run.state.step == 6, "a training that stopped early does not resume"
