@@ -280,7 +280,7 @@ def test_a_wrong_setting_is_told_with_its_name_value_and_rule(word: str, told: s
         (["evaluate.stride=2000"], "evaluate.stride=2000 is more than the 1024 tokens that are"),
         (
             ["train.lora_targets=[q_prog]"],
-            "for adapters to go into. did you mean q_proj?",
+            "for an adapter. did you mean q_proj?",
         ),
         (
             ["train.lora_targets=[fc1,attn.c_attn]"],
@@ -339,7 +339,7 @@ def test_the_modules_of_a_local_model_are_known(
             resolve("nih", str(models(family)), overrides=["train.lora_targets=[query_key_value]"])
         resolve("nih", str(models(family)), overrides=[f"train.lora_targets=[{there},lm_head]"])
     for odd in ("ln_1", "input_layernorm", "embed_positions"):
-        with pytest.raises(UserError, match=f"no module {odd} for adapters to go into"):
+        with pytest.raises(UserError, match=f"no module {odd} for an adapter"):
             resolve("nih", str(models("opt")), overrides=[f"train.lora_targets=[{odd}]"])
     shutil.copy(models("opt") / "config.json", tmp_path)
     resolve("nih", str(tmp_path), overrides=["train.lora_targets=[a]"])  # who knows

@@ -1,7 +1,7 @@
-"""Train: adapt the base model to the train split, choosing by loss on the validation split.
+"""Train: adapt the base model to the train split, and select by loss on the validation split.
 
-Checkpoints are units `step-…`; the product is the unit `best`. Metrics and samples grow beside;
-a step that a restart repeats appears again, the last one counts.
+Checkpoints are units `step-…`; the result is the unit `best`. Metrics and samples are beside them.
+A step that is repeated after a restart appears twice in the metrics; the last row counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.train.disk_estimate import estimate_training
 from pipeline.train.optimizer import OptimizerName
 from pipeline.train.schedule import ScheduleName
 
-LONGEST = 1024
+DEFAULT_MAX_SEQUENCE_LENGTH = 1024
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -144,10 +144,10 @@ class TrainConfig(Section):
         return self
 
     def window(self, context: int | None) -> int:
-        """Slots of a window for a model of that context (None: no limit).
+        """Tokens of a window for a model with that context (None: no limit).
 
         Raises:
-            UserError: `length` is more than that.
+            UserError: `sequence_length` is longer than the context.
         """
         if self.sequence_length and context and self.sequence_length > context:
             raise UserError(
@@ -155,24 +155,24 @@ class TrainConfig(Section):
                 f"of {context}",
                 f'use ARGS="train.sequence_length={context}"',
             )
-        return self.sequence_length or min(LONGEST, context or LONGEST)
+        longest = DEFAULT_MAX_SEQUENCE_LENGTH
+        return self.sequence_length or min(longest, context or longest)
 
     def check_targets(self, modules: Sequence[str]) -> None:
-        """Compare `targets` with the modules of a model, if any are known.
+        """Compare `lora_targets` with the modules of a model.
 
         Args:
-            modules: Their names, or the last parts of these.
+            modules: Their names, or the last parts of these; empty: unknown, nothing is compared.
 
         Raises:
-            UserError: There is no such module.
+            UserError: The model has no such module.
         """
-        wanted = (
-            () if isinstance(self.lora_targets, str) or self.method == "full" else self.lora_targets
-        )
-        for name in wanted if modules else ():
+        if isinstance(self.lora_targets, str) or self.method == "full" or not modules:
+            return
+        for name in self.lora_targets:
             if not any(f".{m}".endswith(f".{name}") or name.endswith(f".{m}") for m in modules):
                 raise UserError(
-                    f"train.lora_targets: the model has no module {name} for adapters to go into",
+                    f"train.lora_targets: the model has no module {name} for an adapter",
                     nearest(name, sorted({module.rpartition(".")[2] for module in modules})),
                 )
 
@@ -186,7 +186,7 @@ def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """Train to the end, from the newest good checkpoint.
 
     Raises:
-        Interrupted: A stop was asked for; a checkpoint was written.
+        Interrupted: A stop was requested; a checkpoint was written.
         UserError: The settings do not fit the model or the device, or training diverged.
         CorruptInput: A shard or the base model is damaged.
     """

@@ -258,7 +258,7 @@ def test_two_hundred_abstracts_score_as_in_a_plain_loop(tmp_path: Path) -> None:
 
     texts = list(text.nih())[:200]
     if not texts:  # then other texts of this machine, with the lengths of NIH abstracts
-        every = corpora.documents("nih", text.harvest(limit=1_000_000))
+        every = corpora.documents("nih", text.collect(limit=1_000_000))
         texts = [next(every) for _ in range(200)]
     config = make_config("opt")
     config.max_position_embeddings = LONG_CONTEXT

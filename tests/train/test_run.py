@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import Config
 from pipeline.core.errors import CorruptInput, Interrupted, UserError
-from pipeline.core.receipt import hash_file
+from pipeline.core.receipt import Output, hash_file, load, write
 from pipeline.core.stage import Context, Item, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import find
@@ -148,15 +149,16 @@ def test_what_a_checkpoint_s_pickle_would_do_is_not_done(
     path = newest / "optimizer.pt"
     content = torch.load(path, weights_only=True) | {"hostile": Hostile(tmp_path / "done")}
     torch.save(content, path)
-    receipt = json.loads((newest / "receipt.json").read_text())
-    receipt["outputs"]["optimizer.pt"] = {"size": path.stat().st_size, "sha256": hash_file(path)}
-    (newest / "receipt.json").write_text(json.dumps(receipt))
+    receipt = load(newest)
+    assert receipt is not None
+    changed = {"optimizer.pt": Output(path.stat().st_size, hash_file(path))}
+    write(replace(receipt, outputs=receipt.outputs | changed), newest)
     with pytest.raises(CorruptInput) as caught:
         train(config, tmp_path)
-    said = (
+    message = (
         f"{path} is a pickle that contains more than tensors and numbers; it is not loaded. It was"
     )
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
     assert not newest.exists()
     assert not (tmp_path / "done").exists()
     assert train(config, tmp_path).complete
@@ -216,8 +218,8 @@ def test_validation_loss_selects_the_adapter_and_stops_early(
     assert receipt.facts["stopped_early"]
     assert (receipt.facts["best_step"], receipt.facts["best_loss"]) == (best, losses[best])
     assert max(losses) == receipt.facts["steps"] == best + 2 < 30
-    said = f"stopped early at step {best + 2} of 30: 1 validations in a row without"
-    assert said in capsys.readouterr().out
+    message = f"stopped early at step {best + 2} of 30: 1 validations in a row without"
+    assert message in capsys.readouterr().out
 
 
 def test_the_samples_of_each_validation_are_readable(small: Small, root: Path) -> None:
