@@ -284,7 +284,7 @@ def test_a_wrong_setting_is_told_with_its_name_value_and_rule(word: str, told: s
         ),
         (
             ["train.lora_targets=[fc1,attn.c_attn]"],
-            "no module attn.c_attn for adapters to go",
+            "no module attn.c_attn for an adapter",
         ),
     ],
 )

@@ -1,1 +1,1 @@
-"""The train stage: the loop, its checkpoints, and the guards around it."""
+"""The train stage: training loop, checkpoints, and detection of bad steps."""
