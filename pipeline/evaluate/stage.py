@@ -21,7 +21,7 @@ from pipeline.tokenize.facts import SPLITS
 from pipeline.tokenize.stage import downstream_inputs
 
 SAMPLES = "samples"
-DEFAULT_MAX_CONTEXT = 1024
+DEFAULT_MAX_CONTEXT_TOKENS = 1024
 
 
 class EvaluateConfig(Section):
@@ -58,7 +58,7 @@ class EvaluateConfig(Section):
         Raises:
             UserError: `context` or `stride` is more than that.
         """
-        width = self.context or min(DEFAULT_MAX_CONTEXT, context)
+        width = self.context or min(DEFAULT_MAX_CONTEXT_TOKENS, context)
         stride = self.stride or width // 2
         if width > context:
             raise UserError(

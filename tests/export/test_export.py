@@ -351,14 +351,14 @@ def test_what_export_did_not_write_is_not_touched(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import pipeline.core.receipt as receipt
+import pipeline.core.commit as commit
 from jobs.housekeeping.export import _source, export_run
 from pipeline.saved_config import load_config
-seal = receipt._seal
+seal = commit._seal
 def kill(draft):
     found = seal(draft)
     os.kill(os.getpid(), signal.SIGKILL)
-receipt._seal = kill
+commit._seal = kill
 root = Path(sys.argv[1])
 export_run(load_config(root / "runs/small/config.yaml"), root, Path(sys.argv[2]), "fp32")
 """
@@ -434,7 +434,7 @@ def test_the_command_says_it_in_a_line(
             timeout=60,
         )
 
-    assert refused(jobs(), 3).startswith("error: small is not trained to the end yet. make status")
+    assert refused(jobs(), 3).startswith("error: the training of small is not finished. see how")
     shutil.copytree(trained("llama"), tmp_path / "root", dirs_exist_ok=True)
     done = jobs(f"--to={tmp_path / 'out'}")
     assert done.returncode == 0

@@ -74,7 +74,7 @@ def compare(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Any]:
         "runs": rows,
         "differences": _differences(runs, deciding=True),
         "circumstances": _differences(runs, deciding=False),
-        "evaluation": {split: told for split, told in evaluation.items() if any(told["runs"])},
+        "evaluation": {split: found for split, found in evaluation.items() if any(found["runs"])},
         "definitions": {
             **metrics.DEFINITIONS,
             **overlap.DEFINITIONS,
@@ -92,14 +92,14 @@ def compare(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Any]:
 
 def _notes(rows: Sequence[dict[str, Any]], evaluation: dict[str, Any]) -> dict[str, bool]:
     """What makes numbers on the page less comparable than they look."""
-    scored = [one for told in evaluation.values() for one in told["runs"] if one]
+    scored = [one for split in evaluation.values() for one in split["runs"] if one]
     under = {(row["precision"], row["weights"]) for row in rows if row["precision"]}
     models = {row["model"] for row in rows}
     return {
         "mixed": len(under) > 1,
         "windows": len({(one["context"], one["stride"]) for one in scored}) > 1,
         "tokens_differ": len(models) > 1
-        and not all(told["tokens"] for told in evaluation.values()),
+        and not all(split["tokens"] for split in evaluation.values()),
         "unfinished": any(row["training"] and not row["training"]["finished"] for row in rows),
     }
 
@@ -185,12 +185,12 @@ def _evaluation(
 
     `documents`, `tokens`: whether all runs were scored on the same ones.
     """
-    told: list[dict[str, Any] | None] = []
-    there = [table for table in scores if table is not None]
+    rows: list[dict[str, Any] | None] = []
+    present = [table for table in scores if table is not None]
     for number, (one, table) in enumerate(zip(found, scores, strict=True)):
         scored = one.report["evaluation"].get(split)
         if table is None or scored is None:
-            told.append(None)
+            rows.append(None)
             continue
         names = ("documents", "of_documents", "context", "stride")
         row = {name: scored[name] for name in names}
@@ -200,16 +200,16 @@ def _evaluation(
         if number and scores[0] is not None:
             resamples = runs[number].config.evaluate.resamples
             row["against"] = compare_scores(scores[0], table, resamples)
-        told.append(row)
+        rows.append(row)
     same = [
-        bool(table["tokens"].equals(there[0]["tokens"]))
-        for table in there
-        if _same_documents(there[0], table)
+        bool(table["tokens"].equals(present[0]["tokens"]))
+        for table in present
+        if _same_documents(present[0], table)
     ]
     return {
-        "runs": told,
-        "documents": len(same) == len(there),
-        "tokens": all(same) and len(same) == len(there),
+        "runs": rows,
+        "documents": len(same) == len(present),
+        "tokens": all(same) and len(same) == len(present),
     }
 
 

@@ -110,10 +110,8 @@ def _intervals(ax: Any, evaluation: dict[str, Any], splits: list[str]) -> None:
         colour = light(who)
         ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="round")
         ax.plot([found["perplexity"]], [y], "o", color=colour, ms=7)
-        label = number(found["perplexity"])
-        ax.annotate(
-            label, (found["perplexity"], y), (0, 8), textcoords="offset points", ha="center"
-        )
+        point, style = (found["perplexity"], y), {"textcoords": "offset points", "ha": "center"}
+        ax.annotate(number(found["perplexity"]), point, (0, 8), **style)
     names = {"base": "base", "tuned": "adapted"}
     comma = "\n" if narrow(ax) else ", "
     ax.set_yticks(range(len(rows)), [f"{split}{comma}{names[who]}" for split, who in rows])
