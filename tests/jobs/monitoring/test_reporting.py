@@ -169,11 +169,12 @@ def test_the_final_report_replaces_the_report_of_a_run_in_progress(
 
 def test_the_committed_report_is_rebuilt(root: Path, small: Callable[..., Config]) -> None:
     config = small()
-    node = find(config, root, "evaluate.report")
-    (before,) = node.done.values()
     folder = root / "runs/small/report"
     (folder / "report.md").write_text("scribbled over")
     assert made(config, root)[0] == folder
+    (before,) = find(config, root, "evaluate.report").done.values()
+    (folder / "report.md").write_text("scribbled over once more")
+    made(config, root)
     (after,) = find(config, root, "evaluate.report").done.values()
     assert after.outputs == before.outputs, "equal inputs give equal bytes"
     after.verify(folder)
@@ -193,7 +194,7 @@ def test_a_failed_rebuild_keeps_the_existing_report(
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(build.page, "render", full)
+    monkeypatch.setattr(build.page, "write_report", full)
     with pytest.raises(UserError, match="is full"):
         made(config, root)
     (after,) = find(config, root, "evaluate.report").done.values()
