@@ -179,6 +179,7 @@ def test_a_limit_on_the_size_of_files_is_told_as_one(
     assert digests(root, config) == digests(finished, config)
 
 
+@pytest.mark.interpreter
 @pytest.mark.slow
 def test_a_quota_is_told_as_one(
     tmp_path: Path, finished: Path, small: Callable[..., Config], run: Run

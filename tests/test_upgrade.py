@@ -35,7 +35,6 @@ def git(*words: str) -> str:
 def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source tree of the older commit."""
     commit = git("log", "--diff-filter=A", "--format=%H", "--", SINCE).partition("\n")[0]
-    commit = commit or "HEAD"
     if not commit:
         pytest.skip("the history that holds the older commit is not here")
     tree = tmp_path_factory.mktemp("older") / "tree"
@@ -89,7 +88,7 @@ def test_a_finished_run_stays_finished(
     assert "everything is done" in submit(ROOT, *words())
     assert committed(tmp_path) == before
     (run,) = (tmp_path / "runs").iterdir()
-    assert "+train.lr=0.005" in run.name, "a name that was made up"
+    assert run.name.startswith("small+"), "a name that was made up"
 
 
 def test_a_half_trained_run_continues_at_its_checkpoint(

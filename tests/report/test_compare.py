@@ -248,6 +248,8 @@ def jobs(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.figures
+@pytest.mark.interpreter
 @pytest.mark.slow
 def test_the_command_puts_real_runs_side_by_side(two: Path) -> None:
     (two / "runs/small").chmod(0o755)

@@ -142,7 +142,7 @@ def test_a_stopped_training_shows_its_progress(
     assert 0 < seen[-1] < 6
     assert far["tokens"] > 0
     assert far["restarts"] >= 0
-    assert f"train.train was begun, at step {far['step']} of 6" in report["verdict"]["words"]
+    assert f"train.train was started, at step {far['step']} of 6" in report["verdict"]["words"]
     assert html.count("<svg ") == 2, "the curve so far, in two widths"
     advance(config, root, "train.train")
     _, report, html = made(config, root)
