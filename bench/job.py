@@ -97,7 +97,7 @@ def read(path: str) -> Job:
 
 
 def shuffled_indices(count: int, seed: int) -> Iterator[int]:
-    """Yield the numbers below `count` epoch after epoch, shuffled anew for each."""
+    """Yield the numbers below `count` epoch after epoch, shuffled again for each."""
     rng = random.Random(seed)
     while True:
         yield from rng.sample(range(count), count)

@@ -115,9 +115,9 @@ def resolve(
     config.train.check_targets(config.model.modules)
     request = Request(
         dataset=_requested("datasets", dataset) or "",
-        model=_requested("models", model),
+        model=config.model.path or _requested("models", model),
         recipe=_requested("recipes", recipe),
-        file=file,
+        file=file and str(Path(file).expanduser().resolve()),
         named=name is not None,
         settings=changes,
     )

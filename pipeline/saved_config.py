@@ -6,6 +6,7 @@ the settings in its file, so that a release may change defaults without redoing 
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,33 +43,40 @@ def continue_run(config: Config, root: Path) -> tuple[Config, dict[str, tuple[An
         UserError: The run was begun by Gristmill 0.1.
     """
     own = root / "runs" / config.name / "config.yaml"
-    others = () if config.request.named or own.exists() else _unnamed(root)
-    for path in (own, *others):
-        if not path.exists():
-            continue
-        saved = load_config(path)
-        if _same(saved.request, config.request):
-            fields = {
-                name: _updated(getattr(saved, name), getattr(config, name)) for name in ALL_SECTIONS
-            }
-            return saved.model_copy(update=fields), differences(saved, config)
+    if own.exists():
+        saved = load_config(own)
+        return _continued(saved, config) if _same(saved, config) else (config, {})
+    for path in () if config.request.named else _unnamed(root):
+        with contextlib.suppress(UserError):  # a run that cannot be read is not the one
+            if _same(saved := load_config(path), config):
+                return _continued(saved, config)
     return config, {}
+
+
+def _continued(saved: Config, new: Config) -> tuple[Config, dict[str, tuple[Any, Any]]]:
+    fields = {name: _updated(getattr(saved, name), getattr(new, name)) for name in ALL_SECTIONS}
+    if saved.dataset.content == new.dataset.content:
+        fields["dataset"] = fields["dataset"].model_copy(update={"urls": new.dataset.urls})
+    return saved.model_copy(update=fields), differences(saved, new)
 
 
 def _unnamed(root: Path) -> Iterator[Path]:
     """The files of runs whose name was made up; a default that changed may change that name."""
     for path in sorted((root / "runs").glob("*/config.yaml")):
-        try:
-            head = path.read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            continue
-        if "\n  named: false\n" in head and f"\nformat: {FORMAT}\n" in f"\n{head}":
-            yield path
+        with contextlib.suppress(OSError, ValueError):
+            text = path.read_text(encoding="utf-8")
+            if "\n  named: false\n" in text and f"\nformat: {FORMAT}\n" in f"\n{text}":
+                yield path
 
 
-def _same(one: Request, other: Request) -> bool:
-    """Whether two requests ask for the same results."""
-    return _deciding(one) == _deciding(other)
+def _same(saved: Config, new: Config) -> bool:
+    """Whether two configurations were asked for by the same request.
+
+    Another FILE is another corpus, unless its hash is known to be the same.
+    """
+    one, other = saved.request, new.request
+    same_corpus = one.file == other.file or saved.dataset.content == new.dataset.content
+    return same_corpus and _deciding(one) == _deciding(other)
 
 
 def _deciding(request: Request) -> dict[str, Any]:
@@ -110,7 +118,7 @@ def check_name(config: Config, root: Path) -> Path:
         raise UserError(
             f"run {config.name!r} exists with another configuration "
             f"({'; '.join([*listed, *more])})",
-            f"choose another NAME, or begin anew: rm -r {shlex.quote(str(path.parent))}",
+            f"choose another NAME, or start over: rm -r {shlex.quote(str(path.parent))}",
         )
     _refuse_01(root / "data" / config.dataset.id)
     _refuse_01(root / "models" / config.model.id)
@@ -172,7 +180,7 @@ def load_config(path: Path) -> Config:
     if content.pop("format", None) != FORMAT:
         raise UserError(
             f"{path} was written by Gristmill 0.1, whose runs this version cannot continue",
-            "finish the run with 0.1, or begin anew under another NAME or RUNS",
+            "finish the run with 0.1, or start over under another NAME or RUNS",
         )
     config: Config = build(Config, content, str(path))
     return config

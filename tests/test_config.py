@@ -23,7 +23,8 @@ from pipeline.config import Config, differences, identity_fields, resolve
 from pipeline.core import registry
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, merge, parse_overrides
-from pipeline.saved_config import begun_by, load_config, resume_command, save_config
+from pipeline.saved_config import begun_by, continue_run, load_config, resume_command, save_config
+from pipeline.train.stage import TrainConfig
 from tests.helpers.tiny import POSITIONS
 
 SECTIONS = [
@@ -495,7 +496,7 @@ def test_a_name_that_stands_for_another_configuration_is_refused(tmp_path: Path)
     assert "train.lr: 0.0002 there, 1.0 now" in told
     assert "train.unquantized_modules: [] there, ['x'] now" in told
     assert "model.id: 'opt-125m' there, 'gpt2' now" in told
-    assert told.endswith(f"choose another NAME, or begin anew: rm -r {tmp_path / 'runs' / 'try'}")
+    assert told.endswith(f"choose another NAME, or start over: rm -r {tmp_path / 'runs' / 'try'}")
     assert "train.seed" not in told
     assert load_config(tmp_path / "runs" / "try" / "config.yaml").train.lr == 2e-4, (
         "it is not touched"
@@ -524,6 +525,81 @@ def test_what_decides_nothing_may_change_under_a_name(tmp_path: Path) -> None:
     save_config(resolve("nih", name="try"), tmp_path)
     path = save_config(resolve("nih", name="try", overrides=["tokenize.tasks=3"]), tmp_path)
     assert load_config(path).tokenize.tasks == 3, "the newest counts"
+
+
+# Continuing a run
+
+
+def asked(root: Path, *words: str, **named: Any) -> tuple[Config, dict[str, Any]]:
+    return continue_run(resolve("nih", overrides=list(words), **named), root)
+
+
+def test_a_new_default_does_not_change_a_run_that_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = resolve("nih", overrides=["train.seed=1"])
+    save_config(begun, tmp_path)
+    field = TrainConfig.model_fields["lr"]
+    monkeypatch.setattr(field, "default", 3e-4)
+    TrainConfig.model_rebuild(force=True)
+    Config.model_rebuild(force=True)
+    try:
+        config, changed = asked(tmp_path, "train.seed=1", "tokenize.tasks=3")
+        assert (config.train.lr, config.tokenize.tasks) == (2e-4, 3)
+        assert changed == {"train.lr": (2e-4, 3e-4)}
+        assert dag.keys(config) == dag.keys(begun)
+        config, changed = asked(tmp_path, "train.seed=2")
+        assert (config.train.lr, changed) == (3e-4, {}), "another request is another run"
+    finally:
+        monkeypatch.undo()
+        TrainConfig.model_rebuild(force=True)
+        Config.model_rebuild(force=True)
+
+
+def test_a_new_default_model_does_not_rename_a_run_that_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_config(resolve("nih", "opt-125m"), tmp_path)
+    monkeypatch.setattr("pipeline.config.MODEL", "gpt2")
+    assert resolve("nih", "opt-125m").name == "nih+opt-125m"
+    assert asked(tmp_path, model="opt-125m")[0].name == "nih"
+
+
+def test_another_file_is_another_corpus_unless_its_hash_is_known(tmp_path: Path) -> None:
+    data = tmp_path / "mine.yaml"
+    data.write_text("urls: [https://localhost/mine.jsonl]\n")
+    one, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    one.touch()
+    other.touch()
+    save_config(resolve(str(data), name="try", file=str(one)), tmp_path)
+    again = resolve(str(data), name="try", file=str(other))
+    assert continue_run(again, tmp_path) == (again, {})
+    with pytest.raises(UserError, match="exists with another configuration"):
+        save_config(again, tmp_path)
+    data.write_text(f"urls: [https://localhost/mine.jsonl]\nsha256: {'a' * 64}\n")
+    save_config(resolve(str(data), name="known", file=str(one)), tmp_path)
+    config, changed = continue_run(resolve(str(data), name="known", file=str(other)), tmp_path)
+    assert (config.dataset.urls, changed) == ([other.as_uri()], {})
+
+
+def test_a_model_in_another_folder_of_the_same_name_is_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("one", "two"):
+        (tmp_path / place / "model").mkdir(parents=True)
+        (tmp_path / place / "model" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "one")
+    save_config(resolve("nih", "./model", name="try"), tmp_path)
+    monkeypatch.chdir(tmp_path / "two")
+    new = resolve("nih", "./model", name="try")
+    assert continue_run(new, tmp_path) == (new, {})
+
+
+def test_a_run_that_cannot_be_read_does_not_hinder_another(tmp_path: Path) -> None:
+    save_config(resolve("nih", overrides=["train.seed=7"]), tmp_path)
+    (path,) = tmp_path.glob("runs/*/config.yaml")
+    path.write_text(path.read_text().replace("seed: 7", "seed: many"))
+    assert asked(tmp_path)[0].name == "nih"
 
 
 # What a change re-runs
@@ -594,7 +670,7 @@ def changed(config: Config, path: str) -> Config:
 
 
 # id names a folder, no content. The samples' item is named by its settings, and the report is
-# made anew whenever its inputs change.
+# rebuilt whenever its inputs change.
 SAMPLES = {"evaluate.prompts", "evaluate.prompt_tokens", "evaluate.new_tokens"}
 NOT_IN_KEYS = {"dataset.id", "model.id", *SAMPLES}
 PROPERTIES = {

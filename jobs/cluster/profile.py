@@ -145,7 +145,7 @@ class Profile(Section):
         cpus: Cores for plans that run here; None for all that this process may use.
         gpus: GPUs for plans that run here.
         kill_on_invalid_dep: Whether SLURM cancels a job whose dependency has failed.
-        signal_seconds: How long before its time limit a job is told to save.
+        signal_seconds: Seconds before its time limit at which a job saves and stops.
         jobs: What jobs ask for, by `default`, stage or step; the more specific entry wins, field by
             field.
     """

@@ -7,7 +7,7 @@
 #
 # One user at a time, since a test may cancel, restart and reconfigure: to work beside somebody
 # else's, set GRISTMILL_CLUSTER to a folder of your own.
-# A healthy cluster is left as it is; a broken one is stopped and started anew, without its jobs.
+# A healthy cluster is left as it is; a broken one is restarted without its jobs.
 # All it writes lies below GRISTMILL_CLUSTER (/var/tmp/gristmill-test), but for one line in
 # /etc/hosts. It needs root. It installs nothing, and does not touch another SLURM on this host:
 # own munge key, own database without a network port, own ports, and no file in /etc/slurm.

@@ -5,7 +5,7 @@ starts ten such processes. `Popen` here forks them instead: a server that has im
 libraries, and nothing of this project, forks twice, and the orphan becomes a child of the test
 process, which for that moment is a subreaper. So process ids, groups, signals and exit codes are
 those of any child, and its own children, the tasks of a run, are forks in turn. The code of this
-project is imported anew in each of them, from where PYTHONPATH says.
+project is imported again in each of them, from PYTHONPATH.
 
 What a fork cannot show is what happens when the libraries are imported: use the marker
 `interpreter` for tests about that. And its figures are blank.
@@ -203,7 +203,7 @@ def _run(given: Start, streams: list[int]) -> int:
     os.environ.clear()
     os.environ.update(env)
     random.seed()
-    _import_anew(cwd, env)
+    _import_again(cwd, env)
     if words[:1] == ["run"] and not words[1].startswith("download"):
         from huggingface_hub import constants
 
@@ -225,7 +225,7 @@ def _run(given: Start, streams: list[int]) -> int:
     return code if isinstance(code, int) else int(code is not None)
 
 
-def _import_anew(cwd: str, env: dict[str, str]) -> None:
+def _import_again(cwd: str, env: dict[str, str]) -> None:
     """Forget the modules of this project and look for them where a new interpreter would."""
     for name in list(sys.modules):
         if name.partition(".")[0] in OURS:

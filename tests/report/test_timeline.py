@@ -301,7 +301,7 @@ def test_what_cannot_be_read_is_passed_over(logs: Logs) -> None:
     (logs.folder / "train.train-0.history.jsonl").write_text(as_lines([rounded]))
     found = timeline(logs.folder)
     assert found
-    assert found["steps"]["train.train"]["attempts"] == 1, "killed before it had begun anew"
+    assert found["steps"]["train.train"]["attempts"] == 1, "killed before it had started again"
 
 
 def test_wrong_clocks_give_no_negative_time(logs: Logs) -> None:

@@ -146,8 +146,8 @@ def test_a_kill_costs_at_most_one_checkpoint_interval(run: Queued, undisturbed: 
     run.cluster.wait([first["evaluate.tuned"], first["evaluate.report"]], "CANCELLED")
     second = run.submit()
     overlap = "evaluate.overlap"  # does not wait for the training, so it stays in the queue
-    anew = {step: job for step, job in second.items() if step != overlap}
-    assert not set(first.values()) & set(anew.values())
+    resubmitted = {step: job for step, job in second.items() if step != overlap}
+    assert not set(first.values()) & set(resubmitted.values())
     ends_as(run, undisturbed, at_most=EVERY)
     killed, last = run.attempts("train.train")
     assert (killed["state"], last["state"]) == ("running", "done"), (
