@@ -50,11 +50,11 @@ run() {
         options+=("--element=$element/$SLURM_ARRAY_TASK_COUNT")
     fi
     # trap: until Python handles USR2, the signal would kill it. --wait: if one of several tasks
-    # fails, the others would wait for it; tasks that are told to end do so within seconds.
+    # fails, the others would wait for it; tasks that get a signal end within seconds.
     # shellcheck disable=SC2016
     srun --export=ALL --wait=60 sh -c 'trap "" USR2; exec "$0" "$@"' "$python" -m jobs run "$stage" --batch \
         --dataset="$DATASET" "${options[@]}" -- "${@:3}" || code=$?
-    # 75: told to end, and progress is safe. It resumes when the job runs again.
+    # 75: interrupted, and progress is safe. The requeued job resumes.
     [ "$code" != 75 ] || { scontrol requeue "$task" && code=0; }
     exit "$code"
 }

@@ -1,4 +1,4 @@
-"""A small corpus, a small model, and a run of the pipeline on them, for tests that want them."""
+"""Fixtures: a small corpus, a small model, and a run of the pipeline on them."""
 
 from __future__ import annotations
 

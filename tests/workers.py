@@ -22,14 +22,14 @@ SINGLE = re.compile(r"^@pytest\.mark\.slurm\n(?:@.*\n)*def (\w+)", re.MULTILINE)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with what takes long, so that no worker is left with it at the end."""
+    """Run the slowest tests first, so that no worker is left with one at the end."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in FIRST])
 
 
 @pytest.hookimpl(optionalhook=True)  # there may be no xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """The one that gives out tests singly, but those of the cluster together."""
+    """A scheduler that distributes tests one by one, and those of the cluster to one worker."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):
@@ -41,7 +41,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 def needs_cluster(nodeid: str) -> bool:
-    """Whether a test is marked as slurm: who gives them out has seen nothing but their names."""
+    """Whether a test is marked as slurm; the scheduler sees only node ids."""
     path, _, name = nodeid.partition("::")
     names = _marked(Path(__file__).parents[1] / path)
     return names is None or name.partition("[")[0] in names

@@ -44,7 +44,7 @@ def clean(
     chosen: Selection,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
 ) -> None:
-    """Remove leftovers of killed tasks, data that no run uses, and chunks that none keeps."""
+    """Remove leftovers of killed tasks, data that no run uses, and chunks that no run keeps."""
     from jobs.housekeeping.clean import releasable_parts, removable, remove
     from pipeline.core.disk import size
     from pipeline.core.registry import find_dataset

@@ -110,7 +110,12 @@ def _gpu_count() -> int:
         return count
     names = ("SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
     visible = next((value for name in names if (value := _variable(name))), "")
-    return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return visible_gpus(visible)
+
+
+def visible_gpus(value: str) -> int:
+    """GPUs in the value of CUDA_VISIBLE_DEVICES or a variable like it."""
+    return len([device for device in value.split(",") if device.strip() not in ("", "-1")])
 
 
 def _variable(name: str) -> str | None:

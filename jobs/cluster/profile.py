@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from jobs.cluster import slurm_cli
+from jobs.cluster.allocation import visible_gpus
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, build, nearest, read_yaml
 from pipeline.dag import STAGES, STEPS
@@ -145,7 +146,7 @@ class Profile(Section):
         cpus: Cores for plans that run here; None for all that this process may use.
         gpus: GPUs for plans that run here.
         kill_on_invalid_dep: Whether SLURM cancels a job whose dependency has failed.
-        signal_seconds: Seconds before its time limit at which a job saves and stops.
+        signal_seconds: Seconds before its time limit at which SLURM signals a job to save.
         jobs: What jobs ask for, by `default`, stage or step; the more specific entry wins, field by
             field.
     """
@@ -194,7 +195,7 @@ class Profile(Section):
             return self.gpus
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is not None:
-            return len([index for index in visible.split(",") if index.strip() not in ("", "-1")])
+            return visible_gpus(visible)
         return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 

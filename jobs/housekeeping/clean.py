@@ -9,6 +9,7 @@ from pathlib import Path
 from jobs.cluster.allocation import process_gone
 from pipeline.config import Config
 from pipeline.core.commit import ended, release, silent
+from pipeline.core.disk import folder_bytes
 from pipeline.core.errors import UserError
 from pipeline.core.receipt import load
 from pipeline.core.task_log import RUNNING, read_status
@@ -91,14 +92,9 @@ def _run_configs(root: Path) -> Iterator[Config]:
 def remove(folders: list[Path], parts: list[Path]) -> int:
     """Remove folders, and the chunks of parts; returns the number of bytes freed."""
     chunks = [part.parent / name for part in parts if (r := load(part)) for name in r.units]
-    freed = sum(map(_folder_bytes, [*folders, *chunks]))
+    freed = sum(map(folder_bytes, [*folders, *chunks]))
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     for part in parts:
         release(part)
     return freed
-
-
-def _folder_bytes(folder: Path) -> int:
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return sum(path.lstat().st_size for path in files)

@@ -81,8 +81,8 @@ def _state(node: Node, tasks: list[dict[str, Any]], jobs: list[Job]) -> str:
     if node.complete:
         return "done"
     states = {task["state"] for task in tasks}
-    if "running" in states or any(not job.pending for job in jobs):
-        return "running"
+    if RUNNING in states or any(not job.pending for job in jobs):
+        return RUNNING
     if jobs:
         return "queued"
     for state in (FAILED, INTERRUPTED):

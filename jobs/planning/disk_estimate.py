@@ -8,7 +8,6 @@ be resumed once there is space.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -23,13 +22,13 @@ from pipeline.core.disk import (
     FreeSpace,
     RunSizes,
     existing_folder,
+    folder_bytes,
     free_space,
     size,
 )
 from pipeline.core.errors import InputError, UserError
 from pipeline.dag import STEPS, Node, survey
-from pipeline.download.file_names import corpus_files
-from pipeline.download.local_file import local_path
+from pipeline.download.file_names import corpus_files, local_path
 from pipeline.sources.chunks import part_facts
 from pipeline.sources.codecs import COMPRESSED_SUFFIXES
 
@@ -183,7 +182,7 @@ def _published_sizes(config: Config, root: Path, probed: int | None) -> RunSizes
 def _model_bytes(config: Config) -> int | None:
     model = config.model
     if model.path:
-        return _folder_bytes(Path(model.path))
+        return folder_bytes(Path(model.path))
     return MODEL_BYTES_PER_PARAMETER * model.parameters if model.parameters else None
 
 
@@ -205,14 +204,4 @@ def _written_bytes(name: str, nodes: Mapping[str, Node]) -> int:
         return 0  # its folder is that of the whole run
     # train keeps its token cache beside the shards
     caches = nodes["tokenize.shards"].work.folder.glob("cache-*") if name == "train.train" else ()
-    return sum(map(_folder_bytes, (nodes[name].work.folder, *caches)))
-
-
-def _folder_bytes(folder: Path) -> int:
-    """Bytes of the files below a folder."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):  # renamed in the meantime
-                total += os.lstat(os.path.join(parent, name)).st_size
-    return total
+    return sum(map(folder_bytes, (nodes[name].work.folder, *caches)))

@@ -68,7 +68,7 @@ def run_steps(
     try:
         for step in steps:
             if share[1] > 1 and _left_to_others(config, root, step):
-                print(f"{step.name} is left to the element that ends last", flush=True)
+                print(f"skipping {step.name}: the last element to finish runs it", flush=True)
                 break
             run_task(
                 *(config, root, step.name),

@@ -112,7 +112,7 @@ def install_stop(deadline: float | None) -> Stop:
 
 
 def must_run_again(stop: Stop, allocation: Allocation, done: bool) -> bool:
-    """Whether a job that was told to end has to run again; after a TERM waits to be killed.
+    """Whether a job that was signalled to end has to run again; after a TERM, wait to be killed.
 
     This holds even if its work has just finished: a job that ends by itself in a preemption's grace
     time counts as timed out, and its dependents never run. At its time limit it may end.

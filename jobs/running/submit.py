@@ -35,7 +35,6 @@ from pipeline.core.lease import Lease
 
 MAX_TIMEOUTS = 1_000_000  # in effect no limit: `ProgressFile.count_idle` ends an endless job
 COMPLETING_WAIT_SECONDS = 120.0
-COMPLETING_POLL_SECONDS = 2.0
 SUBMITTER_WAIT_SECONDS = 240.0
 MAX_IDS_SHOWN = 4
 
@@ -135,7 +134,7 @@ def _settled_queue(root: Path) -> Queue:
         if not announced:
             print(f"waiting for the end of {_first_ids(completing)}", flush=True)
             announced = True
-        time.sleep(COMPLETING_POLL_SECONDS)
+        time.sleep(slurm_cli.COMPLETING_POLL_SECONDS)
 
 
 def _submit(

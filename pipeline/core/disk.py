@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,3 +91,13 @@ def size(value: float) -> str:
         if value < 999.5:
             return f"{value:.3g} {unit}"
     return f"{value / 1000:,.4g} TB"
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files below a folder."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # renamed in the meantime
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total

@@ -17,18 +17,12 @@ from pipeline.core.commit import Draft
 from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Receipt
 from pipeline.core.stage import Context
-from pipeline.decompress.partition import FileSlice, SlicedFile
+from pipeline.decompress.partition import FileSlice, SlicedFile, spans_of
 from pipeline.sources.chunks import ChunkFacts, as_facts, chunk_facts
 from pipeline.sources.codecs import CHUNK_NAME, RawFile
 from pipeline.sources.formats import json_lines
 from pipeline.sources.records import LineReader
-from pipeline.sources.spans import Span
 from pipeline.sources.zstd_frames import FrameWriter
-
-
-def spans_of(receipt: Receipt, name: str) -> list[Span]:
-    """The spans of a raw file; none if its receipt does not list them."""
-    return [Span(**span) for span in receipt.facts.get("spans", {}).get(name, [])]
 
 
 class PartReader:

@@ -17,6 +17,11 @@ from pipeline.sources.codecs import RawFile
 from pipeline.sources.spans import Span
 
 
+def spans_of(receipt: Receipt, name: str) -> list[Span]:
+    """The spans of a raw file; none if its receipt does not list them."""
+    return [Span(**span) for span in receipt.facts.get("spans", {}).get(name, [])]
+
+
 @dataclass(frozen=True)
 class FileSlice:
     """The spans `first` to `end` (exclusive) of a file; if `end` is 0, the whole file."""

@@ -13,9 +13,8 @@ from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Receipt, hash_file, hash_json
 from pipeline.core.settings import Section, hashed, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
-from pipeline.decompress.cutting import ChunkCutter, PartReader, spans_of
 from pipeline.decompress.disk_estimate import estimate_chunks
-from pipeline.decompress.partition import FileSlice, partition
+from pipeline.decompress.partition import FileSlice, partition, spans_of
 from pipeline.sources.chunks import PartFacts, as_facts, chunk_facts
 from pipeline.sources.formats import format_of
 
@@ -79,6 +78,8 @@ def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     Raises:
         CorruptInput: A raw file cannot be read, or has changed since it was downloaded.
     """
+    from pipeline.decompress.cutting import ChunkCutter, PartReader
+
     unit, receipt = inputs["download.corpus"].one()
     slices: list[FileSlice] = item.data["slices"]
     settings = config.decompress

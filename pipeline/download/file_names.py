@@ -6,16 +6,26 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from pipeline.core import receipt
 from pipeline.core.errors import InputError
 from pipeline.core.receipt import hash_json
 from pipeline.core.registry import Dataset
-from pipeline.download.local_file import local_path, url_to_path
 from pipeline.sources.formats import FORMAT_BY_SUFFIX, format_of, format_suffix
 
 MAX_NAME_BYTES = 255  # limit of common file systems
 RESERVED_NAMES = (receipt.NAME, ".", "..")
+
+
+def url_to_path(url: str) -> Path:
+    """The path in a URL; for `file://`, a path on this machine. It may contain any bytes."""
+    return Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)))
+
+
+def local_path(url: str) -> Path | None:
+    """The path that a file:// URL names; None for other URLs."""
+    return url_to_path(url) if url.startswith("file:") else None
 
 
 def corpus_files(dataset: Dataset) -> dict[str, list[str]]:

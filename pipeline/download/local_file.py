@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from urllib.parse import unquote_to_bytes, urlsplit
-
 from pipeline.core.errors import InputError
+from pipeline.download.file_names import url_to_path
 from pipeline.download.response import ResponseAction
 from pipeline.download.resume import ContentIdentity
-
-
-def url_to_path(url: str) -> Path:
-    """The path in a URL; for `file://`, a path on this machine. It may contain any bytes."""
-    return Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)))
-
-
-def local_path(url: str) -> Path | None:
-    """The path that a file:// URL names; None for other URLs."""
-    return url_to_path(url) if url.startswith("file:") else None
 
 
 def identify(url: str) -> ContentIdentity:

@@ -25,15 +25,15 @@ DEFAULT_MAX_CONTEXT_TOKENS = 1024
 
 
 class EvaluateConfig(Section):
-    """What is scored, and what is written on.
+    """What is scored, and which prompts are continued.
 
-    `max_documents`: a split, lowest text hash first. `max_tokens`: of those, the documents that fit
-    in what is left, in that order; if not even one does, the first. `context`: tokens seen at once;
-    None is the model's own, at most 1,024. `stride`: how far a window moves in longer documents;
-    None is half the context. `prompts`: held-out documents, and as many that were learned from,
-    whose first `prompt_tokens` are written on, by `new_tokens`. `resamples`: of the bootstrap.
-    `batch_tokens`: in a batch, which decides results: LLM.int8 looks for outliers over a whole
-    batch, a part in a thousand.
+    `max_documents`: documents per split, lowest text hash first. `max_tokens`: of these, each that
+    fits into the remaining tokens, and always at least one. `context`: tokens per window; None: the
+    model's context, at most 1,024. `stride`: how far the window moves in longer documents; None:
+    half the context. `prompts`: test documents whose first `prompt_tokens` are continued by
+    `new_tokens`, and as many training documents. `resamples`: of the bootstrap. `batch_tokens`:
+    tokens per batch; it affects scores by about 1/1000, because LLM.int8() looks for outliers in
+    the whole batch.
     """
 
     max_documents: int = hashed(2000, neutral=2000, ge=1)
@@ -47,7 +47,7 @@ class EvaluateConfig(Section):
     batch_tokens: int = hashed(4096, neutral=4096, ge=1)
 
     @model_validator(mode="after")
-    def _moves_on(self) -> EvaluateConfig:
+    def _check_window(self) -> EvaluateConfig:
         if self.context:
             self.window(self.context)
         return self

@@ -66,7 +66,7 @@ def required_bytes(parameters: int, precision: Precision) -> tuple[int, int]:
 
 
 def check_memory(parameters: int, precision: Precision) -> None:
-    """Raise `UserError` if present is too little memory to export this many weights."""
+    """Raise `UserError` if there is too little memory to export this many weights."""
     required, _ = required_bytes(parameters, precision)
     if required > memory():
         raise UserError(
@@ -197,7 +197,7 @@ def _check_ties(adapted: Any) -> None:
         raise UserError(
             "the adapter changes only the output head or the embeddings, which share their "
             "weights: merged, it would change both",
-            "share the adapter itself: see README, 'What comes out'",
+            "share the adapter itself, the folder best/ of the training: see docs/operations.md",
         )
 
 

@@ -55,8 +55,8 @@ def attention_forward(
         query: (windows, heads, tokens, head width); `key` and `value` may have fewer heads.
         key: See `query`.
         value: See `query`.
-        attention_mask: In training the mask of `Batch.mask`; None means causal. Any other mask is
-            passed to torch's SDPA.
+        attention_mask: In training the mask of `PackedBatch.masked_inputs`; None means
+            causal. Any other mask is passed to torch's SDPA.
         dropout: Dropout probability of the attention weights.
         scaling: Factor of the scores; by default 1 / sqrt(head width).
         kwargs: Passed to torch's SDPA.

@@ -44,7 +44,7 @@ def _check_gpu(index: int) -> None:
         raise UserError(
             f"{problem} this build has no CUDA",
             "Install a build for the driver shown by nvidia-smi, e.g. make plan TORCH=cu126; "
-            "see README, 'On a GPU'",
+            "see docs/gpu.md",
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
@@ -62,7 +62,7 @@ def _check_gpu(index: int) -> None:
         raise UserError(
             f"{problem} {reason} (built for CUDA {torch.version.cuda})",
             "Compare with the driver shown by nvidia-smi, and install a build for it, e.g. "
-            "make plan TORCH=cu126; see README, 'On a GPU'",
+            "make plan TORCH=cu126; see docs/gpu.md",
         )
     major, minor = torch.cuda.get_device_capability(index)
     # a build runs on the architectures it was compiled for, and on later ones

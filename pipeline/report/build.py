@@ -18,6 +18,7 @@ from pipeline.core.stage import Inputs, RunConfig
 from pipeline.evaluate import memorization, metrics
 from pipeline.evaluate.contamination import overlap
 from pipeline.evaluate.contamination.ngrams import NGRAM_TOKENS
+from pipeline.evaluate.facts import sample_facts
 from pipeline.evaluate.stage import samples_item
 from pipeline.report import page
 from pipeline.report.findings import findings, verdict
@@ -210,7 +211,7 @@ def _written(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
     for model in MODELS:
         receipt = _receipt(inputs, f"evaluate.{model}", samples_item(config))
         if receipt:
-            kinds = receipt.facts["written"]
+            kinds = sample_facts(receipt)["written"]
             found[model] = {kind: {**figures, **unknown} for kind, figures in kinds.items()}
     return found or None
 

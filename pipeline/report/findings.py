@@ -31,7 +31,7 @@ def verdict(test: dict[str, Any] | None) -> dict[str, str]:
     Returns:
         `outcome`: better, worse, undecided (the interval includes zero, or there are too few
         documents) or open (not evaluated yet). `figures`: perplexity before and after. `words`:
-        a sentence that starts in lower case.
+        a sentence; it starts in lower case if there are figures.
     """
     if not test or "paired" not in test:
         return {"outcome": "open", "figures": "", "words": "Not evaluated yet."}

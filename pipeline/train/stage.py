@@ -53,8 +53,8 @@ class TrainConfig(Section):
     `early_stopping_patience`: stop after this many validations in a row without a better loss;
     null: never.
     `validate_every`, `checkpoint_every`: in steps. `validation_documents`: lowest text hash first,
-    those that fit into `validation_tokens`. `sample_tokens`: written on at each validation.
-    `tensorboard`: whether that package, which is optional, is to show what metrics.jsonl holds.
+    those that fit into `validation_tokens`. `sample_tokens`: generated at each validation.
+    `tensorboard`: also write TensorBoard event files; needs the optional package.
     """
 
     method: Literal["lora", "full"] = hashed("lora", neutral="lora")
@@ -108,7 +108,7 @@ class TrainConfig(Section):
     tensorboard: bool = not_hashed(False)
 
     @model_validator(mode="after")
-    def _possible(self) -> TrainConfig:
+    def _check_combinations(self) -> TrainConfig:
         if self.method == "full" and self.weights in ("int8", "nf4"):
             raise ValueError(
                 f"train.method=full cannot train weights={self.weights}; use fp32, or method=lora"

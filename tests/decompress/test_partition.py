@@ -36,7 +36,7 @@ from pipeline.sources import zstd_frames as frames_module
 from pipeline.sources.formats import json_lines
 from pipeline.sources.records import LineReader
 from pipeline.sources.spans import Fingerprint, Span
-from tests.helpers.runs import AfterChecks, advance, write_corpus
+from tests.helpers.runs import StopAfterChecks, advance, write_corpus
 from tests.sources.helpers import frames
 
 Make = Callable[..., Config]
@@ -245,7 +245,7 @@ def test_interrupted_anywhere_no_committed_chunk_is_written_again(
     folder = find(config, root, "decompress.chunks").work.folder
     for checks in itertools.count(5, 7):
         try:
-            advance(config, root, "decompress.chunks", AfterChecks(checks))
+            advance(config, root, "decompress.chunks", StopAfterChecks(checks))
         except Interrupted:
             now = receipts_of(folder)
             assert before.items() <= now.items()

@@ -28,7 +28,7 @@ from pipeline.evaluate.contamination.ngrams import NGRAM_TOKENS, NgramIndex, rol
 from pipeline.evaluate.contamination.overlap import NEAR_JACCARD, QUOTED_SHARE, find_overlap
 from pipeline.evaluate.contamination.similarity import SHINGLE_TOKENS, compare
 from tests.helpers.examples import examples
-from tests.helpers.runs import AfterChecks
+from tests.helpers.runs import StopAfterChecks
 
 Document = Sequence[int]
 
@@ -395,7 +395,7 @@ def test_a_scan_can_be_stopped_and_says_how_far_it_is() -> None:
     assert seen == [(300, 1000), (600, 1000), (900, 1000), (1000, 1000)]
     for look in (find_overlap, longest_copies):
         with pytest.raises(Interrupted):
-            look([np.arange(20)], train, block=300, check=AfterChecks(2).check)
+            look([np.arange(20)], train, block=300, check=StopAfterChecks(2).check)
 
 
 # ---- the step
@@ -420,7 +420,7 @@ def test_the_step_tells_of_each_document_that_is_scored(
     root = Path(shutil.copytree(prepared, tmp_path / "root"))
     config = small("evaluate.max_documents=5")
     with pytest.raises(Interrupted):
-        run(config, root, AfterChecks(30))
+        run(config, root, StopAfterChecks(30))
     assert not find(config, root, "evaluate.overlap").complete
     assert run(config, root) == "done"
     node = find(config, root, "evaluate.overlap")

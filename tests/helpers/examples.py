@@ -8,13 +8,13 @@ from hypothesis import settings
 
 THOROUGH = "GRISTMILL_THOROUGH"
 QUICK_SHARE = 8
-LEAST_EXAMPLES = 25
+MIN_EXAMPLES = 25
 thorough = bool(os.environ.get(THOROUGH))
 
 
 def examples(count: int) -> int:
     """`max_examples` of a test that tries `count` in `make test-all`."""
-    return count if thorough else min(count, max(LEAST_EXAMPLES, count // QUICK_SHARE))
+    return count if thorough else min(count, max(MIN_EXAMPLES, count // QUICK_SHARE))
 
 
 def register_profile() -> None:

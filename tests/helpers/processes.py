@@ -182,7 +182,7 @@ def _fork(given: Start, streams: list[int]) -> int:
 
 
 def _run(given: Start, streams: list[int]) -> int:
-    """All that is left of the life of this process; returns its exit code."""
+    """Run the command in the forked process; returns its exit code."""
     global _in_fork
     words, cwd, env, new_session, group, umask = given
     atexit._clear()

@@ -81,8 +81,8 @@ def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
     return line
 
 
-class AfterChecks(Stop):
-    """Stops at the n-th question."""
+class StopAfterChecks(Stop):
+    """Requests a stop after `left` checks."""
 
     def __init__(self, left: int) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ from pipeline.sources.codecs import RawFile
 from pipeline.sources.csv_sources import OPINION_COLUMNS
 from pipeline.sources.formats import json_lines
 from tests.helpers.examples import examples
-from tests.helpers.runs import SMALL, AfterChecks, advance
+from tests.helpers.runs import SMALL, StopAfterChecks, advance
 from tests.helpers.servers import FileServer
 
 NIH_HEADER = b"APPLICATION_ID,ABSTRACT_TEXT\r\n"
@@ -485,7 +485,7 @@ def test_an_interrupted_decompress_resumes_with_the_same_bytes(
     advance(config(), root, "download.model")
     for left in (6, 14, 24):
         with pytest.raises(Interrupted):
-            advance(config(), root, "decompress.chunks", AfterChecks(left))
+            advance(config(), root, "decompress.chunks", StopAfterChecks(left))
         after = receipts(next(root.glob("data/*/chunks-*")))
         assert before.items() <= after.items(), "committed chunks are not written again"
         before = after

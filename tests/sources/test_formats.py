@@ -33,7 +33,7 @@ from pipeline.download.file_names import corpus_files
 from pipeline.sources import codecs, formats
 from pipeline.sources.codecs import RawFile
 from pipeline.sources.formats import READERS, format_of, json_lines
-from tests.helpers.runs import AfterChecks, advance
+from tests.helpers.runs import StopAfterChecks, advance
 
 ROWS = [
     {"text": "plain", "id": "1"},
@@ -345,7 +345,7 @@ def test_a_stop_is_heard_while_a_parquet_file_is_hashed(
     advance(config, tmp_path / "root", "download.model")
     monkeypatch.setattr(codecs, "READ_BYTES", 1 << 16)
     with pytest.raises(Interrupted):
-        advance(config, tmp_path / "root", "decompress.chunks", AfterChecks(30))
+        advance(config, tmp_path / "root", "decompress.chunks", StopAfterChecks(30))
     assert not list((tmp_path / "root").glob("data/*/chunks-*/chunk-*")), "no row was read"
 
 

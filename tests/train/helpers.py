@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -41,6 +43,17 @@ class StopAfter(Stop):
 
 class Killed(BaseException):
     """Stands for SIGKILL within one process: nothing is saved on exit."""
+
+
+def train_interrupted(config: Config, prepared: Path, folder: Path, moments: list[int]) -> Node:
+    """Train in a copy of `prepared`, stopped (or, if negative, killed) after these steps."""
+    root = Path(shutil.copytree(prepared, folder / "root"))
+    work = find(config, root, "train.train").work.folder
+    for moment in moments:
+        stop = StopAfter(work, abs(moment), Killed if moment < 0 else None)
+        with contextlib.suppress(Interrupted, Killed):
+            train(config, root, stop)
+    return train(config, root)
 
 
 def result(node: Node) -> tuple[str, float, frozenset[tuple[str, ...]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -12,22 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Config
 from pipeline.core.errors import CorruptInput, Interrupted, UserError
 from pipeline.core.receipt import Output, hash_file, load, write
 from pipeline.core.stage import Context, Item, run_item
-from pipeline.core.stop import Stop
 from pipeline.dag import find
 from pipeline.modeling import cpu_attention
 from pipeline.modeling.device import pick_precision
 from pipeline.train.checkpoint import TrainState
 from pipeline.train.metrics_log import METRICS_FILE, SAMPLES_FILE, MetricsLog
 from tests.helpers.examples import thorough
-from tests.helpers.runs import advance
-from tests.train.helpers import Killed, StopAfter, metrics, result, train
+from tests.helpers.runs import StopAfterChecks, advance
+from tests.train.helpers import Killed, StopAfter, metrics, result, train, train_interrupted
 
 Small = Callable[..., Config]
 
@@ -36,20 +34,6 @@ Small = Callable[..., Config]
 def root(prepared: Path, tmp_path: Path) -> Path:
     """A root in which training is the next step."""
     return Path(shutil.copytree(prepared, tmp_path / "root"))
-
-
-class StopAt(Stop):
-    """Requests a stop at the n-th check."""
-
-    def __init__(self, checks: int) -> None:
-        super().__init__()
-        self.checks = checks
-
-    @property
-    def reason(self) -> str | None:
-        """None until that check."""
-        self.checks -= 1
-        return "a test" if self.checks < 0 else None
 
 
 @pytest.mark.slow
@@ -63,7 +47,7 @@ def test_stopping_at_any_moment_changes_nothing(family: str, small: Small, tmp_p
     stops, checks = 0, 1
     while True:
         try:
-            node = train(broken, tmp_path, StopAt(checks))
+            node = train(broken, tmp_path, StopAfterChecks(checks))
             break
         except Interrupted:
             stops, checks = stops + 1, checks + 1
@@ -77,7 +61,7 @@ def test_full_training_with_8_bit_optimizer_resumes_exactly(small: Small, tmp_pa
     broken = small(*words, name="broken")
     advance(broken, tmp_path, "tokenize.seal")
     with pytest.raises(Interrupted):
-        train(broken, tmp_path, StopAt(6))
+        train(broken, tmp_path, StopAfterChecks(6))
     assert result(train(broken, tmp_path)) == whole
 
 
@@ -355,15 +339,13 @@ def test_wherever_it_is_interrupted_and_however_often_it_ends_the_same(
     whole = result(train(config, place))
 
     @settings(max_examples=8 if thorough else 2, deadline=None, database=None)
+    @example([-1])
+    @example([3, -3])
+    @example([6])
     @given(st.lists(st.integers(-6, 6), min_size=1, max_size=4))
     def check(moments: list[int]) -> None:
-        root = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("broken") / "root"))
-        folder = find(config, root, "train.train").work.folder
-        for moment in moments:
-            stop = StopAfter(folder, abs(moment), Killed if moment < 0 else None)
-            with contextlib.suppress(Interrupted, Killed):
-                train(config, root, stop)
-        assert result(train(config, root)) == whole
+        folder = tmp_path_factory.mktemp("broken")
+        assert result(train_interrupted(config, prepared, folder, moments)) == whole
 
     check()
 

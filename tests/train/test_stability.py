@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 from collections.abc import Callable
@@ -24,7 +23,6 @@ from pipeline.train.train_step import TrainStep
 from tests.helpers.examples import thorough
 from tests.helpers.runs import SMALL, advance
 from tests.train.helpers import (
-    Killed,
     StopAfter,
     batches,
     changed,
@@ -34,6 +32,7 @@ from tests.train.helpers import (
     no_memory,
     result,
     train,
+    train_interrupted,
     weights,
 )
 
@@ -314,13 +313,8 @@ def test_all_that_is_the_same_wherever_it_is_interrupted(
         @example([4, 6])
         @given(st.lists(st.integers(-9, 9), min_size=1, max_size=3))
         def check(moments: list[int]) -> None:
-            root = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("broken") / "root"))
-            folder = find(config, root, "train.train").work.folder
-            for moment in moments:
-                stop = StopAfter(folder, abs(moment), Killed if moment < 0 else None)
-                with contextlib.suppress(Interrupted, Killed):
-                    train(config, root, stop)
-            node = train(config, root)
+            folder = tmp_path_factory.mktemp("broken")
+            node = train_interrupted(config, prepared, folder, moments)
             assert result(node) == result(whole)
             for name in ("skipped", "rollbacks", "best_step"):
                 assert facts(node)[name] == facts(whole)[name]

@@ -15,6 +15,7 @@ from pipeline.dataset.packing import IGNORE_INDEX, PackedBatch
 from pipeline.train.checkpoint import TrainState, trainable_weights
 from pipeline.train.train_step import TrainStep
 from pipeline.train.trainer import TrainSchedule, fit
+from tests.helpers.runs import StopAfterChecks
 from tests.train.helpers import LENGTH, LENGTHS, Models, batches, changed, make_train_step, weights
 
 
@@ -246,20 +247,6 @@ def test_a_training_validates_saves_and_ends_where_it_should(models: Models) -> 
     assert len(run.events) == 7, "a finished training does nothing more"
 
 
-class StopAt(Stop):
-    """Requests a stop at the n-th check."""
-
-    def __init__(self, checks: int) -> None:
-        super().__init__()
-        self.checks = checks
-
-    @property
-    def reason(self) -> str | None:
-        """None until that check."""
-        self.checks -= 1
-        return "a test" if self.checks < 0 else None
-
-
 def test_a_stop_saves_at_a_step_boundary_and_changes_nothing(models: Models) -> None:
     losses = [3.0, 2.5, 2.0]
     whole = Run(models, list(losses))
@@ -267,7 +254,7 @@ def test_a_stop_saves_at_a_step_boundary_and_changes_nothing(models: Models) -> 
     for checks in range(4):
         run = Run(models, list(losses))
         with pytest.raises(Interrupted, match="a test"):
-            run.fit(4, 2, 10, StopAt(checks))
+            run.fit(4, 2, 10, StopAfterChecks(checks))
         assert run.events[-1] == f"save {run.state.step}"
         assert run.state.step == checks
         run.fit(4, 2, 10)

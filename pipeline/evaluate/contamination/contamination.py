@@ -20,6 +20,7 @@ from pipeline.evaluate.contamination.overlap import (
     find_overlap,
 )
 from pipeline.evaluate.contamination.similarity import SHINGLE_TOKENS
+from pipeline.evaluate.facts import SplitOverlap
 from pipeline.tokenize.facts import HELD_OUT_SPLITS
 
 
@@ -78,7 +79,7 @@ def measure_overlap(config: RunConfig, item: Item, inputs: Inputs, ctx: Context)
         }
 
 
-def _sums(found: Overlap, rows: slice, tokens: Any) -> dict[str, Any]:
+def _sums(found: Overlap, rows: slice, tokens: Any) -> SplitOverlap:
     covered = found.covered[rows]
     return {
         "documents": len(covered),

@@ -25,7 +25,7 @@ from pipeline.report import PARTIAL_REPORT, build
 from pipeline.report.history.progress import RunProgress, StepProgress, describe_progress, headline
 from pipeline.report.history.training_curve import read_curve
 from pipeline.saved_config import save_config
-from tests.helpers.runs import AfterChecks, advance, refused
+from tests.helpers.runs import StopAfterChecks, advance, refused
 
 HERE = Path(__file__).parents[3]
 NAMES = [step.name for step in STEPS]
@@ -129,7 +129,7 @@ def test_a_stopped_training_shows_its_progress(
     seen = []
     for checks in range(3, 400, 3):
         with pytest.raises(Interrupted):
-            advance(config, root, "train.train", stop=AfterChecks(checks))
+            advance(config, root, "train.train", stop=StopAfterChecks(checks))
         if not journal.exists():
             continue
         _, report, html = made(config, root)

@@ -51,7 +51,7 @@ def test_an_estimate_is_close_to_what_is_written(
     every = [step.name for step in STEPS]
     needs = estimate_steps(config, RunSizes(corpus, text, model), every)
     for step in ("download.model", "decompress.chunks", "train.train"):
-        written = disk_estimate._folder_bytes(find(config, finished, step).work.folder)
+        written = disk_estimate.folder_bytes(find(config, finished, step).work.folder)
         assert 0.2 * written < needs[step].bytes < 5 * written, step
     folder = find(config, finished, "tokenize.shards").work.folder
     files = sum(1 for _ in folder.rglob("*"))
