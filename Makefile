@@ -4,7 +4,7 @@
 ##  DATASET  an id (pipeline/conf/datasets/), or the path of a YAML file
 ##  MODEL    an id (pipeline/conf/models/), a local folder, or a hub repository
 ##  RECIPE   an id (pipeline/conf/recipes/), or the path of a YAML file
-##  PROFILE  a site (slurm/profiles/), or the path of a YAML file; default: the profile of this cluster
+##  PROFILE  a site (slurm/profiles/) or a YAML file; local: run here; default: this cluster's own
 ##  NAME     the name of the run
 ##  NAMES    the runs to compare, e.g. NAMES="nih try2"
 ##  FILE     a local copy of the corpus, file or folder

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipeline.core.errors import UserError
 from pipeline.core.receipt import hash_json
@@ -24,6 +24,7 @@ from pipeline.tokenize.stage import TokenizeConfig
 from pipeline.train.stage import TrainConfig
 
 MODEL, RECIPE = "opt-125m", "lora-8bit"  # defaults where the data set names none
+MAX_NAME_BYTES = 200  # of a run's name
 MAX_NAME_CHARS = 80  # of a name that is made up
 
 
@@ -59,14 +60,6 @@ class Config(Section):
     tokenize: TokenizeConfig = TokenizeConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-
-    @model_validator(mode="after")
-    def _name_is_a_folder(self) -> Config:
-        if not self.name or self.name.startswith(".") or re.search(r"[/\0\n]", self.name):
-            raise ValueError(f"the run name {self.name!r} cannot be a folder's name")
-        if len(self.name.encode()) > 200:
-            raise ValueError(f"the run name {self.name[:20]!r}… is longer than 200 bytes")
-        return self
 
 
 ALL_SECTIONS = tuple(n for n in Config.model_fields if n not in ("name", "recipe", "request"))
@@ -107,6 +100,7 @@ def resolve(
         "dataset": data.model_dump(),
         "model": find_model(model_name).model_dump(),
     }
+    check_run_name(plain["name"])
     base: Config = build(Config, plain, f"recipe {recipe_name}")
     config: Config = build(Config, merge(plain, changes), "ARGS") if changes else base
     if config.model.context:
@@ -127,6 +121,17 @@ def resolve(
     differs += [Path(recipe_name).stem] if recipe_name != (data.recipe or RECIPE) else []
     differs += [f"{k}={_plain(new)}" for k, (_, new) in sorted(differences(base, config).items())]
     return config.model_copy(update={"name": _run_name(data.id, differs), "request": request})
+
+
+def check_run_name(name: str) -> None:
+    """Raise `UserError` if a folder cannot have this name."""
+    if not name or name.startswith(".") or re.search(r"[/\0\n]", name):
+        raise UserError(
+            f"NAME={name!r} cannot be a folder's name",
+            "use no / and no line break, and no dot at the start",
+        )
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise UserError(f"NAME={name[:20]}… is longer than {MAX_NAME_BYTES} bytes", "shorten it")
 
 
 def _requested(kind: Kind, name: str | None) -> str | dict[str, Any] | None:

@@ -393,6 +393,22 @@ def test_what_was_typed_stands_above_the_configuration(
     assert begun_by(run) == ""
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("train.length=64", "the setting train.length is now called train.sequence_length"),
+        ("train.lenght=64", "unknown setting train.lenght; did you mean train.sequence_length?"),
+        (
+            "train.dropout=0.1",
+            "is now called train.lora_dropout (of the adapters), or train.model_",
+        ),
+        ("train.lrr=1", "unknown setting train.lrr; did you mean train.lr?"),
+    ],
+)
+def test_a_former_name_is_refused_with_the_present_one(word: str, message: str) -> None:
+    assert message in refused(word)
+
+
 def test_every_mistake_is_told_and_not_only_the_first() -> None:
     told = refused("train.lrr=1", "train.batch_size=many", "decompres.level=1")
     for name in ("train.lrr", "train.batch_size", "decompres"):
@@ -401,7 +417,9 @@ def test_every_mistake_is_told_and_not_only_the_first() -> None:
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "two\nlines", "nul\0", "x" * 201])
 def test_a_name_that_cannot_be_a_folder_is_refused(name: str) -> None:
-    assert "the run name" in refusal("nih", name=name)
+    message = refusal("nih", name=name)
+    assert message.startswith("NAME=")
+    assert "cannot be a folder's name" in message or "is longer than 200 bytes" in message
 
 
 @pytest.mark.parametrize("name", ["try2", "it's é $x", "a+b=c", "x" * 200])

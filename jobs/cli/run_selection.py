@@ -20,7 +20,7 @@ from jobs.planning.queue import Queue, read_queue
 from pipeline.config import Config, resolve
 from pipeline.core.errors import InputError, UserError
 from pipeline.core.registry import find_dataset, ids
-from pipeline.core.settings import read_yaml
+from pipeline.core.settings import nearest, read_yaml
 from pipeline.saved_config import COMMAND, continue_run, load_config
 
 
@@ -126,7 +126,9 @@ class Selection:
                 found = [path for path in found if _dataset_of(path) == wanted]
         if not found or not found[-1].exists():
             what = f"run {name!r}" if name else f"run of {self.dataset}" if self.dataset else "run"
-            raise UserError(f"there is no {what} in {runs}", "start one: make pipeline DATASET=…")
+            names = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
+            hint = nearest(name, names) if name and names else "start one: make pipeline DATASET=…"
+            raise UserError(f"there is no {what} in {runs}", hint)
         return load_config(found[-1])
 
 

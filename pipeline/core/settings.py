@@ -238,13 +238,16 @@ def _explain(model: type[BaseModel], error: Any) -> tuple[str, str]:
     fields, section = _locate(model, error["loc"])
     if error["type"] == "extra_forbidden":
         name = str(error["loc"][-1])
-        renamed = _renamed(".".join([*fields, name]))
-        if renamed:
-            return f"the setting {'.'.join([*fields, name])} is now called ", renamed
+        prefix = "".join(f"{field}." for field in fields)
+        former = _former_names(prefix)
+        if name in former:
+            return f"the setting {prefix}{name} is now called ", former[name]
         others = [
             f"{word}.{name}" for word, inner in _sections(model) if name in inner.model_fields
         ]
-        prefix = "".join(f"{field}." for field in fields)
+        close = difflib.get_close_matches(name, [*section.model_fields, *former], n=1, cutoff=0.5)
+        if prefix and close and close[0] in former:
+            others.append(former[close[0]])
         hint = nearest(name, sorted(section.model_fields), prefix)
         hint = f"did you mean {' or '.join(others)}?" if others else hint
         return f"unknown setting {prefix}{name}; ", hint
@@ -259,10 +262,10 @@ def _explain(model: type[BaseModel], error: Any) -> tuple[str, str]:
     return f"{place} = {error['input']!r}: ", rule
 
 
-def _renamed(path: str) -> str:
-    """The present name of a setting that had another one in an earlier release, else ""."""
-    former: dict[str, str] = read_yaml(FORMER_NAMES)
-    return former.get(path, "")
+def _former_names(prefix: str) -> dict[str, str]:
+    """The names that settings of a section had in an earlier release, each with the present one."""
+    table: dict[str, str] = read_yaml(FORMER_NAMES)
+    return {old.removeprefix(prefix): new for old, new in table.items() if old.startswith(prefix)}
 
 
 def _sections(model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
