@@ -15,7 +15,15 @@ from pydantic import Field
 from pipeline.core.errors import UserError
 from pipeline.core.receipt import hash_json
 from pipeline.core.redaction import redact
-from pipeline.core.registry import BaseModel, Dataset, Kind, entry, find_dataset, find_model
+from pipeline.core.registry import (
+    OWN_FILE_SUFFIXES,
+    BaseModel,
+    Dataset,
+    Kind,
+    entry,
+    find_dataset,
+    find_model,
+)
 from pipeline.core.settings import Section, build, merge, parse_overrides
 from pipeline.decompress.stage import DecompressConfig
 from pipeline.download.stage import DownloadConfig
@@ -136,7 +144,7 @@ def check_run_name(name: str) -> None:
 
 def _requested(kind: Kind, name: str | None) -> str | dict[str, Any] | None:
     """A registered name as it is; the content in place of the user's own file, which may change."""
-    own_file = name is not None and Path(name).suffix in (".yaml", ".yml")
+    own_file = name is not None and Path(name).suffix in OWN_FILE_SUFFIXES
     return entry(kind, name) if name is not None and own_file else name
 
 
@@ -146,9 +154,9 @@ def _plain(value: Any) -> str:
 
 
 def _run_name(dataset: str, differs: list[str]) -> str:
-    told = [redact(word) for word in differs]
-    name = "+".join([dataset, *(re.sub(r"[/:%\\\s]+", "_", word) for word in told)])
-    if len(name) <= MAX_NAME_CHARS and told == differs:
+    shown = [redact(word) for word in differs]
+    name = "+".join([dataset, *(re.sub(r"[/:%\\\s]+", "_", word) for word in shown)])
+    if len(name) <= MAX_NAME_CHARS and shown == differs:
         return name
     return f"{name[: MAX_NAME_CHARS - 9]}-{hash_json(differs)[:8]}"
 

@@ -10,7 +10,7 @@ import contextlib
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -19,7 +19,8 @@ from pipeline.core.atomic_io import write_text
 from pipeline.core.errors import UserError
 from pipeline.core.receipt import is_of_01
 from pipeline.core.redaction import redact
-from pipeline.core.settings import Section, build, read_yaml
+from pipeline.core.registry import SOURCE_FIELDS
+from pipeline.core.settings import Section, build, neutral_values, read_yaml
 
 FORMAT = 2  # of config.yaml; the files of 0.1 do not name it
 MAX_DIFFERENCES = 8  # that a message lists
@@ -28,7 +29,7 @@ COMMAND = "make pipeline "
 
 
 def continue_run(config: Config, root: Path) -> tuple[Config, dict[str, tuple[Any, Any]]]:
-    """The configuration to go on with, if a run began with the same request.
+    """The configuration to continue with, if a run began with the same request.
 
     Args:
         config: What the request means under this release.
@@ -36,71 +37,84 @@ def continue_run(config: Config, root: Path) -> tuple[Config, dict[str, tuple[An
 
     Returns:
         The run's saved configuration, with the settings that cannot change results as they are in
-        `config`; and the defaults that have changed since: dotted name → (saved, now). `config`
-        itself and nothing if there is no such run.
+        `config`; and the defaults that have changed since: dotted name → (saved, now). If there is
+        no such run, `config` itself and an empty dict.
 
     Raises:
-        UserError: The run was begun by Gristmill 0.1.
+        UserError: The run's file cannot be read, is of Gristmill 0.1, or does not fit the settings
+            that were given now.
     """
     own = root / "runs" / config.name / "config.yaml"
-    if own.exists():
-        saved = load_config(own)
-        return _continued(saved, config) if _same(saved, config) else (config, {})
+    if own.exists() and _same(saved := load_config(own), config):
+        return _continued(saved, config, own)
     for path in () if config.request.named else _unnamed(root):
-        with contextlib.suppress(UserError):  # a run that cannot be read is not the one
+        with contextlib.suppress(UserError):  # a run that cannot be read is another one
             if _same(saved := load_config(path), config):
-                return _continued(saved, config)
+                return _continued(saved, config, path)
     return config, {}
 
 
-def _continued(saved: Config, new: Config) -> tuple[Config, dict[str, tuple[Any, Any]]]:
-    fields = {name: _updated(getattr(saved, name), getattr(new, name)) for name in ALL_SECTIONS}
-    if saved.dataset.content == new.dataset.content:
-        fields["dataset"] = fields["dataset"].model_copy(update={"urls": new.dataset.urls})
-    return saved.model_copy(update=fields), differences(saved, new)
+def _continued(saved: Config, new: Config, path: Path) -> tuple[Config, dict[str, tuple[Any, Any]]]:
+    content, now = saved.model_dump(), new.model_dump()
+    for section in ALL_SECTIONS:
+        replaced = _section(section).not_hashed_fields() - {"size"}
+        if section == "dataset" and saved.dataset.content == new.dataset.content:
+            replaced |= {"size", *SOURCE_FIELDS}  # the same corpus, perhaps from another mirror
+        content[section] |= {name: now[section][name] for name in replaced}
+    continued: Config = build(Config, content, str(path))
+    return continued, differences(continued, new)
 
 
 def _unnamed(root: Path) -> Iterator[Path]:
     """The files of runs whose name was made up; a default that changed may change that name."""
     for path in sorted((root / "runs").glob("*/config.yaml")):
         with contextlib.suppress(OSError, ValueError):
-            text = path.read_text(encoding="utf-8")
-            if "\n  named: false\n" in text and f"\nformat: {FORMAT}\n" in f"\n{text}":
+            if "\n  named: false\n" in path.read_text(encoding="utf-8"):
                 yield path
 
 
 def _same(saved: Config, new: Config) -> bool:
-    """Whether two configurations were asked for by the same request.
+    """Whether two configurations come from the same request.
 
-    Another FILE is another corpus, unless its hash is known to be the same.
+    Another FILE or URL is another corpus, unless its hash says that it is the same.
     """
     one, other = saved.request, new.request
-    same_corpus = one.file == other.file or saved.dataset.content == new.dataset.content
+    same_source = (one.file, _sources(one)) == (other.file, _sources(other))
+    same_corpus = same_source or saved.dataset.content == new.dataset.content
     return same_corpus and _deciding(one) == _deciding(other)
 
 
+def _sources(request: Request) -> dict[str, Any]:
+    given = request.dataset if isinstance(request.dataset, dict) else {}
+    return {name: value for name, value in given.items() if name in SOURCE_FIELDS}
+
+
 def _deciding(request: Request) -> dict[str, Any]:
-    """A request as plain data, without the settings that cannot change results."""
-    plain = request.model_dump(mode="json", exclude={"file"})
-    plain["settings"] = {
-        section: {
-            name: value
-            for name, value in values.items()
-            if name in _hashed(Config.model_fields[section].annotation)
-        }
-        for section, values in plain["settings"].items()
-    }
-    return plain | {"settings": {k: v for k, v in plain["settings"].items() if v}}
+    """A request as plain data, without its sources and settings that cannot change results."""
+    plain = request.model_dump(mode="json", exclude={"file", "named"})
+    for name in ("dataset", "model"):
+        if isinstance(plain[name], dict):
+            plain[name] = _hashed(name, plain[name])
+    for name in ("recipe", "settings"):
+        if isinstance(plain[name], dict):
+            sections = {
+                section: _hashed(section, values) if section in ALL_SECTIONS else values
+                for section, values in plain[name].items()
+            }
+            plain[name] = {section: values for section, values in sections.items() if values}
+    return plain
 
 
-def _hashed(section: Any) -> set[str]:
-    left_out = section.not_hashed_fields()
-    return {name for name in section.model_fields if name not in left_out}
+def _hashed(section: str, values: dict[str, Any]) -> dict[str, Any]:
+    left_out = _section(section).not_hashed_fields()
+    if section == "dataset":
+        left_out |= set(SOURCE_FIELDS)
+    return {name: value for name, value in values.items() if name not in left_out}
 
 
-def _updated(saved: Section, new: Section) -> Section:
-    """A saved section, with the fields that cannot change results as they are in the new one."""
-    return saved.model_copy(update={n: getattr(new, n) for n in type(new).not_hashed_fields()})
+def _section(name: str) -> type[Section]:
+    section: Any = Config.model_fields[name].annotation
+    return cast("type[Section]", section)
 
 
 def check_name(config: Config, root: Path) -> Path:
@@ -113,7 +127,9 @@ def check_name(config: Config, root: Path) -> Path:
     path = root / "runs" / config.name / "config.yaml"
     changed = sorted(differences(load_config(path), config).items()) if path.exists() else []
     if changed:
-        listed = [f"{k}: {old!r} there, {new!r} now" for k, (old, new) in changed[:MAX_DIFFERENCES]]
+        listed = [
+            f"{k}: {old!r} in the run, {new!r} now" for k, (old, new) in changed[:MAX_DIFFERENCES]
+        ]
         more = [f"{len(changed) - MAX_DIFFERENCES} more"] * (len(changed) > MAX_DIFFERENCES)
         raise UserError(
             f"run {config.name!r} exists with another configuration "
@@ -131,8 +147,8 @@ def _refuse_01(folder: Path) -> None:
         if unit and is_of_01(unit):
             raise UserError(
                 f"{step} was made by Gristmill 0.1, whose results this version cannot use",
-                f"choose another RUNS, or remove them: rm -r {shlex.quote(str(folder))} (a corpus "
-                "in raw-…/corpus can be kept elsewhere and given with FILE=)",
+                f"choose another RUNS, or remove them: rm -r {shlex.quote(str(folder))} (to keep "
+                "the corpus, move it out of raw-…/corpus first and pass it as FILE=)",
             )
 
 
@@ -149,6 +165,8 @@ def save_config(config: Config, root: Path, command: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     safe = command if command.isprintable() and redact(command) == command else ""
     line = safe or begun_by(path.parent)
+    if path.exists():  # the first request counts: it is the one that is typed again
+        config = config.model_copy(update={"request": load_config(path).request})
     content = {"format": FORMAT, **config.model_dump(mode="json")}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_text(path, f"{COMMENT}{line}\n{text}" if line else text)
@@ -177,10 +195,19 @@ def load_config(path: Path) -> Config:
         UserError: It cannot be read, or is of Gristmill 0.1.
     """
     content = read_yaml(path)
-    if content.pop("format", None) != FORMAT:
+    if "format" not in content:
         raise UserError(
             f"{path} was written by Gristmill 0.1, whose runs this version cannot continue",
             "finish the run with 0.1, or start over under another NAME or RUNS",
         )
+    if (version := content.pop("format")) != FORMAT:
+        raise UserError(
+            f"{path} has format {version}, and this version of Gristmill reads format {FORMAT}",
+            "continue the run with the version that began it",
+        )
+    for section in ALL_SECTIONS:  # a setting that the file lacks was introduced after it
+        values = content.get(section) or {}
+        if isinstance(values, dict):
+            content[section] = neutral_values(_section(section)) | values
     config: Config = build(Config, content, str(path))
     return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import typing
 from collections.abc import Callable, Iterator
@@ -511,9 +512,9 @@ def test_a_name_that_stands_for_another_configuration_is_refused(tmp_path: Path)
     with pytest.raises(UserError, match="run 'try' exists with another configuration") as caught:
         save_config(other, tmp_path)
     told = str(caught.value)
-    assert "train.lr: 0.0002 there, 1.0 now" in told
-    assert "train.unquantized_modules: [] there, ['x'] now" in told
-    assert "model.id: 'opt-125m' there, 'gpt2' now" in told
+    assert "train.lr: 0.0002 in the run, 1.0 now" in told
+    assert "train.unquantized_modules: [] in the run, ['x'] now" in told
+    assert "model.id: 'opt-125m' in the run, 'gpt2' now" in told
     assert told.endswith(f"choose another NAME, or start over: rm -r {tmp_path / 'runs' / 'try'}")
     assert "train.seed" not in told
     assert load_config(tmp_path / "runs" / "try" / "config.yaml").train.lr == 2e-4, (
@@ -581,6 +582,64 @@ def test_a_new_default_model_does_not_rename_a_run_that_has_begun(
     monkeypatch.setattr("pipeline.config.MODEL", "gpt2")
     assert resolve("nih", "opt-125m").name == "nih+opt-125m"
     assert asked(tmp_path, model="opt-125m")[0].name == "nih"
+
+
+def test_a_name_that_is_taken_does_not_hide_the_run_that_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_config(resolve("nih"), tmp_path)
+    save_config(resolve("nih", "gpt2"), tmp_path)
+    monkeypatch.setattr("pipeline.config.MODEL", "gpt2")
+    assert resolve("nih", "gpt2").name == "nih", "the name of the other run"
+    assert asked(tmp_path, model="gpt2")[0].name == "nih+gpt2"
+
+
+def test_the_first_request_counts(tmp_path: Path) -> None:
+    begun = resolve("nih", name="nih")
+    path = save_config(begun, tmp_path)
+    for more in ({}, {"model": "opt-125m"}, {"overrides": ["train.seed=0"]}):
+        save_config(continue_run(resolve("nih", **more), tmp_path)[0], tmp_path)
+        assert load_config(path).request == begun.request
+
+
+def test_a_setting_that_the_file_lacks_has_its_neutral_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_config(resolve("nih", name="try"), tmp_path)
+    path.write_text(re.sub(r"^  spike_factor: .*\n", "", path.read_text(), flags=re.MULTILINE))
+    facts = TrainConfig.model_fields["spike_factor"].json_schema_extra
+    assert isinstance(facts, dict)
+    monkeypatch.setitem(facts, "neutral", 7.0)
+    assert load_config(path).train.spike_factor == 7.0
+
+
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
+    path = save_config(resolve("nih", name="try"), tmp_path)
+    path.write_text(path.read_text().replace("format: 2", "format: 3"))
+    with pytest.raises(UserError, match="has format 3, and this version of Gristmill reads form"):
+        load_config(path)
+
+
+def test_settings_that_do_not_fit_the_run_are_refused_and_not_saved(tmp_path: Path) -> None:
+    words = ["train.precision=fp32"]
+    path = save_config(resolve("nih", overrides=words), tmp_path)
+    before = path.read_text()
+    with pytest.raises(UserError, match="flash computes in bf16 or fp16 only"):
+        asked(tmp_path, *words, "train.attention=flash")
+    assert path.read_text() == before
+
+
+def test_what_decides_nothing_in_a_file_of_one_s_own_may_change(tmp_path: Path) -> None:
+    data = tmp_path / "mine.yaml"
+    data.write_text("urls: [https://localhost/mine.jsonl]\nlicence: unknown\n")
+    save_config(resolve(str(data)), tmp_path)
+    data.write_text("urls: [https://localhost/mine.jsonl]\nlicence: CC0\n")
+    new = resolve(str(data)).model_copy(update={"train": TrainConfig(lr=1.0)})
+    config, changed = continue_run(new, tmp_path)
+    assert (config.dataset.licence, list(changed)) == ("CC0", ["train.lr"])
+    data.write_text("urls: [https://localhost/other.jsonl]\nlicence: CC0\n")
+    other = resolve(str(data))
+    assert continue_run(other, tmp_path) == (other, {})
 
 
 def test_another_file_is_another_corpus_unless_its_hash_is_known(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pipeline import dag
 from pipeline.config import ALL_SECTIONS, Config, resolve
 from pipeline.core.settings import Section, hashed, neutral_values
 
-GOLDEN = Path(__file__).with_name("golden_keys.json")
+GOLDEN = Path(__file__).with_name("golden") / "keys.json"
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "nih": {"dataset": "nih"},
     "nih, another learning rate": {"dataset": "nih", "overrides": ["train.lr=3e-4"]},
@@ -38,6 +38,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "dataset": "nih-exporter",
         "overrides": ["dataset.years=2020-2022"],
     },
+    "nih, as CSV": {"dataset": "nih", "overrides": ["dataset.form=csv"]},
+    "nih, split by a field": {"dataset": "nih", "overrides": ["dataset.split_by=meta.id"]},
     "demo": {"dataset": "demo", "model": "smollm2-135m", "recipe": "demo"},
     "original": {"dataset": "nih", "recipe": "original"},
     "a hub model": {"dataset": "nih", "model": "owner/name@v1"},

@@ -319,14 +319,14 @@ def test_a_root_that_may_not_be_written_is_told(tmp_path: Path, run: Run) -> Non
     root = tmp_path / "root"
     root.mkdir(mode=0o555)
     line = refused(run("submit", root, before=unprivileged()), 2)
-    assert f"{root} may not be written to by you (it belongs to " in line
+    assert f"you have no permission to write to {root} (it belongs to " in line
     assert "mode 0555" in line
     assert "RUNS=" in line
     line = refused(run("submit", root / "below" / "it", before=unprivileged()), 2)
-    assert f"{root} may not be written to by you" in line
+    assert f"you have no permission to write to {root}" in line
     root.chmod(0o000)
     line = refused(run("submit", root / "below", before=unprivileged()), 2)
-    assert f"{root} may not be entered by you" in line
+    assert f"you have no permission to enter {root}" in line
 
 
 @pytest.mark.slow
@@ -340,14 +340,16 @@ def test_a_run_of_another_user_is_told_and_a_right_cures_it(
     folder = undo("tokenize.seal", root, config)
     os.chown(folder, 12345, -1)
     line = refused(run("submit", root, before=unprivileged()), 2)
-    assert f"{folder} may not be written to by you (it belongs to user 12345, mode 0755)" in line
+    assert (
+        f"you have no permission to write to {folder} (it belongs to user 12345, mode 0755)" in line
+    )
     assert "tokenize.seal-0.log" in line
     os.chown(folder, 0, -1)
     assert run("submit", root, before=unprivileged()).returncode == 0
     assert digests(root, config) == digests(finished, config)
     os.chown(root / "runs" / "small", 12345, -1)
     line = refused(run("submit", root, before=unprivileged()), 2)
-    assert f"{root / 'runs' / 'small'} may not be written to by you" in line
+    assert f"you have no permission to write to {root / 'runs' / 'small'}" in line
     assert "NAME=" in line
 
 

@@ -1,10 +1,11 @@
 """A run that an older commit began continues under this one, and nothing is done again.
 
-The older commit is the first one with stable recipe keys, checked out into a worktree.
+The older commit is the first one with stable recipe keys, unpacked into a folder.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 from tests.helpers.runs import SMALL, refused
 
 ROOT = Path(__file__).resolve().parents[1]
-SINCE = "tests/golden_keys.json"  # keys are stable since the commit that added it
+SINCE = "tests/golden/keys.json"  # keys are stable since the commit that added it
 PATIENCE_SECONDS = 200
 
 pytestmark = pytest.mark.slow
@@ -34,8 +35,8 @@ def git(*words: str) -> str:
 @pytest.fixture(scope="module")
 def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source tree of the older commit."""
-    commit = git("log", "--diff-filter=A", "--format=%H", "--", SINCE).partition("\n")[0]
-    if not commit:
+    commit = git("log", "--diff-filter=A", "--format=%H", "--", SINCE).rpartition("\n")[2]
+    if not commit or git("rev-parse", "--is-shallow-repository") == "true":
         pytest.skip("the history that holds the older commit is not here")
     tree = tmp_path_factory.mktemp("older") / "tree"
     tree.mkdir()
@@ -116,7 +117,13 @@ def test_a_half_trained_run_continues_at_its_checkpoint(
     kept = {path for path in before if "/step-" not in str(path)}
     assert {path: after[path] for path in kept} == {path: before[path] for path in kept}
     (continued,) = (path.read_text() for path in tmp_path.glob("runs/*/train-*/metrics.jsonl"))
-    assert continued.startswith(rows[: rows.rfind("\n")]), "no step before the stop is repeated"
+    assert continued.startswith(rows[: rows.rfind("\n")])
+    saved = max(int(path.parent.name[-8:]) for path in before if "/step-" in str(path))
+    steps = [
+        row["step"] for row in map(json.loads, continued.splitlines()) if row["kind"] == "step"
+    ]
+    assert sorted(set(steps)) == list(range(1, 41))
+    assert len([step for step in steps if step <= saved]) == saved, "no saved step is repeated"
 
 
 def test_results_of_0_1_are_refused_in_one_line(

@@ -104,7 +104,7 @@ def check_disk(
     if not estimate.fits:
         raise UserError(
             estimate.summary(),
-            "Free some space, choose another place with RUNS=…, or start anyway with ARGS=--force",
+            "Free some space, choose another folder with RUNS=…, or start anyway with ARGS=--force",
         )
     return estimate
 

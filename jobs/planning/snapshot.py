@@ -56,7 +56,7 @@ def take(run: Path) -> Path:
                 target = temporary / path.relative_to(source)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
-        write_text(temporary / provenance.STAMP, provenance.code_version())
+        write_text(temporary / provenance.VERSION_FILE, provenance.code_version())
         os.rename(temporary, final)
     except OSError:
         if not final.is_dir():  # another process has created the same snapshot

@@ -19,13 +19,13 @@ from pipeline.core.disk import existing_folder, free_space, size
 from pipeline.core.errors import Failure, InputError, UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-SAID = {
+ERROR_PATTERNS = {
     # Rust's, and numpy's that does not give the number
     r"\(os error 28\)|No space left on device|\d+ requested and \d+ written": errno.ENOSPC,
     r"\(os error 122\)|Disk quota exceeded": errno.EDQUOT,
     r"\(os error 27\)": errno.EFBIG,
 }
-AGAIN = "then run the same command again: it goes on where it was"
+RESUME_HINT = "then run the same command again: it resumes where it stopped"
 OURS = ("pipeline", "jobs")
 
 
@@ -49,10 +49,10 @@ def translate(error: Exception, place: Path) -> Failure | None:
     if error.errno == errno.EROFS:
         return UserError(
             f"{shown(path)} is on a file system that is mounted read-only",
-            f"have it mounted for writing, or choose another place with RUNS=…, {AGAIN}",
+            f"have it mounted for writing, or choose another folder with RUNS=…, {RESUME_HINT}",
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return UserError(f"{said} ({path})", "choose another place with RUNS=…")
+        return UserError(f"{said} ({path})", "choose another folder with RUNS=…")
     return InputError(f"{said} ({path})", "Run the same command again: finished work stays")
 
 
@@ -83,19 +83,22 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno:
         return error.errno
-    return next((number for said, number in SAID.items() if re.search(said, str(error))), None)
+    return next(
+        (number for pattern, number in ERROR_PATTERNS.items() if re.search(pattern, str(error))),
+        None,
+    )
 
 
 def _full(number: int | None, folder: Path) -> UserError:
     place, said = shown(folder), os.strerror(number or errno.ENOSPC)
     if number == errno.EDQUOT:
         what = f"your quota for {place} is used up ({said})"
-        return UserError(what, f"Make room, or choose another place with RUNS=…, {AGAIN}")
+        return UserError(what, f"Make room, or choose another folder with RUNS=…, {RESUME_HINT}")
     if number == errno.EFBIG:
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         of = f" of {size(limit)}" if limit != resource.RLIM_INFINITY else ""
         what = f"a file in {place} reached the limit{of} on the size of files ({said})"
-        return UserError(what, f"Raise it with ulimit -f unlimited, {AGAIN}")
+        return UserError(what, f"Raise it with ulimit -f unlimited, {RESUME_HINT}")
     try:
         free = free_space(folder)
     except OSError:
@@ -104,9 +107,11 @@ def _full(number: int | None, folder: Path) -> UserError:
     if free and free.files == 0:
         though = f", though {left}" if left else ""
         what = f"{place} can hold no more files: no inodes are left{though}"
-        return UserError(what, f"Remove files there, or choose another place with RUNS=…, {AGAIN}")
+        return UserError(
+            what, f"Remove files there, or choose another folder with RUNS=…, {RESUME_HINT}"
+        )
     what = f"{place} is full ({said}" + (f", {left} left)" if left else ")")
-    return UserError(what, f"Make room, or choose another place with RUNS=…, {AGAIN}")
+    return UserError(what, f"Make room, or choose another folder with RUNS=…, {RESUME_HINT}")
 
 
 def _denied(path: Path, said: str) -> UserError:
@@ -114,18 +119,18 @@ def _denied(path: Path, said: str) -> UserError:
     for folder in reversed(path.parents):
         if os.path.isdir(folder) and not os.access(folder, os.X_OK):
             return UserError(
-                f"{folder} may not be entered by you ({_owner(folder)})",
-                f"ask its owner for chmod +rx, or choose another path, {AGAIN}",
+                f"you have no permission to enter {folder} ({_owner(folder)})",
+                f"ask its owner for chmod +rx, or choose another path, {RESUME_HINT}",
             )
     if os.path.exists(path) and not os.access(path, os.R_OK):
         return UserError(
-            f"{path} may not be read by you ({_owner(path)})",
-            f"ask its owner for chmod +r, or choose another one, {AGAIN}",
+            f"you have no permission to read {path} ({_owner(path)})",
+            f"ask its owner for chmod +r, or choose another one, {RESUME_HINT}",
         )
     folder = shown(path)
     return UserError(
-        f"{folder} may not be written to by you ({_owner(folder)}): {said}",
-        f"choose another place with RUNS=…, or in it another NAME=, {AGAIN}",
+        f"you have no permission to write to {folder} ({_owner(folder)}): {said}",
+        f"choose another folder with RUNS=…, or another NAME=, {RESUME_HINT}",
     )
 
 

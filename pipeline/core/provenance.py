@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TOP = Path(__file__).resolve().parents[2]
-STAMP = "VERSION"
+VERSION_FILE = "VERSION"
 PACKAGES = (
     *("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors"),
     *("numpy", "pyarrow", "zstandard", "xxhash", "datasketch"),
@@ -23,11 +23,11 @@ def code_version() -> str:
     """The commit of the source tree, with a hash of uncommitted changes; else the version.
 
     Only a repository whose top is ours counts: an installed copy may be inside another one. The
-    snapshot of a plan keeps it in the file `STAMP`.
+    snapshot of a plan keeps it in the file `VERSION_FILE`.
     """
-    stamp = TOP / STAMP
-    if stamp.is_file():
-        return stamp.read_text(encoding="utf-8").strip()
+    version_file = TOP / VERSION_FILE
+    if version_file.is_file():
+        return version_file.read_text(encoding="utf-8").strip()
     if (TOP / ".git").exists():
         commit = _git("rev-parse", "--short=12", "HEAD")
         if commit:

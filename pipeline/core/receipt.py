@@ -176,8 +176,5 @@ def is_of_01(unit: Path) -> bool:
         raw = json.loads((unit / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return (
-        isinstance(raw, dict)
-        and {"unit", "key", "outputs"} <= raw.keys() - {"format"}
-        and ("format" not in raw)
-    )
+    is_receipt = isinstance(raw, dict) and {"unit", "key", "outputs"} <= raw.keys()
+    return is_receipt and "format" not in raw

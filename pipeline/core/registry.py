@@ -19,6 +19,8 @@ HEADS = {"lm_head", "embed_out"}  # may share their weight, which then has anoth
 # OPT's embedding of positions is given a mask, not ids, and an adapter would take that for ids
 UNFIT = {"embed_positions"}
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions")
+OWN_FILE_SUFFIXES = (".yaml", ".yml")
+SOURCE_FIELDS = ("urls", "years", "sha256", "revision", "subset", "split", "max_bytes")
 SHA256 = r"^[0-9a-f]{64}$"
 YEARS = r"^[0-9]{4}(-[0-9]{4})?$"
 
@@ -107,14 +109,14 @@ class Dataset(Section):
     def identity_fields(self) -> dict[str, Any]:
         """As for any section, with the content in place of where it comes from."""
         fields = super().identity_fields().items()
-        return {k: v for k, v in fields if k not in _SOURCE} | {"content": self.content}
+        return {k: v for k, v in fields if k not in SOURCE_FIELDS} | {"content": self.content}
 
     @property
     def content(self) -> dict[str, Any]:
         """What identifies the corpus: its hash if known, else where it comes from."""
         if self.sha256:
             return {"sha256": self.sha256}
-        return _not_neutral(self, _SOURCE)
+        return _not_neutral(self, SOURCE_FIELDS)
 
 
 class BaseModel(Section):
@@ -152,9 +154,6 @@ class BaseModel(Section):
         return _not_neutral(self, ("repo", "revision", "path", "package", "gguf"))
 
 
-_SOURCE = ("urls", "years", "sha256", "revision", "subset", "split", "max_bytes")
-
-
 def _not_neutral(section: Section, names: tuple[str, ...]) -> dict[str, Any]:
     found = {name: section.identity(name) for name in names}
     return {name: value for name, value in found.items() if value is not NEUTRAL}
@@ -171,7 +170,7 @@ def ids(kind: Kind) -> list[str]:
 def entry(kind: Kind, name: str) -> dict[str, Any]:
     """The values of a registered name, or of a YAML file given by path."""
     path = Path(name).expanduser()
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in OWN_FILE_SUFFIXES:
         if not path.is_file():
             raise UserError(f"there is no file {path}")
         return {"id": path.stem, **read_yaml(path)}
@@ -206,12 +205,12 @@ def find_model(name: str) -> BaseModel:
             "context": _context(path),
             "modules": _modules(path),
         }
-    elif name.startswith(("/", ".", "~")) and path.suffix != ".yaml":
+    elif name.startswith(("/", ".", "~")) and path.suffix not in OWN_FILE_SUFFIXES:
         raise UserError(f"MODEL={name}: there is no such folder with a config.json")
     elif (
         name not in ids("models")
         and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name)
-        and path.suffix != ".yaml"
+        and path.suffix not in OWN_FILE_SUFFIXES
     ):
         repo, _, revision = name.partition("@")
         values = {"id": repo.replace("/", "--"), "repo": repo, "revision": revision or "main"}
@@ -224,10 +223,10 @@ def find_model(name: str) -> BaseModel:
 def _context(folder: Path) -> int | None:
     """The context of a local model in tokens, from its config.json."""
     try:
-        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    found = (said.get(name) for name in CONTEXT_NAMES) if isinstance(said, dict) else ()
+    found = (content.get(n) for n in CONTEXT_NAMES) if isinstance(content, dict) else ()
     return next((value for value in found if isinstance(value, int) and value > 0), None)
 
 
@@ -236,11 +235,13 @@ def _modules(folder: Path) -> list[str]:
     found: set[str] = set()
     for path in folder.glob("model*.safetensors"):
         try:
-            with path.open("rb") as file:  # by the library it would take numpy
+            with path.open("rb") as file:  # the safetensors library would import numpy
                 size = min(int.from_bytes(file.read(8), "little"), HEADER)
                 tensors = json.loads(file.read(size))
             tensors.pop("__metadata__", None)
-            names = [name.split(".") for name, told in tensors.items() if len(told["shape"]) == 2]
+            names = [
+                name.split(".") for name, tensor in tensors.items() if len(tensor["shape"]) == 2
+            ]
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return []
         found |= {name[-2] for name in names if len(name) > 1 and name[-1] == "weight"}

@@ -57,7 +57,7 @@ def hashed(default: Any, *, neutral: Any, table: int = 1, **kwargs: Any) -> Any:
     """A pydantic field that decides results, so it is part of the recipe keys of its steps.
 
     Args:
-        default: The value where nothing is said. A release may change it.
+        default: The value if the user gives none. A release may change it.
         neutral: The value that leaves keys as they were before the field existed, and reproduces
             what was computed then. It is chosen when the field is introduced and never changed.
         table: Version of the table that turns the value `auto` into a number. Raise it with the
@@ -125,6 +125,8 @@ class View:
         self._node, self._declared, self._owner, self._path = node, declared, owner, path
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)  # as copy and pickle expect
         path = f"{self._path}.{name}".lstrip(".")
         value = getattr(self._node, name)
         if isinstance(value, MethodType) and not hasattr(Section, name):
@@ -211,12 +213,12 @@ def build(model: type[M], values: dict[str, Any], where: str) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        told: dict[str, list[str]] = {}
+        broken: dict[str, list[str]] = {}
         for each in error.errors():
             place, rule = _explain(model, each)
-            told.setdefault(place, []).append(rule)
+            broken.setdefault(place, []).append(rule)
         raise UserError(
-            f"{where}: " + "; ".join(place + _either(rules) for place, rules in told.items())
+            f"{where}: " + "; ".join(place + _either(rules) for place, rules in broken.items())
         ) from None
 
 

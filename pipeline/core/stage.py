@@ -116,9 +116,9 @@ class Step:
         name: Unique name, `stage.what`.
         version: Raised only when the bytes it makes change.
         uses: Settings that decide those bytes, as `section.field`.
-        resolved: Settings that decide them only through the `inputs` of items. They are part of the
-            key, so that two runs never share a folder; but where their effect is equal, units made
-            under other values are adopted.
+        resolved: Settings that affect the bytes only through the inputs of items. They are part of
+            the key, so runs with other values use other folders; if the inputs are equal, finished
+            units are adopted instead of computed again.
         reads: Settings it may read that do not decide them; a section stands for all its fields.
         needs: Names of the steps whose output it reads.
         folder: Where its units go below the root, as `…/kind-….`, given the config and the first
@@ -209,7 +209,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Work:
-    """A step placed: its key, its folder, and its inputs once they are there.
+    """A step of one run: its key, its folder, and its inputs once they exist.
 
     `wanted`: items whose units were released and are needed again.
     """

@@ -19,7 +19,7 @@ import msgspec
 
 from pipeline.core.atomic_io import write_text
 from pipeline.core.disk import free_space, size
-from pipeline.core.error_translation import AGAIN, no_room, shown
+from pipeline.core.error_translation import RESUME_HINT, no_room, shown
 from pipeline.core.errors import UserError
 from pipeline.core.redaction import redact
 from pipeline.core.stop import Stop
@@ -198,7 +198,7 @@ def require_free_space(folder: Path, needed: int | None) -> None:
     if needed is not None and free is not None and needed > free:
         raise UserError(
             f"{shown(folder)} has {size(free)} free, {size(needed)} are needed",
-            f"Make room, or choose another place with RUNS=…, {AGAIN}",
+            f"Make room, or choose another folder with RUNS=…, {RESUME_HINT}",
         )
 
 

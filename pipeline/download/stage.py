@@ -21,7 +21,7 @@ from pipeline.download.file_names import corpus_files, local_path
 class DownloadConfig(Section):
     """How the network is used.
 
-    `bandwidth`: at most so many MB a second; None for as many as there are.
+    `bandwidth`: limit in MB per second; None: no limit.
     """
 
     bandwidth: float | None = not_hashed(None, ge=0.05)

@@ -25,7 +25,7 @@ class Scores(TypedDict):
     """What a model scored on a split.
 
     `documents`, `tokens`, `bytes`, `words`: what was scored, of `of_documents` documents in the
-    split. `places`: nats and tokens by position, see `ScoredBatch.by_position`. `context`,
+    split. `by_position`: nats and tokens by position, see `ScoredBatch.by_position`. `context`,
     `stride`: the sliding window, in tokens.
     """
 
@@ -37,7 +37,7 @@ class Scores(TypedDict):
     tokens: int
     bytes: int
     words: int
-    places: list[list[float]]
+    by_position: list[list[float]]
     context: int
     stride: int
     batch_tokens: int

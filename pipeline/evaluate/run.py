@@ -192,7 +192,7 @@ def _score(setup: _Setup, config: RunConfig, ctx: Context) -> tuple[pa.Table, Sc
         "tokens": int(tokens.sum()),
         "bytes": int(size.sum()),
         "words": int(words.sum()),
-        "places": by_position.tolist(),
+        "by_position": by_position.tolist(),
         "context": windows.context,
         "stride": windows.stride,
         "batch_tokens": settings.batch_tokens,

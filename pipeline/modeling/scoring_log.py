@@ -14,8 +14,6 @@ import numpy as np
 from pipeline.modeling.scoring import ScoredBatch
 
 FILE = "batches.jsonl"
-KEYS = ("documents", "nll", "tokens", "places")
-"""Keys of the arrays of a `ScoredBatch` in a line, in order."""
 
 
 class ScoringLog:
@@ -50,7 +48,7 @@ class ScoringLog:
         Raises:
             OSError: The disk is full; the error names the file.
         """
-        row = dict(zip(KEYS, (array.tolist() for array in batch), strict=True))
+        row: dict[str, Any] = {name: array.tolist() for name, array in batch._asdict().items()}
         now = time.monotonic()
         row |= {"batch": self._number, "seconds": round(now - self._started, 3)}
         self._number, self._started = self._number + 1, now
@@ -82,7 +80,7 @@ class ScoringLog:
             row = json.loads(line) if line.endswith(b"\n") else {}
             if row["batch"] != len(self.batches):
                 return False
-            batch = ScoredBatch(*(np.array(row[key]) for key in KEYS))
+            batch = ScoredBatch(*(np.array(row[name]) for name in ScoredBatch._fields))
             self.seconds += row["seconds"]
         except (ValueError, TypeError, KeyError):
             return False

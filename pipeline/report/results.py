@@ -156,7 +156,7 @@ def _by_length(base: Any, tuned: Any, tokens: Any, resamples: int) -> list[dict[
 def _by_position(inputs: Inputs, split: str) -> list[dict[str, Any]]:
     """Perplexity of tokens by the number of tokens before them."""
     receipts = [inputs[f"evaluate.{model}"].receipts[split] for model in MODELS]
-    sums = [np.array(score_facts(receipt)["places"]) for receipt in receipts]
+    sums = [np.array(score_facts(receipt)["by_position"]) for receipt in receipts]
     rows = []
     for bucket, (base, tuned) in enumerate(zip(*sums, strict=True)):
         if base[1] < MIN_GROUP_TOKENS:

@@ -70,7 +70,7 @@ def items(config: RunConfig, inputs: Inputs) -> list[Item]:
         # positions are in the ids of documents without an id, and in the quarantine
         Item(
             chunk,
-            {**read, "chunk": digest, "place": hash_json(files)},
+            {**read, "chunk": digest, "positions": hash_json(files)},
             {"shares": shares, "files": files},
         )
         for chunk, digest, files in _chunks(parts)
@@ -120,7 +120,7 @@ def downstream_inputs(inputs: Inputs) -> dict[str, str]:
     _, receipt = inputs["download.model"].one()
     ends = f"{receipt.facts['prefix_id']} {receipt.facts['end_id']}"
     named = ("tokenize.seal", "download.model")
-    return {"ends": ends, **{name: inputs[name].digest for name in named}}
+    return {"special_tokens": ends, **{name: inputs[name].digest for name in named}}
 
 
 def _folder(config: RunConfig, keys: Mapping[str, str]) -> str:

@@ -88,7 +88,7 @@ class Run:
             "documents": self.documents,
             "of_documents": 4 * self.documents,
             "words": int(words.sum()),
-            "places": [[5000 * (7 - place), 2000 << place] for place in range(7)],
+            "by_position": [[5000 * (7 - place), 2000 << place] for place in range(7)],
             "tokens": int(tokens.sum()),
             "bytes": int(size.sum()),
             "context": 1024,

@@ -161,7 +161,7 @@ def test_a_name_belongs_to_one_configuration(
     save_config(resolve(str(dataset), str(models("opt")), name="x"), root)
     words = (f"--dataset={dataset}", f"--model={models('opt')}", "--name=x", "train.lr=1e-5")
     line = refused(jobs("submit", *words, root=root), 2)
-    assert "train.lr: 0.0002 there, 1e-05 now" in line
+    assert "train.lr: 0.0002 in the run, 1e-05 now" in line
 
 
 def test_plan_and_status_follow_a_run(

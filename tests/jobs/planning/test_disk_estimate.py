@@ -107,7 +107,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_begun(
     assert ", 21 MB and room for " in line
     assert f"are free in {root}: too little for download 600 MB, decompress 713 MB, " in line
     assert line.endswith(
-        "Free some space, choose another place with RUNS=…, or start anyway with ARGS=--force"
+        "Free some space, choose another folder with RUNS=…, or start anyway with ARGS=--force"
     )
     assert not list(root.iterdir())
     assert call("plan").stdout.splitlines()[-1].startswith("  disk: about 2.66 GB in ")
@@ -115,7 +115,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_begun(
     assert begun.returncode == 2
     first, last = begun.stderr.splitlines()
     assert first.startswith("disk: about 2.66 GB in ")
-    told = "MB free, 600 MB are needed. Make room, or choose another place with RUNS=…, then run"
+    told = "MB free, 600 MB are needed. Make room, or choose another folder with RUNS=…, then run"
     assert told in last, "then the download refuses"
     found = os.statvfs(root)
     mount(root, f"remount,size=8g,nr_inodes={found.f_files - found.f_ffree + 9}")
