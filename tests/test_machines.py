@@ -377,7 +377,7 @@ def test_what_may_not_be_read_is_told(
     words = (f"--dataset={mine}", f"--model={model}", f"--profile={site}")
     line = refused(run("submit", root, *words, before=unprivileged()), 2)
     assert str(path) in line
-    assert "may not be " in line or "Permission denied" in line
+    assert "you have no permission to " in line or "Permission denied" in line
     assert "RUNS=" not in line, "the folder for results is not the problem"
     path.chmod(mode)
     assert run("plan", root, *words, before=unprivileged()).returncode == 0
