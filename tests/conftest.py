@@ -24,6 +24,7 @@ from tests.helpers import processes, tiny
 from tests.helpers.examples import register_profile
 from tests.helpers.runs import SMALL, Mount, advance, write_corpus
 from tests.workers import pytest_collection_modifyitems as pytest_collection_modifyitems
+from tests.workers import pytest_runtest_setup as pytest_runtest_setup
 from tests.workers import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
 
 if TYPE_CHECKING:
@@ -72,6 +73,17 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small: Callable[..., Conf
     """A root in which the shards of `small()` are ready. Do not change what is there."""
     root = tmp_path_factory.mktemp("prepared")
     advance(small(), root, "tokenize.seal")
+    return root
+
+
+@pytest.fixture(scope="session")
+def scored(
+    tmp_path_factory: pytest.TempPathFactory, small: Callable[..., Config], prepared: Path
+) -> Path:
+    """A root in which `small()` lacks the training and what comes after. Do not change it."""
+    root = tmp_path_factory.mktemp("scored")
+    shutil.copytree(prepared, root, dirs_exist_ok=True)
+    advance(small(), root, "evaluate.overlap", but=("train.train", "evaluate.tuned"))
     return root
 
 
@@ -127,13 +139,13 @@ def mount() -> Iterator[Mount]:
 
 @pytest.fixture
 def run(
-    cluster: Cluster, small: Callable[..., Config], prepared: Path, tmp_path: Path
+    cluster: Cluster, small: Callable[..., Config], scored: Path, tmp_path: Path
 ) -> Iterator[Queued]:
-    """A run whose data is ready, for the test cluster's queue."""
+    """A run that is to be trained, evaluated and reported, for the test cluster's queue."""
     from tests.helpers.queued import Queued
 
     root = tmp_path / "the 'root' é"
-    shutil.copytree(prepared, root)
+    shutil.copytree(scored, root)
     yield Queued(cluster, small(), root)
     cluster.cancel_all()
 

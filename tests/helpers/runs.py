@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import zstandard
@@ -58,11 +58,11 @@ SMALL = [
 
 
 def advance(
-    config: Config, root: Path, until: str, stop: Stop | None = None, but: str = ""
+    config: Config, root: Path, until: str, stop: Stop | None = None, but: Collection[str] = ()
 ) -> Node:
     """Run every step up to and with `until`, without `but`, in this process."""
     for step in STEPS:
-        if step.name == but:
+        if step.name in but:
             continue
         node = find(config, root, step.name)
         assert node.items is not None

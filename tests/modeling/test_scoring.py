@@ -246,6 +246,7 @@ def test_the_interval_holds_the_truth_19_times_in_20() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_two_hundred_abstracts_score_as_in_a_plain_loop(tmp_path: Path) -> None:
     """A random OPT on real documents; `make bench-score` compares SmolLM2-135M."""
     import torch

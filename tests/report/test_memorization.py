@@ -68,6 +68,7 @@ def report(
     return make
 
 
+@pytest.mark.thorough
 def test_a_model_that_knows_its_ten_documents_by_heart_is_caught(
     report: Callable[..., dict[str, Any]],
 ) -> None:

@@ -392,7 +392,7 @@ def test_nothing_is_written_outside_of_the_root(tmp_path: Path) -> None:
 
     before = outside()
     config = resolve("nih", "opt-125m", file=str(corpus), overrides=["dataset.text_field=text"])
-    folder = advance(config, root, "decompress.chunks", but="download.model").work.folder
+    folder = advance(config, root, "decompress.chunks", but=("download.model",)).work.folder
     assert outside() == before
     chunks = b"".join(b"".join(RawFile(path)) for path in sorted(folder.glob("*/*.zst")))
     assert chunks == line * 5

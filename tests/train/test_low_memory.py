@@ -30,7 +30,14 @@ WORDS = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "opt",
+        pytest.param("gpt2", marks=pytest.mark.thorough),
+        pytest.param("llama", marks=pytest.mark.thorough),
+    ],
+)
 def test_all_that_saves_memory_goes_together(
     family: str, small: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,14 @@ def root(prepared: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        pytest.param("gpt2", marks=pytest.mark.thorough),
+        pytest.param("opt", marks=pytest.mark.thorough),
+    ],
+)
 def test_stopping_at_any_moment_changes_nothing(family: str, small: Small, tmp_path: Path) -> None:
     words = ("train.lora_dropout=0.1",)
     config = small(*words, family=family, name="whole")

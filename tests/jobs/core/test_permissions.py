@@ -23,7 +23,7 @@ from pipeline.config import Config
 from pipeline.core.errors import UserError
 from pipeline.saved_config import save_config
 from tests.helpers.files import mode
-from tests.helpers.queued import Queued
+from tests.helpers.queued import PATIENCE, Queued
 from tests.helpers.runs import SMALL, write_corpus
 from tests.helpers.servers import FileServer, HubServer, Request
 from tests.helpers.tiny import make_old_form
@@ -63,28 +63,6 @@ def readable(folder: Path, by: int) -> set[str]:
 
 def below(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.rglob("*")]
-
-
-@pytest.mark.slow
-@pytest.mark.interpreter
-def test_nothing_is_written_at_home(models: Callable[[str], Path], tmp_path: Path) -> None:
-    """Corpus and model come from a hub, so its libraries run, too."""
-    home, root = tmp_path / "home", tmp_path / "root"
-    home.mkdir()
-    corpus = tmp_path / "corpus"
-    (corpus / "data").mkdir(parents=True)
-    write_corpus(corpus / "data" / "train.jsonl.zst")
-    dataset = tmp_path / "small.yaml"
-    dataset.write_text(yaml.safe_dump({"urls": ["hf://me/corpus"], "revision": "main"}))
-    model = make_old_form(models("opt"), tmp_path / "model")
-    with HubServer(models={"me/model": model}, datasets={"me/corpus": corpus}) as hub:
-        given = (f"--root={root}", f"--dataset={dataset}", "--model=me/model", "--name=small")
-        env = {"HOME": str(home), "HF_ENDPOINT": hub.url}
-        jobs("run", "download", *given, *SMALL, **env)  # by hand
-        jobs("submit", *given, *SMALL, **env)
-    assert (root / "runs" / "small" / "report" / "report.html").exists()
-    assert not below(home)
-    assert (root / "cache" / "matplotlib").is_dir()
 
 
 PLACES = """
@@ -169,8 +147,13 @@ def watching_processes() -> Iterator[set[str]]:
 
 @pytest.mark.slow
 @pytest.mark.interpreter
-def test_no_secret_is_kept_or_shown(models: Callable[[str], Path], tmp_path: Path) -> None:
-    """The signature of a URL is only in the private files that define the run."""
+def test_a_run_keeps_no_secret_and_writes_nothing_at_home(
+    models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The corpus has a signed URL and a login; the model comes from a hub, so its libraries run.
+
+    The signature is only in the private files that define the run.
+    """
     root, home = tmp_path / "root", tmp_path / "home"
     home.mkdir()
     (home / ".netrc").write_text(f"machine 127.0.0.1 login me password {SECRETS['password']}")
@@ -182,18 +165,24 @@ def test_no_secret_is_kept_or_shown(models: Callable[[str], Path], tmp_path: Pat
         signed = request.query == f"Expires=9&Signature={SECRETS['signature']}"
         return signed and request.headers.get("authorization") == login
 
-    env = {
-        "HOME": str(home),
-        "HF_TOKEN": SECRETS["token"],
-        "HTTPS_PROXY": f"http://me:{SECRETS['proxy']}@127.0.0.1:9",
-    }
-    with FileServer({"/c.jsonl.zst": corpus}) as server, watching_processes() as commands:
+    model = make_old_form(models("opt"), tmp_path / "model")
+    with (
+        FileServer({"/c.jsonl.zst": corpus}) as server,
+        HubServer(models={"me/model": model}) as hub,
+        watching_processes() as commands,
+    ):
         server.behavior.authorize = lets_in
         url = f"{server.url}/c.jsonl.zst?Expires=9&Signature={SECRETS['signature']}"
         dataset = tmp_path / "small.yaml"
         dataset.write_text(yaml.safe_dump({"urls": [url]}))
-        given = (f"--root={root}", f"--dataset={dataset}", "--name=small")
-        given = (*given, f"--model={models('llama')}", *SMALL)
+        env = {
+            "HOME": str(home),
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": SECRETS["token"],
+            "HTTPS_PROXY": f"http://me:{SECRETS['proxy']}@127.0.0.1:9",
+        }
+        given = (f"--root={root}", f"--dataset={dataset}", "--model=me/model", "--name=small")
+        given = (*given, *SMALL)
         told = jobs("submit", *given, **env)
         told += jobs("plan", "--json", *given, **env) + jobs("status", "--json", *given, **env)
         server.files.clear()
@@ -201,6 +190,7 @@ def test_no_secret_is_kept_or_shown(models: Callable[[str], Path], tmp_path: Pat
             path.unlink()
         told += jobs("submit", *given, code=3, **env)  # refused before it is queued
         told += jobs("run", "download.corpus", *given, code=3, **env)
+    assert (root / "runs/small/report/report.html").exists()
     assert f"{server.url}/c.jsonl.zst?…: status 404" in told
     assert any("run train.train --plan=" in command for command in commands)
     for secret in SECRETS.values():
@@ -212,6 +202,23 @@ def test_no_secret_is_kept_or_shown(models: Callable[[str], Path], tmp_path: Pat
     assert not readable(root, 0o077), "no other user can read it"
     journal = json.loads((root / "runs/small/logs/download.corpus-0.json").read_text())
     assert "c.jsonl.zst?…: status 404" in journal["message"]
+    assert below(home) == [".netrc"]
+    assert (root / "cache" / "matplotlib").is_dir()
+
+
+@pytest.mark.slow
+def test_a_data_set_of_a_hub_leaves_nothing_at_home(tmp_path: Path) -> None:
+    home, corpus = tmp_path / "home", tmp_path / "corpus"
+    home.mkdir()
+    (corpus / "data").mkdir(parents=True)
+    write_corpus(corpus / "data" / "train.jsonl.zst")
+    dataset = tmp_path / "small.yaml"
+    dataset.write_text(yaml.safe_dump({"urls": ["hf://me/corpus"], "revision": "main"}))
+    with HubServer(datasets={"me/corpus": corpus}) as hub:
+        given = (f"--root={tmp_path / 'root'}", f"--dataset={dataset}", "--model=gpt2")
+        jobs("run", "download.corpus", *given, HOME=str(home), HF_ENDPOINT=hub.url)
+    assert list(tmp_path.glob("root/data/small/raw-*/*/receipt.json"))
+    assert not below(home)
 
 
 @pytest.mark.slow
@@ -310,9 +317,9 @@ def test_jobs_leave_no_secret_and_nothing_open(
     monkeypatch.setenv("HTTPS_PROXY", f"http://me:{SECRETS['proxy']}@127.0.0.1:9")
     create_run_folders(run.root, run.config.name, None)
     before = os.umask(0)  # jobs inherit the umask of the submitting process
-    run.submit()
+    job = run.submit()["train.train"]
     os.umask(before)
-    run.completes()
+    run.cluster.wait(job, "COMPLETED", timeout=PATIENCE)
     folder = run.root / "runs" / run.config.name
     assert list(folder.glob("logs/train.train/*_submission.sh"))
     assert list(folder.glob("logs/train.train/*.out"))

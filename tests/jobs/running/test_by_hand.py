@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from tests.cluster.fixture import Cluster
 from tests.helpers.queued import HERE, Queued, adapter, output, repeated, sbatch
 from tests.helpers.runs import SMALL
 
+LONG = ["train.steps=150", "train.checkpoint_every=120", "train.validate_every=1000"]
 SCRIPTS = [HERE / "slurm" / f"{stage}.sbatch" for stage in STAGES]
 
 
@@ -62,15 +65,17 @@ def test_tokenizing_by_hand_ends_in_the_seal(run: Queued, tmp_path: Path, prepar
 def test_training_by_hand_beside_the_pipeline_and_after_it(
     run: Queued, small: Callable[..., Config]
 ) -> None:
-    long = ["train.steps=500", "train.checkpoint_every=400", "train.validate_every=1000"]
-    words = [*SMALL, *long]
-    run.config = small(*long)
+    words = [*SMALL, *LONG]
+    run.config = small(*LONG)
     planned = run.submit()["train.train"]
-    run.trains(20)
+    run.trains(5)
+    training = run.process("train.train")
+    os.kill(training, signal.SIGSTOP)  # it is alive, and does not end before the other one starts
     beside = sbatch(run, "train", words=words)
     run.cluster.wait(beside, "FAILED")
     assert "is being worked on by" in output(run, beside)
     assert "Traceback" not in output(run, beside)
+    os.kill(training, signal.SIGCONT)
     run.cluster.run("scancel", planned)
     run.cluster.wait(planned, "CANCELLED")
     after = sbatch(run, "train", words=words)
@@ -82,16 +87,18 @@ def test_training_by_hand_beside_the_pipeline_and_after_it(
 @pytest.mark.slurm
 @pytest.mark.slow
 def test_a_pipeline_waits_for_training_by_hand(run: Queued, small: Callable[..., Config]) -> None:
-    long = ["train.steps=500", "train.checkpoint_every=400", "train.validate_every=1000"]
-    words = [*SMALL, *long]
-    run.config = small(*long)
+    words = [*SMALL, *LONG]
+    run.config = small(*LONG)
     job = sbatch(run, "train", words=words)
     run.trains(5)
+    training = run.process("train.train")
+    os.kill(training, signal.SIGSTOP)  # it is alive, and does not end before the pipeline is queued
     jobs = run.submit()
     assert "train.train" not in jobs
     waits = {row["name"].partition("-")[0]: row["dependency"] for row in run.cluster.squeue()}
     assert f"afterok:{job}" in waits["evaluate.tuned"]
     # told to end, it is requeued and resumes
+    os.kill(training, signal.SIGCONT)
     run.cluster.run("scancel", "--signal=USR2", job)
     run.completes()
     run.cluster.wait(job, "COMPLETED")

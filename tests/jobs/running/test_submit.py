@@ -127,9 +127,9 @@ def test_two_submitters_at_once_submit_one_set_of_jobs(
     ]
     told = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], told
-    assert sorted(len(json.loads(text)) for text in told) == [0, 5]
-    assert len(run.cluster.squeue()) == 5
-    assert calls()["sbatch"] == 5
+    assert sorted(len(json.loads(text)) for text in told) == [0, 3]
+    assert len(run.cluster.squeue()) == 3
+    assert calls()["sbatch"] == 3
 
 
 SUBMIT = """
@@ -221,7 +221,7 @@ def test_what_sbatch_refuses_is_reported_in_one_line(run: Queued) -> None:
 def test_without_kill_on_invalid_dep_blocked_jobs_are_replaced(
     run: Queued, small: Callable[..., Config]
 ) -> None:
-    run.config = small("train.steps=400", "train.checkpoint_every=400", "train.validate_every=1000")
+    run.config = small("train.steps=100", "train.checkpoint_every=100", "train.validate_every=1000")
     run.profile = {"kill_on_invalid_dep": False}
     first = dict(run.submit())
     run.trains(5)
