@@ -118,6 +118,7 @@ def test_each_paragraph_is_collected_once(source: str) -> None:
     assert len(set(paragraphs)) == len(paragraphs)
 
 
+@pytest.mark.slow
 def test_grandchildren_and_orphans_are_counted() -> None:
     usage = measure([sys.executable, "-c", TREE], timeout=60)
     assert 1.0 <= usage.cpu < 5.0
@@ -148,6 +149,7 @@ print("saved", steps)
 """
 
 
+@pytest.mark.slow
 def test_a_system_steps_when_told_and_waiting_costs_nothing(tmp_path: Path) -> None:
     worker = lockstep.Worker([sys.executable, "-c", SYSTEM], tmp_path / "log", 0)
     rows = [worker.step() for _ in range(3)]
@@ -197,6 +199,7 @@ def test_lost_tokens_miss_a_goal(seen: int, cells: tuple[str, str]) -> None:
     assert goal[2:] == cells
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "words"),
     [

@@ -364,6 +364,7 @@ def test_the_modules_of_a_registered_model_are_those_it_has(name: str) -> None:
     assert set(registry.find_model(name).modules) == matrices - registry.UNFIT
 
 
+@pytest.mark.slow
 def test_what_was_typed_stands_above_the_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -476,6 +477,7 @@ def test_a_run_is_named_by_what_is_not_the_default() -> None:
     assert one.name == other.name == "nih+train.lr=2.0+train.seed=1"
 
 
+@pytest.mark.slow
 @given(st.lists(st.text("aé/ \t$'", min_size=1, max_size=30), min_size=1, max_size=8))
 def test_a_long_name_is_shortened_and_still_tells_runs_apart(keep: list[str]) -> None:
     name, other = (

@@ -315,6 +315,7 @@ def unprivileged() -> tuple[str, ...]:
     return ("setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner")
 
 
+@pytest.mark.slow
 def test_a_root_that_may_not_be_written_is_told(tmp_path: Path, run: Run) -> None:
     root = tmp_path / "root"
     root.mkdir(mode=0o555)
@@ -353,6 +354,7 @@ def test_a_run_of_another_user_is_told_and_a_right_cures_it(
     assert "NAME=" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["corpus", "model", "model folder", "dataset", "profile", "run"])
 def test_what_may_not_be_read_is_told(
     what: str, tmp_path: Path, run: Run, dataset: Path, models: Callable[[str], Path]
@@ -517,6 +519,7 @@ def test_a_job_on_a_host_with_a_wrong_clock_has_all_its_time(
 # ---- Python and its packages
 
 
+@pytest.mark.slow
 def test_an_old_python_is_told() -> None:
     found = (shutil.which(f"python3.{minor}") for minor in (6, 7, 8, 9, 10))
     for path in filter(None, found):
@@ -546,6 +549,7 @@ sys.meta_path.insert(0, Blocker())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.interpreter
 @pytest.mark.parametrize(
     ("package", "step"),

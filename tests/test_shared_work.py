@@ -37,6 +37,7 @@ def outcomes(config: Config, root: Path, until: str) -> dict[str, set[str]]:
     raise ValueError(until)
 
 
+@pytest.mark.slow
 def test_a_split_share_that_equals_auto_encodes_nothing_again(
     config: Callable[..., Config], tmp_path: Path
 ) -> None:

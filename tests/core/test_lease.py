@@ -287,6 +287,7 @@ def storm(path: Path, processes: int, rounds: int, gone: Callable[[str], bool | 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False], ids=["known to be gone", "found out"])
 def test_however_many_follow_a_dead_holder_never_two_hold_at_once(path: Path, known: bool) -> None:
     def gone(label: str) -> bool | None:

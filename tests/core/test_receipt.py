@@ -193,6 +193,7 @@ def test_a_folder_that_may_not_be_written_is_an_error_and_not_a_unit(tmp_path: P
         pytest.fail("the block must not be entered")
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_instant_leaves_units_whole_or_absent(tmp_path: Path) -> None:
     names = [f"unit-{n}" for n in range(4)]
     chance = random.Random(1)
@@ -248,6 +249,7 @@ def race(folder: Path, rounds: int, seeds: tuple[int, int]) -> None:
     assert [racer.exitcode for racer in racers] == [0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [(1, 1), (1, 2)], ids=["equal", "unequal"])
 @pytest.mark.parametrize("standing", ["nothing", "another", "damaged"])
 def test_two_that_race_for_one_unit_end_with_one_good_result(

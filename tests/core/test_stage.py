@@ -424,6 +424,7 @@ def test_a_stop_before_anything_began_begins_nothing(
     assert not root.exists()
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_instant_costs_one_unit_and_changes_no_byte(
     kitchen: Kitchen, config: Any, tmp_path: Path
 ) -> None:

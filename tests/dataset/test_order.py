@@ -43,6 +43,7 @@ def test_every_position_is_equally_likely() -> None:
     assert abs(statistic - freedom) < 5 * np.sqrt(2 * freedom), "chi-squared"
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 90), st.integers(0, 5), st.integers(1, 12))
 def test_every_epoch_sees_every_window_once_wherever_batches_end(

@@ -100,6 +100,7 @@ def test_windows_are_nearly_full_on_realistic_lengths(mean: float, spread: float
     assert packing.pairs == (lengths + 1).sum()
 
 
+@pytest.mark.slow
 def test_many_documents_are_packed_quickly(capsys: pytest.CaptureFixture[str]) -> None:
     lengths = np.random.default_rng(2).lognormal(6.5, 1.0, 200_000).astype(np.int64)
     started = time.perf_counter()
@@ -135,6 +136,7 @@ def tables(batch: PackedBatch) -> list[list[list[int]]]:
     return [t.tolist() for t in (batch.inputs, batch.targets, batch.positions, batch.segments)]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(60))
 @given(LENGTHS.filter(bool), st.integers(1, 40), st.sampled_from(["best-fit", "pad"]), st.data())
 def test_a_batch_matches_its_packing(
@@ -194,6 +196,7 @@ def test_a_token_attends_to_its_own_segment_and_the_past() -> None:
                 assert sees or mask[window, 0, query, key] < -1e30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["evaluation", "training"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_packed_document_gives_the_logits_it_gives_alone(

@@ -200,6 +200,7 @@ def documents(config: Config, root: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.slow
 def test_parts_give_the_text_and_the_places_of_one_pass(
     many: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -236,6 +237,7 @@ def receipts_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {path.parent.name: (stat.st_ino, stat.st_mtime_ns) for path, stat in found}
 
 
+@pytest.mark.slow
 def test_interrupted_anywhere_no_committed_chunk_is_written_again(
     many: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -257,6 +259,7 @@ def test_interrupted_anywhere_no_committed_chunk_is_written_again(
     assert [r.digest for r in node.done.values()] == [r.digest for r in whole.done.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1, 3])
 def test_a_failed_commit_ends_the_part_and_leaves_no_partial_unit(
     failing: int, many: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -285,6 +288,7 @@ def test_a_failed_commit_ends_the_part_and_leaves_no_partial_unit(
     assert [r.digest for r in node.done.values()] == [r.digest for r in whole.done.values()]
 
 
+@pytest.mark.slow
 def test_a_failed_write_back_is_raised_though_it_is_reported_once(
     many: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +311,7 @@ def test_a_failed_write_back_is_raised_though_it_is_reported_once(
     assert len(advance(config, tmp_path, "decompress.chunks").done) == 1
 
 
+@pytest.mark.slow
 def test_a_chunk_is_cut_while_the_one_before_it_is_committed(
     many: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +334,7 @@ def test_a_chunk_is_cut_while_the_one_before_it_is_committed(
     assert len(advance(config, tmp_path, "decompress.chunks").done) == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_span_is_told_and_only_what_came_of_it_is_made_again(
     many: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -361,6 +367,7 @@ def test_a_damaged_span_is_told_and_only_what_came_of_it_is_made_again(
     assert text_of(advance(config, root, "decompress.chunks")) == decoded(sound)
 
 
+@pytest.mark.slow
 def test_chunks_are_dropped_when_they_are_sealed_and_come_back_when_they_are_needed(
     many: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -410,6 +417,7 @@ def steps(config: Config, root: Path) -> Iterator[Node]:
             return
 
 
+@pytest.mark.slow
 def test_chunks_stay_while_another_model_may_need_them(
     many: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -422,6 +430,7 @@ def test_chunks_stay_while_another_model_may_need_them(
     assert list(folder.glob("chunk-*"))
 
 
+@pytest.mark.slow
 def test_chunks_stay_while_any_run_keeps_them(many: Callable[..., Config], tmp_path: Path) -> None:
     config = many("decompress.keep_chunks=false")
     advance(many(), tmp_path, "tokenize.seal")
@@ -431,6 +440,7 @@ def test_chunks_stay_while_any_run_keeps_them(many: Callable[..., Config], tmp_p
     assert releasable_parts(tmp_path, None) == []
 
 
+@pytest.mark.slow
 def test_the_card_lists_only_sealed_shards(many: Callable[..., Config], tmp_path: Path) -> None:
     import datasets
 

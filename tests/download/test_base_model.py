@@ -210,6 +210,7 @@ def test_what_a_pickle_would_do_is_not_done(
         assert (tmp_path / "done").exists(), "it is hostile"
 
 
+@pytest.mark.slow
 def test_code_of_a_model_is_not_run_even_where_somebody_could_agree(
     models: Models, tmp_path: Path, out: Path
 ) -> None:

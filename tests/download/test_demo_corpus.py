@@ -134,6 +134,7 @@ def test_stop(package: str, tmp_path: Path) -> None:
     assert gc.isenabled()
 
 
+@pytest.mark.slow
 def test_standard_library(tmp_path: Path) -> None:
     began = time.process_time()
     take(["stdlib"], tmp_path / "part", 200_000)

@@ -58,6 +58,7 @@ def get(part: Path, *urls: str, progress: ProgressCallback | None = None) -> Fet
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_body_that_drips_is_left_for_the_next_mirror(server: FileServer, part: Path) -> None:
     server.behavior.block_bytes, server.behavior.block_pause_s = 8, 0.01
     with pytest.raises(InputError, match=r"only \d+ bytes in 0 s, 2 times in a row"):
@@ -132,6 +133,7 @@ def test_a_stop_is_seen_while_the_throttle_waits() -> None:
         throttle(3600, None)
 
 
+@pytest.mark.slow
 def test_through_the_proxy_of_the_environment(
     server: FileServer, part: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,6 +161,7 @@ def test_what_has_the_hash_only_is_not_reported(monkeypatch: pytest.MonkeyPatch)
     assert [len(hits) for hits in index.scan(train)] == [2]
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_texts_and_not_of_the_corpus() -> None:
     generator = np.random.default_rng(0)
     texts = [generator.integers(0, 50_000, 300) for _ in range(20)]
@@ -183,6 +184,7 @@ def test_memory_is_that_of_the_texts_and_not_of_the_corpus() -> None:
 # ---- overlap
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(150), deadline=None)
 @given(st.integers(0, 1 << 32), st.integers(1, 3), st.integers(1, 50))
 def test_overlap_is_what_comparing_all_with_all_finds(
@@ -269,6 +271,7 @@ def test_unrelated_documents_have_nothing_in_common(monkeypatch: pytest.MonkeyPa
     assert sketched == [0]
 
 
+@pytest.mark.slow
 def test_a_footer_costs_no_comparison_and_a_form_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(3)
     sketched = counted(monkeypatch, similarity, "sketch")
@@ -343,6 +346,7 @@ def longest(text: Document, documents: Sequence[Document]) -> tuple[int, int, in
     return best
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(150), deadline=None)
 @given(st.integers(0, 1 << 32), st.integers(0, 2), st.integers(1, 50))
 def test_the_longest_copy_is_what_looking_everywhere_finds(
@@ -363,6 +367,7 @@ def test_the_longest_copy_is_what_looking_everywhere_finds(
     assert list(rows) == [longest(text, documents) for text in texts]
 
 
+@pytest.mark.slow
 def test_a_passage_that_stands_everywhere_is_looked_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -414,6 +419,7 @@ def run(config: Config, root: Path, stop: Stop | None = None) -> str:
     return run_item(node.work, item, Context(stop=stop or Stop(), log=lambda text: None))
 
 
+@pytest.mark.slow
 def test_the_step_tells_of_each_document_that_is_scored(
     small: Callable[..., Config], prepared: Path, tmp_path: Path
 ) -> None:
@@ -474,6 +480,7 @@ def test_the_step_tells_of_each_document_that_is_scored(
     assert shared, "the sentences of this corpus come again and again"
 
 
+@pytest.mark.slow
 def test_its_result_is_shared_by_all_runs_that_choose_the_same_documents(
     small: Callable[..., Config], prepared: Path, tmp_path: Path
 ) -> None:

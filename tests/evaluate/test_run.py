@@ -65,6 +65,7 @@ def corpus_of(config: Config, root: Path, split: str) -> TokenizedSplit:
     return open_token_cache(shards, split, Context())
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_model_on_the_documents(finished: Config, root: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -106,6 +107,7 @@ def test_base_and_adapted_read_the_same(finished: Config, root: Path) -> None:
         assert (one["precision"], one["weights"]) == (other["precision"], other["weights"])
 
 
+@pytest.mark.slow
 def test_both_write_on_the_same_openings(finished: Config, root: Path) -> None:
     base, tuned = (
         json.loads(
@@ -150,6 +152,7 @@ def test_the_report_stands_in_the_folder_of_the_run(finished: Config, root: Path
     assert find(finished, root, "evaluate.report").complete
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "after"), [("evaluate.base", 1), ("evaluate.tuned", 4)])
 def test_an_interrupted_score_ends_with_the_same_bytes(
     finished: Config, root: Path, tmp_path: Path, step: str, after: int
@@ -180,6 +183,7 @@ def test_an_interrupted_score_ends_with_the_same_bytes(
     assert not list(unit.parent.glob(".partial-*"))
 
 
+@pytest.mark.slow
 def test_batches_scored_under_another_precision_are_not_gone_on_from(
     finished: Config, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,6 +143,7 @@ def test_what_is_generated_ends_where_documents_ended(own: Any, ends: Any, tmp_p
     assert (found.eos_token_id, found.max_length) == (ends, 99)
 
 
+@pytest.mark.slow
 def test_an_export_ends_where_training_ended(
     small: Small, trained: Trained, tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_an_export_ends_where_training_ended(
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [own, 5]
 
 
+@pytest.mark.slow
 def test_16_bits_are_half_the_size_and_rounded_after_merging(
     small: Small, trained: Trained, tmp_path: Path
 ) -> None:
@@ -181,6 +183,7 @@ def test_what_does_not_fit_into_fp16_is_told() -> None:
         export._round(model, "fp16")
 
 
+@pytest.mark.slow
 def test_all_weights_trained_are_exported_too(small: Small, prepared: Path, tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -212,6 +215,7 @@ def test_an_adapter_on_tied_weights_is_not_merged_wrongly(
         export._check_ties(adapted)
 
 
+@pytest.mark.slow
 def test_the_card_is_what_the_hub_reads(
     small: Small, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,6 +296,7 @@ def test_a_training_that_is_not_finished_is_told_with_what_to_type(
     assert str(caught.value) == f"{told}make pipeline DATASET=small"
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_told_before_anything_is_read(
     small: Small, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,6 +314,7 @@ def exported(config: Config, root: Path, to: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in to.iterdir()}
 
 
+@pytest.mark.slow
 def test_twice_is_once_and_ours_is_replaced(
     small: Small, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -396,6 +402,7 @@ def test_a_damaged_adapter_is_not_exported(small: Small, trained: Trained, tmp_p
     assert not best.exists()
 
 
+@pytest.mark.slow
 def test_it_is_as_open_as_its_run_wherever_it_is(
     small: Small, trained: Trained, tmp_path: Path, umask: None, group: str
 ) -> None:

@@ -92,6 +92,7 @@ def test_attention_by_length_reads_each_document_as_if_alone(
     assert slot == packing.pairs
 
 
+@pytest.mark.slow
 def test_a_step_is_the_same_by_length_and_by_mask(
     models: Models, flash: Callable[[Any], Any]
 ) -> None:

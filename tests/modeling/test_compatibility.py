@@ -49,6 +49,7 @@ def test_supported_models_pass(models: Callable[[str], Path], name: str, weights
         check_document_isolation(model, device, precision, tiny.POSITIONS)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_what_changes_its_logits_is_neither_trained_nor_scored(
     dataset: Path, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_changed_logits_are_detected_in_any_model_type(tmp_path: Path) -> None:
             check_head(model, torch.device("cpu"), "fp32")
 
 
+@pytest.mark.slow
 def test_layers_that_look_back_less_far_than_a_window_are_refused(
     dataset: Path, tmp_path: Path
 ) -> None:

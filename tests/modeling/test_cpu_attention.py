@@ -50,6 +50,7 @@ def test_document_ends_are_read_from_the_mask() -> None:
         assert ends == [*wanted, WINDOW]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
 @pytest.mark.parametrize("block", [128, 7])
 def test_states_and_gradients_are_those_under_the_mask(
@@ -119,6 +120,7 @@ def test_dropout_drops_weights_and_keeps_their_mean() -> None:
     assert float(out[:, :, 100:].mean()) == pytest.approx(1.0, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
 def test_scoring_on_a_cpu_equals_torch_s_sdpa(tmp_path: Path, family: str) -> None:
     import torch

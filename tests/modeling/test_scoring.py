@@ -123,6 +123,7 @@ def test_a_stride_beyond_the_context_is_refused() -> None:
         SlidingWindows(8, 9, PREFIX)
 
 
+@pytest.mark.slow
 def test_losses_are_summed_by_position_in_the_document(model: Any) -> None:
     documents = corpus()
     parts: list[Any] = []
@@ -235,6 +236,7 @@ def test_perplexity_and_bits_per_byte() -> None:
     assert bits_per_byte(nll, np.array([2, 2])) == pytest.approx(1 / np.log(2))
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_19_times_in_20() -> None:
     generator = np.random.default_rng(1)
     hits = 0
@@ -291,6 +293,7 @@ def drawn(generator: Any, documents: int) -> tuple[Any, Any, Any]:
     return loss * tokens, (loss + change) * tokens, tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("documents", "least"), [(20, 0.86), (200, 0.915)])
 def test_the_intervals_hold_the_truth_of_skewed_documents(documents: int, least: float) -> None:
     """As docs/evaluation.md says; 400 samples have a standard error of 0.011."""

@@ -36,6 +36,7 @@ def side_by_side(folder: Path, *runs: ComparedRun) -> tuple[dict[str, Any], str,
     return content, *((folder / f"compare.{kind}").read_text() for kind in ("html", "md"))
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 def test_runs_are_paired_on_the_same_documents(tmp_path: Path) -> None:
     runs = [
@@ -85,6 +86,7 @@ def test_runs_are_paired_on_the_same_documents(tmp_path: Path) -> None:
     assert not re.search(r"https?:|<script", html)
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 def test_other_tokenizers_are_compared_in_bytes(tmp_path: Path) -> None:
     runs = [
@@ -108,6 +110,7 @@ def test_other_tokenizers_are_compared_in_bytes(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_other_documents_are_not_compared(tmp_path: Path) -> None:
     runs = [
         Made(tmp_path / "1", -0.2).placed(),
@@ -122,6 +125,7 @@ def test_other_documents_are_not_compared(tmp_path: Path) -> None:
     assert "other documents" in html
 
 
+@pytest.mark.slow
 def test_a_run_in_progress_has_a_curve_and_empty_cells(tmp_path: Path) -> None:
     late = ("train.train", "evaluate.base", "evaluate.tuned")
     runs = [

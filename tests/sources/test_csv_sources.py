@@ -260,6 +260,7 @@ def test_the_last_column_that_is_not_empty_is_the_text(tmp_path: Path, last: int
     assert opinion(tmp_path, **given) == OPINION_COLUMNS[last]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("markup", "text"),
     [
@@ -331,6 +332,7 @@ print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["nih-exporter", "courtlistener"])
 def test_memory_stays_small_for_long_tables(tmp_path: Path, form: str) -> None:
     text = "All work and no play makes Jack a dull boy. " * 200
@@ -411,6 +413,7 @@ def lines_of(folder: Path) -> list[Any]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_three_years_become_shards_and_a_year_is_not_fetched_twice(
     exporter: Any, tmp_path: Path
 ) -> None:
@@ -462,6 +465,7 @@ def test_three_years_become_shards_and_a_year_is_not_fetched_twice(
     ]
 
 
+@pytest.mark.slow
 def test_other_years_are_another_corpus_in_another_folder(exporter: Any, tmp_path: Path) -> None:
     _, config = exporter
     one = advance(config(), tmp_path, "download.corpus")
@@ -476,6 +480,7 @@ def receipts(folder: Path) -> dict[str, Receipt | None]:
     return {path.name: load(path) for path in folder.glob("chunk-*")}
 
 
+@pytest.mark.slow
 def test_an_interrupted_decompress_resumes_with_the_same_bytes(
     exporter: Any, tmp_path: Path
 ) -> None:
@@ -496,6 +501,7 @@ def test_an_interrupted_decompress_resumes_with_the_same_bytes(
     assert lines_of(broken.work.folder) == lines_of(whole.work.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("year", ["2019", "2021"])
 def test_a_damaged_year_is_detected_and_downloaded_again(
     exporter: Any, tmp_path: Path, year: str
@@ -512,6 +518,7 @@ def test_a_damaged_year_is_detected_and_downloaded_again(
     assert file.read_bytes() == sound
 
 
+@pytest.mark.slow
 def test_a_year_that_is_damaged_at_its_source_is_an_error(exporter: Any, tmp_path: Path) -> None:
     server, config = exporter
     server.files = {**YEARS, "/abstracts/2020": YEARS["/abstracts/2020"][:-30]}
@@ -520,6 +527,7 @@ def test_a_year_that_is_damaged_at_its_source_is_an_error(exporter: Any, tmp_pat
         advance(config(), tmp_path, "decompress.chunks")
 
 
+@pytest.mark.slow
 def test_a_missing_year_is_an_error(exporter: Any, tmp_path: Path) -> None:
     server, config = exporter
     with pytest.raises(InputError, match="/abstracts/2022: status 404"):

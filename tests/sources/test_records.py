@@ -124,6 +124,7 @@ def test_every_form_gives_the_text_and_the_hash_of_the_file(
     assert (file.bytes_read, lines.bytes_read, lines.lines_read) == (len(data), len(TEXT), 400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "plain"])
 def test_a_file_that_ends_early_is_told_with_the_byte(tmp_path: Path, form: str) -> None:
     small = TEXT[:3000]
@@ -155,6 +156,7 @@ def test_a_flipped_byte_never_gives_another_text(tmp_path: Path, form: str) -> N
     assert harmless <= 2, "only unused header fields have no checksum"
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_in_a_zip_never_gives_another_text(tmp_path: Path) -> None:
     raw = zipped(TEXT)
     changed = 0
@@ -269,6 +271,7 @@ print(lines.bytes_read, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - bef
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["zst", "gz", "xz", "bz2 frames", "zip"])
 def test_memory_stays_small_whatever_the_ratio(tmp_path: Path, form: str) -> None:
     text = b'{"text": "all work and no play makes jack a dull boy"}\n' * 3_800_000
@@ -402,6 +405,7 @@ def test_a_line_that_is_too_long_is_malformed() -> None:
     assert RecordParser("text", None, None, len(line) - 1).parse(line) == MalformedRecord(message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("longest", [10, 11, 4000])
 @pytest.mark.parametrize("block", [8, 50, 1000])
 def test_of_a_line_that_is_too_long_no_more_is_held_than_tells_so(

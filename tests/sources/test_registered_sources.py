@@ -86,6 +86,7 @@ def check(found: dict[str, list[tuple[str, bytes]]], records: list[dict[str, Any
     assert all(found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [1, 7])
 @pytest.mark.parametrize("name", PILE)
 def test_a_part_of_the_pile_becomes_shards(
@@ -153,6 +154,7 @@ def snapshot() -> tuple[bytes, list[dict[str, Any]]]:
     return bz2.compress(("\n".join(lines) + "\n").encode()), records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_of_the_source_itself_becomes_shards(
     tmp_path: Path, models: Callable[[str], Path], name: str

@@ -65,6 +65,7 @@ def write_frames(path: Path | None, threads: int) -> tuple[str, str]:
     return text, writer.sha256
 
 
+@pytest.mark.slow
 def test_threads_change_no_byte(tmp_path: Path) -> None:
     one, four = tmp_path / "one", tmp_path / "four"
     assert write_frames(one, 1) == write_frames(four, 4)
@@ -75,6 +76,7 @@ def test_threads_change_no_byte(tmp_path: Path) -> None:
         assert b"".join(decompressed_blocks(file, 1 << 27)) == b"".join(text_blocks())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "size",
     [1, 100, FRAME_TEXT_BYTES - 1, FRAME_TEXT_BYTES, FRAME_TEXT_BYTES + 1, 3 * FRAME_TEXT_BYTES],

@@ -44,6 +44,7 @@ lines = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(400), deadline=None, derandomize=True)
 @given(lines=lines, paths=st.sampled_from(PATHS))
 def test_a_block_is_read_as_its_lines_are(

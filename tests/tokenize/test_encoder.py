@@ -95,6 +95,7 @@ def hard_texts() -> list[str]:
     return [*texts, *module.PROBES, tiny.PARAGRAPH]
 
 
+@pytest.mark.slow
 def test_ids_equal_those_of_the_models_own_tokenizer(folder: Path) -> None:
     reference = ReferenceEncoder(folder)
     fast = FastEncoder(folder, reference)
@@ -174,6 +175,7 @@ def test_loading_detects_other_ids(tmp_path: Path) -> None:
         FastEncoder(other, ReferenceEncoder(tmp_path / "a"))
 
 
+@pytest.mark.slow
 def test_other_ids_in_a_document_make_the_chunk_be_done_again(
     small: Callable[..., Config],
     tmp_path: Path,

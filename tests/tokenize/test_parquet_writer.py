@@ -59,6 +59,7 @@ def as_rows(batch: EncodedDocuments) -> list[tuple[Any, ...]]:
     return list(zip(batch.names, ids, map(len, ids), batch.sizes.tolist(), hashes, strict=True))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(batches=st.lists(BATCH, max_size=5), group=st.sampled_from([1, 100, 1 << 20]))
 def test_pyarrow_reads_what_was_written(
@@ -142,6 +143,7 @@ def test_bytes_depend_only_on_rows_and_batches(tmp_path: Path) -> None:
     assert pq.read_metadata(tmp_path / "a").num_row_groups == 3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_a_full_disk_is_reported_once() -> None:
     writer = ShardWriter(Path("/dev/full"))

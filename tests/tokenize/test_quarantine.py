@@ -22,6 +22,8 @@ from pipeline.dag import find
 from pipeline.tokenize.quarantine import QUARANTINE
 from tests.helpers.runs import SMALL, advance
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TEXTS = [f"Document {n}. The record shows that the claim was filed in time." for n in range(60)]
 JSON = [json.dumps({"text": text, "id": n}) for n, text in enumerate(TEXTS)]
@@ -214,7 +216,6 @@ def test_more_than_a_share_of_bad_lines_is_refused_unless_it_is_asked_for(
         sealed(one_chunk, tmp_path / "root")
 
 
-@pytest.mark.slow  # it trains
 def test_the_report_counts_what_was_put_aside(tmp_path: Path, local: Callable[..., Config]) -> None:
     path = write(tmp_path / "x.jsonl", *JSON, "{", "[]", '{"text": ""}')
     config = local(path)
@@ -244,7 +245,6 @@ print(peak() - before)
 """
 
 
-@pytest.mark.slow  # 300 MB of text
 def test_a_line_of_100_mb_is_put_aside_in_little_memory_and_one_of_1_mb_is_kept(
     tmp_path: Path, models: Callable[[str], Path]
 ) -> None:

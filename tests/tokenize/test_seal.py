@@ -23,6 +23,8 @@ from pipeline.tokenize.shards import HASH_DTYPE
 from tests.helpers.examples import examples
 from tests.helpers.runs import advance, write_corpus
 
+pytestmark = pytest.mark.slow
+
 
 @settings(max_examples=examples(300), deadline=None, derandomize=True)
 @given(rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30))

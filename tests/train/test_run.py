@@ -27,6 +27,8 @@ from tests.helpers.examples import thorough
 from tests.helpers.runs import StopAfterChecks, advance
 from tests.train.helpers import Killed, StopAfter, metrics, result, train, train_interrupted
 
+pytestmark = pytest.mark.slow
+
 Small = Callable[..., Config]
 
 
@@ -36,7 +38,6 @@ def root(prepared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(prepared, tmp_path / "root"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
     [
@@ -336,7 +337,6 @@ def test_a_schedule_of_another_length_is_refused(
         train(config, root)
 
 
-@pytest.mark.slow
 def test_wherever_it_is_interrupted_and_however_often_it_ends_the_same(
     small: Small, prepared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

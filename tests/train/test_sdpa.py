@@ -17,6 +17,8 @@ from pipeline.dataset.packing import PackedBatch
 from pipeline.modeling import cpu_attention
 from tests.train.helpers import StopAfter, metrics, result, train
 
+pytestmark = pytest.mark.slow
+
 Small = Callable[..., Config]
 LAYERS, STEPS, MICRO_BATCHES, MICRO_BATCH, LENGTH = 2, 6, 2, 2, 64  # as `small` has them
 # larger weights learn to look at what precedes a token, so that leaks show in the loss

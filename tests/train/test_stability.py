@@ -36,6 +36,8 @@ from tests.train.helpers import (
     weights,
 )
 
+pytestmark = pytest.mark.slow
+
 Small = Callable[..., Config]
 
 
@@ -294,7 +296,6 @@ def test_when_lower_rates_do_not_help_it_ends_with_an_account(
     assert (node.work.folder / "step-00000004" / "receipt.json").exists()
 
 
-@pytest.mark.slow
 def test_all_that_is_the_same_wherever_it_is_interrupted(
     small: Small, prepared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

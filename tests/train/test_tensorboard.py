@@ -82,6 +82,7 @@ def test_the_setting_is_not_part_of_the_key(small: Small) -> None:
     assert shown.train.identity_fields() == not_shown.train.identity_fields()
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_reported_before_anything_starts(
     dataset: Path, models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_missing_package_is_reported_before_anything_starts(
         TensorBoardWriter(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_curves_of_a_killed_training_equal_its_metrics(
     small: Small, prepared: Path, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def assert_close(one: dict[str, Any], other: dict[str, Any], **tolerance: float)
 CUTS = [(1,) * 8, (2, 2, 2, 2), (3, 1, 4), (7, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_step_does_not_depend_on_its_micro_batches(models: Models, method: str) -> None:
     """The new weights are the same, even if micro-batches differ a hundredfold in real tokens."""
@@ -78,6 +79,7 @@ def test_the_loss_is_the_mean_over_real_tokens_and_not_over_micro_batches(models
     assert abs(naive - found["loss"]) > 1e-3, "the two differ, so the check is sharp"
 
 
+@pytest.mark.slow
 def test_several_steps_do_not_depend_on_their_micro_batches(models: Models) -> None:
     one, other = make_train_step(models), make_train_step(models)
     for step in range(4):
@@ -109,6 +111,7 @@ def spoil(learner: TrainStep, factor: float) -> Any:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace(
     models: Models, factor: float
@@ -146,6 +149,7 @@ def test_too_many_such_steps_in_a_row_are_noticed(models: Models) -> None:
     assert not train_step.guard.exhausted
 
 
+@pytest.mark.slow
 def test_a_good_step_resets_the_count(models: Models) -> None:
     train_step = make_train_step(models, patience=1)
     for step in range(6):
@@ -164,6 +168,7 @@ def test_a_model_that_gets_no_gradient_is_told_at_once(models: Models, method: s
     train_step.run(0, batches((8,)), 1e-3)
 
 
+@pytest.mark.slow
 def test_a_scale_that_overflows_is_lowered_until_steps_are_taken(models: Models) -> None:
     import torch
 
@@ -228,6 +233,7 @@ class Run:
         fit(self.train_step, self.state, schedule, self, stop or Stop())
 
 
+@pytest.mark.slow
 def test_a_training_validates_saves_and_ends_where_it_should(models: Models) -> None:
     run = Run(models, [3.0, 3.5, 2.0, 2.5])
     run.fit(total_steps=5, validate_every=2, checkpoint_every=3)
@@ -247,6 +253,7 @@ def test_a_training_validates_saves_and_ends_where_it_should(models: Models) -> 
     assert len(run.events) == 7, "a finished training does nothing more"
 
 
+@pytest.mark.slow
 def test_a_stop_saves_at_a_step_boundary_and_changes_nothing(models: Models) -> None:
     losses = [3.0, 2.5, 2.0]
     whole = Run(models, list(losses))
@@ -283,6 +290,7 @@ def test_a_stop_within_a_validation_repeats_it_later(models: Models) -> None:
     assert run.events == ["interrupted", "save 0", "validate 0", "save 0", "validate 1", "save 1"]
 
 
+@pytest.mark.slow
 def test_early_stopping_after_validations_without_improvement(models: Models) -> None:
     run = Run(models, [3.0, 2.0, 2.5, 2.1, 1.9, 1.0])
     run.fit(total_steps=10, validate_every=2, checkpoint_every=100, patience=3)

@@ -21,6 +21,8 @@ from pipeline.saved_config import save_config
 from tests.helpers.runs import SMALL, refused, write_corpus
 from tests.helpers.servers import FileServer
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parents[3]
 Jobs = Callable[..., subprocess.CompletedProcess[str]]
 

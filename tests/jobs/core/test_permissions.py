@@ -258,6 +258,7 @@ def test_what_is_there_stays_as_it_is(tmp_path: Path, umask: None, group: str) -
     assert mode(root / "runs" / "new" / "config.yaml") == "0o600"
 
 
+@pytest.mark.slow
 def test_a_task_is_as_private_as_its_run_wherever_it_starts(
     small: Callable[..., Config], tmp_path: Path, umask: None
 ) -> None:

@@ -203,6 +203,7 @@ def test_earlier_attempts_are_kept_in_the_history(
     assert (now["cpus"], now["gpus"], now["host"]) == (4, 1, killed["host"])
 
 
+@pytest.mark.slow
 def test_the_history_of_a_thousand_restarts_is_small(tmp_path: Path) -> None:
     path = tmp_path / "train.train-2.json"
     facts = {f"fact{i}": i for i in range(100)}
@@ -224,6 +225,7 @@ def test_only_attempts_are_kept(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir() if "history" in p.name] == []
 
 
+@pytest.mark.slow
 def test_waiting_for_a_lease_is_no_attempt(
     small: Callable[..., Config], prepared: Path, tmp_path: Path
 ) -> None:

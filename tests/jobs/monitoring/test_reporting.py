@@ -103,6 +103,7 @@ def test_a_run_has_a_report_after_every_step(root: Path, small: Callable[..., Co
     assert [p.name for p in folder.parent.glob(".*")] == [], "earlier pages leave nothing behind"
 
 
+@pytest.mark.slow
 def test_a_half_scored_split_is_shown_as_unfinished(
     root: Path, small: Callable[..., Config]
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_stopped_training_shows_its_progress(
     assert "Kept: the checkpoint" in html
 
 
+@pytest.mark.slow
 def test_the_final_report_replaces_the_report_of_a_run_in_progress(
     root: Path, small: Callable[..., Config]
 ) -> None:
@@ -167,6 +169,7 @@ def test_the_final_report_replaces_the_report_of_a_run_in_progress(
     assert "How far it is" not in html
 
 
+@pytest.mark.slow
 def test_the_committed_report_is_rebuilt(root: Path, small: Callable[..., Config]) -> None:
     config = small()
     folder = root / "runs/small/report"
@@ -185,6 +188,7 @@ def test_the_committed_report_is_rebuilt(root: Path, small: Callable[..., Config
     assert page.read_bytes() == content, "damage of equal size is repaired, too"
 
 
+@pytest.mark.slow
 def test_a_failed_rebuild_keeps_the_existing_report(
     root: Path, small: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def large(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_is_refused_before_anything_is_begun(
     tmp_path: Path, large: Path, models: Callable[[str], Path], mount: Mount
 ) -> None:

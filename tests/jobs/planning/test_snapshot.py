@@ -12,6 +12,7 @@ import pytest
 from jobs.planning.snapshot import record_changes, source_folder, take
 
 
+@pytest.mark.slow
 def test_a_snapshot_is_the_code_and_reports_its_version(tmp_path: Path) -> None:
     from pipeline.core import provenance
 
