@@ -29,7 +29,11 @@ STAGES = tuple(dict.fromkeys(step.stage for step in STEPS))
 
 @dataclass(frozen=True)
 class Node:
-    """The state of a step in a run. `items` is None while a step that it needs is unfinished."""
+    """The state of a step in a run.
+
+    `items`: None while a step that it needs is unfinished. `done`: receipts of the finished items,
+    by name.
+    """
 
     work: Work
     items: list[Item] | None
@@ -78,6 +82,8 @@ def survey(config: Config, root: Path) -> Iterator[Node]:
         node = look(step)
         if node.complete:
             inputs[step.name] = Input(node.work.folder, node.done)
+        # Released units are missing on purpose. If the step that reads them still has items to do,
+        # list this step's items again as not done.
         released = [name for name, receipt in node.done.items() if receipt.released]
         if released and node.complete:
             reader = look(next(later for later in STEPS if later.name == step.read_by))

@@ -1,7 +1,7 @@
 """The configuration that a run began with: `runs/<name>/config.yaml`, and how the run continues.
 
-A name stands for one configuration. Where the same request is typed again, the run continues with
-the settings in its file, so that a release may change defaults without redoing anything.
+A run name belongs to one configuration. When the same request is typed again, the run continues
+with the settings in its file, so a release may change defaults without redoing anything.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def check_name(config: Config, root: Path) -> Path:
     """Where the run's `config.yaml` is, or will be.
 
     Raises:
-        UserError: The name already stands for another configuration, or there are results of
+        UserError: The name already belongs to another configuration, or there are results of
             Gristmill 0.1 where those of the run go.
     """
     path = root / "runs" / config.name / "config.yaml"

@@ -1,1 +1,1 @@
-"""What every stage stands on: receipts, leases, settings, errors, and the files they live in."""
+"""Shared by all stages: receipts, leases, settings, errors, atomic files."""

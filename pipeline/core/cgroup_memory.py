@@ -25,7 +25,7 @@ def _cgroups(table: Path, mount: Path) -> Iterator[int]:
     """The limits of the cgroups of a process and of their parents."""
     try:
         rows = [row.split(":", 2) for row in table.read_text().splitlines()]
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return
     for _, controllers, name in rows:
         if controllers and "memory" not in controllers.split(","):

@@ -1,7 +1,7 @@
 """Commit units: write in a temporary folder beside the final place, then rename once.
 
-So a unit is absent or complete at every instant, whatever was killed. What dead writers leave is
-recognised by the host and process id in its name.
+So a unit is absent or complete at every instant, whatever was killed. What killed processes leave
+behind is recognized by the host and process id in its name.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def commit(
         guard()
         _place(temporary, folder / name, receipt)
     except Exception as error:
-        # ask before cleaning up: afterwards there is space again
+        # check for a full disk before the temporary files are removed
         full = None if isinstance(error, Failure) else no_room(error, temporary)
         if full:
             raise full from error
@@ -125,7 +125,7 @@ def release(unit: Path) -> None:
 
 
 def _place(temporary: Path, final: Path, receipt: Receipt) -> None:
-    """Rename into place. An equal unit that is there already is kept, any other is replaced."""
+    """Rename into place. If the unit exists, keep it when equal, otherwise replace it."""
     for _ in range(10):
         try:
             temporary.rename(final)
@@ -198,7 +198,7 @@ def silent(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what dead writers left: temporary folders of this host, private files of old leases.
+    """Remove what killed processes left: temporary folders of this host, files of old leases.
 
     Clocks differ between hosts, so nothing in use is removed by age alone: temporary folders of
     other hosts are left to `make clean`, the file of a held lease has two links, and a process that

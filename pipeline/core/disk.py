@@ -47,7 +47,10 @@ class RunSizes:
         return (self.model or 0) / MODEL_BYTES_PER_PARAMETER
 
     def part_count(self, part_bytes: int) -> int:
-        """Into how many parts of `part_bytes` raw bytes the corpus is divided."""
+        """About how many parts the corpus is divided into.
+
+        Raw bytes are estimated from the text, because `raw` leaves out linked files.
+        """
         return -(-int((self.text or 0) / TEXT_RATIO) // part_bytes)
 
     def chunk_count(self, chunk_bytes: int, part_bytes: int) -> int:

@@ -1,4 +1,4 @@
-"""Receipts: how finished work is recognised, skipped, verified and resumed.
+"""Receipts: how finished work is recognized, skipped, verified and resumed.
 
 A *unit* is a folder with output files and a `receipt.json`, put there by one rename (see
 `pipeline.core.commit`). Nothing else makes a unit done. Each output is hashed once when it is
@@ -32,9 +32,10 @@ class Output:
 
 @dataclass(frozen=True)
 class UnitIdentity:
-    """What a unit is made from: recipe key, key of the step alone, and digests of its inputs.
+    """What a unit is made from.
 
-    `inputs` is None if the source is unavailable; existing outputs then stay valid.
+    `key`: recipe key. `own`: key of the step alone. `inputs`: digests of what it reads; None if the
+    source is unavailable, and existing outputs then stay valid. `code`: version of the code.
     """
 
     key: str
@@ -47,9 +48,9 @@ class UnitIdentity:
 class Receipt:
     """The record inside a unit's folder.
 
-    `units`: the units that this one lists as complete, with their digests. `notes`: outputs that
-    record how it was made, such as timings; the content digest leaves them out. `released`: the
-    listed units were no longer needed and have been removed.
+    `own`: key of the step alone. `units`: the units that this one lists as complete, with their
+    digests. `notes`: names of outputs that the content digest leaves out, such as timings.
+    `released`: the listed units were no longer needed and have been removed.
     """
 
     unit: str

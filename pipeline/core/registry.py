@@ -28,13 +28,15 @@ YEARS = r"^[0-9]{4}(-[0-9]{4})?$"
 class Dataset(Section):
     """A corpus: where it comes from and how its records are read.
 
-    `urls` are mirrors of one content, tried in order. `https://`, `http://`, `file://` name a file,
-    `hf://owner/name` a hub data set, `docstrings://a,b` the docstrings of installed packages, of
-    which `max_bytes` are taken at most. A `file://` may name a folder, taken as a whole. With
+    `urls` are mirrors of the same file, tried in order. `https://`, `http://`, `file://` name a
+    file, `hf://owner/name` a hub data set, `docstrings://a,b` the docstrings of installed packages,
+    of which `max_bytes` are taken at most. A `file://` may name a folder, taken as a whole. With
     `years` (`2020` or `1985-2024`) there is one file a year, and `{year}` stands for it in the
-    URLs. `form`: how the files hold records, see `pipeline.sources.formats`. `language`: its
-    ISO 639 code. `instead`: the id to try when the corpus cannot be fetched. `model`, `recipe`: the
-    defaults for this data set.
+    URLs. `form`: how the files hold records, see `pipeline.sources.formats`. `sha256` (hex), `size`
+    (bytes): of the one file. `revision`, `subset`, `split`: of a hub data set. `text_field`,
+    `id_field`: the fields with text and id. `split_by`: the field that decides the split instead of
+    the text. `language`: its ISO 639 code. `instead`: the id that the error message suggests if no
+    mirror answers. `model`, `recipe`: the defaults for this data set.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -113,7 +115,10 @@ class Dataset(Section):
 
     @property
     def content(self) -> dict[str, Any]:
-        """What identifies the corpus: its hash if known, else where it comes from."""
+        """Identity of the source, not the content itself; the name is part of recipe keys.
+
+        The hash if it is known, else the source fields that are not neutral.
+        """
         if self.sha256:
             return {"sha256": self.sha256}
         return _not_neutral(self, SOURCE_FIELDS)

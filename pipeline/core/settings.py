@@ -60,8 +60,8 @@ def hashed(default: Any, *, neutral: Any, table: int = 1, **kwargs: Any) -> Any:
         default: The value if the user gives none. A release may change it.
         neutral: The value that leaves keys as they were before the field existed, and reproduces
             what was computed then. It is chosen when the field is introduced and never changed.
-        table: Version of the table that turns the value `auto` into a number. Raise it with the
-            table.
+        table: Version of the table that turns the value `auto` into a number. Increase it whenever
+            the table changes.
         kwargs: Passed on to `pydantic.Field`.
     """
     facts = {"hashed": True, "neutral": neutral, "table": table}
@@ -112,7 +112,7 @@ def identities(config: Any, paths: Iterable[str]) -> dict[str, Any]:
 
 
 class View:
-    """A config of which only some settings can be read, so that no step reads others unnoticed.
+    """A config from which only declared settings can be read; any other raises `LookupError`.
 
     Args:
         node: The config, or a section of it.
@@ -139,7 +139,10 @@ class View:
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
-    """Turn `["train.lr=3e-4"]` into `{"train": {"lr": 0.0003}}`; values are YAML."""
+    """Turn `["train.lr=3e-4"]` into `{"train": {"lr": 0.0003}}`.
+
+    Values are YAML 1.1, except that 3e-4 is a number. Unlike in `read_yaml`, 1:00:00 is one, too.
+    """
     tree: dict[str, Any] = {}
     for word in words:
         path, equals, text = word.partition("=")
@@ -166,7 +169,8 @@ def _number(value: Any) -> Any:
     if isinstance(value, str) and any(c in value for c in "eE."):
         with contextlib.suppress(ValueError):
             number = float(value)
-            return number if math.isfinite(number) else value  # 12e4567 is somebody's commit
+            # such as the commit id 12e4567, which overflows to infinity
+            return number if math.isfinite(number) else value
     return value
 
 
@@ -195,7 +199,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Any) -> dict[str, Any]:
-    """A YAML file that must hold a mapping."""
+    """A YAML file that must hold a mapping. Unlike in `parse_overrides`, 1:00:00 is a string."""
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -114,20 +114,21 @@ class Step:
     Args:
         stage: The stage it belongs to.
         name: Unique name, `stage.what`.
-        version: Raised only when the bytes it makes change.
-        uses: Settings that decide those bytes, as `section.field`.
-        resolved: Settings that affect the bytes only through the inputs of items. They are part of
-            the key, so runs with other values use other folders; if the inputs are equal, finished
-            units are adopted instead of computed again.
-        reads: Settings it may read that do not decide them; a section stands for all its fields.
+        version: Increased only when the bytes it makes change.
+        uses: Settings that decide those bytes, as `section.field`; part of `own_key` and the key.
+        resolved: Settings that decide the bytes only through `Item.inputs`; part of the key only.
+            So runs with other values use other folders; if the inputs are equal, finished units are
+            adopted instead of computed again.
+        reads: Settings that do not decide the bytes, or whole sections; part of neither.
         needs: Names of the steps whose output it reads.
         folder: Where its units go below the root, as `…/kind-….`, given the config and the first
             8 digits of all keys so far.
         items: The items, given config and finished inputs.
         run: Computes one item and commits its units.
-        tasks: The setting with the number of tasks that share its items; "" if it has one item.
+        tasks: Path of the setting with the number of tasks that share its items, such as
+            `tokenize.tasks`; "" if it has one item.
         exclusive: Its items are long, so a lease keeps a second writer out.
-        ranked: Several processes share an item; rank 0 commits.
+        ranked: Several processes work on one item; rank 0 commits.
         read_by: The only step that reads its units; once that is finished they may be released.
         estimate: How much it will write; None for next to nothing.
     """
@@ -162,7 +163,11 @@ class Step:
         return hash_json([self.own_key(config), identities(config, self.resolved), needs])
 
     def view(self, config: RunConfig) -> RunConfig:
-        """The config, restricted to the settings that the step declares."""
+        """The config, restricted to the settings that the step declares.
+
+        A section that is declared as a whole is returned itself; of any other section only the
+        declared settings can be read.
+        """
         return cast("RunConfig", View(config, (*self.uses, *self.resolved, *self.reads), self.name))
 
 
@@ -174,9 +179,13 @@ Progress = Callable[..., None]
 class Context:
     """The environment of a running step; built by `jobs`, or by a test.
 
-    `cpus`, `gpus`: granted to this process. `rank`, `local_rank`, `world`, `rendezvous`: its place
-    among the processes of a training. `attempt`: how often this task was started before. `label`,
-    `gone`: see `Lease`. `memo`: what the items of one task share, such as a loaded model.
+    `stop`, `progress`, `log`: how the step is stopped and how it reports. `cpus`, `gpus`: granted
+    to this process. `rank`, `local_rank`, `world`, `rendezvous`: its place among the processes of a
+    training job. `attempt`: how often this task was started before. `label`, `gone`: see `Lease`.
+    `code`: version of the code. `memo`: what the items of one task share, such as a loaded model.
+
+    `run_item` sets for each item: `folder`, of the step; `partial`, a path that is kept after an
+    interruption; `identity`; and `guard`, which raises if the lease was lost.
     """
 
     stop: Stop = field(default_factory=Stop)
@@ -199,7 +208,7 @@ class Context:
     guard: Callable[[], None] = lambda: None
 
     def commit(self, name: str) -> AbstractContextManager[Draft]:
-        """Write the unit `name`; see `commits.commit`."""
+        """Write the unit `name`; see `pipeline.core.commit.commit`."""
         return commits.commit(self.folder, name, self.identity, self.guard)
 
     def has(self, name: str) -> Receipt | None:
@@ -245,7 +254,7 @@ def run_item(work: Work, item: Item, ctx: Context) -> str:
 
     Raises:
         Interrupted: A stop was asked for; progress is safe.
-        Busy: Another live process is at it.
+        Busy: Another live process works on it.
         CorruptInput: A damaged unit was met; it was set aside, so the next run rebuilds it.
     """
     identity = work.identity(item, ctx.code)
@@ -270,7 +279,7 @@ def run_item(work: Work, item: Item, ctx: Context) -> str:
         )
         with damage_set_aside():
             work.step.run(work.step.view(work.config), item, work.inputs, bound)
-    # what rank 0 has committed may take a while to be seen elsewhere
+    # other ranks may not see the commit yet
     if not ctx.rank and not work.done(item):
         raise InputError(
             f"{work.step.name}: {item.name} ended without a valid {work.folder / item.name}"

@@ -57,7 +57,7 @@ class WindowSampler:
         self._epoch, self._permutation = -1, np.empty(0, np.int64)
 
     def windows(self, step: int) -> list[int]:
-        """The windows of a step (from 0), in order. An epoch may end within a batch."""
+        """The `batch_size` window indices of a step (from 0). An epoch may end within a batch."""
         windows = []
         for sample in range(step * self.batch_size, (step + 1) * self.batch_size):
             epoch, position = divmod(sample, self.count)

@@ -1,4 +1,7 @@
-"""Packing of documents into windows, with almost no padding, no leakage and no lost token.
+"""Packing of documents into windows.
+
+`best-fit` needs almost no padding and drops no token. `pad` gives each document a window of its own
+and truncates it. Documents never attend to one another.
 
 A document of n text tokens is the sequence prefix, text, end: n + 1 (input, target) pairs. A
 document longer than a window is cut into pieces, and each pair is in exactly one piece. Pieces then
@@ -111,7 +114,9 @@ def _best_fit(sizes: npt.NDArray[np.int32], length: int) -> npt.NDArray[np.int64
 class PackedBatch:
     """Windows of tokens for the model; each field is int64, (windows, length).
 
-    `segments` numbers the pieces of a window, and is -1 after the last piece.
+    `inputs`: padded with the end token. `targets`: the next token, `IGNORE_INDEX` in padding.
+    `positions`: from 0 in each piece, 0 in padding. `segments`: number of the piece in its window,
+    -1 in padding.
     """
 
     inputs: torch.Tensor
@@ -214,7 +219,10 @@ def make_batch(
 def _sequence(
     documents: TokenizedSplit, document: int, start: int, size: int, prefix: int, end: int
 ) -> npt.NDArray[np.int64]:
-    """Tokens `start` to `start + size` (inclusive) of prefix + text + end."""
+    """Tokens `start` to `start + size` (inclusive) of prefix + text + end.
+
+    int64, (size + 1,): `size` inputs and the target of the last one.
+    """
     first, last = documents.offsets[document], documents.offsets[document + 1]
     text = documents.ids[first + max(0, start - 1) : min(last, first + start + size)]
     before = [prefix] if start == 0 else []

@@ -54,7 +54,8 @@ class TokenizedSplit:
     """One split, memory-mapped. Document d is `ids[offsets[d]:offsets[d + 1]]`.
 
     `ids`: token ids, uint16 or uint32. `offsets`: int64, (documents + 1,). `bytes`: UTF-8 bytes of
-    each text, int64. `hashes`: text hash of each document, 16 bytes. `digest`: content digest.
+    each text, int64, (documents,). `hashes`: text hash of each document, 16 bytes, (documents,).
+    `digest`: content digest.
     """
 
     ids: npt.NDArray[Any]

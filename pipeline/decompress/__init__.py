@@ -1,1 +1,1 @@
-"""The decompress stage: raw files become chunks of JSON lines."""
+"""The decompress stage: raw files become JSON lines, in zstd-compressed chunks."""

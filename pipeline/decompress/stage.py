@@ -1,5 +1,6 @@
-"""The decompress stage: raw files become JSON lines, cut into chunks of equal size.
+"""The decompress stage: converts raw files to JSON lines and writes them as compressed chunks.
 
+A chunk is a zstd file of about `chunk_bytes` of text; the last chunk of a part is smaller.
 Whole files, and spans of files with many zstd frames, make up parts, which tasks share.
 """
 

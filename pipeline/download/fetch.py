@@ -74,7 +74,7 @@ def fetch(
     If `part` is complete, nothing is requested.
 
     Args:
-        urls: Mirrors of one content, in order: http(s):// or file://.
+        urls: Mirrors of the same file, in order: http(s):// or file://.
         part: The file to write, with its sidecar `<part>.json`. Both may exist from an interrupted
             call.
         sha256: Expected hash (hex); None to accept any content.
@@ -86,7 +86,7 @@ def fetch(
 
     Raises:
         InputError: No mirror works; the message gives the reason for each URL.
-        CorruptInput: The same, and a mirror delivered other content than expected.
+        CorruptInput: The same, and a mirror delivered a file with another hash or size.
         UserError: There is not enough free space.
         Interrupted: A stop was requested.
     """

@@ -1,9 +1,9 @@
-"""Partial files: bytes that are safely on disk, and the content that they are the beginning of.
+"""Partial files: the bytes that are safely on disk, and which remote file they belong to.
 
-Beside `<part>` is `<part>.json` with the content's identity, the number of bytes synced to disk and
-their sha256. Resuming reads these bytes once to continue the hash and cuts off what follows them,
-so neither a kill nor a power cut leaves a gap. URLs are stored without their query: signatures are
-not kept, and a refreshed URL resumes the download.
+Beside `<part>` is `<part>.json` with the identity of that file, the number of bytes synced to disk
+and their sha256. Resuming reads these bytes once to continue the hash and cuts off what follows
+them, so neither a kill nor a power cut leaves a gap. URLs are stored without their query:
+signatures are not kept, and a refreshed URL resumes the download.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ SYNC_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class ContentIdentity:
-    """The content that a partial file is the beginning of, and how much of it is on disk.
+    """The remote file that a partial file belongs to, and how much of it is on disk.
 
     `etag`, `modified`: as the server sent them. `size`: bytes of the whole; None if unknown.
-    `synced`: bytes on disk, with `sha256`. `state`: where to continue a content that is generated.
+    `synced`: bytes on disk; `sha256`: their hash. `state`: where to continue a file that is
+    generated.
     """
 
     url: str
@@ -57,7 +58,7 @@ class PartFile:
         sync_bytes: Bytes between two syncs to disk: the most that a power cut or SIGKILL costs.
 
     Attributes:
-        identity: The content; None if there is no partial file.
+        identity: The remote file; None if there is no partial file.
         fingerprint: Hash and spans of the bytes so far.
     """
 

@@ -24,15 +24,16 @@ def download_corpus(config: RunConfig, item: Item, ctx: Context) -> None:
     started = time.monotonic()
     dataset = config.dataset
     ctx.partial.mkdir(parents=True, exist_ok=True)
-    part = ctx.partial / "corpus.part"
     scheme, _, rest = dataset.urls[0].partition("://")
-    name = f"{dataset.id}.jsonl.zst"
+    single_part, single_name = ctx.partial / "corpus.part", f"{dataset.id}.jsonl.zst"
+    # the throttle is a progress callback that sleeps
     progress = ctx.progress if scheme == "file" else _throttled(config, ctx)
     if scheme == "docstrings":
         packages, limit = rest.split(","), dataset.max_bytes
-        fetched = {name: write_demo_corpus(packages, part, ctx.stop, ctx.progress, limit)}
+        file = write_demo_corpus(packages, single_part, ctx.stop, ctx.progress, limit)
+        fetched = {single_name: file}
     elif scheme == "hf":
-        fetched = {name: fetch_dataset(dataset, part, ctx.stop, progress)}
+        fetched = {single_name: fetch_dataset(dataset, single_part, ctx.stop, progress)}
     else:
         fetched = _fetch_files(dataset, ctx, progress)
     with ctx.commit(item.name) as draft:

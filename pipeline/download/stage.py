@@ -31,7 +31,7 @@ def corpus_items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """One item. A local file without a known hash is identified by its size and time."""
     dataset = config.dataset
     if dataset.sha256 or local_path(dataset.urls[0]) is None:
-        # the format is in the names of the files of several years
+        # with `years`, the format decides the names of the files (`file_names._name`)
         return [Item("corpus", {"form": dataset.form} if dataset.years else {})]
     try:
         stats = {

@@ -107,7 +107,8 @@ class _Latin1Lines:
         while reader.has_more():
             data = b"".join(reader.pieces(LINE_BATCH_BYTES)).removeprefix(bom)
             bom = b""
-            for line in data.decode("latin-1").split("\n")[:-1]:  # splitlines knows ten more ends
+            # str.splitlines also splits at ten other characters
+            for line in data.decode("latin-1").split("\n")[:-1]:
                 self.last_line = line
                 yield line + "\n"
 

@@ -98,20 +98,20 @@ def _encode_chunk(
         for block in lines.whole_lines(BLOCK_BYTES, max_line_bytes):
             ctx.stop.check()
             batch = reader.read(block)
-            quarantine.sound += len(batch.texts)
-            quarantine.empty += batch.blank
+            quarantine.documents += len(batch.texts)
+            quarantine.blank_lines += batch.blank
             for index, data, malformed in batch.malformed:
                 quarantine.add(*positions.locate(line + index), data, malformed)
             shards.add(batch, positions, line)
             line += batch.count
-            ctx.progress(lines.bytes_read, chunk["bytes"], documents=quarantine.sound)
+            ctx.progress(lines.bytes_read, chunk["bytes"], documents=quarantine.documents)
         raw.verify(receipt)
         quarantine.close()
         facts: ShardFacts = {
             "splits": shards.close(),
             "quarantined": quarantine.count,
             "first_bad": quarantine.first,
-            "empty": quarantine.empty,
+            "empty": quarantine.blank_lines,
             "grouped": shards.grouped,
             "encoder": encoder.name,
             "vocabulary": vocabulary_size,
@@ -223,6 +223,7 @@ class SplitWriter:
         if grouped:
             hashes = hashes.copy()
             hashes[grouped] = _hashes([str(batch.groups[n]).encode() for n in grouped])
+        # the first 8 of the 16 bytes, as a fraction of 2^64
         point = hashes.view(">u8")[::2].astype(np.float64) / 2**64
         validation = self._shares["validation"]
         held_out = validation + self._shares["test"]
@@ -236,6 +237,7 @@ class SplitWriter:
         """
         ids, offsets = self._encoder.encode(texts)
         if self._checked:
+            # the last 2 of the 16 bytes: independent of the bytes that decide the split
             for n in np.flatnonzero(hashes.view(">u2")[7::8] < CHECKED_PER_65536).tolist():
                 self._to_check.append((texts[n], ids[offsets[n] : offsets[n + 1]].copy()))
         return ids, offsets

@@ -31,9 +31,10 @@ class MalformedLine(TypedDict):
 class ShardFacts(TypedDict):
     """Facts of a unit of `tokenize.shards`.
 
-    `splits`: size of each shard. `quarantined`: malformed lines; `first_bad` is the first of them.
-    `empty`: records without text. `grouped`: documents with a `split_by` value. `encoder`: package
-    and version. `vocabulary`: the largest token id + 1.
+    `splits`: size of each shard. `quarantined`: number of malformed lines. `first_bad`: the first
+    malformed line. `empty`: number of blank lines and records without text. `grouped`: number of
+    documents with a `split_by` value. `encoder`: package and version. `vocabulary`: the largest
+    token id + 1.
     """
 
     splits: dict[str, SplitCounts]
@@ -61,8 +62,9 @@ class SealFacts(TypedDict):
 class SealContent(SealFacts):
     """Content of `seal.json`.
 
-    `shards`: names of the sealed units. `kept`: by split, documents and tokens of each of them
-    without duplicates. `encoder`, `vocabulary`: as in `ShardFacts`.
+    `shards`: names of the shard units (`chunk-…`), each with one Parquet file per split. `kept`: by
+    split, [documents, tokens] of each shard unit, duplicates not counted. `encoder`, `vocabulary`:
+    as in `ShardFacts`.
     """
 
     shards: list[str]

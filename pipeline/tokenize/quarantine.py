@@ -24,14 +24,14 @@ class Quarantine:
     Attributes:
         count: Malformed lines so far.
         first: The first malformed line.
-        empty: Lines without text; the caller counts them.
-        sound: Documents that were read; the caller counts them.
+        blank_lines: Lines without text; set by the caller, for facts.
+        documents: Documents that were read; set by the caller, for error messages.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
         self._file = path.open("w", encoding="utf-8")
         self._limit = limit
-        self.count = self.empty = self.sound = 0
+        self.count = self.blank_lines = self.documents = 0
         self.first: MalformedLine | None = None
 
     def add(self, file: str, line: int, data: bytes, malformed: MalformedRecord) -> None:
@@ -58,7 +58,7 @@ class Quarantine:
         if self.first is None:
             self.first = entry
         if self.count > self._limit:
-            raise too_many_malformed(self.count, self.sound, self.first)
+            raise too_many_malformed(self.count, self.documents, self.first)
         written = {name: value for name, value in entry.items() if name != "missing"}
         self._file.write(json.dumps(written, ensure_ascii=False) + "\n")
 

@@ -1,7 +1,7 @@
 """The seal of a tokenized corpus: a list of verified shards, their sizes, and duplicate rows.
 
-Of documents with equal text one is kept: the first in test, else the first in validation, else the
-first in train. So no held-out text is trained on.
+If several documents have the same text, one is kept: the first in test, otherwise the first in
+validation, otherwise the first in train. This keeps held-out texts out of training.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Deduplicated:
 
 
 def deduplicate(shards: Input, ctx: Context) -> Deduplicated:
-    """Verify every shard, and find documents whose text another document has.
+    """Verify every shard, and find documents that repeat the text of another document.
 
     Raises:
         CorruptInput: A shard is damaged.
@@ -205,7 +205,7 @@ def _read_hashes(shards: Input, ctx: Context) -> list[Hashes]:
 
 
 def find_duplicates(hashes: Hashes) -> Indices:
-    """Find the rows whose text an earlier row has.
+    """Find rows that repeat the text of an earlier row.
 
     Args:
         hashes: Text hash of each row, 16 bytes.
