@@ -66,7 +66,7 @@ def cut_prompts(
 
 
 def measure_texts(texts: Sequence[Ids], copied: Sequence[int]) -> dict[str, Any]:
-    """Figures of texts of one kind, as `DEFINITIONS` says.
+    """Metrics of texts of one kind, as `DEFINITIONS` says.
 
     Args:
         texts: Token ids of each text.
@@ -132,7 +132,7 @@ def generate_and_measure(
 
     Returns:
         For each kind of prompt, a row per prompt with the prompt, the reference and the texts as
-        token ids; and the figures of each kind of text.
+        token ids; and the metrics of each kind of text.
     """
     prompts, references = held_out
     kinds = {

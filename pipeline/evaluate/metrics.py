@@ -86,7 +86,7 @@ def gap(
 
     Args:
         train: Adapted minus base in nats, and tokens, of each training document that was scored.
-        test: The same of each test document.
+        test: The same of each test document. Each array is (documents,).
         resamples: Of the bootstrap; the two splits are resampled independently.
 
     Returns:
@@ -101,7 +101,10 @@ def gap(
 
 
 def interval(nll: Floats, tokens: Ints, resamples: int) -> tuple[float, float]:
-    """95 % interval of `perplexity`; divided by bytes instead of tokens, of that of a byte."""
+    """95 % interval of exp(sum(nll) / sum(tokens)), the perplexity; both are (documents,).
+
+    With bytes in place of tokens: of the perplexity per byte, whose log2 is bits per byte.
+    """
     low, high = np.exp(_bootstrap(nll, tokens, resamples))
     return float(low), float(high)
 

@@ -86,15 +86,15 @@ def _circumstances(setup: _Setup, config: RunConfig, ctx: Context) -> Circumstan
 class _Setup:
     """A loaded model and the split to use.
 
-    `tokenizer`: folder of the base model. `context`: tokens the model can see at once. `prefix_id`,
-    `end_id`: the tokens before and after a document.
+    `base_folder`: of the base model, for its tokenizer. `context`: tokens the model can see at
+    once. `prefix_id`, `end_id`: the tokens before and after a document.
     """
 
     model: Any
     device: torch.device
     precision: Precision
     split: TokenizedSplit
-    tokenizer: Path
+    base_folder: Path
     context: int
     prefix_id: int
     end_id: int
@@ -124,7 +124,7 @@ def _prepare(config: RunConfig, split: str, item: Item, inputs: Inputs, ctx: Con
         device=device,
         precision=precision,
         split=opened,
-        tokenizer=base,
+        base_folder=base,
         context=receipt.facts["context"],
         prefix_id=receipt.facts["prefix_id"],
         end_id=receipt.facts["end_id"],
@@ -145,6 +145,7 @@ def _load(config: RunConfig, inputs: Inputs, device: torch.device) -> Any:
     folder, receipt = inputs["download.model"].one()
     receipt.verify(folder)
     adapter = None
+    # only `evaluate.tuned` needs `train.train`
     if "train.train" in inputs:
         best, trained = inputs["train.train"].one()
         trained.verify(best)
@@ -173,7 +174,7 @@ def _score(setup: _Setup, config: RunConfig, ctx: Context) -> tuple[pa.Table, Sc
             "score in another precision: start a run with train.precision=bf16 or fp32",
         )
     size = split.bytes[chosen]
-    decode = ReferenceEncoder(setup.tokenizer).decode
+    decode = ReferenceEncoder(setup.base_folder).decode
     words = np.array([len(decode(split.document(i).tolist()).split()) for i in chosen])
     columns = {
         "document": chosen,
@@ -212,8 +213,8 @@ def _losses(
     split = setup.split
     total = int(np.diff(split.offsets)[chosen].sum())
     new: list[ScoredBatch] = []
-    identity = {"precision": setup.precision, "device": setup.device.type}
-    with ScoringLog(ctx.partial, identity) as log:
+    log_header = {"precision": setup.precision, "device": setup.device.type}
+    with ScoringLog(ctx.partial, log_header) as log:
         done = sum(int(batch.tokens.sum()) for batch in log.batches)
 
         def keep(batch: ScoredBatch) -> None:
@@ -241,7 +242,7 @@ def _losses(
 def _generate(
     setup: _Setup, train: TokenizedSplit, config: RunConfig, ctx: Context
 ) -> tuple[dict[str, list[dict[str, str]]], dict[str, Any]]:
-    """Texts after prompts from test documents and from training documents, and their figures."""
+    """Texts after prompts from test and from training documents, and their metrics."""
     settings = config.evaluate
     prompt_tokens = min(settings.prompt_tokens, setup.context // 2)
     new_tokens = min(settings.new_tokens, setup.context - prompt_tokens - 1)
@@ -263,7 +264,7 @@ def _generate(
     # A recited text equals the document for all of `new_tokens`, so the document must be as long.
     learned = cut_prompts(train, settings.prompts, prompt_tokens, new_tokens, full=True)
     written, figures = generate_and_measure(held_out, learned, continue_texts, longest_spans)
-    decode = ReferenceEncoder(setup.tokenizer).decode
+    decode = ReferenceEncoder(setup.base_folder).decode
     texts = {
         kind: [{name: decode(ids) for name, ids in row.items()} for row in rows]
         for kind, rows in written.items()

@@ -1,9 +1,9 @@
-"""The stage `evaluate`: what adaptation changed, on documents that no model was trained on.
+"""The stage `evaluate`: what adaptation changed, on documents that were held out from training.
 
 Base and adapted model score the same documents in the same precision, and continue the same
-prompts. Some training documents are scored, too, so that memorization shows. The base model's
-scores are stored with the corpus and shared by all runs. So is the overlap of held-out documents
-with the training documents.
+prompts. A sample of training documents is scored as well, to measure memorization. The base
+model's scores are stored with the corpus and shared by all runs. So is the overlap of held-out
+documents with the training documents.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ DEFAULT_MAX_CONTEXT_TOKENS = 1024
 class EvaluateConfig(Section):
     """What is scored, and which prompts are continued.
 
-    `max_documents`: documents per split, lowest text hash first. `max_tokens`: of these, each that
-    fits into the remaining tokens, and always at least one. `context`: tokens per window; None: the
-    model's context, at most 1,024. `stride`: how far the window moves in longer documents; None:
-    half the context. `prompts`: test documents whose first `prompt_tokens` are continued by
-    `new_tokens`, and as many training documents. `resamples`: of the bootstrap. `batch_tokens`:
-    tokens per batch; it affects scores by about 1/1000, because LLM.int8() looks for outliers in
-    the whole batch.
+    `max_documents`: documents per split, lowest text hash first. `max_tokens`: limit on the total
+    tokens of these documents. In order of text hash, a document that exceeds the remaining budget
+    is skipped; if none fits, the first one is used. None: no limit. `context`: tokens per window;
+    None: the model's context, at most 1,024. `stride`: how far the window moves in longer
+    documents; None: half the context. `prompts`: test documents whose first `prompt_tokens` are
+    continued by `new_tokens`, and as many training documents. `resamples`: of the bootstrap.
+    `batch_tokens`: tokens per batch; it affects scores by about 1/1000, because LLM.int8() looks
+    for outliers in the whole batch.
     """
 
     max_documents: int = hashed(2000, neutral=2000, ge=1)
@@ -105,7 +106,8 @@ def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     """
     from pipeline.evaluate import run as evaluation
 
-    compute = evaluation.write_samples if item.name not in SPLITS else evaluation.score_split
+    # an item is a split, or the generated texts
+    compute = evaluation.score_split if item.name in SPLITS else evaluation.write_samples
     compute(config, item, inputs, ctx)
 
 

@@ -1,4 +1,4 @@
-"""The model card: what the model is, how well it does, and what was not examined.
+"""The model card: what the model is, how well it does, and what was not evaluated.
 
 It begins with the YAML metadata of the Hugging Face hub, with the metrics as `model-index`.
 """

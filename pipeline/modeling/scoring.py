@@ -75,11 +75,15 @@ class SlidingWindows:
             )
 
     def split(self, tokens: int) -> Iterator[tuple[int, int, int]]:
-        """The windows of a document with that many tokens, as (start, first, end).
+        """The windows of a document with that many text tokens.
 
-        A window sees prefix and text from position `start`, and predicts the tokens up to `end`
-        (exclusive). Those from `first` on are scored; they tile the document. Every window is as
-        long as the context and the document allow.
+        Input 0 is the prefix and input i + 1 is text token i, so input i predicts text token i.
+
+        Yields:
+            (start, first, end). The window reads inputs `start` to `end` - 1 and predicts the text
+            tokens of the same numbers. Of these, `first` to `end` - 1 are scored; over all windows
+            each text token is scored exactly once. Every window is as long as the context and the
+            document allow.
         """
         first = end = 0
         while end < tokens:
@@ -179,6 +183,10 @@ def _score_batch(
     windows: SlidingWindows,
     device: torch.device,
 ) -> ScoredBatch:
+    """Score a batch of windows.
+
+    Inputs are (rows, width); a row is one window, padded on the right with the prefix token.
+    """
     import torch
 
     width = max(end - start for _, start, _, end in rows)
@@ -187,7 +195,7 @@ def _score_batch(
     targets, owners, positions = [], [], []
     for row, (index, start, first, end) in enumerate(rows):
         document = documents[index]
-        has_prefix = int(start == 0)
+        has_prefix = int(start == 0)  # input i + 1 is text token i
         ids[row, has_prefix : end - start] = document[start - 1 + has_prefix : end - 1]
         scored[row, first - start : end - start] = True
         targets.append(document[first:end].astype(np.int64))

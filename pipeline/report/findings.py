@@ -23,15 +23,17 @@ MIN_READ_SHARE = 0.5
 
 
 def verdict(test: dict[str, Any] | None) -> dict[str, str]:
-    """What the scores of the test split show, and no more than their interval allows.
+    """The verdict on the test split: better, worse or undecided.
+
+    It depends on whether the 95 % interval of the change includes zero.
 
     Args:
         test: `evaluation.test` of a report.
 
     Returns:
         `outcome`: better, worse, undecided (the interval includes zero, or there are too few
-        documents) or open (not evaluated yet). `figures`: perplexity before and after. `words`:
-        a sentence; it starts in lower case if there are figures.
+        documents) or open (not evaluated yet). `figures`: "perplexity before → after".
+        `words`: the verdict as a sentence; it starts in lower case if there are `figures`.
     """
     if not test or "paired" not in test:
         return {"outcome": "open", "figures": "", "words": "Not evaluated yet."}
@@ -132,7 +134,7 @@ def _near_duplicates(report: dict[str, Any]) -> Finding | None:
 
 
 def _generated(report: dict[str, Any], model: str, kind: str) -> dict[str, Any]:
-    """Figures of the texts of one kind that a model wrote; empty if there are none."""
+    """Metrics of the texts of one kind that a model wrote; empty if there are none."""
     found: dict[str, Any] = ((report["written"] or {}).get(model) or {}).get(kind) or {}
     return found
 

@@ -1,4 +1,4 @@
-"""What the scores of a run amount to: by split, document length and position in the document.
+"""Summaries of a run's scores: by split, by document length and by position in the document.
 
 Base and adapted model scored the same documents, so changes are paired, with an interval that is
 bootstrapped over documents.
@@ -22,6 +22,7 @@ from pipeline.evaluate.facts import score_facts
 from pipeline.tokenize.facts import SPLITS, seal_facts
 
 MODELS = ("base", "tuned")
+"""`tuned` is the adapted model."""
 LENGTH_EDGES = (64, 128, 256, 512, 1024, 2048)
 """Bounds, in tokens, of the groups of documents by length."""
 MIN_GROUP_DOCUMENTS = 10
@@ -100,7 +101,10 @@ def _tables(inputs: Inputs, split: str) -> dict[str, pa.Table]:
 def _totals(
     inputs: Inputs, split: str, tables: dict[str, pa.Table], resamples: int
 ) -> dict[str, Any]:
-    """What was scored, and by model the metrics with their 95 % intervals over documents."""
+    """What was scored, and by model the metrics.
+
+    Metrics are as recorded in the receipt; their intervals are computed here from the table.
+    """
     found: dict[str, Any] = {}
     for model, table in tables.items():
         facts = inputs[f"evaluate.{model}"].receipts[split].facts

@@ -34,11 +34,11 @@ class TrainerCallbacks:
 
     Args:
         config: Configuration of the run.
-        ctx: Context of the training.
+        ctx: Context of the train step.
         base: Folder of the base model.
         data: Training and validation data.
         train_step: The model and its optimizer.
-        state: State in which the training starts.
+        state: State in which training starts.
     """
 
     def __init__(

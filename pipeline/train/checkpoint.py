@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a training, each in a unit `step-…`.
+"""Checkpoints: the state of training, each in a unit `step-…`.
 
 Its files are `trainable.safetensors` (the trainable weights: adapters, or the whole model),
 `optimizer.pt` (optimizer and gradient scaler; loads with `weights_only`) and `state.json`
@@ -30,14 +30,16 @@ VISIBILITY_TIMEOUT_SECONDS = 90.0
 
 @dataclass
 class TrainState:
-    """The numbers of a training at a step boundary; the field names are those in `state.json`.
+    """The numbers of a checkpoint, at a step boundary; the field names are those in `state.json`.
 
     `step`: optimizer steps taken. `tokens`: targets seen. `seconds`: spent in steps, all attempts.
     `skipped`: skipped steps. `validated`: step of the last validation; `stale`: validations in a
-    row without a better loss. `attempts`: starts so far. `precision`: as resolved by the first
-    attempt. `total`: steps of the schedule. `micro_batch`: windows that fit into memory, 0 if it
-    never was too small. `good_step`: the newest checkpoint to which a rollback may return;
-    `rollbacks`: number of rollbacks; `slowdown`: factor of the learning rate that they left.
+    row without a better loss. `best_step`, `best_loss`: of the lowest validation loss. `attempts`:
+    starts so far. `precision`: as resolved by the first attempt. `total`: steps of the schedule.
+    `micro_batch`: windows of a micro-batch after memory was too small, 0 if it never was.
+    `good_step`: the newest checkpoint to which a rollback may return; `rollbacks`: number of
+    rollbacks; `slowdown`: factor that they left on the learning rate, 1 without rollbacks. `guard`:
+    history of the steps, for spike detection.
     """
 
     step: int = 0
@@ -156,7 +158,8 @@ def _check_inputs(ctx: Context, unit: Path) -> None:
     names = {*receipt.inputs, *inputs}
     changed = sorted(name for name in names if receipt.inputs.get(name) != inputs.get(name))
     raise UserError(
-        f"{unit.parent} contains a training on other data: {', '.join(changed)} changed since",
+        f"{unit.parent} contains checkpoints that were trained on other data: "
+        f"{', '.join(changed)} changed since",
         f"to start again with the present data, remove it: rm -r {shlex.quote(str(unit.parent))}",
     )
 
@@ -183,7 +186,7 @@ def remove_old(ctx: Context, state: TrainState, keep: int) -> None:
 
 
 def rewind(ctx: Context, step: int) -> Path | None:
-    """Remove the checkpoints after that step, and return the newest intact one that is left."""
+    """Remove the checkpoints after `step`; return the newest intact one of the rest."""
     for unit in ctx.folder.glob("step-*"):
         if unit.name > unit_name(step):
             shutil.rmtree(set_aside(unit, "retired"), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The data of a training: packed windows of the train split, and validation documents."""
+"""The data of training: packed windows of the train split, and validation documents."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TrainingData:
             yield make_batch(self.train, self.packing, part, self.prefix_id, self.end_id)
 
     def validation_documents(self) -> list[npt.NDArray[np.int64]]:
-        """The text tokens of the validation documents."""
+        """The text tokens of the validation documents: one int64 array (tokens,) for each."""
         return [self.validation.document(index) for index in self.validation_indices]
 
 
@@ -49,7 +49,7 @@ def load_data(config: RunConfig, inputs: Inputs, base: Receipt, ctx: Context) ->
 
     Args:
         config: Configuration of the run.
-        inputs: Inputs of the training.
+        inputs: Inputs of the step `train.train`.
         base: Receipt of the base model.
         ctx: Its stop is checked while the token caches are built.
 
@@ -61,7 +61,7 @@ def load_data(config: RunConfig, inputs: Inputs, base: Receipt, ctx: Context) ->
     train = open_sealed(inputs, "train", ctx)
     validation = open_sealed(inputs, "validation", ctx)
     window_tokens = settings.window(base.facts["context"])
-    # raises now what evaluation would raise after the training
+    # raises now what evaluation would raise after training
     config.evaluate.window(base.facts["context"])
     packing = pack(train.offsets, window_tokens, settings.packing)
     return TrainingData(

@@ -1,4 +1,4 @@
-"""The processes of one training: one per GPU (per task on a CPU), each with the same model.
+"""The processes of a training job: one per GPU (per task on a CPU), each with the same model.
 
 Each rank computes its share of the windows of a step. Then one plain all-reduce sums the gradients
 of the trainable weights. Why not torch's DistributedDataParallel: its hooks reduce during the
@@ -147,9 +147,9 @@ def join(ctx: Context, device: torch.device, done: Callable[[], bool]) -> Ranks 
     """Connect to the other ranks at `ctx.rendezvous` (host:port), on the host of rank 0.
 
     Args:
-        ctx: Context of the training.
+        ctx: Context of the train step.
         device: Gradients are sent by NCCL between GPUs; everything else is sent by gloo.
-        done: Whether the training is finished. Then rank 0 does not come, and this returns None.
+        done: Whether training is finished. Then rank 0 does not come, and this returns None.
 
     Raises:
         Interrupted: A stop was requested while waiting.
@@ -186,7 +186,7 @@ def join(ctx: Context, device: torch.device, done: Callable[[], bool]) -> Ranks 
 
 
 def _connect(ctx: Context, deadline: float, done: Callable[[], bool]) -> Any:
-    """Connect to the store of rank 0; None if the training is finished."""
+    """Connect to the store of rank 0; None if training is finished."""
     import torch.distributed as dist
 
     host, _, port = ctx.rendezvous.rpartition(":")

@@ -1,4 +1,4 @@
-"""The log of a training: `metrics.jsonl` for programs, and `samples.txt` for people.
+"""The log of training: `metrics.jsonl` for programs, and `samples.txt` for people.
 
 `metrics.jsonl` has one JSON object per line; `samples.txt` has the text that the model generates at
 each validation.

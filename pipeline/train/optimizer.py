@@ -14,10 +14,11 @@ def make_optimizer(
     eps: float,
     weight_decay: float,
 ) -> Any:
-    """An optimizer over the trainable weights; the trainer sets its learning rate at every step.
+    """An optimizer over the trainable weights.
 
     Norms, biases and embeddings do not decay. Embeddings keep 32-bit state even if the rest has
-    8-bit state, which is unstable for them.
+    8-bit state, which is unstable for them. `lr=0.0` is a placeholder: `pipeline.train.train_step`
+    sets the learning rate before every step.
     """
     import torch
 

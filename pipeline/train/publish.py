@@ -1,4 +1,4 @@
-"""Publish the result of a training in the format that peft or transformers loads."""
+"""Commit the result of training in the format that peft or transformers loads."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def publish(
     base: Path,
     base_model: BaseModel,
 ) -> None:
-    """Commit the weights of the best checkpoint.
+    """Commit the weights of the best checkpoint as a unit, as peft or transformers loads them.
 
     Args:
-        ctx: Context of the training.
+        ctx: Context of the train step.
         unit: The unit to commit.
         model: The trained model; its trained weights are replaced by the best ones.
-        state: State at the end of the training.
+        state: State at the end of training.
         method: `lora` writes an adapter, `full` a whole model with its tokenizer.
         base: Folder of the base model.
         base_model: Its public name and revision.
@@ -70,7 +70,7 @@ def publish(
 
 
 def _facts(ctx: Context, model: Any, state: TrainState, method: str) -> dict[str, Any]:
-    """Facts of the receipt: what report and evaluation need to know about the training."""
+    """Facts of the receipt: what report and evaluation need to know about training."""
     return {
         "method": method,
         "steps": state.step,

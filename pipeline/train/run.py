@@ -1,4 +1,4 @@
-"""Run a training: from the newest checkpoint to the best weights."""
+"""Train from the newest checkpoint to the best weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DEFAULT_TOKENS = 500_000_000
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What all parts of a training need. `base`: folder of the base model."""
+    """What all parts of training need. `base`: folder of the base model."""
 
     config: RunConfig
     ctx: Context
@@ -50,7 +50,7 @@ class TrainingRun:
 
     @property
     def settings(self) -> TrainConfig:
-        """The settings of the training."""
+        """The settings of the section `train`."""
         return self.config.train
 
 
@@ -105,7 +105,7 @@ def _load_data(run: TrainingRun, inputs: Inputs) -> TrainingData:
 
 
 def _total_steps(settings: TrainConfig, packing: Packing) -> int:
-    """Optimizer steps of the whole training."""
+    """Optimizer steps of the whole schedule."""
     if settings.steps:
         return settings.steps
     tokens = settings.tokens or min(packing.pairs, DEFAULT_TOKENS)

@@ -21,7 +21,7 @@ MIN_HISTORY_STEPS = 16
 class StepHistory:
     """The steps that a guard compares with; part of a checkpoint, so a resumed run acts the same.
 
-    `losses`, `norms`: of the newest steps taken. `in_a_row`: steps skipped since the last one.
+    `losses`, `norms`: of the newest steps taken. `in_a_row`: steps skipped in a row since then.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Guard:
                 "try train.gradient_checkpointing=false or train.weights=int8",
             )
         if calibrating and math.isfinite(loss) and not math.isfinite(norm):
-            return f"gradient norm is {norm}; the loss scale is still too large"
+            return f"fp16 loss scale too large (gradient norm {norm}); it will be halved"
         problem = self._find_problem(loss, norm)
         if problem:
             self.history.in_a_row += 1

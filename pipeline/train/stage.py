@@ -1,7 +1,8 @@
 """Train: adapt the base model to the train split, and select by loss on the validation split.
 
 Checkpoints are units `step-…`; the result is the unit `best`. Metrics and samples are beside them.
-A step that is repeated after a restart appears twice in the metrics; the last row counts.
+An optimizer step that is repeated after a restart appears twice in the metrics; the last row
+counts.
 """
 
 from __future__ import annotations
@@ -30,30 +31,34 @@ class TrainConfig(Section):
 
     `method`: adapters, or all weights. `weights`: how the frozen base is kept. `int8_threshold`:
     outlier threshold of LLM.int8(). `unquantized_modules`: modules kept out of quantization.
-    `lora_rank`, `lora_alpha`, `lora_dropout`, `lora_targets`: the adapters; targets are module
-    names, or all-linear. `model_dropout`: dropout of the model itself, under method full.
+    `precision`: of the arithmetic. `lora_rank`, `lora_alpha`, `lora_dropout`, `lora_targets`: the
+    adapters; targets are module names, or all-linear. `model_dropout`: dropout of the model
+    itself, under method full.
 
-    `lr`: peak learning rate. `min_lr_ratio`: share of it at the end. `warmup_ratio`: share of the
-    steps. `cycles`: how often a cyclic schedule falls. `weight_decay`: of matrices only.
-    `max_grad_norm`: gradients are clipped to this global norm.
+    `optimizer`, `betas`, `eps`: AdamW and the format of its state. `lr`: peak learning rate.
+    `min_lr_ratio`: final learning rate / `lr`. `warmup_ratio`: share of the steps in which the rate
+    rises. `schedule`: how it falls. `cycles`: how often a cyclic schedule falls. `weight_decay`:
+    of matrices only. `max_grad_norm`: gradients are clipped to this global norm.
 
     `spike_factor`: a step whose perplexity or gradient norm is this many times its running median
     is skipped, as is a step that is not finite; null turns this off. After more than
-    `max_skipped_in_a_row` training returns to the last good checkpoint, at most `rollbacks` times,
-    each time with `rollback_rate` of the learning rate.
+    `max_skipped_in_a_row` training returns to the last good checkpoint, at most `rollbacks` times.
+    `rollback_rate`: factor applied to the learning rate at each rollback.
 
-    `sequence_length`: tokens of a window; None is the model's context, at most 1,024.
-    `batch_size`: windows of an optimizer step; `micro_batch_size`: windows of a forward pass. At
-    most one of `tokens`, `epochs`, `steps` sets the length of the training; without any it is one
-    epoch, at most 500 M tokens.
+    `sequence_length`: tokens of a window; None is the model's context, at most 1,024. `packing`:
+    of documents into windows. `batch_size`: windows of an optimizer step; `micro_batch_size`:
+    windows of a forward pass. At most one of `tokens`, `epochs`, `steps` sets the length of
+    training; without any it is one epoch, at most 500 M tokens. `gradient_checkpointing`:
+    recompute activations to save memory. `seed`: of data order, adapters and dropout.
 
     `attention`, `compile` (torch.compile): how the model is computed; as with `micro_batch_size`
     and the type of GPU, results agree to rounding.
 
     `early_stopping_patience`: stop after this many validations in a row without a better loss;
-    null: never.
-    `validate_every`, `checkpoint_every`: in steps. `validation_documents`: lowest text hash first,
-    those that fit into `validation_tokens`. `sample_tokens`: generated at each validation.
+    null: never. `validate_every`, `checkpoint_every`: in optimizer steps. `keep_checkpoints`:
+    recent checkpoints that are kept. `validation_documents`: number of documents, lowest text hash
+    first. `validation_tokens`: limit on the total tokens of these documents, as
+    `evaluate.max_tokens`; null: no limit. `sample_tokens`: generated at each validation.
     `tensorboard`: also write TensorBoard event files; needs the optional package.
     """
 
@@ -178,7 +183,7 @@ class TrainConfig(Section):
 
 
 def items(config: RunConfig, inputs: Inputs) -> list[Item]:
-    """One item: the training."""
+    """One item: the training job."""
     return [Item("best", downstream_inputs(inputs))]
 
 

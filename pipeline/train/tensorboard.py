@@ -34,7 +34,7 @@ class TensorBoardWriter:
     a folder, so each curve has its own. Every row is flushed, or a kill would leave a gap.
 
     Args:
-        folder: Folder of the training.
+        folder: Folder of the train step.
 
     Raises:
         UserError: TensorBoard is not installed.

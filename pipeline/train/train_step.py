@@ -30,7 +30,7 @@ class OutOfMemory(Exception):
 
 @dataclass(frozen=True)
 class TrainStep:
-    """What a step works with.
+    """Computes optimizer steps. Holds the model, its optimizer, the gradient scaler and the ranks.
 
     `max_grad_norm`: gradients are clipped to this global norm. `compiled_body`: called instead of
     the model's body. `seed`: seed of dropout.

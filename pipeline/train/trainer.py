@@ -41,7 +41,7 @@ class TrainSchedule:
         return due and state.validated < state.step
 
     def is_finished(self, state: TrainState) -> bool:
-        """Whether the last step is done, or early stopping ends the training."""
+        """Whether the last step is done, or early stopping ends training."""
         patience = self.early_stopping_patience
         early = patience is not None and state.stale >= patience
         return early or state.step == self.total_steps
@@ -129,7 +129,7 @@ def _save(
     """Save a checkpoint, to which a rollback may return if no step is being skipped.
 
     A rollback must not return to a checkpoint that exists only because of a stop. Otherwise the
-    result of a training would depend on where it was stopped.
+    result of training would depend on where it was stopped.
     """
     due = not on_stop or state.step % schedule.checkpoint_every == 0
     if due and not state.guard.in_a_row:

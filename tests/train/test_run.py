@@ -320,8 +320,8 @@ def test_checkpoints_of_another_corpus_are_refused(small: Small, root: Path) -> 
         run_item(node.work, item, Context(log=print))
     folder = node.work.folder
     assert str(caught.value) == (
-        f"{folder} contains a training on other data: tokenize.shards changed since. to start "
-        f"again with the present data, remove it: rm -r {folder}"
+        f"{folder} contains checkpoints that were trained on other data: tokenize.shards changed "
+        f"since. to start again with the present data, remove it: rm -r {folder}"
     )
     assert train(config, root).complete, "nothing was lost"
 

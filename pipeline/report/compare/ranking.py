@@ -33,7 +33,7 @@ def best_run(rows: Sequence[dict[str, Any]], evaluation: dict[str, Any]) -> int 
 def verdict(
     rows: Sequence[dict[str, Any]], evaluation: dict[str, Any], pairs: dict[str, Any]
 ) -> dict[str, str | None]:
-    """What the scores allow to say about the runs.
+    """The verdict that the scores support.
 
     Args:
         rows: The runs.
