@@ -277,7 +277,7 @@ def unsafe(tree: ast.AST) -> list[str]:
     return found
 
 
-def test_nothing_read_is_run_and_nobody_is_trusted_unseen() -> None:
+def test_no_code_loads_pickles_or_trusts_remote_code() -> None:
     assert not offenders(lambda module: unsafe(TREES[module]))
 
 

@@ -506,7 +506,7 @@ def test_a_frozen_configuration_comes_back_as_it_was(tmp_path: Path) -> None:
         assert load_config(save_config(config, tmp_path)) == config
 
 
-def test_a_name_that_stands_for_another_configuration_is_refused(tmp_path: Path) -> None:
+def test_name_of_another_configuration_is_refused(tmp_path: Path) -> None:
     save_config(resolve("nih", name="try"), tmp_path)
     other = resolve(
         "nih", "gpt2", overrides=["train.lr=1", "train.unquantized_modules=[x]"], name="try"
@@ -524,7 +524,7 @@ def test_a_name_that_stands_for_another_configuration_is_refused(tmp_path: Path)
     )
 
 
-def test_a_run_is_not_called_after_a_signature(tmp_path: Path) -> None:
+def test_run_name_does_not_contain_a_signature(tmp_path: Path) -> None:
     data = tmp_path / "x.yaml"
     data.write_text("urls: [https://x/a]\n")
 

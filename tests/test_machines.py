@@ -114,7 +114,7 @@ def leave(room: int) -> Callable[[os.statvfs_result], str]:
         ("evaluate.report", 16 * PAGE),
     ],
 )
-def test_a_full_disk_ends_a_stage_in_one_line_and_room_cures_it(
+def test_full_disk_gives_a_one_line_error_and_resumes_with_space(
     step: str,
     left: int | None,
     tmp_path: Path,
@@ -147,7 +147,7 @@ def test_a_full_disk_ends_a_stage_in_one_line_and_room_cures_it(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["decompress.chunks", "tokenize.shards"])
-def test_no_inodes_are_told_apart_from_no_bytes(
+def test_missing_inodes_are_distinguished_from_missing_bytes(
     step: str, tmp_path: Path, finished: Path, small: Callable[..., Config], run: Run, mount: Mount
 ) -> None:
     config, root = small(), tmp_path / "root"
@@ -164,7 +164,7 @@ def test_no_inodes_are_told_apart_from_no_bytes(
 
 
 @pytest.mark.slow
-def test_a_limit_on_the_size_of_files_is_told_as_one(
+def test_file_size_limit_is_reported_as_one(
     tmp_path: Path, finished: Path, small: Callable[..., Config], run: Run
 ) -> None:
     config, root = small(), tmp_path / "root"
@@ -181,7 +181,7 @@ def test_a_limit_on_the_size_of_files_is_told_as_one(
 
 @pytest.mark.interpreter
 @pytest.mark.slow
-def test_a_quota_is_told_as_one(
+def test_exceeded_quota_is_reported_as_a_quota(
     tmp_path: Path, finished: Path, small: Callable[..., Config], run: Run
 ) -> None:
     config, root = small(), tmp_path / "root"
@@ -252,7 +252,7 @@ def fill(place: Path) -> Path:
     return ballast
 
 
-def test_a_journal_says_how_a_task_ended_on_a_full_disk(tmp_path: Path, mount: Mount) -> None:
+def test_progress_file_records_the_end_on_a_full_disk(tmp_path: Path, mount: Mount) -> None:
     disk = mount(tmp_path / "disk", "size=100k")
     journal = ProgressFile(disk / "task.json")
     journal.write(state="running", item="a much longer name than will be needed")
@@ -289,7 +289,7 @@ def test_a_log_on_a_full_disk_changes_no_exit_code(
     assert digests(root, small()) == digests(finished, small())
 
 
-def test_a_task_that_could_note_nothing_is_still_understood(tmp_path: Path) -> None:
+def test_task_without_progress_file_is_still_reported(tmp_path: Path) -> None:
     from jobs.running.task_process import TaskProcess
 
     task = TaskProcess.__new__(TaskProcess)
@@ -331,7 +331,7 @@ def test_a_root_that_may_not_be_written_is_told(tmp_path: Path, run: Run) -> Non
 
 
 @pytest.mark.slow
-def test_a_run_of_another_user_is_told_and_a_right_cures_it(
+def test_other_users_run_is_refused_until_permissions_allow(
     tmp_path: Path, finished: Path, small: Callable[..., Config], run: Run
 ) -> None:
     if os.geteuid():
@@ -356,7 +356,7 @@ def test_a_run_of_another_user_is_told_and_a_right_cures_it(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["corpus", "model", "model folder", "dataset", "profile", "run"])
-def test_what_may_not_be_read_is_told(
+def test_unreadable_input_is_reported(
     what: str, tmp_path: Path, run: Run, dataset: Path, models: Callable[[str], Path]
 ) -> None:
     root, model = tmp_path / "root", tmp_path / "model"
@@ -386,7 +386,7 @@ def test_what_may_not_be_read_is_told(
 
 
 @pytest.mark.slow
-def test_a_read_only_root_is_told_and_can_be_looked_at(
+def test_read_only_root_is_reported_and_status_works(
     tmp_path: Path, finished: Path, small: Callable[..., Config], run: Run, mount: Mount
 ) -> None:
     root = tmp_path / "root"
@@ -415,7 +415,7 @@ SKEWS = [86_400.0 * days for days in (-3650, -2, 2, 3650)]
 
 
 @pytest.mark.parametrize("skew", SKEWS)
-def test_wrong_clocks_make_nothing_undone_and_remove_nothing(
+def test_wrong_clocks_redo_and_remove_nothing(
     skew: float, tmp_path: Path, prepared: Path, small: Callable[..., Config]
 ) -> None:
     config, root = small(), tmp_path / "root"
@@ -467,7 +467,7 @@ def test_a_lease_outlives_a_sweep_under_a_wrong_clock(skew: float, tmp_path: Pat
         assert path.read_text() != before, "the heartbeat goes on"
 
 
-def test_one_who_waits_for_a_lease_may_lose_his_name(tmp_path: Path) -> None:
+def test_waiter_recreates_its_removed_lease_file(tmp_path: Path) -> None:
     path = tmp_path / ".lease-item"
     waiter = Lease(path, "waiter", lambda label: True, beat=0.02)
     path.write_text(json.dumps({"owner": "dead", "label": "dead", "beats": "1"}))
@@ -477,7 +477,7 @@ def test_one_who_waits_for_a_lease_may_lose_his_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("skew", SKEWS)
-def test_status_bears_wrong_clocks(
+def test_status_works_with_wrong_clocks(
     skew: float, tmp_path: Path, prepared: Path, small: Callable[..., Config]
 ) -> None:
     from jobs.cluster.slurm_cli import Job

@@ -50,7 +50,7 @@ def test_a_long_window_is_read(tmp_path: Path, window_log: int) -> None:
     assert b"".join(RawFile(path)) == TEXT * 2
 
 
-def test_what_stands_far_back_in_a_long_window_is_found(tmp_path: Path) -> None:
+def test_distant_match_in_a_long_window_is_decoded(tmp_path: Path) -> None:
     once = random.Random(1).randbytes(12_000_000)
     path = tmp_path / "x.zst"
     path.write_bytes(long(once * 2, 27))

@@ -335,7 +335,7 @@ def test_a_chunk_is_cut_while_the_one_before_it_is_committed(
 
 
 @pytest.mark.slow
-def test_a_damaged_span_is_told_and_only_what_came_of_it_is_made_again(
+def test_damaged_part_is_reported_and_only_its_chunks_are_rebuilt(
     many: Callable[..., Config], tmp_path: Path
 ) -> None:
     config, root = many(), tmp_path / "root"
@@ -368,7 +368,7 @@ def test_a_damaged_span_is_told_and_only_what_came_of_it_is_made_again(
 
 
 @pytest.mark.slow
-def test_chunks_are_dropped_when_they_are_sealed_and_come_back_when_they_are_needed(
+def test_chunks_are_deleted_after_sealing_and_rebuilt_on_demand(
     many: Callable[..., Config], tmp_path: Path
 ) -> None:
     kept, config = many(), many("decompress.keep_chunks=false")

@@ -186,7 +186,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("form", ["zip", "old", "bare"])
-def test_what_a_pickle_would_do_is_not_done(
+def test_code_in_a_weights_pickle_is_not_run(
     models: Models, tmp_path: Path, out: Path, form: str
 ) -> None:
     import torch
@@ -211,7 +211,7 @@ def test_what_a_pickle_would_do_is_not_done(
 
 
 @pytest.mark.slow
-def test_code_of_a_model_is_not_run_even_where_somebody_could_agree(
+def test_model_code_is_not_run_even_in_an_interactive_session(
     models: Models, tmp_path: Path, out: Path
 ) -> None:
     """By default transformers asks at a terminal; the weights are converted first."""

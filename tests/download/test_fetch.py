@@ -371,7 +371,7 @@ def test_redirect(server: FileServer, part: Path) -> None:
     assert fetched.sha256 == SHA
 
 
-def test_a_signature_is_not_kept_and_a_renewed_one_goes_on(server: FileServer, part: Path) -> None:
+def test_url_signature_is_not_stored_and_a_new_one_resumes(server: FileServer, part: Path) -> None:
     server.behavior.authorize = lambda request: request.query == "signature=old"
     half = leave_half(server, part, "/file?signature=old")
     assert "signature" not in part.with_name(part.name + ".json").read_text()

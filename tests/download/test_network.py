@@ -59,7 +59,7 @@ def get(part: Path, *urls: str, progress: ProgressCallback | None = None) -> Fet
 
 
 @pytest.mark.slow
-def test_a_body_that_drips_is_left_for_the_next_mirror(server: FileServer, part: Path) -> None:
+def test_slow_body_moves_on_to_the_next_mirror(server: FileServer, part: Path) -> None:
     server.behavior.block_bytes, server.behavior.block_pause_s = 8, 0.01
     with pytest.raises(InputError, match=r"only \d+ bytes in 0 s, 2 times in a row"):
         get(part, server.url + "/file")
@@ -97,7 +97,7 @@ def test_a_byte_a_request_is_no_progress(server: FileServer, part: Path) -> None
     assert len(server.requests) == 2
 
 
-def test_a_head_that_drips_is_not_waited_for(server: FileServer, part: Path) -> None:
+def test_slow_headers_are_not_waited_for(server: FileServer, part: Path) -> None:
     server.behavior.head_pause_s = 0.02
     for ask in (lambda url: get(part, url), lambda url: probe(url, BRIEF)):
         with pytest.raises(InputError, match="disconnected"):
@@ -165,7 +165,7 @@ def test_a_dead_proxy_is_named_without_its_password(monkeypatch: pytest.MonkeyPa
     assert "secret" not in str(caught.value)
 
 
-def test_what_cannot_be_a_proxy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_proxy_variable_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "gopher://proxy")
     with pytest.raises(UserError, match=r"env \| grep -i proxy"):
         probe("http://corpus.example/file", BRIEF)

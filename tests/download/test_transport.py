@@ -44,7 +44,7 @@ def get(folder: Path, url: str) -> bytes:
     return part.read_bytes()
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(
+def test_untrusted_certificate_is_refused(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate, key = make_certificate(tmp_path, "IP:127.0.0.1")

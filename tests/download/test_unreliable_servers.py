@@ -160,7 +160,7 @@ quick_settings = settings(
         st.lists(st.one_of(events, dishonest_events), min_size=1, max_size=3), max_size=3
     )
 )
-def test_with_a_hash_no_lie_gets_through(
+def test_known_sha256_gives_the_right_bytes_or_an_error(
     server: FileServer, tmp_path_factory: pytest.TempPathFactory, story: Story
 ) -> None:
     play(Download(server, tmp_path_factory.mktemp("behavior") / "x.part", RIGHT), story)
@@ -169,7 +169,7 @@ def test_with_a_hash_no_lie_gets_through(
 @pytest.mark.slow
 @quick_settings
 @given(story=st.lists(st.lists(events, min_size=1, max_size=3), max_size=3))
-def test_without_one_an_honest_server_is_enough(
+def test_correct_etags_give_one_version_or_an_error(
     server: FileServer, tmp_path_factory: pytest.TempPathFactory, story: Story
 ) -> None:
     play(Download(server, tmp_path_factory.mktemp("behavior") / "x.part", None), story)

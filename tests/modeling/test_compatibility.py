@@ -50,9 +50,7 @@ def test_supported_models_pass(models: Callable[[str], Path], name: str, weights
 
 
 @pytest.mark.slow
-def test_what_changes_its_logits_is_neither_trained_nor_scored(
-    dataset: Path, tmp_path: Path
-) -> None:
+def test_model_that_changes_its_logits_is_refused(dataset: Path, tmp_path: Path) -> None:
     from transformers import GraniteConfig
 
     config = make_config(
@@ -83,9 +81,7 @@ def test_changed_logits_are_detected_in_any_model_type(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_layers_that_look_back_less_far_than_a_window_are_refused(
-    dataset: Path, tmp_path: Path
-) -> None:
+def test_attention_shorter_than_a_window_is_refused(dataset: Path, tmp_path: Path) -> None:
     """With windows of that many tokens it trains."""
     shape = tiny.make_config("mistral")
     shape.sliding_window = 32
@@ -102,7 +98,7 @@ def test_layers_that_look_back_less_far_than_a_window_are_refused(
     ).complete
 
 
-def test_what_carries_a_state_is_not_trained(tmp_path: Path) -> None:
+def test_model_that_carries_a_state_is_not_trained(tmp_path: Path) -> None:
     import torch
     from transformers import MambaConfig
 
@@ -113,7 +109,7 @@ def test_what_carries_a_state_is_not_trained(tmp_path: Path) -> None:
         check_document_isolation(model, torch.device("cpu"), "fp32", 64)
 
 
-def test_attention_that_caps_its_scores_is_refused_on_a_cpu(tmp_path: Path) -> None:
+def test_attention_with_capped_scores_is_refused_on_cpu(tmp_path: Path) -> None:
     import torch
     from transformers import Gemma2Config
 

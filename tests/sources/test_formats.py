@@ -133,7 +133,7 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     assert (message["line"], message["text"]) == (1, "caf\ufffd")
 
 
-def test_a_text_file_beyond_measure_is_put_aside(
+def test_too_large_text_file_is_quarantined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "all.txt"

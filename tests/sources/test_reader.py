@@ -228,7 +228,7 @@ def test_documents_come_back_whatever_they_are_written_in(
     place=st.floats(0, 1, exclude_max=True),
     bit=st.integers(0, 7) | st.none(),
 )
-def test_damage_is_told_and_never_another_text(
+def test_damage_is_reported_and_never_gives_another_text(
     tmp_path_factory: pytest.TempPathFactory,
     file: tuple[str, Written],
     size: int,
@@ -257,7 +257,7 @@ def test_damage_is_told_and_never_another_text(
 @pytest.mark.slow
 @settings(max_examples=examples(300), deadline=None, derandomize=True)
 @given(file=files([".jsonl"], [""]), size=sizes, block=blocks, place=st.floats(0, 1))
-def test_of_lines_that_are_cut_off_only_the_last_is_lost_and_it_is_told(
+def test_truncation_loses_only_the_last_line_and_is_reported(
     tmp_path_factory: pytest.TempPathFactory,
     file: tuple[str, Written],
     size: int,

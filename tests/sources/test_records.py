@@ -179,7 +179,7 @@ def test_a_zip_holds_one_file(tmp_path: Path, names: list[str], message: str) ->
         list(RawFile(write(tmp_path, out.getvalue())))
 
 
-def test_what_follows_a_frame_and_is_none_is_told_with_the_byte(tmp_path: Path) -> None:
+def test_garbage_after_a_frame_is_reported_with_its_byte(tmp_path: Path) -> None:
     raw = zstandard.compress(TEXT)
     path = write(tmp_path, raw + b"garbage")
     with pytest.raises(CorruptInput, match=f"near byte {len(raw)}"):
@@ -361,7 +361,7 @@ def test_blank_lines_and_blank_texts_are_passed_over(line: bytes) -> None:
         (b"[1]", "no field text: it is list, not an object"),
     ],
 )
-def test_a_line_that_is_no_record_says_why(line: bytes, reason: str) -> None:
+def test_invalid_line_gives_a_reason(line: bytes, reason: str) -> None:
     bad = parse(line)
     assert isinstance(bad, MalformedRecord)
     assert reason in bad.reason
@@ -384,7 +384,7 @@ def test_dots_go_into_nested_objects() -> None:
         ({f"f{n}": n for n in range(20)}, ", ".join(f"f{n}" for n in range(12)) + "…", ""),
     ],
 )
-def test_where_the_text_is_missing_the_fields_that_are_there_are_named(
+def test_missing_text_field_error_names_existing_fields(
     value: Any, fields: str | None, suggestion: str
 ) -> None:
     bad = parse(json.dumps(value).encode())
@@ -408,9 +408,7 @@ def test_a_line_that_is_too_long_is_malformed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("longest", [10, 11, 4000])
 @pytest.mark.parametrize("block", [8, 50, 1000])
-def test_of_a_line_that_is_too_long_no_more_is_held_than_tells_so(
-    tmp_path: Path, longest: int, block: int
-) -> None:
+def test_too_long_line_is_not_held_in_memory(tmp_path: Path, longest: int, block: int) -> None:
     lines = [b"a", b"y" * 10, b"", b"z" * 11, b"x" * 300_000, b"b", b"w" * 4001, b"end"]
     path = write(tmp_path, b"\n".join(lines))
     with reading(block):
@@ -428,6 +426,6 @@ def test_of_a_line_that_is_too_long_no_more_is_held_than_tells_so(
 
 @settings(max_examples=examples(300), deadline=None)
 @given(st.binary(max_size=60) | st.text(max_size=40).map(lambda t: t.encode("utf-8", "replace")))
-def test_no_line_is_too_strange_to_be_judged(line: bytes) -> None:
+def test_any_bytes_give_record_blank_or_reason(line: bytes) -> None:
     found = parse(line.replace(b"\n", b""), "text", "id", "by")
     assert found is None or isinstance(found, Record | MalformedRecord)

@@ -119,7 +119,7 @@ def test_text_that_spells_a_special_token_becomes_it(tmp_path: Path) -> None:
     assert reference.decode(ids.tolist()) == f"a{END}b"
 
 
-def test_a_tokenizer_it_is_not_made_for_is_left_to_the_reference(tmp_path: Path) -> None:
+def test_unsupported_tokenizer_uses_the_reference(tmp_path: Path) -> None:
     tokenizer = Tokenizer(shapes.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -176,7 +176,7 @@ def test_loading_detects_other_ids(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_other_ids_in_a_document_make_the_chunk_be_done_again(
+def test_chunk_is_redone_when_token_ids_differ(
     small: Callable[..., Config],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -61,7 +61,7 @@ def sealed(config: Config, root: Path) -> tuple[Any, list[Any], list[str]]:
     return node.done["seal"].facts, quarantined, sorted(ids)
 
 
-def test_what_is_put_aside_says_its_file_its_line_why_and_how_it_begins(
+def test_quarantine_records_file_line_reason_and_beginning(
     tmp_path: Path, local: Callable[..., Config]
 ) -> None:
     folder = tmp_path / "corpus"
@@ -131,7 +131,7 @@ def test_a_wrong_text_field_is_told_with_the_right_one(
     assert (facts["quarantined"], quarantined) == (0, [])
 
 
-def test_what_belongs_together_stays_so_and_a_wrong_field_for_it_is_told(
+def test_split_by_keeps_groups_together_and_refuses_unknown_field(
     tmp_path: Path, local: Callable[..., Config]
 ) -> None:
     records = [{"text": text, "meta": {"case": n // 2}} for n, text in enumerate(TEXTS)]
@@ -191,7 +191,7 @@ def test_a_file_of_another_kind_than_its_name_says_is_refused(
         ("x", zstandard.compress),
     ],
 )
-def test_a_name_that_lies_about_the_compression_does_no_harm(
+def test_wrong_compression_suffix_is_ignored(
     tmp_path: Path, local: Callable[..., Config], name: str, compress: Callable[[bytes], bytes]
 ) -> None:
     (tmp_path / name).write_bytes(compress("\n".join(JSON).encode()))
@@ -199,7 +199,7 @@ def test_a_name_that_lies_about_the_compression_does_no_harm(
     assert (quarantined, len(ids)) == ([], 60)
 
 
-def test_more_than_a_share_of_bad_lines_is_refused_unless_it_is_asked_for(
+def test_too_many_bad_lines_are_refused_unless_allowed(
     tmp_path: Path, local: Callable[..., Config]
 ) -> None:
     path = write(tmp_path / "x.jsonl", *JSON, *["{}"] * 7)
@@ -216,7 +216,7 @@ def test_more_than_a_share_of_bad_lines_is_refused_unless_it_is_asked_for(
         sealed(one_chunk, tmp_path / "root")
 
 
-def test_the_report_counts_what_was_put_aside(tmp_path: Path, local: Callable[..., Config]) -> None:
+def test_report_counts_quarantined_records(tmp_path: Path, local: Callable[..., Config]) -> None:
     path = write(tmp_path / "x.jsonl", *JSON, "{", "[]", '{"text": ""}')
     config = local(path)
     report = advance(config, tmp_path / "root", "evaluate.report").work.folder / "report"

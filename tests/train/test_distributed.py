@@ -111,7 +111,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_two_train_as_one_does(
+def test_two_ranks_give_the_losses_of_one(
     small: Small, root: Path, prepared: Path, tmp_path: Path, recipe: str
 ) -> None:
     """In fp32, with an odd number of windows: losses and weights agree to rounding."""
@@ -152,7 +152,7 @@ class StopAtStep(Stop):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_to_one_stops_both_and_what_follows_is_as_it_would_have_been(
+def test_signal_to_one_rank_stops_both_and_resuming_is_exact(
     small: Small, root: Path, prepared: Path, tmp_path: Path, rank: int
 ) -> None:
     shutil.copytree(prepared, tmp_path / "whole")
@@ -187,7 +187,7 @@ def test_another_number_of_ranks_continues_the_same_data_order(
         assert row["loss"] == pytest.approx(other["loss"], rel=2e-3)
 
 
-def test_memory_that_is_short_on_one_is_short_on_both(
+def test_out_of_memory_on_one_rank_halves_on_both(
     small: Small, root: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(prepared, tmp_path / "other")
@@ -206,7 +206,7 @@ def test_memory_that_is_short_on_one_is_short_on_both(
     assert result(node) == result(narrow)
 
 
-def test_a_fault_of_one_is_skipped_by_both(
+def test_non_finite_loss_on_one_rank_is_skipped_by_both(
     small: Small, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     current = {"rank": 0}
@@ -229,7 +229,7 @@ def test_a_fault_of_one_is_skipped_by_both(
     ["checkpoint.save", "metrics_log.MetricsLog.add_sample", "run.publish"],
     ids=["checkpoint", "sample", "product"],
 )
-def test_where_writing_fails_all_fail_alike(
+def test_write_error_on_rank_0_fails_all_ranks(
     small: Small, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: str
 ) -> None:
     def full(*args: Any) -> None:

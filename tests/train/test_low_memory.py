@@ -38,7 +38,7 @@ WORDS = (
         pytest.param("llama", marks=pytest.mark.thorough),
     ],
 )
-def test_all_that_saves_memory_goes_together(
+def test_memory_saving_options_work_together(
     family: str, small: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """8 bits, LoRA, checkpointing, accumulation and autocast, for each family."""

@@ -103,7 +103,7 @@ def train_plainly(
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("family", ["opt", "opt with gelu", "gpt2", "llama"])
-def test_the_loss_curve_is_that_of_a_plain_loop(
+def test_loss_curve_equals_that_of_a_plain_loop(
     family: str, method: str, dataset: Path, models: Callable[[str], Path], tmp_path: Path
 ) -> None:
     model = Path(shutil.copytree(models(family.partition(" ")[0]), tmp_path / "model"))

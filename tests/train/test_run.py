@@ -97,7 +97,7 @@ def test_a_killed_training_repeats_at_most_one_interval(
     assert before[-1] - again[0] + 1 <= config.train.checkpoint_every
 
 
-def test_a_damaged_checkpoint_is_passed_over_loudly(
+def test_damaged_checkpoint_is_skipped_with_a_warning(
     small: Small, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for place in (tmp_path / "whole", tmp_path):
@@ -126,7 +126,7 @@ class Hostile:
         return os.mkdir, (str(self.mark),)
 
 
-def test_what_a_checkpoint_s_pickle_would_do_is_not_done(
+def test_code_in_a_checkpoint_pickle_is_not_run(
     small: Small, prepared: Path, tmp_path: Path
 ) -> None:
     """Not even if the receipt matches; the next run resumes from the checkpoint before."""
@@ -248,7 +248,7 @@ def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(
 
 
 @pytest.mark.parametrize(("first", "then"), [("fp32", "bf16"), ("bf16", "fp32")])
-def test_the_precision_that_was_found_is_kept_on_another_machine(
+def test_resolved_precision_is_kept_on_another_machine(
     small: Small, root: Path, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch,
     first: str, then: str
 ) -> None:  # fmt: skip
@@ -273,7 +273,7 @@ def test_the_precision_that_was_found_is_kept_on_another_machine(
     assert receipt.facts["precision"] == first
 
 
-def test_a_long_journal_costs_a_start_no_more_than_a_short_one(tmp_path: Path) -> None:
+def test_resume_time_does_not_grow_with_metrics_file(tmp_path: Path) -> None:
     """A sparse file of a terabyte, with an incomplete last line."""
     for name in (METRICS_FILE, SAMPLES_FILE):
         (tmp_path / name).touch()
@@ -337,7 +337,7 @@ def test_a_schedule_of_another_length_is_refused(
         train(config, root)
 
 
-def test_wherever_it_is_interrupted_and_however_often_it_ends_the_same(
+def test_interrupted_training_gives_the_same_bytes(
     small: Small, prepared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Stopped after a step (positive), which saves, or killed after it (negative)."""
@@ -399,7 +399,7 @@ def test_a_training_is_adopted_when_only_evaluation_settings_differ(
     assert (node.work.folder / "best" / "metrics.jsonl").exists()
 
 
-def test_a_best_checkpoint_that_is_damaged_does_not_block(
+def test_damaged_best_checkpoint_does_not_block_resuming(
     small: Small, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)

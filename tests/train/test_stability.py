@@ -60,7 +60,7 @@ def facts(node: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
-def test_a_step_that_is_not_finite_is_skipped_counted_and_told(
+def test_non_finite_step_is_skipped_counted_and_reported(
     small: Small,
     root: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -76,7 +76,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_told(
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(
+def test_non_finite_gradient_is_skipped_with_a_finite_loss(
     small: Small, root: Path, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
     inject(monkeypatch, lambda *_: 1.0, lambda step: factor if step == 3 else 1.0)
@@ -91,7 +91,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(
 @pytest.mark.parametrize(
     ("what", "loss", "slope"), [("loss", 2.0, 0.5), ("gradient norm", 1.0, 50.0)]
 )
-def test_a_leap_of_either_is_skipped_in_a_training(
+def test_spike_in_loss_or_gradient_is_skipped_in_training(
     small: Small,
     root: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -133,9 +133,7 @@ def fill_history(guard: Guard, steps: int = MIN_HISTORY_STEPS) -> Guard:
         (0.5, 0.001, ""),
     ],
 )
-def test_what_leaps_out_of_the_steps_before_is_skipped(
-    loss: float, norm: float, problem: str
-) -> None:
+def test_spike_over_the_running_median_is_skipped(loss: float, norm: float, problem: str) -> None:
     guard = fill_history(Guard(5, spike_factor=10.0))
     assert guard.check(loss, norm) == problem
     assert guard.history.in_a_row == bool(problem)
@@ -143,7 +141,7 @@ def test_what_leaps_out_of_the_steps_before_is_skipped(
     assert guard.history.in_a_row == 0
 
 
-def test_nothing_leaps_before_there_is_something_usual_or_where_it_may() -> None:
+def test_no_spike_without_history_or_with_detection_off() -> None:
     assert fill_history(Guard(5, 10.0), MIN_HISTORY_STEPS - 1).check(50.0, 1e6) == ""
     assert fill_history(Guard(5, None)).check(50.0, 1e6) == ""
 
@@ -156,7 +154,9 @@ def test_the_history_holds_only_the_newest_steps_taken() -> None:
     assert guard.history.norms == before
 
 
-def test_a_leap_leaves_no_trace_in_weights_or_optimizer(models: Callable[[str], Path]) -> None:
+def test_skipped_spike_leaves_weights_and_optimizer_unchanged(
+    models: Callable[[str], Path],
+) -> None:
     disturbed, undisturbed = make_train_step(models), make_train_step(models)
     for each in (disturbed, undisturbed):
         each.guard.spike_factor = 10.0
@@ -185,7 +185,7 @@ def refused_at(step: int, config: Config, root: Path) -> None:
     )
 
 
-def test_a_base_model_that_is_no_number_ends_a_training(
+def test_non_finite_base_model_stops_training(
     dataset: Path, models: Callable[[str], Path], tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
@@ -199,7 +199,7 @@ def test_a_base_model_that_is_no_number_ends_a_training(
     refused_at(0, config, tmp_path / "root")
 
 
-def test_weights_that_are_no_number_end_a_training_and_are_not_kept(
+def test_non_finite_weights_stop_training_and_are_not_saved(
     small: Small, root: Path, prepared: Path, tmp_path: Path
 ) -> None:
     """As if a device failed between the last step and the validation."""
@@ -238,7 +238,7 @@ def until_slower(step: int, rate: float, windows: int) -> float:
     return math.nan if step >= 5 and rate > 3e-3 else 1.0
 
 
-def test_after_too_many_in_a_row_it_goes_back_with_a_lower_rate(
+def test_too_many_skipped_steps_roll_back_with_a_lower_rate(
     small: Small, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     inject(monkeypatch, until_slower)
@@ -279,7 +279,7 @@ def test_a_stop_right_after_a_rollback_keeps_the_lower_rate(
     assert [row["lr"] for row in after] == pytest.approx([2.5e-3] * 5)
 
 
-def test_when_lower_rates_do_not_help_it_ends_with_an_account(
+def test_training_stops_after_the_last_rollback(
     small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inject(monkeypatch, lambda step, rate, windows: math.nan if step >= 5 else 1.0)
@@ -296,7 +296,7 @@ def test_when_lower_rates_do_not_help_it_ends_with_an_account(
     assert (node.work.folder / "step-00000004" / "receipt.json").exists()
 
 
-def test_all_that_is_the_same_wherever_it_is_interrupted(
+def test_skips_and_rollbacks_are_the_same_after_interruptions(
     small: Small, prepared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """After a stop, which saves, or a kill: checkpoints contain the history of the guard."""
@@ -326,7 +326,7 @@ def test_all_that_is_the_same_wherever_it_is_interrupted(
 # Memory
 
 
-def test_where_memory_is_short_micro_batches_are_halved_and_nothing_else(
+def test_out_of_memory_halves_micro_batches_and_nothing_else(
     small: Small, root: Path, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(prepared, tmp_path / "other")
@@ -350,7 +350,7 @@ def test_a_reduced_micro_batch_is_kept_after_a_restart(
     assert len(kinds(metrics(train(config, root)), "memory")) == 1
 
 
-def test_one_window_that_is_too_much_is_told_in_a_line(
+def test_window_too_large_for_memory_gives_a_one_line_error(
     small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inject(monkeypatch, lambda step, rate, windows: no_memory())
@@ -360,7 +360,7 @@ def test_one_window_that_is_too_much_is_told_in_a_line(
         train(small(), root)
 
 
-def test_memory_that_does_not_suffice_for_the_optimizer_is_told_in_a_line(
+def test_optimizer_too_large_for_memory_gives_a_one_line_error(
     models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disturbed = make_train_step(models)
@@ -372,7 +372,7 @@ def test_memory_that_does_not_suffice_for_the_optimizer_is_told_in_a_line(
 # Zero gradients
 
 
-def test_gradients_that_vanish_later_end_a_training(
+def test_vanishing_gradients_stop_training(
     small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a 4-bit evaluation on a CPU; checked at every step, not only at the first."""

@@ -113,7 +113,7 @@ def spoil(learner: TrainStep, factor: float) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
-def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace(
+def test_non_finite_step_leaves_weights_and_optimizer_unchanged(
     models: Models, factor: float
 ) -> None:
     import torch
@@ -159,7 +159,7 @@ def test_a_good_step_resets_the_count(models: Models) -> None:
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_model_that_gets_no_gradient_is_told_at_once(models: Models, method: str) -> None:
+def test_model_without_gradient_stops_training_at_once(models: Models, method: str) -> None:
     train_step = make_train_step(models, method)
     hook = spoil(train_step, 0.0)
     with pytest.raises(UserError, match="no trainable weight received a gradient"):

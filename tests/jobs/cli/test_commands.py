@@ -99,7 +99,7 @@ def test_a_dead_url_is_reported_with_its_status_and_an_alternative(
 
 
 @pytest.mark.parametrize("command", ["plan", "submit"])
-def test_what_is_missing_offline_is_told_before_anything_is_queued(
+def test_missing_downloads_offline_are_reported_before_queueing(
     jobs: Jobs, command: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -114,7 +114,7 @@ def test_what_is_missing_offline_is_told_before_anything_is_queued(
     assert not (tmp_path / "root").exists()
 
 
-def test_what_was_fetched_elsewhere_works_where_there_is_no_internet(
+def test_files_downloaded_elsewhere_work_offline(
     jobs: Jobs, tmp_path: Path, models: Callable[[str], Path]
 ) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl.zst")

@@ -242,7 +242,7 @@ def test_a_group_may_read_all_of_a_run(
     assert {mode(path) for path in everything if path not in folders} <= {"0o640", "0o750"}
 
 
-def test_what_is_there_stays_as_it_is(tmp_path: Path, umask: None, group: str) -> None:
+def test_existing_permissions_are_kept(tmp_path: Path, umask: None, group: str) -> None:
     root = tmp_path / "root"
     (root / "data" / "nih").mkdir(parents=True)
     (root / "runs" / "old").mkdir(parents=True)
@@ -259,7 +259,7 @@ def test_what_is_there_stays_as_it_is(tmp_path: Path, umask: None, group: str) -
 
 
 @pytest.mark.slow
-def test_a_task_is_as_private_as_its_run_wherever_it_starts(
+def test_task_files_have_the_permissions_of_the_run(
     small: Callable[..., Config], tmp_path: Path, umask: None
 ) -> None:
     """The umask of the node does not matter."""
@@ -273,7 +273,7 @@ def test_a_task_is_as_private_as_its_run_wherever_it_starts(
     assert readable(root, 0o077) == linked, "the user's own file keeps its mode"
 
 
-def test_a_group_that_cannot_have_it_is_told(tmp_path: Path, umask: None, group: str) -> None:
+def test_group_without_access_is_refused(tmp_path: Path, umask: None, group: str) -> None:
     with pytest.raises(UserError, match=r"there is no group 'nobody here'\. list your groups with"):
         create_run_folders(tmp_path / "root", "x", "nobody here")
     assert not (tmp_path / "root").exists()
@@ -285,7 +285,7 @@ def test_a_group_that_cannot_have_it_is_told(tmp_path: Path, umask: None, group:
     assert {mode(p) for p in (tmp_path / "the root").rglob("*")} == {"0o2750"}
 
 
-def test_a_group_that_one_is_not_in_is_told(tmp_path: Path, umask: None) -> None:
+def test_group_without_membership_is_refused(tmp_path: Path, umask: None) -> None:
     """Run in a process without supplementary groups."""
     other = next(g.gr_name for g in grp.getgrall() if g.gr_gid not in (os.getegid(), 65534))
     reader, writer = os.pipe()

@@ -86,7 +86,7 @@ def large(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_what_cannot_fit_is_refused_before_anything_is_begun(
+def test_too_little_disk_space_is_refused_before_queueing(
     tmp_path: Path, large: Path, models: Callable[[str], Path], mount: Mount
 ) -> None:
     root = mount(tmp_path / "disk", "size=20m")
@@ -124,9 +124,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_begun(
     assert "too little for download 12 files, " in call("submit").stderr
 
 
-def test_a_file_system_that_does_not_tell_is_believed_to_have_room(
-    tmp_path: Path, mount: Mount
-) -> None:
+def test_unknown_free_space_is_not_an_error(tmp_path: Path, mount: Mount) -> None:
     place = mount(tmp_path / "disk", "size=0,nr_inodes=0")
     found = check_disk(resolve("law", "opt-6.7b"), place)
     assert (found.free.bytes, found.free.files) == (None, None)

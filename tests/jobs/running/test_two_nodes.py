@@ -59,7 +59,7 @@ def test_by_hand_both_nodes_share_every_step(by_hand: tuple[Queued, str]) -> Non
     assert steps(run.config, run.root) == list(range(1, STEPS + 1))
 
 
-def test_killed_warned_and_preempted_two_end_as_if_left_alone(
+def test_interrupted_two_node_training_gives_the_same_bytes(
     run: Queued, by_hand: tuple[Queued, str], tmp_path: Path
 ) -> None:
     alone, _ = by_hand
