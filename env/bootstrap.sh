@@ -4,8 +4,8 @@
 #     python=$(sh env/bootstrap.sh product dev)
 #
 # Sets: product (env/requirements.txt), dev and demo (env/requirements-<set>.txt).
-# PYTHON, else an active conda environment that has the product set, is used unchanged. Otherwise
-# .venv is created. It keeps a copy of each lock file that is installed, so an installed set costs
+# Uses PYTHON if it is set, otherwise an active conda environment that has the product set, and
+# changes neither. Without both it creates .venv, which keeps a copy of each lock file that is installed, so an installed set costs
 # nothing, and a changed or interrupted one is installed again.
 # TORCH=cpu, cu126, ... selects that build of torch instead of the package index's own.
 set -eu

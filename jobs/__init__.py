@@ -1,4 +1,4 @@
-"""Turn the pipeline into jobs and look after them: plan, submit, status, logs, clean."""
+"""Turn the pipeline into jobs and monitor them: plan, submit, status, logs, clean."""
 
 import sys
 

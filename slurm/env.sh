@@ -24,7 +24,7 @@ export {OMP,MKL,RAYON}_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 # since SLURM 22.05 srun does not inherit it from sbatch
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 
-# older versions of SLURM do not set SLURM_JOB_END_TIME; no version tells where the output goes
+# older versions of SLURM do not set SLURM_JOB_END_TIME; no version sets the path of the output
 end=$(squeue -hj "${SLURM_JOB_ID:-}" -o %e 2>/dev/null | head -n 1)
 export SLURM_JOB_END_TIME="${SLURM_JOB_END_TIME:-$(date -d "$end" +%s 2>/dev/null)}"
 GRISTMILL_LOG=$(readlink /proc/$$/fd/1)

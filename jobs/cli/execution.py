@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @with_selection
 def submit(chosen: Selection, force: Force = False) -> None:
-    """Run what a run still needs. Running it again is safe."""
+    """Run the steps that are not done yet. Running it again is safe."""
     from jobs.core.permissions import create_run_folders
     from jobs.planning.preflight import check_packages, check_site, check_sources
     from pipeline.saved_config import save_config
@@ -69,6 +69,7 @@ def _queue(config: Config, root: Path, site: Profile, variables: str) -> None:
     from jobs.running.local import run_plan
     from jobs.running.submit import queue_plan
 
+    # for steps that run on the login node; queue_plan plans what comes after them
     plan = make_plan(config, root)
     here = tuple(a for a in plan.arrays if site.resources(a.step).where == "login")
     if here:
@@ -77,7 +78,7 @@ def _queue(config: Config, root: Path, site: Profile, variables: str) -> None:
     for line in queued.describe():
         print(line)
     if queued.jobs or queued.plan.live:
-        print(f"follow it: make status {variables}    (or make logs; make cancel ends it)")
+        print(f"to follow it: make status {variables}; logs: make logs; to cancel it: make cancel")
     else:
         show_result(root / "runs" / config.name / "report")
 
@@ -134,7 +135,9 @@ def run(
     chosen: Selection,
     step: Annotated[str, typer.Argument(help="A stage, or one of its steps.")],
     plan: Annotated[Path | None, typer.Option(help="File of a plan; replaces the options.")] = None,
-    element: Annotated[str, typer.Option(help="Which of how many tasks, such as 0/4.")] = "0/1",
+    element: Annotated[
+        str, typer.Option(help="Index of this task and number of tasks: 0/4.")
+    ] = "0/1",
     cpus: Annotated[int, typer.Option(help="Cores to use.")] = 1,
     gpus: Annotated[int, typer.Option(help="GPUs to use.")] = 0,
     batch: Annotated[bool, typer.Option("--batch", help="Run inside a SLURM batch job.")] = False,

@@ -100,7 +100,9 @@ class Selection:
         """
         if not self.dataset:
             known = ", ".join(ids("datasets"))
-            raise UserError("name a data set", f"e.g. make pipeline DATASET=nih; there are {known}")
+            raise UserError(
+                "name a data set", f"e.g. make pipeline DATASET=nih; registered: {known}"
+            )
         asked = resolve(self.dataset, self.model, self.recipe, self.words, self.name, self.file)
         config, changed = continue_run(asked, self.root_folder())
         if changed:

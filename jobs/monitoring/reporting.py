@@ -82,7 +82,7 @@ def _day(seconds: float) -> str:
 
 def _report_progress(config: Config, root: Path, nodes: list[Node], queue: Queue | None) -> Path:
     """Write the report of an unfinished run, in place of the one before."""
-    from pipeline.report.build import build
+    from pipeline.report.build import write_report_files
 
     if queue and queue.error:
         print_error(f"{queue.error}; this report is based on files alone")
@@ -101,7 +101,7 @@ def _report_progress(config: Config, root: Path, nodes: list[Node], queue: Queue
     digests = {step: given.digest for step, given in inputs.items()}
     identity = UnitIdentity(last.key, last.step.own_key(config), digests, provenance.code_version())
     with commit(last.folder, PARTIAL_REPORT, identity) as draft:
-        build(config, inputs, draft.path, last.folder / "logs", run_progress)
+        write_report_files(config, inputs, draft.path, last.folder / "logs", run_progress)
     return last.folder / PARTIAL_REPORT
 
 
@@ -165,7 +165,7 @@ def _load_runs(names: Sequence[str], root: Path) -> list[Config]:
         raise UserError(f"named twice: {', '.join(map(repr, repeated))}", example)
     known = {path.parent.name: path for path in sorted((root / "runs").glob("*/config.yaml"))}
     if missing := [repr(name) for name in names if name not in known]:
-        hint = f"there are {', '.join(known)}" if known else "start one: make pipeline DATASET=…"
+        hint = f"runs here: {', '.join(known)}" if known else "start one: make pipeline DATASET=…"
         raise UserError(f"there is no run {', '.join(missing)} in {root / 'runs'}", hint)
     return [load_config(known[name]) for name in names]
 

@@ -2,8 +2,9 @@
 
 The number of tasks comes from the configuration, so every array is known before the data exists;
 element r of n takes every n-th item, starting with item r. A plan is a file that is named after its
-content and never changes; code and configuration travel with it. Job names contain the plan's id,
-so the queue alone tells what each job does.
+content and never changes. It includes the configuration, which its tasks read, and the path of a
+snapshot of the code; `config.yaml` is what the next `make pipeline` continues from. A job's name
+holds step and plan, so the queue tells what each job does.
 """
 
 from __future__ import annotations

@@ -22,13 +22,13 @@ def make_plan(
     max_array_size: int | None = None,
     code: str = "",
 ) -> Plan:
-    """Plan what of a run is neither finished nor in the queue.
+    """Plan the steps of a run that are neither finished nor queued.
 
     Args:
         config: The run.
         root: The folder that holds `data/`, `models/` and `runs/`.
-        queue: The queue, read before this call, so that the receipts of a job that has ended since
-            are seen.
+        queue: The queue. Read it before the call: a job that ends in between then shows by its
+            receipts.
         max_array_size: How many elements an array may have; None for no limit.
         code: The folder of the code to run.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jobs.cluster.allocation import Allocation, slurm_allocation
 from jobs.planning import snapshot
-from jobs.running.stage_job import install_stop, must_run_again
+from jobs.running.stage_job import install_stop, wait_then_decide_requeue
 from jobs.running.task import run_task
 from pipeline.config import Config
 from pipeline.core.errors import Interrupted, UserError
@@ -79,9 +79,9 @@ def run_steps(
             )
     except Interrupted:
         if batch:
-            must_run_again(stop, allocation, done=False)
+            wait_then_decide_requeue(stop, allocation, done=False)
         raise
-    if batch and must_run_again(stop, allocation, done=True):
+    if batch and wait_then_decide_requeue(stop, allocation, done=True):
         raise Interrupted(stop.reason)
 
 

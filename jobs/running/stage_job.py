@@ -34,7 +34,7 @@ MAX_WAIT_FOR_KILL_SECONDS = 1800.0
 
 @dataclass(frozen=True)
 class StageJob:
-    """One element of an array of a plan; see `jobs.planning.plan`.
+    """One element of a step's job array; see `jobs.planning.plan`.
 
     Attributes:
         plan: The path of the plan's file.
@@ -68,7 +68,7 @@ class StageJob:
             print_error(f"error: {failure}")
             flush_streams()
             sys.exit(failure.exit_code)
-        if must_run_again(stop, allocation, done):
+        if wait_then_decide_requeue(stop, allocation, done):
             if not allocation.rank:
                 _requeue(requeue_handler)
             wait_to_be_killed(None)
@@ -96,7 +96,7 @@ class StageJob:
                 time.sleep(1.0)
 
     def checkpoint(self) -> Any:
-        """What submitit runs after a requeue: the same."""
+        """What submitit's signal handler, which knows this name, runs after a requeue: the same."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -111,8 +111,8 @@ def install_stop(deadline: float | None) -> Stop:
     return stop
 
 
-def must_run_again(stop: Stop, allocation: Allocation, done: bool) -> bool:
-    """Whether a job that was signalled to end has to run again; after a TERM, wait to be killed.
+def wait_then_decide_requeue(stop: Stop, allocation: Allocation, done: bool) -> bool:
+    """After SIGTERM, wait to be killed; otherwise return whether the job has to run again.
 
     This holds even if its work has just finished: a job that ends by itself in a preemption's grace
     time counts as timed out, and its dependents never run. At its time limit it may end.

@@ -66,7 +66,7 @@ class Submission:
             waits = _first_ids([*array.needs, *array.after])
             after = f" after {waits}" if waits else ""
             yield f"  {array.step:<18} job {self.jobs[array.step]}{tasks}{after}"
-        yield f"{name}: {len(self.jobs)} jobs queued in {self.seconds:.1f} s; nothing runs here"
+        yield f"{name}: {len(self.jobs)} jobs queued in SLURM in {self.seconds:.1f} s"
 
 
 def _first_ids(names: Sequence[str]) -> str:
@@ -75,7 +75,7 @@ def _first_ids(names: Sequence[str]) -> str:
 
 
 def queue_plan(config: Config, root: Path, profile: Profile) -> Submission:
-    """Submit what of a run is neither finished nor in the queue.
+    """Submit the steps of a run that are neither finished nor queued.
 
     Raises:
         UserError: SLURM refuses what the profile asks for; jobs that were queued before stay.
@@ -186,7 +186,10 @@ def _submit(
 
 
 def _python() -> str:
-    """The interpreter, ignoring USR2 until submitit handles it: by default the signal kills."""
+    """The command that starts Python, ignoring USR2 until submitit handles it.
+
+    By default the signal would kill the process.
+    """
     return f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
 
 

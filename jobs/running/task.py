@@ -59,7 +59,7 @@ def run_task(
     folder = logs_folder(root, config.name)
     folder.mkdir(parents=True, exist_ok=True)
     rank = allocation.rank
-    # readers look at rank 0 only
+    # status and reports read only the file of rank 0
     file = ProgressFile(status_file(folder, step, element, rank))
     file.start(allocation, element, of, plan)
     outcomes = {"done": 0, "adopted": 0, "skipped": 0}
