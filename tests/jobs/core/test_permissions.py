@@ -48,7 +48,7 @@ def jobs(*words: str | Path, code: int = 0, **env: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=280,
+        timeout=600,
         check=False,
     )
     assert done.returncode == code, done.stdout
@@ -147,6 +147,7 @@ def watching_processes() -> Iterator[set[str]]:
 
 @pytest.mark.slow
 @pytest.mark.interpreter
+@pytest.mark.timeout(900)
 def test_a_run_keeps_no_secret_and_writes_nothing_at_home(
     models: Callable[[str], Path], tmp_path: Path
 ) -> None:
