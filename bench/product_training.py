@@ -59,24 +59,24 @@ def overrides(job: Job) -> list[str]:
     ]
 
 
-def forward_backward_seconds(train_step: Any, batches: list[Any]) -> float:
+def forward_backward_seconds(step_runner: Any, batches: list[Any]) -> float:
     """CPU seconds of forward and backward alone on prepared batches; clears the gradients."""
     from pipeline.dataset.packing import IGNORE_INDEX
     from pipeline.modeling.device import autocast
-    from pipeline.modeling.loading import backbone
+    from pipeline.modeling.loading import body_and_head
     from pipeline.modeling.loss import token_losses
 
     prepared = [batch.masked_inputs() for batch in batches]
     tokens = sum(int((targets != IGNORE_INDEX).sum()) for _, targets in prepared)
-    body, head = backbone(train_step.model)
+    body, head = body_and_head(step_runner.model)
     start = time.process_time()
     for arguments, targets in prepared:
-        with autocast(train_step.device, train_step.precision):
+        with autocast(step_runner.device, step_runner.precision):
             hidden = body(**arguments, use_cache=False).last_hidden_state
             losses = token_losses(hidden.flatten(0, 1), head, targets)
         (losses.sum() / tokens).backward()
     cpu = time.process_time() - start
-    train_step.optimizer.zero_grad(set_to_none=True)
+    step_runner.optimizer.zero_grad(set_to_none=True)
     return cpu
 
 
@@ -93,7 +93,7 @@ def main() -> None:
     fit = run.fit
 
     def fit_in_lockstep(
-        train_step: Any, state: Any, schedule: Any, callbacks: Any, stop: Any
+        step_runner: Any, state: Any, schedule: Any, callbacks: Any, stop: Any
     ) -> None:
         started = False
         data = callbacks.data
@@ -117,14 +117,14 @@ def main() -> None:
             slots = job.packed_windows * job.accumulate * job.sequence_length
             cost = lockstep.measure_step(row["tokens"], slots, row["loss"])
             same_batches = list(callbacks.batches(row["step"] - 1, schedule.micro_batch_size))
-            bare = forward_backward_seconds(train_step, same_batches)
+            bare = forward_backward_seconds(step_runner, same_batches)
             if not lockstep.report(cost, bare=bare, seen=epoch_tokens):
-                train_step.model.save_pretrained(job.out)
+                step_runner.model.save_pretrained(job.out)
                 raise LockstepEnded
 
         wrapped = copy.copy(callbacks)
         wrapped.batches, wrapped.log = batches, log
-        fit(train_step, state, schedule, wrapped, stop)
+        fit(step_runner, state, schedule, wrapped, stop)
 
     run.fit = fit_in_lockstep
     node = find(config, Path(job.root), "train.train")

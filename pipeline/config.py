@@ -112,8 +112,8 @@ def resolve(
     base: Config = build(Config, plain, f"recipe {recipe_name}")
     config: Config = build(Config, merge(plain, changes), "ARGS") if changes else base
     if config.model.context:
-        config.train.window(config.model.context)
-        config.evaluate.window(config.model.context)
+        config.train.window_tokens(config.model.context)
+        config.evaluate.check_context(config.model.context)
     config.train.check_targets(config.model.modules)
     request = Request(
         dataset=_requested("datasets", dataset) or "",

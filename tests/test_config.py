@@ -329,8 +329,8 @@ def test_the_context_of_a_local_model_is_known(models: Callable[[str], Path]) ->
                 "nih", str(models(family)), overrides=[f"train.sequence_length={POSITIONS + 1}"]
             )
         config = resolve("nih", str(models(family)), "original", ["train.sequence_length=128"])
-        assert config.train.window(config.model.context) == 128
-        assert resolve("nih", str(models(family))).train.window(POSITIONS) == POSITIONS
+        assert config.train.window_tokens(config.model.context) == 128
+        assert resolve("nih", str(models(family))).train.window_tokens(POSITIONS) == POSITIONS
 
 
 def test_the_modules_of_a_local_model_are_known(

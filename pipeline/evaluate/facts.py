@@ -7,7 +7,7 @@ from typing import Any, TypedDict, cast
 from pipeline.core.receipt import Receipt
 
 
-class Circumstances(TypedDict):
+class ScoringConditions(TypedDict):
     """How a model was run, and what that cost.
 
     `weights`: their precision, as in `train.weights`. `device`: type of the device. `cpus`,
@@ -43,13 +43,13 @@ class Scores(TypedDict):
     batch_tokens: int
 
 
-class ScoreFacts(Circumstances, Scores):
+class ScoreFacts(ScoringConditions, Scores):
     """Facts of a split that a model scored."""
 
     seconds: float
 
 
-class SampleFacts(Circumstances):
+class SampleFacts(ScoringConditions):
     """Facts of generated texts; `written`: by kind of text, see `memorization`."""
 
     written: dict[str, dict[str, Any]]

@@ -1,7 +1,7 @@
 """What a model generates after the start of a document, and how much of it is memorized.
 
-Prompts from held-out documents show what the model has become. Prompts from training documents
-show what it can recite (Carlini et al. 2021 call such text extractable). Texts from greedy decoding
+Prompts from held-out documents show what the model has become. Prompts from training documents show
+what it has memorized (Carlini et al. 2021 call such text extractable). Texts from greedy decoding
 and from sampling are measured and searched for spans that occur verbatim in the training data. So
 are the real continuations, for comparison: people repeat boilerplate, too.
 """

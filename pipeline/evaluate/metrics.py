@@ -92,11 +92,11 @@ def gap(
     Returns:
         Nats per token, and the 95 % interval.
     """
-    seen, unseen = (
+    train_ratios, test_ratios = (
         _resample(*sample, resamples, seed) for seed, sample in enumerate((train, test))
     )
     means = [float(values.sum() / tokens.sum()) for values, tokens in (train, test)]
-    low, high = (float(v) for v in np.quantile(unseen - seen, [0.025, 0.975]))
+    low, high = (float(v) for v in np.quantile(test_ratios - train_ratios, [0.025, 0.975]))
     return means[1] - means[0], (low, high)
 
 

@@ -23,7 +23,7 @@ from pipeline.dataset.sealed import open_sealed
 from pipeline.dataset.subset import sample_documents
 from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.evaluate.contamination.copies import longest_copies
-from pipeline.evaluate.facts import Circumstances, SampleFacts, ScoreFacts, Scores
+from pipeline.evaluate.facts import SampleFacts, ScoreFacts, Scores, ScoringConditions
 from pipeline.evaluate.memorization import cut_prompts, generate_and_measure
 from pipeline.evaluate.metrics import bits_per_byte, perplexity, word_perplexity
 from pipeline.modeling.compatibility import check_head
@@ -50,7 +50,7 @@ def score_split(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> 
     with ctx.commit(item.name) as draft:
         pq.write_table(table, draft.path / "scores.parquet", compression="zstd")
         seconds = round(earlier_seconds + time.monotonic() - started, 3)
-        facts = ScoreFacts(**_circumstances(setup, config, ctx), **scores, seconds=seconds)
+        facts = ScoreFacts(**_conditions(setup, config, ctx), **scores, seconds=seconds)
         draft.facts = dict(facts)
     shutil.rmtree(ctx.partial, ignore_errors=True)
 
@@ -68,11 +68,11 @@ def write_samples(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -
         text = json.dumps(samples, indent=1, ensure_ascii=False)
         (draft.path / "samples.json").write_text(text, encoding="utf-8")
         seconds = round(time.monotonic() - started, 3)
-        circumstances = _circumstances(setup, config, ctx)
-        draft.facts = dict(SampleFacts(**circumstances, written=figures, seconds=seconds))
+        conditions = _conditions(setup, config, ctx)
+        draft.facts = dict(SampleFacts(**conditions, written=figures, seconds=seconds))
 
 
-def _circumstances(setup: _Setup, config: RunConfig, ctx: Context) -> Circumstances:
+def _conditions(setup: _Setup, config: RunConfig, ctx: Context) -> ScoringConditions:
     return {
         "precision": setup.precision,
         "weights": config.train.weights,
@@ -135,8 +135,8 @@ def _open_split(inputs: Inputs, split: str, ctx: Context) -> TokenizedSplit:
     """Open a split; it is verified once per task, because the training split may be large."""
     if (name := f"split {split}") not in ctx.memo:
         ctx.memo[name] = open_sealed(inputs, split, ctx)
-    found: TokenizedSplit = ctx.memo[name]
-    return found
+    opened: TokenizedSplit = ctx.memo[name]
+    return opened
 
 
 def _load(config: RunConfig, inputs: Inputs, device: torch.device) -> Any:
@@ -165,7 +165,7 @@ def _score(setup: _Setup, config: RunConfig, ctx: Context) -> tuple[pa.Table, Sc
     """
     split, settings = setup.split, config.evaluate
     chosen = sample_documents(split, settings.max_documents, settings.max_tokens)
-    context, stride = settings.window(setup.context)
+    context, stride = settings.window_and_stride(setup.context)
     windows = SlidingWindows(context, stride, setup.prefix_id)
     nll, tokens, by_position, earlier_seconds = _losses(setup, chosen, windows, config, ctx)
     if bad := int((~np.isfinite(nll)).sum()):
@@ -233,7 +233,7 @@ def _losses(
             batch_tokens=config.evaluate.batch_tokens,
             check=ctx.stop.check,
             on_batch=keep,
-            scored=log.batches,
+            resumed_batches=log.batches,
         )
     by_position = np.sum([batch.by_position for batch in (*log.batches, *new)], axis=0)
     return nll, tokens, by_position, log.seconds
@@ -250,12 +250,12 @@ def _generate(
     rounds = iter(range(1, 4))
 
     def continue_texts(prompts: list[list[int]], sampled: bool) -> list[list[int]]:
-        found = generate(
+        texts = generate(
             setup.model, prompts, new_tokens, *tokens, setup.device, setup.precision,
             sampled=sampled, stop=ctx.stop,
         )  # fmt: skip
         ctx.progress(next(rounds), 3, "rounds of samples")
-        return found
+        return texts
 
     def longest_spans(texts: list[list[int]]) -> Any:
         return longest_copies([np.array(ids) for ids in texts], train, check=ctx.stop.check).tokens

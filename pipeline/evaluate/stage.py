@@ -50,10 +50,14 @@ class EvaluateConfig(Section):
     @model_validator(mode="after")
     def _check_window(self) -> EvaluateConfig:
         if self.context:
-            self.window(self.context)
+            self.check_context(self.context)
         return self
 
-    def window(self, context: int) -> tuple[int, int]:
+    def check_context(self, context: int) -> None:
+        """Raise `UserError` if the window does not fit a model of that context."""
+        self.window_and_stride(context)
+
+    def window_and_stride(self, context: int) -> tuple[int, int]:
         """Tokens seen at once, and how far a window moves, for a model of that context.
 
         Raises:

@@ -29,7 +29,7 @@ from pipeline.core.receipt import NAME, Receipt, UnitIdentity, hash_json, load_c
 from pipeline.core.receipt import load as read_receipt
 from pipeline.download.base_model import TOKENIZER_FILES
 from pipeline.modeling.device import Precision
-from pipeline.modeling.loading import backbone, load_adapter, silence_libraries
+from pipeline.modeling.loading import body_and_head, load_adapter, silence_libraries
 
 VERSION = 2
 EXPORT_KIND = "export"
@@ -191,7 +191,7 @@ def _model(source: Source) -> Any:
 
 def _check_ties(adapted: Any) -> None:
     """Raise `UserError` if the adapter changes weights that two modules share."""
-    _, head = backbone(adapted)
+    _, head = body_and_head(adapted)
     embeddings = adapted.get_base_model().get_input_embeddings()
     if head.weight is embeddings.weight and any(hasattr(m, "lora_A") for m in (head, embeddings)):
         raise UserError(

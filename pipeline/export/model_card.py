@@ -55,9 +55,9 @@ def write_card(
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(config, report)),
     ]
     if report:
-        words = report["definitions"]
-        definitions = [f"- **{name}**: {words[name]}" for name in DEFINED if name in words]
-        parts.append("## Definitions\n\n" + "\n".join(definitions))
+        definitions = report["definitions"]
+        lines = [f"- **{name}**: {definitions[name]}" for name in DEFINED if name in definitions]
+        parts.append("## Definitions\n\n" + "\n".join(lines))
         parts.append("## Provenance\n\n" + _provenance(report["provenance"]))
     return redact("\n\n".join(parts) + "\n")
 
@@ -78,11 +78,11 @@ def _head(config: RunConfig, report: dict[str, Any] | None) -> dict[str, Any]:
             "dataset": {"type": corpus or config.dataset.id, "name": config.dataset.id}
             | {"split": split},
             "metrics": [
-                {"type": name, "name": words, "value": round(found["tuned"][name], 6)}
-                for name, words in CARD_METRICS.items()
+                {"type": name, "name": title, "value": round(scores["tuned"][name], 6)}
+                for name, title in CARD_METRICS.items()
             ],
         }
-        for split, found in _scored(report)
+        for split, scores in _scored(report)
     ]
     if results:
         head["model-index"] = [{"name": config.name, "results": results}]
@@ -91,14 +91,14 @@ def _head(config: RunConfig, report: dict[str, Any] | None) -> dict[str, Any]:
 
 def _scored(report: dict[str, Any] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The held-out splits that the adapted model was scored on."""
-    for split, found in (report["evaluation"] if report else {}).items():
-        if "tuned" in found and split in HELD_OUT_SPLITS:
-            yield split, found
+    for split, scores in (report["evaluation"] if report else {}).items():
+        if "tuned" in scores and split in HELD_OUT_SPLITS:
+            yield split, scores
 
 
 def _hub_name(dataset: Dataset) -> str | None:
-    found = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)", dataset.urls[0])
-    return found[1] if found else None
+    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)", dataset.urls[0])
+    return match[1] if match else None
 
 
 def _base(model: BaseModel) -> str:
@@ -111,12 +111,12 @@ def _base(model: BaseModel) -> str:
 def _opening(config: RunConfig, trained: dict[str, Any], report: dict[str, Any] | None) -> str:
     how = "a LoRA adapter, merged" if trained["method"] == "lora" else "all weights trained"
     result = verdict(report["evaluation"].get("test") if report else None)
-    words = result["words"][:1].upper() + result["words"][1:]
+    sentence = result["words"][:1].upper() + result["words"][1:]
     figures = f" Test perplexity: {result['figures']}." if result["figures"] else ""
     about = f" ({config.model.about.strip()})" if config.model.about else ""
     return (
         f"{_base(config.model)}{about}, adapted to the corpus `{config.dataset.id}`: {how}.\n\n"
-        f"{words}{figures}"
+        f"{sentence}{figures}"
     )
 
 

@@ -15,7 +15,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.registry import UNFIT
 from pipeline.dataset.packing import PackedBatch
 from pipeline.modeling.eval_mode import eval_mode
-from pipeline.modeling.loading import backbone
+from pipeline.modeling.loading import body_and_head
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ def check_head(model: Any, device: torch.device, precision: Precision) -> None:
     """Raise `UserError` if a model's logits are not its output head applied to its states."""
     import torch
 
-    body, head = backbone(model)
+    body, head = body_and_head(model)
     ids = torch.arange(PROBE_TOKENS, device=device)[None]
     with eval_mode(model, device, precision):
         expected = model(input_ids=ids, use_cache=False).logits.float()
@@ -65,7 +65,7 @@ def check_document_isolation(
         window_tokens: Length of a training window.
     """
     model_type = _model_type(model)
-    if getattr(backbone(model)[0], "_is_stateful", False):
+    if getattr(body_and_head(model)[0], "_is_stateful", False):
         raise UserError(
             f"models of type {model_type} carry a state from token to token, through which the "
             "documents of a window would see each other",
@@ -98,7 +98,7 @@ def _isolation_error(model: Any, device: torch.device, precision: Precision, fla
     """Relative change of a document's hidden states when another one precedes it in the window."""
     import torch
 
-    body, head = backbone(model)
+    body, head = body_and_head(model)
     vocabulary = head.weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(vocabulary, (1, 2 * PROBE_TOKENS), generator=generator)

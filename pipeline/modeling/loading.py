@@ -29,7 +29,7 @@ DROPOUT_FIELDS = (
     "attn_pdrop",
 )
 """Fields of model configurations that hold a dropout probability."""
-HEADS = ("lm_head", "embed_out")
+OUTPUT_HEAD_MODULES = ("lm_head", "embed_out")
 
 WeightFormat = Literal["fp32", "bf16", "int8", "nf4"]
 
@@ -106,7 +106,7 @@ def _quantization(
     import transformers
 
     # a list replaces the one that transformers would use, which contains the output head
-    skipped = [*unquantized_modules, *HEADS] if unquantized_modules else None
+    skipped = [*unquantized_modules, *OUTPUT_HEAD_MODULES] if unquantized_modules else None
     if weights == "int8":
         return transformers.BitsAndBytesConfig(
             load_in_8bit=True, llm_int8_threshold=int8_threshold, llm_int8_skip_modules=skipped
@@ -148,11 +148,12 @@ def silence_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def backbone(model: Any) -> tuple[Any, Any]:
-    """The module that returns hidden states (`.last_hidden_state`), and the output head.
+def body_and_head(model: Any) -> tuple[Any, Any]:
+    """The body and the output head of a model.
 
-    Works on a plain causal language model and on one with adapters, whose layers are replaced in
-    place.
+    The body's output has `.last_hidden_state` (batch, tokens, width); the head maps width to
+    vocabulary. Works on a plain causal language model and on one with adapters, whose layers are
+    replaced in place.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     return causal.base_model, causal.get_output_embeddings()

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.modeling.eval_mode import eval_mode
-from pipeline.modeling.loading import backbone
+from pipeline.modeling.loading import body_and_head
 from pipeline.modeling.loss import token_losses
 
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ def score(
     *,
     batch_tokens: int = 4096,
     check: Callable[[], None] = lambda: None,
-    share: tuple[int, int] = (0, 1),
+    rank_and_world: tuple[int, int] = (0, 1),
     on_batch: Callable[[ScoredBatch], None] | None = None,
-    scored: Sequence[ScoredBatch] = (),
+    resumed_batches: Sequence[ScoredBatch] = (),
 ) -> tuple[Floats, Ints]:
     """Negative log-likelihood of each document.
 
@@ -116,11 +116,11 @@ def score(
         precision: Floating-point format of the computation. Losses are fp32, their sums float64.
         batch_tokens: Tokens of a batch, padding included; a longer window is a batch by itself.
         check: Called before each batch, equally often for every rank; may raise.
-        share: This rank and the number of ranks that share the batches. The scores of other ranks'
-            batches remain 0.
+        rank_and_world: This rank and the number of ranks, which share the batches. The scores of
+            other ranks' batches remain 0.
         on_batch: Called with each batch, in order.
-        scored: What `on_batch` received in an earlier, interrupted call with the same arguments;
-            these batches are not computed again.
+        resumed_batches: What `on_batch` received in an earlier, interrupted call with the same
+            arguments; these are not computed again.
 
     Returns:
         Nats, float64, and number of scored tokens, int64, both (documents,).
@@ -128,7 +128,7 @@ def score(
     Raises:
         Interrupted: Raised by `check`; what `on_batch` received is complete.
     """
-    body, head = backbone(model)
+    body, head = body_and_head(model)
     nll = np.zeros(len(documents))
     tokens = np.zeros(len(documents), dtype=np.int64)
 
@@ -136,13 +136,13 @@ def score(
         nll[batch.documents] += batch.nll
         tokens[batch.documents] += batch.tokens
 
-    for batch in scored:
+    for batch in resumed_batches:
         add(batch)
     padding = 0.0 if device.type in NO_PADDING_DEVICES else MAX_PADDING_RATIO
     batches = _make_batches([len(d) for d in documents], windows, batch_tokens, padding)
-    rank, world = share
+    rank, world = rank_and_world
     with eval_mode(model, device, precision):
-        for start in range(len(scored), len(batches), world):
+        for start in range(len(resumed_batches), len(batches), world):
             check()
             for rows in batches[start : start + world][rank : rank + 1]:
                 result = _score_batch(body, head, rows, documents, windows, device)
@@ -191,18 +191,18 @@ def _score_batch(
 
     width = max(end - start for _, start, _, end in rows)
     ids = np.full((len(rows), width), windows.prefix_id, dtype=np.int64)
-    scored = np.zeros((len(rows), width), dtype=bool)
+    is_scored = np.zeros((len(rows), width), dtype=bool)
     targets, owners, positions = [], [], []
     for row, (index, start, first, end) in enumerate(rows):
         document = documents[index]
         has_prefix = int(start == 0)  # input i + 1 is text token i
         ids[row, has_prefix : end - start] = document[start - 1 + has_prefix : end - 1]
-        scored[row, first - start : end - start] = True
+        is_scored[row, first - start : end - start] = True
         targets.append(document[first:end].astype(np.int64))
         owners.append(np.full(end - first, index))
         positions.append(np.arange(first, end))
     states = body(input_ids=torch.from_numpy(ids).to(device), use_cache=False).last_hidden_state
-    states = states[torch.from_numpy(scored).to(device)]
+    states = states[torch.from_numpy(is_scored).to(device)]
     target_ids = torch.from_numpy(np.concatenate(targets)).to(device)
     losses = token_losses(states, head, target_ids).cpu().numpy()
     indices, owner = np.unique(np.concatenate(owners), return_inverse=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.modeling.scoring import ScoredBatch
 
-FILE = "batches.jsonl"
+BATCHES_FILE = "batches.jsonl"
 
 
 class ScoringLog:
@@ -28,7 +28,7 @@ class ScoringLog:
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self._path = folder / FILE
+        self._path = folder / BATCHES_FILE
         self._header = json.dumps(settings).encode() + b"\n"
         self.batches: list[ScoredBatch] = []
         self.seconds = 0.0

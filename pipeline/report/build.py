@@ -59,7 +59,7 @@ class ReportData:
     results: Results
 
 
-def build(
+def write_report_files(
     config: RunConfig,
     inputs: Inputs,
     folder: Path,
@@ -142,7 +142,7 @@ def _complete_steps(inputs: Inputs, run_progress: RunProgress | None) -> Inputs:
     if run_progress is None:
         return inputs
     done = {step.step for step in run_progress.steps if step.state == "done"}
-    return {name: given for name, given in inputs.items() if name in done}
+    return {name: finished_step for name, finished_step in inputs.items() if name in done}
 
 
 def _receipt(inputs: Inputs, step: str, item: str | None = None) -> Receipt | None:
@@ -207,13 +207,13 @@ def _written(config: RunConfig, inputs: Inputs) -> dict[str, Any] | None:
     unknown = dict.fromkeys(
         name for name, tokens in min_tokens.items() if config.evaluate.new_tokens < tokens
     )
-    found = {}
+    metrics_by_model = {}
     for model in MODELS:
         receipt = _receipt(inputs, f"evaluate.{model}", samples_item(config))
         if receipt:
             kinds = sample_facts(receipt)["written"]
-            found[model] = {kind: {**figures, **unknown} for kind, figures in kinds.items()}
-    return found or None
+            metrics_by_model[model] = {kind: {**m, **unknown} for kind, m in kinds.items()}
+    return metrics_by_model or None
 
 
 def _samples(config: RunConfig, inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
@@ -241,7 +241,9 @@ def _stages(inputs: Inputs) -> dict[str, Any]:
 
 
 def _provenance(inputs: Inputs) -> dict[str, Any]:
-    receipts = [receipt for given in inputs.values() for receipt in cost.units(given)]
+    receipts = [
+        receipt for finished_step in inputs.values() for receipt in cost.units(finished_step)
+    ]
     written = max((receipt.written for receipt in receipts), default=0.0)
     return {
         "finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(written)),
@@ -252,10 +254,10 @@ def _provenance(inputs: Inputs) -> dict[str, Any]:
         "hardware": provenance.hardware(),
         "steps": {
             step: {
-                "key": next(iter(given.receipts.values())).key,
-                "digest": given.digest,
-                "items": len(given.receipts),
+                "key": next(iter(finished_step.receipts.values())).key,
+                "digest": finished_step.digest,
+                "items": len(finished_step.receipts),
             }
-            for step, given in inputs.items()
+            for step, finished_step in inputs.items()
         },
     }

@@ -43,31 +43,31 @@ def verdict(test: dict[str, Any] | None) -> dict[str, str]:
     documents = f"{count:,} test document{'' if count == 1 else 's'}"
     if count < MIN_DOCUMENTS:
         outcome = "undecided"
-        words = (
+        sentence = (
             f"no verdict: the perplexity of {documents} changed by {signed(percent)} %, but a "
             f"verdict needs at least {MIN_DOCUMENTS} documents."
         )
     elif low <= 0 <= high:
         outcome = "undecided"
-        words = (
+        sentence = (
             f"no significant difference: the perplexity of {documents} changed by "
             f"{signed(percent)} %, and the 95 % interval ({signed(low)} to {signed(high)} %) "
             "includes zero."
         )
     elif high < 0:
         outcome = "better"
-        words = (
+        sentence = (
             f"adaptation lowered the perplexity of {documents} by {-percent:.1f} % "
             f"(95 % interval {-high:.1f} to {-low:.1f} %)."
         )
     else:
         outcome = "worse"
-        words = (
+        sentence = (
             f"the adapted model is worse: the perplexity of {documents} rose by {percent:.1f} % "
             f"(95 % interval {low:.1f} to {high:.1f} %)."
         )
     before, after = (number(test[model]["perplexity"]) for model in ("base", "tuned"))
-    return {"outcome": outcome, "figures": f"{before} → {after}", "words": words}
+    return {"outcome": outcome, "figures": f"{before} → {after}", "words": sentence}
 
 
 def findings(report: dict[str, Any]) -> list[Finding]:
@@ -111,10 +111,10 @@ def _gap(report: dict[str, Any]) -> Finding | None:
 
 
 def _near_duplicates(report: dict[str, Any]) -> Finding | None:
-    found = (report["overlap"] or {}).get("test")
-    if not found or not found["near_duplicates"]:
+    overlap = (report["overlap"] or {}).get("test")
+    if not overlap or not overlap["near_duplicates"]:
         return None
-    near, documents = found["near_duplicates"], found["documents"]
+    near, documents = overlap["near_duplicates"], overlap["documents"]
     one = near == 1
     text = (
         f"{near:,} of {documents:,} test documents ({100 * near / documents:.1f} %) "
@@ -135,8 +135,8 @@ def _near_duplicates(report: dict[str, Any]) -> Finding | None:
 
 def _generated(report: dict[str, Any], model: str, kind: str) -> dict[str, Any]:
     """Metrics of the texts of one kind that a model wrote; empty if there are none."""
-    found: dict[str, Any] = ((report["written"] or {}).get(model) or {}).get(kind) or {}
-    return found
+    metrics: dict[str, Any] = ((report["written"] or {}).get(model) or {}).get(kind) or {}
+    return metrics
 
 
 def _recited(report: dict[str, Any]) -> Finding | None:

@@ -64,7 +64,7 @@ def read_results(config: RunConfig, inputs: Inputs) -> Results:
         tables = _tables(inputs, split)
         if not tables:
             continue
-        found = evaluation[split] = _totals(inputs, split, tables, resamples)
+        scores = evaluation[split] = _totals(inputs, split, tables, resamples)
         first = next(iter(tables.values()))
         tokens = first["tokens"].to_numpy()
         lengths = tokens if split == "train" else lengths
@@ -73,11 +73,11 @@ def read_results(config: RunConfig, inputs: Inputs) -> Results:
         base, tuned = (tables[model]["nll"].to_numpy() for model in MODELS)
         differences[split] = tuned - base, tokens
         changes[split] = (tuned - base) / tokens
-        found["paired"] = paired(base, tuned, tokens, resamples)
-        found["by_length"] = _by_length(base, tuned, tokens, resamples)
-        found["by_position"] = _by_position(inputs, split)
+        scores["paired"] = paired(base, tuned, tokens, resamples)
+        scores["by_length"] = _by_length(base, tuned, tokens, resamples)
+        scores["by_position"] = _by_position(inputs, split)
         if (near := _near_duplicates(inputs, split, first)) is not None:
-            found["without_near_duplicates"] = _without(base, tuned, tokens, near, resamples)
+            scores["without_near_duplicates"] = _without(base, tuned, tokens, near, resamples)
     gap = None
     if {"train", "test"} <= differences.keys():
         value, ci95 = metrics.gap(differences["train"], differences["test"], resamples)
@@ -89,9 +89,11 @@ def _tables(inputs: Inputs, split: str) -> dict[str, pa.Table]:
     """By model, a table with a row per document."""
     tables = {}
     for model in MODELS:
-        given = inputs.get(f"evaluate.{model}")
-        if given and (receipt := given.receipts.get(split)):
-            tables[model] = pq.read_table(verify(given.folder / split, "scores.parquet", receipt))
+        finished_step = inputs.get(f"evaluate.{model}")
+        if finished_step and (receipt := finished_step.receipts.get(split)):
+            tables[model] = pq.read_table(
+                verify(finished_step.folder / split, "scores.parquet", receipt)
+            )
     same = [table.select(["hash", "tokens"]) for table in tables.values()]
     if len(same) == len(MODELS) and not same[0].equals(same[1]):
         raise CorruptInput(f"base and adapted model were scored on different {split} documents")
@@ -105,19 +107,19 @@ def _totals(
 
     Metrics are as recorded in the receipt; their intervals are computed here from the table.
     """
-    found: dict[str, Any] = {}
+    totals: dict[str, Any] = {}
     for model, table in tables.items():
         facts = inputs[f"evaluate.{model}"].receipts[split].facts
-        found |= {name: facts[name] for name in _SCORED if name not in found}
+        totals |= {name: facts[name] for name in _SCORED if name not in totals}
         nll, tokens, size = (table[name].to_numpy() for name in ("nll", "tokens", "bytes"))
-        found[model] = {
+        totals[model] = {
             **{name: facts[name] for name in _MEASURED},
             "ci95": list(metrics.interval(nll, tokens, resamples)),
             "precision": facts["precision"],
             "weights": facts["weights"],
             "bits_ci95": [math.log2(end) for end in metrics.interval(nll, size, resamples)],
         }
-    return found
+    return totals
 
 
 def paired(base: Any, tuned: Any, tokens: Any, resamples: int) -> dict[str, Any]:
@@ -179,10 +181,10 @@ def _by_position(inputs: Inputs, split: str) -> list[dict[str, Any]]:
 
 def _near_duplicates(inputs: Inputs, split: str, scored: pa.Table) -> Any:
     """Whether each scored document is near a training document, (documents,); None if unknown."""
-    given = inputs.get("evaluate.overlap")
-    if given is None or split == "train":
+    finished_step = inputs.get("evaluate.overlap")
+    if finished_step is None or split == "train":
         return None
-    unit, receipt = given.one()
+    unit, receipt = finished_step.one()
     table = pq.read_table(verify(unit, f"{split}.parquet", receipt))
     if not table["hash"].equals(scored["hash"]):
         raise CorruptInput(f"scores and overlap are of different {split} documents")

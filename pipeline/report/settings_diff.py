@@ -41,13 +41,15 @@ def recipe_settings(config: RunConfig, known: bool = True) -> dict[str, dict[str
     The defaults if the recipe no longer exists.
     """
     try:
-        given = entry("recipes", config.recipe) if known and config.recipe else {}
+        recipe = entry("recipes", config.recipe) if known and config.recipe else {}
         kinds = {
             name: type(getattr(config, name))
             for name in SECTIONS
             if name not in SECTIONS_WITHOUT_RECIPE
         }
-        made = {name: build(kind, given.get(name, {}), "recipe") for name, kind in kinds.items()}
+        sections = {
+            name: build(kind, recipe.get(name, {}), "recipe") for name, kind in kinds.items()
+        }
     except UserError:
         return recipe_settings(config, known=False)
-    return {name: section.identity_fields() for name, section in made.items()}
+    return {name: section.identity_fields() for name, section in sections.items()}

@@ -23,10 +23,10 @@ def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     Raises:
         CorruptInput: A score or a sample is damaged.
     """
-    from pipeline.report.build import build
+    from pipeline.report.build import write_report_files
 
     with ctx.commit(item.name) as draft:
-        build(config, inputs, draft.path, ctx.folder / "logs")
+        write_report_files(config, inputs, draft.path, ctx.folder / "logs")
     shutil.rmtree(ctx.folder / PARTIAL_REPORT, ignore_errors=True)
 
 

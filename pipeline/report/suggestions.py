@@ -94,8 +94,8 @@ def _more_documents(report: dict[str, Any]) -> Finding | None:
 
 
 def _split_by(report: dict[str, Any]) -> Finding | None:
-    found = (report["overlap"] or {}).get("test")
-    if not found or found["near_duplicates"] < 0.02 * found["documents"]:
+    overlap = (report["overlap"] or {}).get("test")
+    if not overlap or overlap["near_duplicates"] < 0.02 * overlap["documents"]:
         return None
     if report["settings"]["values"]["dataset"].get("split_by"):
         return None

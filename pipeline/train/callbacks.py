@@ -21,7 +21,7 @@ from pipeline.train import checkpoint
 from pipeline.train.checkpoint import TrainState
 from pipeline.train.data import TrainingData
 from pipeline.train.metrics_log import MetricsLog
-from pipeline.train.train_step import TrainStep
+from pipeline.train.step_runner import StepRunner
 
 PROMPT_TOKENS = 24
 LOG_EVERY_STEPS = 10
@@ -37,7 +37,7 @@ class TrainerCallbacks:
         ctx: Context of the train step.
         base: Folder of the base model.
         data: Training and validation data.
-        train_step: The model and its optimizer.
+        step_runner: The model and its optimizer.
         state: State in which training starts.
     """
 
@@ -47,11 +47,11 @@ class TrainerCallbacks:
         ctx: Context,
         base: Path,
         data: TrainingData,
-        train_step: TrainStep,
+        step_runner: StepRunner,
         state: TrainState,
     ) -> None:
         self.settings, self.ctx, self.data = config.train, ctx, data
-        self.train_step, self.ranks = train_step, train_step.ranks
+        self.step_runner, self.ranks = step_runner, step_runner.ranks
         self.total_steps = state.total
         if not ctx.rank:
             self.metrics_log = MetricsLog(ctx.folder, state, config.train.tensorboard)
@@ -59,7 +59,7 @@ class TrainerCallbacks:
 
     def batches(self, step: int, micro_batch_size: int) -> Iterator[PackedBatch]:
         """This rank's micro-batches of a step, of at most that many windows."""
-        windows = self.ranks.share(self.data.sampler.windows(step))
+        windows = self.ranks.part_of_rank(self.data.sampler.windows(step))
         return self.data.batches(list(windows), micro_batch_size)
 
     def save(self, state: TrainState) -> None:
@@ -67,12 +67,12 @@ class TrainerCallbacks:
         self.ranks.run_on_rank0(lambda: self._write_checkpoint(state))
 
     def _write_checkpoint(self, state: TrainState) -> None:
-        name, step = checkpoint.unit_name(state.step), self.train_step
+        name, runner = checkpoint.unit_name(state.step), self.step_runner
         unit = self.ctx.folder / name
         # a checkpoint from before a rollback does not contain it
         if self.ctx.has(name) is None or checkpoint.read_state(unit).rollbacks != state.rollbacks:
             with self.ctx.commit(name) as draft:
-                checkpoint.save(draft.path, step.model, step.optimizer, step.scaler, state)
+                checkpoint.save(draft.path, runner.model, runner.optimizer, runner.scaler, state)
         checkpoint.remove_old(self.ctx, state, self.settings.keep_checkpoints)
 
     def roll_back(self, state: TrainState) -> None:
@@ -81,11 +81,12 @@ class TrainerCallbacks:
         Raises:
             UserError: There is no good checkpoint.
         """
-        unit = self.ranks.run_on_rank0(lambda: checkpoint.rewind(self.ctx, state.good_step))
+        unit = self.ranks.run_on_rank0(lambda: checkpoint.remove_after(self.ctx, state.good_step))
         if unit is None:
             raise UserError("training diverged, and no good checkpoint is left", "try a lower lr")
-        step = self.train_step
-        checkpoint.restore(checkpoint.wait_visible(unit), step.model, step.optimizer, step.scaler)
+        checkpoint.wait_until_visible(unit)
+        runner = self.step_runner
+        checkpoint.restore(unit, runner.model, runner.optimizer, runner.scaler)
         kept = {name: getattr(state, name) for name in NOT_ROLLED_BACK}
         kept["rollbacks"] = state.rollbacks + 1
         kept["slowdown"] = state.slowdown * self.settings.rollback_rate
@@ -93,16 +94,16 @@ class TrainerCallbacks:
 
     def validate(self, state: TrainState) -> float:
         """The mean loss on the validation documents, nats per token; ranks share the batches."""
-        data, step, ranks = self.data, self.train_step, self.ranks
+        data, runner, ranks = self.data, self.step_runner, self.ranks
         documents = data.validation_documents()
         nll, tokens = score(
-            step.model,
+            runner.model,
             documents,
             SlidingWindows(data.packing.length, data.packing.length, data.prefix_id),
-            step.device,
-            step.precision,
+            runner.device,
+            runner.precision,
             check=lambda: ranks.check_stop(self.ctx.stop),
-            share=(ranks.rank, ranks.world),
+            rank_and_world=(ranks.rank, ranks.world_size),
         )
         # summed per document first, so the result is the same for any number of ranks
         nats, count = (np.sum(ranks.all_sum(*values.tolist())) for values in (nll, tokens))
@@ -114,13 +115,13 @@ class TrainerCallbacks:
     def _add_sample(self, step: int, loss: float, prompt: list[int]) -> None:
         """Generate the continuation of a prompt, and log it."""
         (text,) = generate(
-            self.train_step.model,
+            self.step_runner.model,
             [prompt],
             self.settings.sample_tokens,
             self.data.prefix_id,
             self.data.end_id,
-            self.train_step.device,
-            self.train_step.precision,
+            self.step_runner.device,
+            self.step_runner.precision,
             stop=self.ctx.stop,
         )
         decode = self.tokenizer.decode

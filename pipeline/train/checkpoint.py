@@ -122,7 +122,7 @@ def unit_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def wait_visible(unit: Path) -> Path:
+def wait_until_visible(unit: Path) -> Path:
     """Wait until this host sees a checkpoint that another host wrote; network file systems lag."""
     deadline = time.monotonic() + VISIBILITY_TIMEOUT_SECONDS
     while not (unit / RECEIPT).exists() and time.monotonic() < deadline:
@@ -185,7 +185,7 @@ def remove_old(ctx: Context, state: TrainState, keep: int) -> None:
             shutil.rmtree(set_aside(unit, "retired"), ignore_errors=True)
 
 
-def rewind(ctx: Context, step: int) -> Path | None:
+def remove_after(ctx: Context, step: int) -> Path | None:
     """Remove the checkpoints after `step`; return the newest intact one of the rest."""
     for unit in ctx.folder.glob("step-*"):
         if unit.name > unit_name(step):

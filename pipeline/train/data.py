@@ -60,9 +60,9 @@ def load_data(config: RunConfig, inputs: Inputs, base: Receipt, ctx: Context) ->
     settings = config.train
     train = open_sealed(inputs, "train", ctx)
     validation = open_sealed(inputs, "validation", ctx)
-    window_tokens = settings.window(base.facts["context"])
+    window_tokens = settings.window_tokens(base.facts["context"])
     # raises now what evaluation would raise after training
-    config.evaluate.window(base.facts["context"])
+    config.evaluate.check_context(base.facts["context"])
     packing = pack(train.offsets, window_tokens, settings.packing)
     return TrainingData(
         train=train,

@@ -15,7 +15,7 @@ CACHE_FILES, FILES_PER_CHECKPOINT, OTHER_FILES = 18, 5, 10
 
 
 def estimate_training(config: RunConfig, sizes: RunSizes) -> DiskNeed:
-    """The token cache, the checkpoints and the published weights."""
+    """The token cache, the checkpoints and the best weights."""
     train = config.train
     trainable = trainable_parameters(train.method, train.lora_rank, sizes.parameters)
     weights = WEIGHT_BYTES * trainable

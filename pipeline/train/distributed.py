@@ -41,14 +41,14 @@ RUN_AGAIN = "run make pipeline again"
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world` processes; by default it is the only one."""
+    """This process among `world_size` processes; by default it is the only one."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
-    def share(self, items: Sequence[T]) -> Sequence[T]:
+    def part_of_rank(self, items: Sequence[T]) -> Sequence[T]:
         """This rank's part of a global batch."""
-        return items[self.rank :: self.world]
+        return items[self.rank :: self.world_size]
 
     def all_sum(self, *values: float) -> list[float]:
         """Each value, summed over all ranks."""
@@ -59,7 +59,7 @@ class Ranks:
         return self._all_reduce(values, "MAX")
 
     def _all_reduce(self, values: Sequence[float], operation: str) -> list[float]:
-        if self.world == 1:
+        if self.world_size == 1:
             return list(values)
         import torch
         import torch.distributed as dist
@@ -70,7 +70,7 @@ class Ranks:
 
     def all_reduce_gradients(self, parameters: Iterable[Any]) -> None:
         """Sum the gradients over all ranks, in fp32 and in buckets of 64 MB."""
-        if self.world == 1:
+        if self.world_size == 1:
             return
         bucket: list[Any] = []
         for gradient in (p.grad for p in parameters if p.grad is not None):
@@ -83,7 +83,7 @@ class Ranks:
 
     def run_on_rank0(self, work: Callable[[], T]) -> T:
         """Run `work` on rank 0 and return its result on all ranks; an error is raised on all."""
-        if self.world == 1:
+        if self.world_size == 1:
             return work()
         import torch
         import torch.distributed as dist
@@ -113,11 +113,11 @@ class Ranks:
 
     def check_stop(self, stop: Stop) -> None:
         """Raise `Interrupted` on all ranks if a stop was requested on any of them."""
-        if self.world == 1:
+        if self.world_size == 1:
             stop.check()
             return
-        own = int(stop.asked_by or 1) if stop.reason else 0
-        (requested,) = self.all_max(own)
+        own_signal = int(stop.asked_by or 1) if stop.reason else 0
+        (requested,) = self.all_max(own_signal)
         if requested:
             by = signal.Signals(int(requested)) if requested > 1 else None
             stop.set("another rank was asked to stop", by)
@@ -126,7 +126,7 @@ class Ranks:
 
     def close(self) -> None:
         """Leave the process group at the end."""
-        if self.world > 1:
+        if self.world_size > 1:
             import torch.distributed as dist
 
             dist.destroy_process_group()

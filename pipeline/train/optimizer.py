@@ -17,7 +17,7 @@ def make_optimizer(
     """An optimizer over the trainable weights.
 
     Norms, biases and embeddings do not decay. Embeddings keep 32-bit state even if the rest has
-    8-bit state, which is unstable for them. `lr=0.0` is a placeholder: `pipeline.train.train_step`
+    8-bit state, which is unstable for them. `lr=0.0` is a placeholder: `pipeline.train.step_runner`
     sets the learning rate before every step.
     """
     import torch

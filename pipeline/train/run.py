@@ -16,17 +16,17 @@ from pipeline.dataset.packing import Packing
 from pipeline.modeling.attention import pick_attention
 from pipeline.modeling.compatibility import adaptable_modules, check_document_isolation, check_head
 from pipeline.modeling.device import Precision, pick_device, pick_precision
-from pipeline.modeling.loading import add_lora, backbone, load_base
+from pipeline.modeling.loading import add_lora, body_and_head, load_base
 from pipeline.train import checkpoint
 from pipeline.train.callbacks import TrainerCallbacks
 from pipeline.train.checkpoint import TrainState
 from pipeline.train.data import TrainingData, load_data
 from pipeline.train.distributed import Ranks, join
 from pipeline.train.optimizer import make_optimizer
-from pipeline.train.publish import publish
+from pipeline.train.result import commit_best
 from pipeline.train.schedule import learning_rate
-from pipeline.train.stability import Guard
-from pipeline.train.train_step import TrainStep
+from pipeline.train.stability import SpikeGuard
+from pipeline.train.step_runner import StepRunner
 from pipeline.train.trainer import TrainSchedule, fit
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ DEFAULT_TOKENS = 500_000_000
 
 
 @dataclass(frozen=True)
-class TrainingRun:
+class TrainingSetup:
     """What all parts of training need. `base`: folder of the base model."""
 
     config: RunConfig
@@ -69,35 +69,35 @@ def train(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     ranks = join(ctx, device, lambda: ctx.has(item.name) is not None)
     if ranks is None:  # rank 0 found the training finished
         return
-    run = TrainingRun(config, ctx, device, ranks, *inputs["download.model"].one())
+    run = TrainingSetup(config, ctx, device, ranks, *inputs["download.model"].one())
     _check_batch_size(run)
     ranks.run_on_rank0(lambda: run.base_receipt.verify(run.base))
     data = _load_data(run, inputs)
     unit, state = _find_checkpoint(run, _total_steps(config.train, data.packing))
-    train_step = _make_train_step(run, data, state)
-    _resume(train_step, state, unit)
-    callbacks = TrainerCallbacks(config, ctx, run.base, data, train_step, state)
-    _log_start(run, data, train_step, state)
-    fit(train_step, state, _make_schedule(config.train, state.total), callbacks, ctx.stop)
+    step_runner = _make_step_runner(run, data, state)
+    _resume(step_runner, state, unit)
+    callbacks = TrainerCallbacks(config, ctx, run.base, data, step_runner, state)
+    _log_start(run, data, step_runner, state)
+    fit(step_runner, state, _make_schedule(config.train, state.total), callbacks, ctx.stop)
     _log_early_stop(ctx, state)
-    method, model = config.train.method, train_step.model
+    method, model = config.train.method, step_runner.model
     ranks.run_on_rank0(
-        lambda: publish(ctx, item.name, model, state, method, run.base, config.model)
+        lambda: commit_best(ctx, item.name, model, state, method, run.base, config.model)
     )
     ranks.close()
 
 
-def _check_batch_size(run: TrainingRun) -> None:
+def _check_batch_size(run: TrainingSetup) -> None:
     """Raise `UserError` if some ranks would have no window of a step."""
-    world, batch_size = run.ranks.world, run.settings.batch_size
-    if world > batch_size:
+    world_size, batch_size = run.ranks.world_size, run.settings.batch_size
+    if world_size > batch_size:
         raise UserError(
-            f"{world} ranks cannot share the {batch_size} windows of a step",
+            f"{world_size} ranks cannot share the {batch_size} windows of a step",
             f"use a larger train.batch_size, or at most {batch_size} GPUs",
         )
 
 
-def _load_data(run: TrainingRun, inputs: Inputs) -> TrainingData:
+def _load_data(run: TrainingSetup, inputs: Inputs) -> TrainingData:
     """Load the data on rank 0, which may build the token caches, then on the others."""
     # only rank 0 checks the stop flag until the loop starts; the others follow it
     ctx = replace(run.ctx, stop=Stop()) if run.ctx.rank else run.ctx
@@ -113,7 +113,7 @@ def _total_steps(settings: TrainConfig, packing: Packing) -> int:
     return max(1, math.ceil(round(windows / settings.batch_size, 6)))
 
 
-def _find_checkpoint(run: TrainingRun, total_steps: int) -> tuple[Path | None, TrainState]:
+def _find_checkpoint(run: TrainingSetup, total_steps: int) -> tuple[Path | None, TrainState]:
     """The checkpoint to resume from and its state; None and a new state if there is none.
 
     Raises:
@@ -137,7 +137,7 @@ def _find_checkpoint(run: TrainingRun, total_steps: int) -> tuple[Path | None, T
     return run.ranks.run_on_rank0(find)
 
 
-def _make_train_step(run: TrainingRun, data: TrainingData, state: TrainState) -> TrainStep:
+def _make_step_runner(run: TrainingSetup, data: TrainingData, state: TrainState) -> StepRunner:
     """Load and check the model, and create its optimizer."""
     import torch
 
@@ -150,21 +150,21 @@ def _make_train_step(run: TrainingRun, data: TrainingData, state: TrainState) ->
     optimizer = make_optimizer(
         model, settings.optimizer, settings.betas, settings.eps, settings.weight_decay
     )
-    return TrainStep(
+    return StepRunner(
         model=model,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         device=device,
         precision=precision,
         max_grad_norm=settings.max_grad_norm,
-        guard=Guard(settings.max_skipped_in_a_row, settings.spike_factor),
-        compiled_body=torch.compile(backbone(model)[0]) if settings.compile else None,
+        spike_guard=SpikeGuard(settings.max_skipped_in_a_row, settings.spike_factor),
+        compiled_body=torch.compile(body_and_head(model)[0]) if settings.compile else None,
         ranks=run.ranks,
         seed=settings.seed,
     )
 
 
-def _load_model(run: TrainingRun, precision: Precision) -> Any:
+def _load_model(run: TrainingSetup, precision: Precision) -> Any:
     """The base model, with adapters or with all weights trainable."""
     settings = run.settings
     model = load_base(
@@ -194,12 +194,12 @@ def _load_model(run: TrainingRun, precision: Precision) -> Any:
     )
 
 
-def _resume(train_step: TrainStep, state: TrainState, unit: Path | None) -> None:
+def _resume(step_runner: StepRunner, state: TrainState, unit: Path | None) -> None:
     """Restore the checkpoint, if there is one, and count this attempt."""
     if unit:
-        parts = train_step.model, train_step.optimizer, train_step.scaler
-        checkpoint.restore(checkpoint.wait_visible(unit), *parts)
-    state.precision = train_step.precision
+        parts = step_runner.model, step_runner.optimizer, step_runner.scaler
+        checkpoint.restore(checkpoint.wait_until_visible(unit), *parts)
+    state.precision = step_runner.precision
     state.attempts += 1
 
 
@@ -230,13 +230,14 @@ def _make_schedule(settings: TrainConfig, total_steps: int) -> TrainSchedule:
 
 
 def _log_start(
-    run: TrainingRun, data: TrainingData, train_step: TrainStep, state: TrainState
+    run: TrainingSetup, data: TrainingData, step_runner: StepRunner, state: TrainState
 ) -> None:
-    weights = checkpoint.trainable_weights(train_step.model)
+    weights = checkpoint.trainable_weights(step_runner.model)
     run.ctx.log(
         f"{state.total} steps of {run.settings.batch_size} × {data.packing.length} tokens, from "
         f"step {state.step}; {sum(p.numel() for p in weights.values()):,} trainable parameters; "
-        f"{run.settings.weights} weights, {state.precision} on {run.ranks.world} × {run.device}"
+        f"{run.settings.weights} weights, {state.precision} on "
+        f"{run.ranks.world_size} × {run.device}"
     )
 
 

@@ -29,7 +29,7 @@ class StepHistory:
     in_a_row: int = 0
 
 
-class Guard:
+class SpikeGuard:
     """Decides whether a step is taken.
 
     Args:

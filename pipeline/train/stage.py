@@ -148,7 +148,7 @@ class TrainConfig(Section):
             )
         return self
 
-    def window(self, context: int | None) -> int:
+    def window_tokens(self, context: int | None) -> int:
         """Tokens of a window for a model with that context (None: no limit).
 
         Raises:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.core.errors import UserError
 
-FOLDER = "tensorboard"
+EVENTS_FOLDER = "tensorboard"
 CURVES = {"step": "train", "validation": "validation"}  # kind of row → folder of the curve
 SCALARS = ("loss", "grad_norm", "lr", "tokens_per_second")
 
@@ -42,7 +42,7 @@ class TensorBoardWriter:
 
     def __init__(self, folder: Path) -> None:
         check_package()
-        self._folder = folder / FOLDER
+        self._folder = folder / EVENTS_FOLDER
         self._writers: dict[str, Any] = {}
         self._last_step: dict[str, int] = {}
 

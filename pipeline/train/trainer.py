@@ -15,7 +15,7 @@ from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
 from pipeline.dataset.packing import PackedBatch
 from pipeline.train.checkpoint import TrainState
-from pipeline.train.train_step import OutOfMemory, TrainStep
+from pipeline.train.step_runner import OutOfMemory, StepRunner
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Callbacks(Protocol):
 
 
 def fit(
-    train_step: TrainStep,
+    step_runner: StepRunner,
     state: TrainState,
     schedule: TrainSchedule,
     callbacks: Callbacks,
@@ -79,12 +79,12 @@ def fit(
         Interrupted: A stop was requested; the state was saved at a step boundary.
         UserError: Training diverged, or does not fit into memory.
     """
-    train_step.model.train()
-    train_step.guard.history = state.guard
+    step_runner.model.train()
+    step_runner.spike_guard.history = state.guard
     saved_step = state.step
     while True:
         try:
-            train_step.ranks.check_stop(stop)
+            step_runner.ranks.check_stop(stop)
             if schedule.should_validate(state) and _validate(state, schedule, callbacks):
                 saved_step = state.step
         except Interrupted:
@@ -95,10 +95,10 @@ def fit(
         if state.step != saved_step and state.step % schedule.checkpoint_every == 0:
             _save(state, schedule, callbacks)
             saved_step = state.step
-        row = _run_step(train_step, state, schedule, callbacks)
-        if train_step.guard.exhausted:
+        row = _run_step(step_runner, state, schedule, callbacks)
+        if step_runner.spike_guard.exhausted:
             _roll_back(state, schedule, callbacks, row["why"])
-            train_step.guard.history = state.guard
+            step_runner.spike_guard.history = state.guard
             saved_step = state.step
 
 
@@ -138,11 +138,12 @@ def _save(
 
 
 def _run_step(
-    train_step: TrainStep, state: TrainState, schedule: TrainSchedule, callbacks: Callbacks
+    step_runner: StepRunner, state: TrainState, schedule: TrainSchedule, callbacks: Callbacks
 ) -> dict[str, Any]:
     """Run and log a step, update the state, and return the row."""
     started = time.perf_counter()
-    row = _fit_into_memory(train_step, state, schedule, callbacks)
+    learning_rate = schedule.learning_rate(state.step) * state.slowdown
+    row = _run_with_smaller_micro_batches(step_runner, state, schedule, callbacks, learning_rate)
     seconds = time.perf_counter() - started
     state.step += 1
     state.tokens += row["tokens"]
@@ -152,15 +153,21 @@ def _run_step(
     return row
 
 
-def _fit_into_memory(
-    train_step: TrainStep, state: TrainState, schedule: TrainSchedule, callbacks: Callbacks
+def _run_with_smaller_micro_batches(
+    step_runner: StepRunner,
+    state: TrainState,
+    schedule: TrainSchedule,
+    callbacks: Callbacks,
+    learning_rate: float,
 ) -> dict[str, Any]:
-    """Run a step, with smaller micro-batches if memory is short; the global batch is the same."""
-    learning_rate = schedule.learning_rate(state.step) * state.slowdown
+    """Run the step. After an out-of-memory error halve the micro-batch and repeat.
+
+    The global batch stays the same.
+    """
     while True:
         size = min(schedule.micro_batch_size, state.micro_batch or schedule.micro_batch_size)
         try:
-            return train_step.run(state.step, callbacks.batches(state.step, size), learning_rate)
+            return step_runner.run(state.step, callbacks.batches(state.step, size), learning_rate)
         except OutOfMemory:
             if size == 1:
                 raise UserError(

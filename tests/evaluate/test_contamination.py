@@ -22,7 +22,7 @@ from pipeline.dag import find
 from pipeline.dataset.subset import sample_documents
 from pipeline.dataset.token_cache import SealedShards, TokenizedSplit, open_token_cache
 from pipeline.evaluate.contamination import copies, ngrams, similarity
-from pipeline.evaluate.contamination.candidates import MAX_CANDIDATES, needed
+from pipeline.evaluate.contamination.candidates import MAX_CANDIDATES, min_shared_ngrams
 from pipeline.evaluate.contamination.copies import longest_copies
 from pipeline.evaluate.contamination.ngrams import NGRAM_TOKENS, NgramIndex, rolling
 from pipeline.evaluate.contamination.overlap import NEAR_JACCARD, QUOTED_SHARE, find_overlap
@@ -306,7 +306,7 @@ def test_a_near_duplicate_shares_as_many_13_grams_as_are_asked_for(
         other += {0: [new], 1: [], 2: [token, new]}.get(int(kind), [token])
     shared = len(set(grams(one)) & set(grams(other)))
     if likeness(one, other) >= NEAR_JACCARD:
-        assert shared >= needed(len(one), len(other))
+        assert shared >= min_shared_ngrams(len(one), len(other))
 
 
 def test_so_many_are_needed_and_no_fewer() -> None:
@@ -314,7 +314,11 @@ def test_so_many_are_needed_and_no_fewer() -> None:
     other = [t for i in range(0, len(one), 12) for t in (*one[i : i + 12], 1000 + i)]
     assert likeness(one, other) < NEAR_JACCARD
     assert not set(grams(one)) & set(grams(other))
-    assert (needed(112, 112), needed(113, 113), needed(500, 500)) == (0, 1, 29)
+    assert (
+        min_shared_ngrams(112, 112),
+        min_shared_ngrams(113, 113),
+        min_shared_ngrams(500, 500),
+    ) == (0, 1, 29)
 
 
 def test_of_two_that_are_as_near_the_first_is_told() -> None:

@@ -247,12 +247,12 @@ def test_a_stride_that_leaves_tokens_out_is_refused() -> None:
     with pytest.raises(UserError, match=r"evaluate\.stride=65 is more than the 64 tokens"):
         build(EvaluateConfig, values, "evaluate")
     with pytest.raises(UserError, match=r"stride=300 is more than the 256 tokens that are seen"):
-        EvaluateConfig(stride=300).window(256)
+        EvaluateConfig(stride=300).window_and_stride(256)
 
 
 def test_a_window_is_as_long_as_the_model_sees_and_not_longer() -> None:
-    assert EvaluateConfig().window(2048) == (1024, 512)
-    assert EvaluateConfig().window(256) == (256, 128)
-    assert EvaluateConfig(context=2048, stride=100).window(2048) == (2048, 100)
+    assert EvaluateConfig().window_and_stride(2048) == (1024, 512)
+    assert EvaluateConfig().window_and_stride(256) == (256, 128)
+    assert EvaluateConfig(context=2048, stride=100).window_and_stride(2048) == (2048, 100)
     with pytest.raises(UserError, match=r"context=512 is longer than the model's context of 256"):
-        EvaluateConfig(context=512).window(256)
+        EvaluateConfig(context=512).window_and_stride(256)

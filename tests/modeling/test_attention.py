@@ -15,7 +15,7 @@ from pipeline.core.errors import UserError
 from pipeline.dataset.packing import make_batch, pack
 from pipeline.modeling.attention import pick_attention
 from tests.dataset.helpers import END, PREFIX, corpus_of, sequence
-from tests.train.helpers import batches, make_train_step
+from tests.train.helpers import batches, make_step_runner
 
 Models = Callable[[str], Path]
 FLASH = "flash_attention_2"
@@ -64,7 +64,7 @@ def test_attention_by_length_reads_each_document_as_if_alone(
 ) -> None:
     import torch
 
-    from pipeline.modeling.loading import backbone, load_base
+    from pipeline.modeling.loading import body_and_head, load_base
 
     plain, model = (load_base(models(family), "fp32", torch.device("cpu")) for _ in range(2))
     for each in (plain, model):
@@ -78,7 +78,7 @@ def test_attention_by_length_reads_each_document_as_if_alone(
     arguments, targets = batch.varlen_inputs()
     assert arguments["input_ids"].shape == (1, packing.pairs), "there is no padding"
     assert targets.tolist() == batch.targets[batch.segments >= 0].tolist()
-    body, head = backbone(model)
+    body, head = body_and_head(model)
     with torch.no_grad():
         together = head(body(**arguments, use_cache=False).last_hidden_state)[0]
     slot = 0
@@ -96,7 +96,7 @@ def test_attention_by_length_reads_each_document_as_if_alone(
 def test_a_step_is_the_same_by_length_and_by_mask(
     models: Models, flash: Callable[[Any], Any]
 ) -> None:
-    one, other = make_train_step(models), make_train_step(models)
+    one, other = make_step_runner(models), make_step_runner(models)
     flash(other.model)
     for step in range(2):
         row = one.run(step, batches((3, 1, 4)), 1e-3)
@@ -113,10 +113,12 @@ def test_a_step_is_the_same_compiled(models: Models, backend: str) -> None:
     """Both trace the model with its backward pass; inductor also compiles C++, for minutes."""
     import torch
 
-    from pipeline.modeling.loading import backbone
+    from pipeline.modeling.loading import body_and_head
 
-    one, other = make_train_step(models), make_train_step(models)
-    quick = replace(other, compiled_body=torch.compile(backbone(other.model)[0], backend=backend))
+    one, other = make_step_runner(models), make_step_runner(models)
+    quick = replace(
+        other, compiled_body=torch.compile(body_and_head(other.model)[0], backend=backend)
+    )
     for step in range(2):
         row, result = (each.run(step, batches((4, 4)), 1e-3) for each in (one, quick))
         assert result["loss"] == pytest.approx(row["loss"], rel=1e-5)

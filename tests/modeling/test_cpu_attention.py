@@ -12,7 +12,7 @@ import pytest
 from pipeline.dataset.packing import make_batch, pack
 from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.modeling import cpu_attention
-from pipeline.modeling.loading import backbone, load_base
+from pipeline.modeling.loading import body_and_head, load_base
 from tests.helpers.tiny import make_model
 
 LENGTHS = [5, 31, 1, 0, 17, 12, 40, 9, 64, 2]
@@ -67,7 +67,7 @@ def test_states_and_gradients_are_those_under_the_mask(
         assert model.config._attn_implementation == cpu_attention.IMPLEMENTATION
         model.set_attn_implementation(kind)
         model.train().requires_grad_(True)
-        body, _ = backbone(model)
+        body, _ = body_and_head(model)
         states = body(
             input_ids=made.inputs,
             attention_mask=made.attention_mask(torch.float32),
@@ -131,5 +131,5 @@ def test_scoring_on_a_cpu_equals_torch_s_sdpa(tmp_path: Path, family: str) -> No
         model = load_base(make_model(family, tmp_path / kind), "fp32", torch.device("cpu"))
         model.set_attn_implementation(kind)
         with torch.no_grad():
-            states.append(backbone(model)[0](input_ids=ids).last_hidden_state)
+            states.append(body_and_head(model)[0](input_ids=ids).last_hidden_state)
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)

@@ -158,7 +158,7 @@ def test_the_scores_of_several_ranks_add_up_to_those_of_one(model: Any, world: i
 
         share = (rank, world)
         how = {"stride": 20, "batch_tokens": 100}
-        shares.append(run(model, corpus(), **how, check=check, on_batch=done, share=share))
+        shares.append(run(model, corpus(), **how, check=check, on_batch=done, rank_and_world=share))
     assert sum(nll for nll, _ in shares) == pytest.approx(wanted, rel=1e-13)
     assert (sum(tokens for _, tokens in shares) == counted).all()
     assert len(set(checks)) == 1, "all ranks check the stop equally often"
@@ -185,7 +185,7 @@ def test_an_interrupted_scoring_resumes_with_the_same_digits(model: Any, after: 
         corpus(),
         stride=20,
         batch_tokens=100,
-        scored=parts,
+        resumed_batches=parts,
         on_batch=rest.append,
     )
     assert len(rest) == len(whole) - after

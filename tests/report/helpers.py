@@ -22,7 +22,7 @@ from pipeline.core.stage import Input
 from pipeline.evaluate.memorization import measure_texts
 from pipeline.evaluate.metrics import bits_per_byte, perplexity, word_perplexity
 from pipeline.evaluate.stage import EvaluateConfig, samples_item
-from pipeline.report.build import build
+from pipeline.report.build import write_report_files
 from pipeline.report.compare.compare import ComparedRun
 from pipeline.report.history.progress import RunProgress
 from pipeline.train.stage import TrainConfig
@@ -187,7 +187,7 @@ class Run:
     def build(self, *without: str) -> dict[str, Any]:
         out = self.root / "out"
         out.mkdir(parents=True, exist_ok=True)
-        return build(self.config, self.inputs(*without), out)
+        return write_report_files(self.config, self.inputs(*without), out)
 
     @property
     def html(self) -> str:

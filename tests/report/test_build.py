@@ -16,7 +16,7 @@ import pytest
 from pipeline.config import resolve
 from pipeline.core.errors import CorruptInput
 from pipeline.evaluate.stage import EvaluateConfig
-from pipeline.report.build import build
+from pipeline.report.build import write_report_files
 from pipeline.report.figures import canvas
 from pipeline.report.findings import findings, verdict
 from pipeline.report.formatting import duration, join_names, number
@@ -233,7 +233,7 @@ def test_a_damaged_score_is_noticed(tmp_path: Path) -> None:
     content[100] ^= 1
     path.write_bytes(content)
     with pytest.raises(CorruptInput, match="is damaged"):
-        build(run.config, inputs, tmp_path)
+        write_report_files(run.config, inputs, tmp_path)
 
 
 @pytest.mark.slow
@@ -244,7 +244,7 @@ def test_scores_of_different_documents_are_not_compared(tmp_path: Path) -> None:
     other = run.scores("tuned", "test")
     inputs["evaluate.tuned"].receipts["test"] = other.receipts["test"]
     with pytest.raises(CorruptInput, match="different test documents"):
-        build(run.config, inputs, tmp_path)
+        write_report_files(run.config, inputs, tmp_path)
 
 
 @pytest.mark.slow
@@ -255,7 +255,7 @@ def test_the_same_inputs_make_the_same_bytes(tmp_path: Path) -> None:
     pages = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        build(run.config, inputs, tmp_path / name)
+        write_report_files(run.config, inputs, tmp_path / name)
         pages.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
     assert pages[0] == pages[1]
     assert len(pages[0]) >= 3 + len(FIGURES)
@@ -265,7 +265,7 @@ def test_the_same_inputs_make_the_same_bytes(tmp_path: Path) -> None:
 def test_the_slowest_units_are_named_with_host_and_rate(tmp_path: Path) -> None:
     run = Run(tmp_path)
     inputs = chunked(run, [256_000_000] * 9 + [10_000_000], {3: 9.0, 9: 0.1, 5: 2.5})
-    report = build(run.config, inputs, tmp_path)
+    report = write_report_files(run.config, inputs, tmp_path)
     first, second, third = report["stages"]["decompress"]["slowest"]
     assert first == {
         "step": "decompress.chunks",
@@ -302,7 +302,7 @@ def test_the_slowest_units_are_named_with_host_and_rate(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_few_units_are_not_compared(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    report = build(run.config, chunked(run, [1000, 1000], {1: 50.0}), tmp_path)
+    report = write_report_files(run.config, chunked(run, [1000, 1000], {1: 50.0}), tmp_path)
     (first, _) = report["stages"]["decompress"]["slowest"]
     assert (first["name"], first["times_median"]) == ("chunk-00001", None)
     assert "The slowest units" not in (tmp_path / "report.html").read_text()
@@ -315,7 +315,7 @@ def test_units_that_are_no_longer_there_are_not_missed(tmp_path: Path) -> None:
     inputs = chunked(run, [1000] * 5, {2: 50.0})
     for unit in inputs["decompress.chunks"].folder.glob("chunk-*"):
         shutil.rmtree(unit)
-    report = build(run.config, inputs, tmp_path)
+    report = write_report_files(run.config, inputs, tmp_path)
     assert report["stages"]["decompress"]["slowest"] == []
     assert report["stages"]["tokenize"]["slowest"][0]["name"] == "chunk-00002"
 
@@ -349,7 +349,7 @@ def test_near_copies_are_told_from_others_by_their_hash(tmp_path: Path) -> None:
     run.documents = 299
     inputs["evaluate.overlap"] = run.overlap()
     with pytest.raises(CorruptInput, match="scores and overlap are of different validation doc"):
-        build(run.config, inputs, tmp_path)
+        write_report_files(run.config, inputs, tmp_path)
 
 
 def test_the_change_is_told_by_length_and_by_position(run: Run) -> None:
@@ -373,7 +373,7 @@ def evaluated(run: Run, **settings: Any) -> tuple[dict[str, Any], str]:
     out = run.root / "out"
     out.mkdir(parents=True, exist_ok=True)
     run.evaluate = EvaluateConfig(**settings)
-    return build(run.config, run.inputs(), out), run.html
+    return write_report_files(run.config, run.inputs(), out), run.html
 
 
 @pytest.mark.slow
@@ -440,7 +440,7 @@ def test_settings_are_compared_with_the_recipe(tmp_path: Path) -> None:
     run = Run(tmp_path)
     config = resolve("nih", recipe="lora", overrides=["train.lr=3e-4", "train.seed=7"])
     (tmp_path / "out").mkdir()
-    report = build(config, run.inputs(), tmp_path / "out")
+    report = write_report_files(config, run.inputs(), tmp_path / "out")
     assert report["settings"]["recipe"] == "lora"
     assert report["settings"]["changed"] == {
         "train.lr": {"value": 3e-4, "recipe": 2e-4},
@@ -451,7 +451,7 @@ def test_settings_are_compared_with_the_recipe(tmp_path: Path) -> None:
     assert "Settings that differ from recipe lora:\n\n" in markdown
     assert "\n| train.lr | 0.0003 | 0.0002 |\n" in markdown
     gone = config.model_copy(update={"recipe": str(tmp_path / "gone.yaml")})
-    changed = build(gone, run.inputs(), tmp_path / "out")["settings"]["changed"]
+    changed = write_report_files(gone, run.inputs(), tmp_path / "out")["settings"]["changed"]
     assert changed["train.weights"] == {"value": "bf16", "recipe": "int8"}, "the defaults"
 
 
@@ -484,7 +484,7 @@ def test_the_page_tells_where_the_time_went(tmp_path: Path) -> None:
     for name in ("one", "two"):
         out = tmp_path / name
         out.mkdir()
-        report = build(run.config, inputs, out, logs)
+        report = write_report_files(run.config, inputs, out, logs)
         pages.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert pages[0] == pages[1]
     found = json.loads((out / "report.json").read_text())["timeline"]

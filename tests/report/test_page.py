@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.evaluate.stage import samples_item
-from pipeline.report.build import build
+from pipeline.report.build import write_report_files
 from pipeline.report.compare.compare import compare
 from pipeline.report.history.progress import RunProgress, StepProgress
 from pipeline.report.page import TEMPLATES
@@ -51,7 +51,7 @@ def finished(folder: Path) -> None:
     """A run of many units that was preempted twice, overfitted, and wrote HTML."""
     run = Run(folder / "run", restarts=2)
     inputs = chunked(run, [256_000_000] * 9 + [10_000_000], {3: 9.0, 9: 0.1})
-    build(run.config, inputs, folder, with_logs(run))
+    write_report_files(run.config, inputs, folder, with_logs(run))
 
 
 def in_progress(folder: Path) -> None:
@@ -66,13 +66,15 @@ def in_progress(folder: Path) -> None:
         StepProgress("evaluate.report", "waiting", 0, None),
     )
     journal = run.root / "train.train" / "best"
-    build(run.config, inputs, folder, run_progress=RunProgress(steps, journal, time.time()))
+    write_report_files(
+        run.config, inputs, folder, run_progress=RunProgress(steps, journal, time.time())
+    )
 
 
 def begun(folder: Path) -> None:
     """Nothing is done yet."""
     steps = tuple(StepProgress(f"step.{n}", "waiting", 0, None) for n in range(9))
-    build(
+    write_report_files(
         Run(folder / "run").config, {}, folder, run_progress=RunProgress(steps, None, time.time())
     )
 

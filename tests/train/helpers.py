@@ -24,8 +24,8 @@ from pipeline.modeling.loading import add_lora, load_base
 from pipeline.train.checkpoint import trainable_weights
 from pipeline.train.metrics_log import METRICS_FILE
 from pipeline.train.optimizer import make_optimizer
-from pipeline.train.stability import Guard
-from pipeline.train.train_step import TrainStep
+from pipeline.train.stability import SpikeGuard
+from pipeline.train.step_runner import StepRunner
 
 
 class StopAfter(Stop):
@@ -96,22 +96,22 @@ def inject(
     slope: Callable[[int], float] = lambda step: 1.0,
 ) -> None:
     """Apply a fault to every micro-batch; `slope` is a factor of its gradient alone."""
-    run, loss_sum = TrainStep.run, TrainStep._loss_sum
+    run, loss_sum = StepRunner.run, StepRunner._loss_sum
     now: list[Any] = [0, 0.0]
 
     def recording(
-        self: TrainStep, number: int, parts: Iterable[PackedBatch], rate: float
+        self: StepRunner, number: int, parts: Iterable[PackedBatch], rate: float
     ) -> dict[str, Any]:
         now[:] = number, rate
         return run(self, number, parts, rate)
 
-    def failing(self: TrainStep, batch: PackedBatch) -> Any:
+    def failing(self: StepRunner, batch: PackedBatch) -> Any:
         loss = loss_sum(self, batch) * fault(*now, len(batch.inputs))
         loss.register_hook(lambda gradient: gradient * slope(now[0]))
         return loss
 
-    monkeypatch.setattr(TrainStep, "run", recording)
-    monkeypatch.setattr(TrainStep, "_loss_sum", failing)
+    monkeypatch.setattr(StepRunner, "run", recording)
+    monkeypatch.setattr(StepRunner, "_loss_sum", failing)
 
 
 def no_memory() -> float:
@@ -143,9 +143,9 @@ def batches(cuts: tuple[int, ...], order: tuple[int, ...] = tuple(range(8))) -> 
     return [make_batch(corpus, packing, order[a:b], prefix=0, end=1) for a, b in pairwise(ends)]
 
 
-def make_train_step(
+def make_step_runner(
     models: Models, method: str = "full", patience: int = 2, clip: float = 1.0
-) -> TrainStep:
+) -> StepRunner:
     import torch
 
     device = torch.device("cpu")
@@ -162,11 +162,11 @@ def make_train_step(
     model.train()
     optimizer = make_optimizer(model, "adamw", (0.9, 0.95), 1e-4, 0.01)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TrainStep(model, optimizer, scaler, device, "fp32", clip, Guard(patience))
+    return StepRunner(model, optimizer, scaler, device, "fp32", clip, SpikeGuard(patience))
 
 
-def weights(train_step: TrainStep) -> dict[str, Any]:
-    return {name: p.detach().clone() for name, p in trainable_weights(train_step.model).items()}
+def weights(step_runner: StepRunner) -> dict[str, Any]:
+    return {name: p.detach().clone() for name, p in trainable_weights(step_runner.model).items()}
 
 
 def changed(one: dict[str, Any], other: dict[str, Any]) -> int:

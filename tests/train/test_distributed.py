@@ -226,7 +226,7 @@ def test_non_finite_loss_on_one_rank_is_skipped_by_both(
 
 @pytest.mark.parametrize(
     "writes",
-    ["checkpoint.save", "metrics_log.MetricsLog.add_sample", "run.publish"],
+    ["checkpoint.save", "metrics_log.MetricsLog.add_sample", "run.commit_best"],
     ids=["checkpoint", "sample", "product"],
 )
 def test_write_error_on_rank_0_fails_all_ranks(
@@ -301,8 +301,8 @@ def test_a_waiting_rank_sees_that_the_training_is_finished(
 
 def test_a_single_rank_needs_no_process_group() -> None:
     ranks = Ranks()
-    assert ranks.share([1, 2, 3]) == [1, 2, 3]
+    assert ranks.part_of_rank([1, 2, 3]) == [1, 2, 3]
     assert (ranks.all_sum(1.0, 2.0), ranks.all_max(3.0)) == ([1.0, 2.0], [3.0])
     assert ranks.run_on_rank0(lambda: 5) == ranks.rank0_first(lambda: 5) == 5
-    shares = [list(Ranks(rank, 3).share(range(7))) for rank in range(3)]
+    shares = [list(Ranks(rank, 3).part_of_rank(range(7))) for rank in range(3)]
     assert shares == [[0, 3, 6], [1, 4], [2, 5]]

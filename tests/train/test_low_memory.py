@@ -14,9 +14,9 @@ from jobs.housekeeping.export import export_run
 from pipeline.config import Config
 from pipeline.core.errors import Interrupted
 from pipeline.dag import find
-from pipeline.modeling.loading import backbone, is_quantized, load_adapter
+from pipeline.modeling.loading import body_and_head, is_quantized, load_adapter
 from pipeline.saved_config import save_config
-from pipeline.train.train_step import TrainStep
+from pipeline.train.step_runner import StepRunner
 from tests.export.helpers import apart, in_fp32, logits, parts
 from tests.helpers.runs import advance
 from tests.train.helpers import StopAfter, metrics, result, train
@@ -44,17 +44,17 @@ def test_memory_saving_options_work_together(
     """8 bits, LoRA, checkpointing, accumulation and autocast, for each family."""
     from transformers import AutoModelForCausalLM
 
-    config, root, step = small(*WORDS, family=family), tmp_path / "root", TrainStep.run
+    config, root, step = small(*WORDS, family=family), tmp_path / "root", StepRunner.run
     used: list[tuple[Any, ...]] = []
 
-    def recording(self: TrainStep, number: int, batches: Any, rate: float) -> Any:
+    def recording(self: StepRunner, number: int, batches: Any, rate: float) -> Any:
         parts = list(batches)
-        body = backbone(self.model)[0]
+        body = body_and_head(self.model)[0]
         eight = is_quantized(self.model.get_base_model())
         used.append((eight, body.is_activation_checkpointing, len(parts), self.precision))
         return step(self, number, parts, rate)
 
-    monkeypatch.setattr(TrainStep, "run", recording)
+    monkeypatch.setattr(StepRunner, "run", recording)
     save_config(config, root)
     advance(config, root, "tokenize.seal")
     whole = result(train(config, Path(shutil.copytree(root, tmp_path / "whole"))))

@@ -18,8 +18,8 @@ from pipeline.core.stop import Stop
 from pipeline.dag import find
 from pipeline.train.callbacks import TrainerCallbacks
 from pipeline.train.checkpoint import trainable_weights
-from pipeline.train.stability import HISTORY_STEPS, MIN_HISTORY_STEPS, Guard
-from pipeline.train.train_step import TrainStep
+from pipeline.train.stability import HISTORY_STEPS, MIN_HISTORY_STEPS, SpikeGuard
+from pipeline.train.step_runner import StepRunner
 from tests.helpers.examples import thorough
 from tests.helpers.runs import SMALL, advance
 from tests.train.helpers import (
@@ -27,7 +27,7 @@ from tests.train.helpers import (
     batches,
     changed,
     inject,
-    make_train_step,
+    make_step_runner,
     metrics,
     no_memory,
     result,
@@ -117,7 +117,7 @@ def test_spike_in_loss_or_gradient_is_skipped_in_training(
     assert facts(node)["skipped"] == 1
 
 
-def fill_history(guard: Guard, steps: int = MIN_HISTORY_STEPS) -> Guard:
+def fill_history(guard: SpikeGuard, steps: int = MIN_HISTORY_STEPS) -> SpikeGuard:
     for number in range(steps):
         assert guard.check(3.0 + number / 100, 1.0 + number / 100) == ""
     return guard
@@ -134,7 +134,7 @@ def fill_history(guard: Guard, steps: int = MIN_HISTORY_STEPS) -> Guard:
     ],
 )
 def test_spike_over_the_running_median_is_skipped(loss: float, norm: float, problem: str) -> None:
-    guard = fill_history(Guard(5, spike_factor=10.0))
+    guard = fill_history(SpikeGuard(5, spike_factor=10.0))
     assert guard.check(loss, norm) == problem
     assert guard.history.in_a_row == bool(problem)
     assert guard.check(3.0, 1.0) == ""
@@ -142,12 +142,12 @@ def test_spike_over_the_running_median_is_skipped(loss: float, norm: float, prob
 
 
 def test_no_spike_without_history_or_with_detection_off() -> None:
-    assert fill_history(Guard(5, 10.0), MIN_HISTORY_STEPS - 1).check(50.0, 1e6) == ""
-    assert fill_history(Guard(5, None)).check(50.0, 1e6) == ""
+    assert fill_history(SpikeGuard(5, 10.0), MIN_HISTORY_STEPS - 1).check(50.0, 1e6) == ""
+    assert fill_history(SpikeGuard(5, None)).check(50.0, 1e6) == ""
 
 
 def test_the_history_holds_only_the_newest_steps_taken() -> None:
-    guard = fill_history(Guard(5, 10.0), 3 * HISTORY_STEPS)
+    guard = fill_history(SpikeGuard(5, 10.0), 3 * HISTORY_STEPS)
     before = list(guard.history.norms)
     assert len(before) == HISTORY_STEPS
     assert guard.check(3.0, 1e6)
@@ -157,14 +157,14 @@ def test_the_history_holds_only_the_newest_steps_taken() -> None:
 def test_skipped_spike_leaves_weights_and_optimizer_unchanged(
     models: Callable[[str], Path],
 ) -> None:
-    disturbed, undisturbed = make_train_step(models), make_train_step(models)
+    disturbed, undisturbed = make_step_runner(models), make_step_runner(models)
     for each in (disturbed, undisturbed):
         each.guard.spike_factor = 10.0
         for step in range(MIN_HISTORY_STEPS):
             assert not each.run(step, batches((8,)), 1e-4)["skipped"]
-    compute = TrainStep._loss_sum
+    compute = StepRunner._loss_sum
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainStep, "_loss_sum", lambda self, batch: compute(self, batch) * 20)
+        patch.setattr(StepRunner, "_loss_sum", lambda self, batch: compute(self, batch) * 20)
         row = disturbed.run(MIN_HISTORY_STEPS, batches((8,)), 1e-4)
     assert row["skipped"]
     assert "the median is" in row["why"]
@@ -206,9 +206,9 @@ def test_non_finite_weights_stop_training_and_are_not_saved(
     import torch
 
     whole = train(small(), Path(shutil.copytree(prepared, tmp_path / "whole")))
-    step = TrainStep.run
+    step = StepRunner.run
 
-    def spoiling(self: TrainStep, number: int, *more: Any) -> dict[str, Any]:
+    def spoiling(self: StepRunner, number: int, *more: Any) -> dict[str, Any]:
         row = step(self, number, *more)
         if number == 2:
             with torch.no_grad():
@@ -216,7 +216,7 @@ def test_non_finite_weights_stop_training_and_are_not_saved(
         return row
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainStep, "run", spoiling)
+        patch.setattr(StepRunner, "run", spoiling)
         refused_at(3, small(), root)
     folder = find(small(), root, "train.train").work.folder
     assert sorted(p.name for p in folder.glob("step-*")) == ["step-00000000", "step-00000002"]
@@ -363,7 +363,7 @@ def test_window_too_large_for_memory_gives_a_one_line_error(
 def test_optimizer_too_large_for_memory_gives_a_one_line_error(
     models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disturbed = make_train_step(models)
+    disturbed = make_step_runner(models)
     monkeypatch.setattr(disturbed.optimizer, "step", lambda *args, **kwargs: no_memory())
     with pytest.raises(UserError, match="the state of the optimizer does not fit"):
         disturbed.run(0, batches((8,)), 1e-3)

@@ -13,10 +13,10 @@ from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
 from pipeline.dataset.packing import IGNORE_INDEX, PackedBatch
 from pipeline.train.checkpoint import TrainState, trainable_weights
-from pipeline.train.train_step import TrainStep
+from pipeline.train.step_runner import StepRunner
 from pipeline.train.trainer import TrainSchedule, fit
 from tests.helpers.runs import StopAfterChecks
-from tests.train.helpers import LENGTH, LENGTHS, Models, batches, changed, make_train_step, weights
+from tests.train.helpers import LENGTH, LENGTHS, Models, batches, changed, make_step_runner, weights
 
 
 def assert_close(one: dict[str, Any], other: dict[str, Any], **tolerance: float) -> None:
@@ -36,14 +36,14 @@ CUTS = [(1,) * 8, (2, 2, 2, 2), (3, 1, 4), (7, 1)]
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_step_does_not_depend_on_its_micro_batches(models: Models, method: str) -> None:
     """The new weights are the same, even if micro-batches differ a hundredfold in real tokens."""
-    whole = make_train_step(models, method)
+    whole = make_step_runner(models, method)
     before = weights(whole)
     row = whole.run(0, batches((8,)), 1e-2)
     after = weights(whole)
     assert changed(before, after) == len(before), "every weight changed"
     assert row["tokens"] == sum(min(n + 1, LENGTH) for n in LENGTHS)
     for cuts in CUTS:
-        other = make_train_step(models, method)
+        other = make_step_runner(models, method)
         found = other.run(0, batches(cuts), 1e-2)
         assert found["loss"] == pytest.approx(row["loss"], rel=1e-5)
         assert found["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
@@ -52,7 +52,7 @@ def test_a_step_does_not_depend_on_its_micro_batches(models: Models, method: str
 
 
 def test_the_order_within_a_step_does_not_matter(models: Models) -> None:
-    one, other = make_train_step(models), make_train_step(models)
+    one, other = make_step_runner(models), make_step_runner(models)
     one.run(0, batches((4, 4)), 1e-2)
     other.run(0, batches((4, 4), (7, 3, 1, 5, 2, 0, 6, 4)), 1e-2)
     assert_close(weights(one), weights(other), rtol=1e-4, atol=2e-6)
@@ -61,8 +61,8 @@ def test_the_order_within_a_step_does_not_matter(models: Models) -> None:
 def test_the_loss_is_the_mean_over_real_tokens_and_not_over_micro_batches(models: Models) -> None:
     import torch
 
-    found = make_train_step(models).run(0, batches((1,) * 8), 0.0)
-    model = make_train_step(models).model
+    found = make_step_runner(models).run(0, batches((1,) * 8), 0.0)
+    model = make_step_runner(models).model
     sums, counts = [], []
     for batch in batches((1,) * 8):
         real = int((batch.targets != IGNORE_INDEX).sum())
@@ -81,7 +81,7 @@ def test_the_loss_is_the_mean_over_real_tokens_and_not_over_micro_batches(models
 
 @pytest.mark.slow
 def test_several_steps_do_not_depend_on_their_micro_batches(models: Models) -> None:
-    one, other = make_train_step(models), make_train_step(models)
+    one, other = make_step_runner(models), make_step_runner(models)
     for step in range(4):
         first = one.run(step, batches((8,)), 3e-3)
         second = other.run(step, batches((3, 1, 4)), 3e-3)
@@ -90,7 +90,7 @@ def test_several_steps_do_not_depend_on_their_micro_batches(models: Models) -> N
 
 
 def test_gradients_are_clipped_and_the_norm_before_is_reported(models: Models) -> None:
-    loose, tight = make_train_step(models, clip=1e9), make_train_step(models, clip=0.01)
+    loose, tight = make_step_runner(models, clip=1e9), make_step_runner(models, clip=0.01)
     norm = loose.run(0, batches((8,)), 0.0)["grad_norm"]
     assert tight.run(0, batches((8,)), 0.0)["grad_norm"] == pytest.approx(norm)
     total = sum(float(p.grad.pow(2).sum()) for p in trainable_weights(tight.model).values()) ** 0.5
@@ -98,13 +98,13 @@ def test_gradients_are_clipped_and_the_norm_before_is_reported(models: Models) -
 
 
 def test_a_rate_of_zero_changes_nothing(models: Models) -> None:
-    train_step = make_train_step(models)
-    before = weights(train_step)
-    assert not train_step.run(0, batches((8,)), 0.0)["skipped"]
-    assert changed(before, weights(train_step)) == 0
+    step_runner = make_step_runner(models)
+    before = weights(step_runner)
+    assert not step_runner.run(0, batches((8,)), 0.0)["skipped"]
+    assert changed(before, weights(step_runner)) == 0
 
 
-def spoil(learner: TrainStep, factor: float) -> Any:
+def spoil(learner: StepRunner, factor: float) -> Any:
     """Multiply the logits, as an overflow would; returns the hook to remove."""
     return learner.model.get_output_embeddings().register_forward_hook(
         lambda module, args, output: output * factor
@@ -118,7 +118,7 @@ def test_non_finite_step_leaves_weights_and_optimizer_unchanged(
 ) -> None:
     import torch
 
-    disturbed, undisturbed = make_train_step(models), make_train_step(models)
+    disturbed, undisturbed = make_step_runner(models), make_step_runner(models)
     for each in (disturbed, undisturbed):
         each.run(0, batches((8,)), 1e-3)
     before = weights(disturbed)
@@ -135,55 +135,55 @@ def test_non_finite_step_leaves_weights_and_optimizer_unchanged(
 
 
 def test_too_many_such_steps_in_a_row_are_noticed(models: Models) -> None:
-    train_step = make_train_step(models, patience=2)
-    before = weights(train_step)
-    hook = spoil(train_step, float("nan"))
+    step_runner = make_step_runner(models, patience=2)
+    before = weights(step_runner)
+    hook = spoil(step_runner, float("nan"))
     for step in (10, 11, 12):
-        assert not train_step.guard.exhausted
-        row = train_step.run(step, batches((8,)), 1e-3)
+        assert not step_runner.spike_guard.exhausted
+        row = step_runner.run(step, batches((8,)), 1e-3)
         assert (row["skipped"], row["why"]) == (True, "loss is nan, gradient norm is nan")
-    assert train_step.guard.exhausted
-    assert changed(before, weights(train_step)) == 0
+    assert step_runner.spike_guard.exhausted
+    assert changed(before, weights(step_runner)) == 0
     hook.remove()
-    assert not train_step.run(13, batches((8,)), 1e-3)["skipped"]
-    assert not train_step.guard.exhausted
+    assert not step_runner.run(13, batches((8,)), 1e-3)["skipped"]
+    assert not step_runner.spike_guard.exhausted
 
 
 @pytest.mark.slow
 def test_a_good_step_resets_the_count(models: Models) -> None:
-    train_step = make_train_step(models, patience=1)
+    step_runner = make_step_runner(models, patience=1)
     for step in range(6):
-        hook = spoil(train_step, float("nan") if step % 2 else 1.0)
-        assert train_step.run(step, batches((8,)), 1e-3)["skipped"] == bool(step % 2)
+        hook = spoil(step_runner, float("nan") if step % 2 else 1.0)
+        assert step_runner.run(step, batches((8,)), 1e-3)["skipped"] == bool(step % 2)
         hook.remove()
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_model_without_gradient_stops_training_at_once(models: Models, method: str) -> None:
-    train_step = make_train_step(models, method)
-    hook = spoil(train_step, 0.0)
+    step_runner = make_step_runner(models, method)
+    hook = spoil(step_runner, 0.0)
     with pytest.raises(UserError, match="no trainable weight received a gradient"):
-        train_step.run(0, batches((8,)), 1e-3)
+        step_runner.run(0, batches((8,)), 1e-3)
     hook.remove()
-    train_step.run(0, batches((8,)), 1e-3)
+    step_runner.run(0, batches((8,)), 1e-3)
 
 
 @pytest.mark.slow
 def test_a_scale_that_overflows_is_lowered_until_steps_are_taken(models: Models) -> None:
     import torch
 
-    plain = make_train_step(models, patience=100)
+    plain = make_step_runner(models, patience=100)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.5)
-    train_step = replace(plain, scaler=scaler)
-    before = weights(train_step)
+    step_runner = replace(plain, scaler=scaler)
+    before = weights(step_runner)
     steps = 0
-    while train_step.run(steps, batches((8,)), 1e-3)["skipped"]:
-        assert changed(before, weights(train_step)) == 0
+    while step_runner.run(steps, batches((8,)), 1e-3)["skipped"]:
+        assert changed(before, weights(step_runner)) == 0
         steps += 1
     assert steps > 0, "the scale did overflow"
-    reference = make_train_step(models)
+    reference = make_step_runner(models)
     reference.run(0, batches((8,)), 1e-3)
-    assert_close(weights(train_step), weights(reference), rtol=1e-4, atol=1e-6)
+    assert_close(weights(step_runner), weights(reference), rtol=1e-4, atol=1e-6)
 
 
 class Run:
@@ -192,7 +192,7 @@ class Run:
     def __init__(
         self, models: Models, losses: list[float], state: TrainState | None = None
     ) -> None:
-        self.train_step = make_train_step(models)
+        self.step_runner = make_step_runner(models)
         self.state = state or TrainState()
         self.losses = losses
         self.events: list[str] = []
@@ -230,7 +230,7 @@ class Run:
             micro_batch_size=8,
             early_stopping_patience=patience,
         )
-        fit(self.train_step, self.state, schedule, self, stop or Stop())
+        fit(self.step_runner, self.state, schedule, self, stop or Stop())
 
 
 @pytest.mark.slow
@@ -265,7 +265,7 @@ def test_a_stop_saves_at_a_step_boundary_and_changes_nothing(models: Models) -> 
         assert run.events[-1] == f"save {run.state.step}"
         assert run.state.step == checks
         run.fit(4, 2, 10)
-        assert changed(weights(run.train_step), weights(whole.train_step)) == 0
+        assert changed(weights(run.step_runner), weights(whole.step_runner)) == 0
         assert [e for e in run.events if "validate" in e] == [
             "validate 0",
             "validate 2",

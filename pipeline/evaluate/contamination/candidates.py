@@ -1,15 +1,15 @@
 """Which training documents may be near-duplicates of a text.
 
 Only documents that share enough 13-grams are compared. The bound: let documents of N and M tokens
-be equal except for edits, i.e. in k runs of R tokens in total, and let no 5-gram occur twice. They
-share R - 4k 5-grams and at least R - 12k 13-grams. Between two runs at least one of the documents
-has a token, so 2R ≤ N + M - (k - 1). A similarity of 0.5 means 3 (R - 4k) ≥ N + M - 8. Hence they
-share at least k - 9 13-grams by the former and (N + M - 8)/3 - 8k by the latter, so at least
-(N + M - 224)/27 for any k. From 113 tokens per document on this is positive: no near-duplicate is
-missed, wherever its edits are, and documents that share less, such as a footer that half the corpus
-has, need no comparison. What may be missed: a shorter document without 13 unedited tokens in a row;
-one whose pieces, of about 13 tokens or fewer, are in another order; and one that is similar because
-both repeat the same phrases.
+be equal except for edits, i.e. in k matching segments of R tokens in total, and let no 5-gram occur
+twice. They share R - 4k 5-grams and at least R - 12k 13-grams. Between two segments at least one of
+the documents has a token, so 2R ≤ N + M - (k - 1). A similarity of 0.5 means 3 (R - 4k) ≥ N + M -
+8. Hence they share at least k - 9 13-grams by the former and (N + M - 8)/3 - 8k by the latter, so
+at least (N + M - 224)/27 for any k. From 113 tokens per document on this is positive: no
+near-duplicate is missed, wherever its edits are, and documents that share less, such as a footer
+that half the corpus has, need no comparison. What may be missed: a shorter document without 13
+unedited tokens in a row; one whose pieces, of about 13 tokens or fewer, are in another order; and
+one that is similar because both repeat the same phrases.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MAX_PAIRS = 1 << 19
 Hashes = npt.NDArray[np.uint64]
 
 
-def needed(one: Any, other: Any) -> Any:
+def min_shared_ngrams(one: Any, other: Any) -> Any:
     """The minimum number of 13-grams that near-duplicates of these lengths (tokens) share.
 
     See the top of this module. Takes numbers or arrays; the result may be 0 or less.
@@ -71,26 +71,26 @@ class Candidates:
         self._thresholds = np.full(len(self._lengths), -1, np.float32)
 
     @cached_property
-    def _holders(self) -> tuple[Positions, Any]:
-        return holders(self._index.grams, self._index.owners(), len(self._lengths))
+    def _texts_of_ngrams(self) -> tuple[Positions, Any]:
+        return texts_of_ngrams(self._index.grams, self._index.owners(), len(self._lengths))
 
     @cached_property
     def _shingles(self) -> tuple[Hashes, Positions, Any, npt.NDArray[np.float32]]:
         """Sampled shingles of the texts, their rows, the texts of each row, and counts per text."""
         hashes, owner = sampled(self._index.ids, self._index.offsets)
         known, gram = np.unique(hashes, return_inverse=True)
-        rows, texts = holders(gram, owner, len(self._lengths))
+        rows, texts = texts_of_ngrams(gram, owner, len(self._lengths))
         counts = _counts(gram, owner, len(self._lengths))
         return known, rows, texts, counts.astype(np.float32)
 
     def add(self, hits: Hits) -> None:
         """Take hits of whole documents."""
         documents, row = np.unique(hits.documents, return_inverse=True)
-        enough = np.bincount(row) >= needed(self._sizes(documents), self._shortest)
+        enough = np.bincount(row) >= min_shared_ngrams(self._sizes(documents), self._shortest)
         documents, keep = documents[enough], enough[row]
         if not len(documents):
             return
-        rows, texts = self._holders
+        rows, texts = self._texts_of_ngrams
         row = (np.cumsum(enough) - 1)[row[keep]]
         held = _incidence(row, rows[hits.grams[keep]], len(documents), texts)
         step = max(1, _MAX_PAIRS // len(self._lengths))
@@ -106,7 +106,7 @@ class Candidates:
 
         `shared`: 13-grams in common, (documents, texts).
         """
-        # as `needed`, without a division per pair
+        # as `min_shared_ngrams`, without a division per pair
         fits = 27 * shared - self._lengths >= (self._sizes(documents) - 224)[:, None]
         fits &= shared > 0
         chosen = fits.any(axis=1)
@@ -172,7 +172,7 @@ def _counts(gram: Positions, owner: Positions, owners: int) -> Positions:
     return np.bincount(distinct(gram * owners + owner) % owners, minlength=owners)
 
 
-def holders(grams: Positions, owners: Positions, texts: int) -> tuple[Positions, Any]:
+def texts_of_ngrams(grams: Positions, owners: Positions, texts: int) -> tuple[Positions, Any]:
     """Which texts contain each n-gram.
 
     Args:

@@ -196,19 +196,20 @@ class NgramIndex:
         hashes = rolling(ids, self.n, self.seed)
         local = self._sieve.candidates(hashes)
         grams = np.minimum(np.searchsorted(self._hashes, hashes[local]), self.distinct - 1)
-        local, grams = _where(self._hashes[grams] == hashes[local], local, grams)
+        local, grams = _select(self._hashes[grams] == hashes[local], local, grams)
         firsts = self._firsts[grams]
         same = np.ones(len(local), bool)
         for j in range(self.n):
             same &= ids[local + j] == self.ids[firsts + j]
-        local, grams = _where(same, local, grams)
+        local, grams = _select(same, local, grams)
         positions = local + begin
         documents = np.searchsorted(corpus.offsets, positions, side="right") - 1
         within = positions + self.n <= corpus.offsets[documents + 1]
-        return Hits(*_where(within, documents, positions, grams))
+        return Hits(*_select(within, documents, positions, grams))
 
 
-def _where(keep: npt.NDArray[np.bool_], *columns: Positions) -> tuple[Positions, ...]:
+def _select(keep: npt.NDArray[np.bool_], *columns: Positions) -> tuple[Positions, ...]:
+    """The rows of each column where `keep` is true."""
     return tuple(column[keep] for column in columns)
 
 

@@ -167,11 +167,11 @@ def _flat(config: RunConfig, deciding: bool) -> dict[str, Any]:
 
 def _scores(run: ComparedRun, split: str) -> pa.Table | None:
     """Scores of the adapted model, a row per document; None if there are none."""
-    given = run.inputs.get("evaluate.tuned")
-    receipt = given.receipts.get(split) if given else None
-    if given is None or receipt is None:
+    finished_step = run.inputs.get("evaluate.tuned")
+    receipt = finished_step.receipts.get(split) if finished_step else None
+    if finished_step is None or receipt is None:
         return None
-    path = verify(given.folder / split, "scores.parquet", receipt)
+    path = verify(finished_step.folder / split, "scores.parquet", receipt)
     return pq.read_table(path, columns=["hash", "nll", "tokens", "bytes"])
 
 
@@ -194,7 +194,7 @@ def _evaluation(
             continue
         names = ("documents", "of_documents", "context", "stride")
         row = {name: scored[name] for name in names}
-        row |= {who: scored[who] for who in ("base", "tuned") if who in scored}
+        row |= {model: scored[model] for model in ("base", "tuned") if model in scored}
         row |= {name: scored.get(name) for name in ("paired", "without_near_duplicates")}
         row["against"] = None
         if number and scores[0] is not None:

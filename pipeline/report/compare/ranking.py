@@ -71,27 +71,27 @@ def _ranked(letter: str, documents: str, pairs: dict[str, Any]) -> dict[str, str
     behind = {other: pair for other, pair in pairs.items() if pair["ci95"][1] < 0}
     ahead = {other: pair for other, pair in pairs.items() if pair["ci95"][0] > 0}
     if ahead:
-        words = f"No clear best run: {letter} is best on validation, but on {documents}"
-        return _verdict("undecided", None, f"{words} {_describe(*_smallest(ahead))}.")
+        sentence = f"No clear best run: {letter} is best on validation, but on {documents}"
+        return _verdict("undecided", None, f"{sentence} {_describe(*_smallest(ahead))}.")
     if len(behind) < len(pairs):
         level = {other: pair for other, pair in pairs.items() if other not in behind}
-        words = (
+        sentence = (
             f"No run is significantly better: {letter} is best on validation, but on {documents} "
         )
-        words += f"{_describe(*_smallest(level))}, which includes zero"
+        sentence += f"{_describe(*_smallest(level))}, which includes zero"
         others = [other for other in level if other != _smallest(level)[0]]
-        words += f"; nor does it differ significantly from {_join(others)}" if others else ""
-        return _verdict("undecided", None, f"{words}.")
+        sentence += f"; nor does it differ significantly from {_join(others)}" if others else ""
+        return _verdict("undecided", None, f"{sentence}.")
     next_, pair = _smallest(behind)
     rank = "best" if len(pairs) > 1 else "better"
-    words = f"{letter} is {rank}: on {documents} {_describe(next_, pair)}"
+    sentence = f"{letter} is {rank}: on {documents} {_describe(next_, pair)}"
     others = [other for other in behind if other != next_]
-    words += f"; it is also better than {_join(others)}" if others else ""
-    return _verdict("better", letter, f"{words}.")
+    sentence += f"; it is also better than {_join(others)}" if others else ""
+    return _verdict("better", letter, f"{sentence}.")
 
 
-def _verdict(outcome: str, letter: str | None, words: str) -> dict[str, str | None]:
-    return {"outcome": outcome, "best": letter, "words": words}
+def _verdict(outcome: str, letter: str | None, sentence: str) -> dict[str, str | None]:
+    return {"outcome": outcome, "best": letter, "words": sentence}
 
 
 def _smallest(pairs: dict[str, Any]) -> tuple[str, Any]:
@@ -100,12 +100,12 @@ def _smallest(pairs: dict[str, Any]) -> tuple[str, Any]:
 
 
 def _value(pair: dict[str, Any]) -> float:
-    found: float = pair["percent"] if pair["unit"] == "token" else pair["bits"]
-    return found
+    value: float = pair["percent"] if pair["unit"] == "token" else pair["bits"]
+    return value
 
 
 def _describe(other: str, pair: dict[str, Any]) -> str:
-    """A paired difference to another run in words, a clause."""
+    """A paired difference to another run as a clause."""
     low, high = pair["ci95"]
     if pair["unit"] == "byte":
         values = [signed_number(value) for value in (pair["bits"], low, high)]

@@ -103,18 +103,18 @@ def _time(timeline: dict[str, Any], size: str, to: Path | None) -> str:
 
 def _intervals(ax: Any, evaluation: dict[str, Any], splits: list[str]) -> None:
     """Perplexity with its interval, base above adapted, by split."""
-    rows = [(split, who) for split in splits for who in ("base", "tuned")]
-    for y, (split, who) in enumerate(rows):
-        found = evaluation[split][who]
-        low, high = found["ci95"]
-        colour = light(who)
+    rows = [(split, model) for split in splits for model in ("base", "tuned")]
+    for y, (split, model) in enumerate(rows):
+        scores = evaluation[split][model]
+        low, high = scores["ci95"]
+        colour = light(model)
         ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="round")
-        ax.plot([found["perplexity"]], [y], "o", color=colour, ms=7)
-        point, style = (found["perplexity"], y), {"textcoords": "offset points", "ha": "center"}
-        ax.annotate(number(found["perplexity"]), point, (0, 8), **style)
+        ax.plot([scores["perplexity"]], [y], "o", color=colour, ms=7)
+        point, style = (scores["perplexity"], y), {"textcoords": "offset points", "ha": "center"}
+        ax.annotate(number(scores["perplexity"]), point, (0, 8), **style)
     names = {"base": "base", "tuned": "adapted"}
     comma = "\n" if narrow(ax) else ", "
-    ax.set_yticks(range(len(rows)), [f"{split}{comma}{names[who]}" for split, who in rows])
+    ax.set_yticks(range(len(rows)), [f"{split}{comma}{names[model]}" for split, model in rows])
     ax.set_ylim(len(rows) - 0.5, -0.7)
     ax.margins(x=0.12)
     ax.set_xlabel("perplexity; lower is better")
@@ -227,9 +227,9 @@ def _separator(ax: Any) -> str:
 def _by_position(ax: Any, rows: list[dict[str, Any]]) -> None:
     """Perplexity of tokens by their position in the document."""
     positions = [(row["from"] + row["below"] - 1) / 2 + 1 for row in rows]
-    for who, name in (("base", "base"), ("tuned", "adapted")):
-        losses = [row[who] for row in rows]
-        ax.plot(positions, losses, color=light(who), lw=1.8, marker="o", ms=4.5, label=name)
+    for model, name in (("base", "base"), ("tuned", "adapted")):
+        losses = [row[model] for row in rows]
+        ax.plot(positions, losses, color=light(model), lw=1.8, marker="o", ms=4.5, label=name)
     ax.set_xscale("log")
     ax.set_yscale("log")
     _plain_ticks(ax.xaxis, ax.yaxis)

@@ -72,14 +72,14 @@ def draw(content: dict[str, Any], curves: Sequence[Curve | None], folder: Path) 
     }
 
 
-def _colour(place: int) -> str:
+def _colour(index: int) -> str:
     """The colour of a run, as matplotlib draws it."""
-    return RUN_COLOURS[place][0]
+    return RUN_COLOURS[index][0]
 
 
 def _with_variables(svg: str) -> str:
-    for place in range(len(RUN_COLOURS)):
-        svg = svg.replace(_colour(place), f"var(--run{place})")
+    for index in range(len(RUN_COLOURS)):
+        svg = svg.replace(_colour(index), f"var(--run{index})")
     return svg
 
 
@@ -99,17 +99,17 @@ def _scores(ax: Any, runs: Sequence[dict[str, Any]], scores: dict[str, Any], spl
     shown = [
         (n, run, one) for n, (run, one) in enumerate(zip(runs, scores["runs"], strict=True)) if one
     ]
-    for y, (place, _, one) in enumerate(shown):
+    for y, (index, _, one) in enumerate(shown):
         value = one["tuned"][measure]
         if "base" in one:
             base = one["base"][measure]
             ax.plot([value, base], [y, y], color=light("line"), lw=1.4, zorder=1)
             ax.plot([base], [y], "o", mfc="none", mew=1.5, ms=7, color=light("base"))
         low, high = one["tuned"][interval]
-        ax.plot([low, high], [y, y], color=_colour(place), lw=2.6, solid_capstyle="round")
-        ax.plot([value], [y], MARKERS[place], color=_colour(place), ms=8)
-        place_of = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
-        ax.annotate(number(value), (value, y), color=light("ink"), **place_of)
+        ax.plot([low, high], [y, y], color=_colour(index), lw=2.6, solid_capstyle="round")
+        ax.plot([value], [y], MARKERS[index], color=_colour(index), ms=8)
+        style = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
+        ax.annotate(number(value), (value, y), color=light("ink"), **style)
     ax.set_yticks(range(len(shown)), [_label(ax, run) for _, run, _ in shown])
     ax.set_ylim(len(shown) - 0.5, -0.75)
     ax.margins(x=0.08)
@@ -129,16 +129,16 @@ def _curves(ax: Any, runs: Sequence[dict[str, Any]], curves: Sequence[Curve | No
     validation, training = figure.subplots(*grid, sharex=phone)
     shown = [(n, curve) for n, curve in enumerate(curves) if curve and not curve.empty]
     known = all(curve.read and curve.read[-1][1] for _, curve in shown)
-    for place, curve in shown:
+    for index, curve in shown:
         at = _tokens_at(curve) if known else lambda steps: np.asarray(steps, dtype=float)
-        style = {"color": _colour(place), "label": labels[place]}
+        style = {"color": _colour(index), "label": labels[index]}
         if curve.validation:
             steps, losses = np.array(curve.validation, dtype=float).T
-            validation.plot(at(steps), losses, marker=MARKERS[place], ms=5, lw=1.8, **style)
+            validation.plot(at(steps), losses, marker=MARKERS[index], ms=5, lw=1.8, **style)
         if curve.train:
             steps, losses = np.array(curve.train, dtype=float).T
-            places, means = smooth(steps, losses)
-            training.plot(at(places), means, lw=1.8, **style)
+            positions, means = smooth(steps, losses)
+            training.plot(at(positions), means, lw=1.8, **style)
     for panel, title in ((validation, "validation"), (training, "training, smoothed")):
         panel.set_title(title, loc="left", fontsize=10, color=light("ink"))
         panel.set_ylabel("loss, nats per token")

@@ -23,21 +23,21 @@ DEFINITIONS = {
 }
 
 
-def units(given: Input) -> Iterator[Receipt]:
+def units(finished_step: Input) -> Iterator[Receipt]:
     """The receipts of a step: of its items, and of the units they list."""
-    for receipt in given.receipts.values():
+    for receipt in finished_step.receipts.values():
         yield receipt
         for name in receipt.units:
-            if listed := load(given.folder / name):
+            if listed := load(finished_step.folder / name):
                 yield listed
 
 
 def stages(inputs: Inputs) -> dict[str, Any]:
     """By stage: seconds and number of units."""
     found: dict[str, Any] = {}
-    for step, given in inputs.items():
+    for step, finished_step in inputs.items():
         stage = found.setdefault(step.partition(".")[0], {"seconds": 0.0, "units": 0})
-        for receipt in units(given):
+        for receipt in units(finished_step):
             stage["seconds"] = round(stage["seconds"] + receipt.spent, 3)
             stage["units"] += 1
     return found
@@ -67,12 +67,12 @@ def cost(inputs: Inputs, curve: Curve | None, logs: Path | None = None) -> dict[
 
 
 def _granted(
-    attempts: Iterable[Attempt], given: Input | None
+    attempts: Iterable[Attempt], finished_step: Input | None
 ) -> Iterator[tuple[float, int | None, int | None]]:
     """Hours, CPUs and GPUs of each attempt at a step; of each unit if there are no attempts."""
     known = [(a.end - a.started, a.cpus, a.gpus) for a in attempts]
-    if not known and given:
-        spent_facts = [(unit.spent, unit.facts) for unit in units(given)]
+    if not known and finished_step:
+        spent_facts = [(unit.spent, unit.facts) for unit in units(finished_step)]
         known = [(spent, facts.get("cpus"), facts.get("gpus")) for spent, facts in spent_facts]
     for seconds, cpus, gpus in known:
         yield seconds / 3600, cpus, gpus

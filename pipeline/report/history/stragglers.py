@@ -29,9 +29,9 @@ DEFINITIONS = {
 def slowest(inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
     """By stage, the slowest few units of each kind, in the order of steps and seconds."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for step, given in inputs.items():
+    for step, finished_step in inputs.items():
         rows = found.setdefault(step.partition(".")[0], [])
-        for kind in _kinds(step, given):
+        for kind in _kinds(step, finished_step):
             typical = median(receipt.spent for receipt in kind)
             reference = typical if len(kind) >= MIN_UNITS_TO_COMPARE and typical else None
             longest = sorted(kind, key=lambda r: (-r.spent, r.unit))[:SLOWEST_SHOWN]
@@ -53,24 +53,24 @@ def _row(step: str, receipt: Receipt, reference: float | None, of: int) -> dict[
     }
 
 
-def _kinds(step: str, given: Input) -> list[list[Receipt]]:
+def _kinds(step: str, finished_step: Input) -> list[list[Receipt]]:
     """Groups of comparable units: those that record how much text they read, and the others.
 
     The score of a split cannot be compared with generated texts of the same step.
     """
     kinds: dict[bool, list[Receipt]] = defaultdict(list)
-    for receipt in _leaves(given):
+    for receipt in _leaves(finished_step):
         kinds[_bytes(step, receipt) is None].append(receipt)
     return list(kinds.values())
 
 
-def _leaves(given: Input) -> Iterator[Receipt]:
+def _leaves(finished_step: Input) -> Iterator[Receipt]:
     """The receipts of units that were computed: of an item itself only if it lists no units.
 
     Units that no longer exist are left out, as are adopted ones.
     """
-    for receipt in given.receipts.values():
-        listed = [load(given.folder / name) for name in receipt.units] or [receipt]
+    for receipt in finished_step.receipts.values():
+        listed = [load(finished_step.folder / name) for name in receipt.units] or [receipt]
         yield from (leaf for leaf in listed if leaf and not leaf.facts.get("adopted"))
 
 

@@ -30,7 +30,7 @@ DEFINITIONS = {
     "was reused (partial downloads, scores, unfinished steps); the sum leaves those out",
 }
 
-Span = tuple[float, float]
+TimeInterval = tuple[float, float]
 
 
 def timeline(
@@ -86,10 +86,10 @@ class _Step:
     name: str
     attempts: list[Attempt]
     finished: bool
-    running: list[Span]
-    waited: list[Span]
+    running: list[TimeInterval]
+    waited: list[TimeInterval]
     waits_known: bool
-    lost: list[Span]
+    lost: list[TimeInterval]
     lost_seconds: float | None
 
     def describe(self, begin: float) -> dict[str, Any]:
@@ -119,14 +119,14 @@ class _Step:
 
 def _step(
     name: str,
-    every: Mapping[str, list[Attempt]],
+    attempts_by_step: Mapping[str, list[Attempt]],
     plans: list[PlanStart],
     given: Input | None,
     curve: Curve | None,
 ) -> _Step:
-    attempts = every[name]
+    attempts = attempts_by_step[name]
     running = union((a.started, a.end) for a in attempts)
-    due = list(_due(name, every, plans))
+    due = list(_due(name, attempts_by_step, plans))
     pairs = zip(due, attempts, strict=True)
     waited = union((since, a.started) for since, a in pairs if since is not None)
     lost, seconds = _lost(name, attempts, given, curve)
@@ -143,14 +143,14 @@ def _step(
 
 
 def _due(
-    name: str, every: Mapping[str, list[Attempt]], plans: list[PlanStart]
+    name: str, attempts_by_step: Mapping[str, list[Attempt]], plans: list[PlanStart]
 ) -> Iterator[float | None]:
     """When each attempt at a step could have begun; None if unknown.
 
     That is when it had been submitted and the steps it needs were done.
     """
     before: dict[int, Attempt] = {}
-    for attempt in every[name]:
+    for attempt in attempts_by_step[name]:
         previous, start = before.get(attempt.element), attempt.started
         before[attempt.element] = attempt
         if previous and attempt.job and previous.job == attempt.job:
@@ -164,15 +164,17 @@ def _due(
             continue
         needs: Iterable[str] = asked[-1].steps.get(name, ())
         if not attempt.job:  # without a queue, steps run one after the other
-            needs = every.keys() - {name}
-        earlier = [a for need in needs for a in every.get(need, ()) if a.started <= start]
+            needs = attempts_by_step.keys() - {name}
+        earlier = [
+            a for need in needs for a in attempts_by_step.get(need, ()) if a.started <= start
+        ]
         ends = [a.end for a in (*earlier, *([previous] if previous else []))]
         yield min(start, max([asked[-1].time, *ends]))
 
 
 def _lost(
     name: str, attempts: list[Attempt], given: Input | None, curve: Curve | None
-) -> tuple[list[Span], float | None]:
+) -> tuple[list[TimeInterval], float | None]:
     """When work was done that had to be done again, and how long; None if unknown."""
     finished = given is not None
     unsuccessful = [a for a in attempts if a.state != DONE and (a.over or finished)]
@@ -189,7 +191,7 @@ def _lost(
     return lost, length(lost)
 
 
-def _computed_twice(attempts: list[Attempt], curve: Curve) -> Iterator[Span]:
+def _computed_twice(attempts: list[Attempt], curve: Curve) -> Iterator[TimeInterval]:
     """The lost steps were the last ones of the attempt that lost them."""
     for begun, seconds in curve.lost_by.items():
         for attempt in attempts:
@@ -213,9 +215,9 @@ def _last_commit(attempt: Attempt, commits: list[tuple[int, float]]) -> float:
     return min(latest, attempt.end)
 
 
-def union(spans: Iterable[Span]) -> list[Span]:
+def union(spans: Iterable[TimeInterval]) -> list[TimeInterval]:
     """Merge spans into disjoint ones, in order."""
-    found: list[Span] = []
+    found: list[TimeInterval] = []
     for start, end in sorted(spans):
         if found and start <= found[-1][1]:
             found[-1] = found[-1][0], max(end, found[-1][1])
@@ -224,7 +226,7 @@ def union(spans: Iterable[Span]) -> list[Span]:
     return found
 
 
-def minus(spans: list[Span], others: list[Span]) -> list[Span]:
+def minus(spans: list[TimeInterval], others: list[TimeInterval]) -> list[TimeInterval]:
     """The spans without what they share with `others`; both are results of `union`."""
     found = []
     for start, end in spans:
@@ -238,6 +240,6 @@ def minus(spans: list[Span], others: list[Span]) -> list[Span]:
     return found
 
 
-def length(spans: Iterable[Span]) -> float:
+def length(spans: Iterable[TimeInterval]) -> float:
     """The total length of spans in seconds, to the millisecond."""
     return round(sum((end - start for start, end in spans), 0.0), 3)

@@ -17,7 +17,7 @@ from pipeline.train.checkpoint import TrainState
 from pipeline.train.metrics_log import METRICS_FILE, SAMPLES_FILE
 
 
-def publish(
+def commit_best(
     ctx: Context,
     unit: str,
     model: Any,

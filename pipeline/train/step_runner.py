@@ -14,11 +14,11 @@ from pipeline.core.errors import UserError
 from pipeline.dataset.order import step_seed
 from pipeline.dataset.packing import IGNORE_INDEX, PackedBatch
 from pipeline.modeling.device import Precision, autocast
-from pipeline.modeling.loading import backbone
+from pipeline.modeling.loading import body_and_head
 from pipeline.modeling.loss import token_losses
 from pipeline.train.checkpoint import trainable_weights
 from pipeline.train.distributed import Ranks
-from pipeline.train.stability import Guard
+from pipeline.train.stability import SpikeGuard
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ class OutOfMemory(Exception):
 
 
 @dataclass(frozen=True)
-class TrainStep:
+class StepRunner:
     """Computes optimizer steps. Holds the model, its optimizer, the gradient scaler and the ranks.
 
     `max_grad_norm`: gradients are clipped to this global norm. `compiled_body`: called instead of
@@ -42,7 +42,7 @@ class TrainStep:
     device: torch.device
     precision: Precision
     max_grad_norm: float
-    guard: Guard
+    spike_guard: SpikeGuard
     compiled_body: Callable[..., Any] | None = None
     ranks: Ranks = field(default_factory=Ranks)
     seed: int = 0
@@ -80,7 +80,7 @@ class TrainStep:
         (norm,) = self.ranks.all_max(norm)
         # fp16 starts with a loss scale that is too large, on purpose, and halves it
         calibrating = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        problem = self.guard.check(loss, norm, calibrating)
+        problem = self.spike_guard.check(loss, norm, calibrating)
         if not problem:
             self._update_weights(learning_rate)
         self.scaler.update()
@@ -94,9 +94,9 @@ class TrainStep:
         loss, out_of_memory = 0.0, False
         try:
             for batch in micro_batches:
-                share = self._loss_sum(batch.to(self.device)) / tokens
-                self.scaler.scale(share).backward()
-                loss += float(share.detach())
+                loss_term = self._loss_sum(batch.to(self.device)) / tokens
+                self.scaler.scale(loss_term).backward()
+                loss += float(loss_term.detach())
         except torch.OutOfMemoryError:
             out_of_memory = True
         loss, failed_ranks = self.ranks.all_sum(loss, out_of_memory)
@@ -109,7 +109,7 @@ class TrainStep:
 
     def _loss_sum(self, batch: PackedBatch) -> torch.Tensor:
         """Summed loss of a micro-batch, nats."""
-        body, head = backbone(self.model)
+        body, head = body_and_head(self.model)
         forward = body if self.compiled_body is None else self.compiled_body
         flash = body.config._attn_implementation == "flash_attention_2"
         arguments, targets = batch.varlen_inputs() if flash else batch.masked_inputs()
