@@ -31,7 +31,7 @@ from pipeline.evaluate.stage import EvaluateConfig
 from pipeline.tokenize.stage import TokenizeConfig
 from pipeline.train.stage import TrainConfig
 
-MODEL, RECIPE = "opt-125m", "lora-8bit"  # defaults where the data set names none
+DEFAULT_MODEL, DEFAULT_RECIPE = "opt-125m", "lora-8bit"  # defaults where the data set names none
 MAX_NAME_BYTES = 200  # of a run's name
 MAX_NAME_CHARS = 80  # of a name that is made up
 
@@ -95,22 +95,24 @@ def resolve(
         UserError: A name is unknown, or a setting has the wrong name, type or value.
     """
     data = find_dataset(dataset, file)
-    model_name = model or data.model or MODEL
-    recipe_name = recipe or data.recipe or RECIPE
-    changes = parse_overrides(overrides or [])
-    for word in {"name", "recipe", "request"} & changes.keys():
+    model_name = model or data.model or DEFAULT_MODEL
+    recipe_name = recipe or data.recipe or DEFAULT_RECIPE
+    overrides_tree = parse_overrides(overrides or [])
+    for word in {"name", "recipe", "request"} & overrides_tree.keys():
         what = f"ARGS: the run's {word} is not a setting"
-        raise UserError(what, f"write {word.upper()}=… beside ARGS")
-    plain = {
+        raise UserError(what, f"Write {word.upper()}=… beside ARGS")
+    values = {
         **{k: v for k, v in entry("recipes", recipe_name).items() if k != "id"},
         "name": name or data.id,
         "recipe": recipe_name,
         "dataset": data.model_dump(),
         "model": find_model(model_name).model_dump(),
     }
-    check_run_name(plain["name"])
-    base: Config = build(Config, plain, f"recipe {recipe_name}")
-    config: Config = build(Config, merge(plain, changes), "ARGS") if changes else base
+    check_run_name(values["name"])
+    config: Config = build(Config, values, f"recipe {recipe_name}")
+    without_overrides = config
+    if overrides_tree:
+        config = build(Config, merge(values, overrides_tree), "ARGS")
     if config.model.context:
         config.train.window_tokens(config.model.context)
         config.evaluate.check_context(config.model.context)
@@ -121,13 +123,14 @@ def resolve(
         recipe=_requested("recipes", recipe),
         file=file and str(Path(file).expanduser().resolve()),
         named=name is not None,
-        settings=changes,
+        settings=overrides_tree,
     )
     if name is not None:
         return config.model_copy(update={"request": request})
-    differs = [config.model.id] if model_name != (data.model or MODEL) else []
-    differs += [Path(recipe_name).stem] if recipe_name != (data.recipe or RECIPE) else []
-    differs += [f"{k}={_plain(new)}" for k, (_, new) in sorted(differences(base, config).items())]
+    differs = [config.model.id] if model_name != (data.model or DEFAULT_MODEL) else []
+    differs += [Path(recipe_name).stem] if recipe_name != (data.recipe or DEFAULT_RECIPE) else []
+    changed = sorted(differences(without_overrides, config).items())
+    differs += [f"{name}={_as_typed(new)}" for name, (_, new) in changed]
     return config.model_copy(update={"name": _run_name(data.id, differs), "request": request})
 
 
@@ -136,10 +139,10 @@ def check_run_name(name: str) -> None:
     if not name or name.startswith(".") or re.search(r"[/\0\n]", name):
         raise UserError(
             f"NAME={name!r} cannot be a folder's name",
-            "use no / and no line break, and no dot at the start",
+            "Use no / and no line break, and no dot at the start",
         )
     if len(name.encode()) > MAX_NAME_BYTES:
-        raise UserError(f"NAME={name[:20]}… is longer than {MAX_NAME_BYTES} bytes", "shorten it")
+        raise UserError(f"NAME={name[:20]}… is longer than {MAX_NAME_BYTES} bytes", "Shorten it")
 
 
 def _requested(kind: Kind, name: str | None) -> str | dict[str, Any] | None:
@@ -148,7 +151,7 @@ def _requested(kind: Kind, name: str | None) -> str | dict[str, Any] | None:
     return entry(kind, name) if name is not None and own_file else name
 
 
-def _plain(value: Any) -> str:
+def _as_typed(value: Any) -> str:
     """A setting as users type it, without the quotes and brackets of a list."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 

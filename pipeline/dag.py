@@ -52,10 +52,10 @@ class Node:
 
 def keys(config: Config) -> dict[str, str]:
     """The recipe key of every step. It covers the settings of the steps that it needs."""
-    found: dict[str, str] = {}
+    by_step: dict[str, str] = {}
     for step in STEPS:
-        found[step.name] = step.key(config, {need: found[need] for need in step.needs})
-    return found
+        by_step[step.name] = step.key(config, {need: by_step[need] for need in step.needs})
+    return by_step
 
 
 def survey(config: Config, root: Path) -> Iterator[Node]:
@@ -75,7 +75,7 @@ def survey(config: Config, root: Path) -> Iterator[Node]:
         given = {need: inputs[need] for need in step.needs} if ready else {}
         work = Work(step, config, full[step.name], folder, given, wanted)
         items = step.items(step.view(config), given) if ready else None
-        receipts = ((item.name, work.done(item)) for item in items or [])
+        receipts = ((item.name, work.receipt_of(item)) for item in items or [])
         return Node(work, items, {name: receipt for name, receipt in receipts if receipt})
 
     for step in STEPS:

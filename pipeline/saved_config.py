@@ -17,14 +17,14 @@ import yaml
 from pipeline.config import ALL_SECTIONS, Config, Request, differences
 from pipeline.core.atomic_io import write_text
 from pipeline.core.errors import UserError
-from pipeline.core.receipt import is_of_01
+from pipeline.core.receipt import is_from_version_0_1
 from pipeline.core.redaction import redact
 from pipeline.core.registry import SOURCE_FIELDS
 from pipeline.core.settings import Section, build, neutral_values, read_yaml
 
-FORMAT = 2  # of config.yaml; the files of 0.1 do not name it
+CONFIG_FORMAT = 2  # of config.yaml; the files of 0.1 do not name it
 MAX_DIFFERENCES = 8  # that a message lists
-COMMENT = "# "  # before the command that began a run, the first line of its config.yaml
+COMMAND_PREFIX = "# "  # before the command that began a run, the first line of its config.yaml
 COMMAND = "make pipeline "
 
 
@@ -44,9 +44,9 @@ def continue_run(config: Config, root: Path) -> tuple[Config, dict[str, tuple[An
         UserError: The run's file cannot be read, is of Gristmill 0.1, or does not fit the settings
             that were given now.
     """
-    own = root / "runs" / config.name / "config.yaml"
-    if own.exists() and _same(saved := load_config(own), config):
-        return _continued(saved, config, own)
+    config_path = root / "runs" / config.name / "config.yaml"
+    if config_path.exists() and _same(saved := load_config(config_path), config):
+        return _continued(saved, config, config_path)
     for path in () if config.request.named else _unnamed(root):
         with contextlib.suppress(UserError):  # a run that cannot be read is another one
             if _same(saved := load_config(path), config):
@@ -134,20 +134,20 @@ def check_name(config: Config, root: Path) -> Path:
         raise UserError(
             f"run {config.name!r} exists with another configuration "
             f"({'; '.join([*listed, *more])})",
-            f"choose another NAME, or start over: rm -r {shlex.quote(str(path.parent))}",
+            f"Choose another NAME, or start over: rm -r {shlex.quote(str(path.parent))}",
         )
-    _refuse_01(root / "data" / config.dataset.id)
-    _refuse_01(root / "models" / config.model.id)
+    _refuse_version_0_1(root / "data" / config.dataset.id)
+    _refuse_version_0_1(root / "models" / config.model.id)
     return path
 
 
-def _refuse_01(folder: Path) -> None:
+def _refuse_version_0_1(folder: Path) -> None:
     for step in folder.glob("*-*"):
         unit = next((receipt.parent for receipt in step.glob("[!.]*/receipt.json")), None)
-        if unit and is_of_01(unit):
+        if unit and is_from_version_0_1(unit):
             raise UserError(
                 f"{step} was made by Gristmill 0.1, whose results this version cannot use",
-                f"choose another RUNS, or remove them: rm -r {shlex.quote(str(folder))} (to keep "
+                f"Choose another RUNS, or remove them: rm -r {shlex.quote(str(folder))} (to keep "
                 "the corpus, move it out of raw-…/corpus first and pass it as FILE=)",
             )
 
@@ -167,9 +167,9 @@ def save_config(config: Config, root: Path, command: str = "") -> Path:
     line = safe or begun_by(path.parent)
     if path.exists():  # the first request counts: it is the one that is typed again
         config = config.model_copy(update={"request": load_config(path).request})
-    content = {"format": FORMAT, **config.model_dump(mode="json")}
+    content = {"format": CONFIG_FORMAT, **config.model_dump(mode="json")}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    write_text(path, f"{COMMENT}{line}\n{text}" if line else text)
+    write_text(path, f"{COMMAND_PREFIX}{line}\n{text}" if line else text)
     return path
 
 
@@ -180,7 +180,7 @@ def begun_by(run: Path) -> str:
             first = file.readline().rstrip("\n")
     except (OSError, ValueError):
         return ""
-    return first.removeprefix(COMMENT) if first.startswith(COMMENT + COMMAND) else ""
+    return first.removeprefix(COMMAND_PREFIX) if first.startswith(COMMAND_PREFIX + COMMAND) else ""
 
 
 def resume_command(run: Path) -> str:
@@ -198,12 +198,13 @@ def load_config(path: Path) -> Config:
     if "format" not in content:
         raise UserError(
             f"{path} was written by Gristmill 0.1, whose runs this version cannot continue",
-            "finish the run with 0.1, or start over under another NAME or RUNS",
+            "Finish the run with 0.1, or start over under another NAME or RUNS",
         )
-    if (version := content.pop("format")) != FORMAT:
+    if (version := content.pop("format")) != CONFIG_FORMAT:
         raise UserError(
-            f"{path} has format {version}, and this version of Gristmill reads format {FORMAT}",
-            "continue the run with the version that began it",
+            f"{path} has format {version}, and this version of Gristmill reads format "
+            f"{CONFIG_FORMAT}",
+            "Continue the run with the version that began it",
         )
     for section in ALL_SECTIONS:  # a setting that the file lacks was introduced after it
         values = content.get(section) or {}

@@ -208,9 +208,9 @@ def test_a_model_may_be_a_folder_or_a_hub_repository(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("nihh",), "dataset 'nihh' is not known. did you mean nih?"),
-        (("nih", "opt-125n"), "model 'opt-125n' is not known. did you mean opt-125m?"),
-        (("nih", None, "lora8bit"), "recipe 'lora8bit' is not known. did you mean lora-8bit?"),
+        (("nihh",), "unknown dataset 'nihh'; did you mean nih?"),
+        (("nih", "opt-125n"), "unknown model 'opt-125n'; did you mean opt-125m?"),
+        (("nih", None, "lora8bit"), "unknown recipe 'lora8bit'; did you mean lora-8bit?"),
     ],
 )
 def test_an_unknown_name_is_told_with_the_nearest(arguments: Any, told: str) -> None:
@@ -231,7 +231,7 @@ def test_a_name_that_is_near_to_none_is_told_with_all() -> None:
         ("lr=1", "unknown setting lr; did you mean train.lr?"),
         ("tokenize.lr=1", "unknown setting tokenize.lr; did you mean train.lr?"),
         ("tasks=1", "setting tasks; did you mean decompress.tasks or tokenize.tasks?"),
-        ("speed=1", "unknown setting speed; valid are: dataset, decompress"),
+        ("speed=1", "unknown setting speed; valid names: dataset, decompress"),
         ("train.lr.x=1", "train.lr: Input should be a valid number"),
         ("train.lr=fast", "train.lr = 'fast': Input should be a valid number"),
         ("train.lr=", "train.lr = None: Input should be a valid number"),
@@ -252,8 +252,8 @@ def test_a_name_that_is_near_to_none_is_told_with_all() -> None:
         ("train=5", "train = 5: Input should be a valid dictionary"),
         ("dataset.urls=[ftp://x]", "'ftp://x' must start with https://"),
         ("dataset.sha256=abc", "dataset.sha256 = 'abc': String should match"),
-        ("name=x", "the run's name is not a setting. write NAME="),
-        ("train.lr", "cannot read 'train.lr'. write it as section.field=value"),
+        ("name=x", "the run's name is not a setting. Write NAME="),
+        ("train.lr", "cannot read 'train.lr'. Write it as section.field=value"),
         (".lr=1", "cannot read '.lr=1'"),
         ("=1", "cannot read '=1'"),
         ("train.lr={a", "the value of train.lr is not YAML: '{a'"),
@@ -361,7 +361,7 @@ def test_the_modules_of_a_registered_model_are_those_it_has(name: str) -> None:
     matrices = {
         n.split(".")[-2] for n, w in shell.named_parameters(remove_duplicate=False) if w.ndim == 2
     }
-    assert set(registry.find_model(name).modules) == matrices - registry.UNFIT
+    assert set(registry.find_model(name).modules) == matrices - registry.NOT_ADAPTABLE_MODULES
 
 
 @pytest.mark.slow
@@ -517,7 +517,7 @@ def test_name_of_another_configuration_is_refused(tmp_path: Path) -> None:
     assert "train.lr: 0.0002 in the run, 1.0 now" in told
     assert "train.unquantized_modules: [] in the run, ['x'] now" in told
     assert "model.id: 'opt-125m' in the run, 'gpt2' now" in told
-    assert told.endswith(f"choose another NAME, or start over: rm -r {tmp_path / 'runs' / 'try'}")
+    assert told.endswith(f"Choose another NAME, or start over: rm -r {tmp_path / 'runs' / 'try'}")
     assert "train.seed" not in told
     assert load_config(tmp_path / "runs" / "try" / "config.yaml").train.lr == 2e-4, (
         "it is not touched"
@@ -581,7 +581,7 @@ def test_a_new_default_model_does_not_rename_a_run_that_has_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_config(resolve("nih", "opt-125m"), tmp_path)
-    monkeypatch.setattr("pipeline.config.MODEL", "gpt2")
+    monkeypatch.setattr("pipeline.config.DEFAULT_MODEL", "gpt2")
     assert resolve("nih", "opt-125m").name == "nih+opt-125m"
     assert asked(tmp_path, model="opt-125m")[0].name == "nih"
 
@@ -591,7 +591,7 @@ def test_a_name_that_is_taken_does_not_hide_the_run_that_has_begun(
 ) -> None:
     save_config(resolve("nih"), tmp_path)
     save_config(resolve("nih", "gpt2"), tmp_path)
-    monkeypatch.setattr("pipeline.config.MODEL", "gpt2")
+    monkeypatch.setattr("pipeline.config.DEFAULT_MODEL", "gpt2")
     assert resolve("nih", "gpt2").name == "nih", "the name of the other run"
     assert asked(tmp_path, model="gpt2")[0].name == "nih+gpt2"
 

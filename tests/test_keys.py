@@ -114,9 +114,9 @@ def test_the_version_of_a_table_behind_auto_is_part_of_the_key() -> None:
     class Second(Section):
         share: str | float = hashed("auto", neutral="auto", table=2)
 
-    assert First().identity("share") is not Second().identity("share")
-    assert Second().identity("share") == "auto@2"
-    assert First(share=0.1).identity("share") == Second(share=0.1).identity("share") == 0.1
+    assert First().key_part("share") is not Second().key_part("share")
+    assert Second().key_part("share") == "auto@2"
+    assert First(share=0.1).key_part("share") == Second(share=0.1).key_part("share") == 0.1
 
 
 def write() -> None:

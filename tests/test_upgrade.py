@@ -151,4 +151,4 @@ def test_a_run_of_0_1_is_refused_in_one_line(
     )
     line = refused(done, 2)
     assert f"{run / 'config.yaml'} was written by Gristmill 0.1" in line
-    assert "finish the run with 0.1, or start over under another NAME or RUNS" in line
+    assert "Finish the run with 0.1, or start over under another NAME or RUNS" in line

@@ -32,8 +32,8 @@ def _cgroups(table: Path, mount: Path) -> Iterator[int]:
             continue
         root = mount / "memory" if controllers else mount
         # in a container the name may be that of the host, and the limit is at the root
-        place = root / name.lstrip("/")
-        for folder in (place, *place.parents):
+        cgroup = root / name.lstrip("/")
+        for folder in (cgroup, *cgroup.parents):
             for file in LIMITS:
                 try:
                     yield int((folder / file).read_text())

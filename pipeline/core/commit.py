@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.atomic_io import sync
-from pipeline.core.error_translation import no_room
+from pipeline.core.error_translation import disk_full_error
 from pipeline.core.errors import CorruptInput, Failure
 from pipeline.core.receipt import (
     Check,
@@ -34,7 +34,7 @@ from pipeline.core.receipt import (
     write,
 )
 
-DAY = 86400.0
+DAY_SECONDS = 86400.0
 
 
 @dataclass
@@ -78,7 +78,7 @@ def commit(
             key=identity.key,
             own=identity.own,
             inputs=identity.inputs or {},
-            outputs=_seal(draft),
+            outputs=_hash_and_sync_outputs(draft),
             units=draft.units,
             notes=draft.notes,
             facts=draft.facts,
@@ -93,7 +93,7 @@ def commit(
         _place(temporary, folder / name, receipt)
     except Exception as error:
         # check for a full disk before the temporary files are removed
-        full = None if isinstance(error, Failure) else no_room(error, temporary)
+        full = None if isinstance(error, Failure) else disk_full_error(error, temporary)
         if full:
             raise full from error
         raise
@@ -115,7 +115,7 @@ def release(unit: Path) -> None:
         return
     listed = [unit.parent / name for name in receipt.units]
     if not receipt.released:
-        spent = sum(found.spent for found in map(load, listed) if found)
+        spent = sum(receipt.spent for receipt in map(load, listed) if receipt)
         facts = {**receipt.facts, "seconds": round(receipt.spent + spent, 3)}
         write(replace(receipt, released=True, facts=facts), unit)
     for path in listed:
@@ -152,7 +152,7 @@ def _same(winner: Receipt, receipt: Receipt) -> bool:
     return not winner.released and known == (receipt.key, receipt.inputs, receipt.digest)
 
 
-def _seal(draft: Draft) -> dict[str, Output]:
+def _hash_and_sync_outputs(draft: Draft) -> dict[str, Output]:
     outputs = {}
     for path in sorted(p for p in draft.path.rglob("*") if p.is_file()):
         name = path.relative_to(draft.path).as_posix()
@@ -192,7 +192,7 @@ def ended(temporary: Path) -> bool:
 def silent(path: Path) -> bool:
     """Whether nothing has changed there for a day, by the clock of this host."""
     try:
-        return time.time() - path.stat().st_mtime > DAY
+        return time.time() - path.stat().st_mtime > DAY_SECONDS
     except OSError:
         return False
 

@@ -56,11 +56,11 @@ class Lease:
         try:
             self._write(os.O_CREAT)
             while not self._link():
-                self._outlast(self._read())
+                self._wait_until_free(self._read())
         except BaseException:
             self._private.unlink(missing_ok=True)
             raise
-        threading.Thread(target=self._keep, daemon=True, name="lease").start()
+        threading.Thread(target=self._heartbeat_loop, daemon=True, name="lease").start()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -85,42 +85,42 @@ class Lease:
             return self._link()
         return True
 
-    def _outlast(self, seen: dict[str, str] | None) -> None:
-        """Return when the holder `seen` is gone; raise `Busy` if it is alive."""
-        if seen is None:
+    def _wait_until_free(self, holder: dict[str, str] | None) -> None:
+        """Return when this holder has ended; raise `Busy` if it is alive."""
+        if holder is None:
             return
-        known = self.gone(seen["label"])
-        if known is False:
+        has_ended = self.gone(holder["label"])
+        if has_ended is False:
             raise Busy(
-                f"{self.path.parent.name} is being worked on by {seen['label']}",
-                "follow it with: make logs",
+                f"{self.path.parent.name} is being worked on by {holder['label']}",
+                "Follow it with: make logs",
             )
         since = time.monotonic()
-        while not known and time.monotonic() - since < self.patience:
+        while not has_ended and time.monotonic() - since < self.patience:
             self.check()
             time.sleep(min(1.0, self.beat / 4, self.patience / 4))
-            if (now := self._read()) != seen:
-                if now is None or now["owner"] != seen["owner"]:
+            if (now := self._read()) != holder:
+                if now is None or now["owner"] != holder["owner"]:
                     return
-                raise Busy(f"{self.path.parent.name} is being worked on by {seen['label']}")
-        self._depose(seen)
+                raise Busy(f"{self.path.parent.name} is being worked on by {holder['label']}")
+        self._take_over(holder)
 
-    def _depose(self, seen: dict[str, str]) -> None:
+    def _take_over(self, holder: dict[str, str]) -> None:
         stale = self.path.with_name(f"{self.path.name}.stale-{self.owner}")
         try:
             self.path.rename(stale)
         except FileNotFoundError:
             return
         taken = _parse(stale)
-        if taken and taken["owner"] != seen["owner"]:
+        if taken and taken["owner"] != holder["owner"]:
             # another process was faster, and this is the lease of the new holder: give it back
             with contextlib.suppress(FileExistsError):
                 os.link(stale, self.path)
         else:
-            self._private_of(seen["owner"]).unlink(missing_ok=True)
+            self._private_of(holder["owner"]).unlink(missing_ok=True)
         stale.unlink(missing_ok=True)
 
-    def _keep(self) -> None:
+    def _heartbeat_loop(self) -> None:
         while not self._ended.wait(self.beat):
             with contextlib.suppress(OSError, Busy):
                 self._beat()

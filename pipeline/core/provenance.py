@@ -11,9 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-TOP = Path(__file__).resolve().parents[2]
+SOURCE_ROOT = Path(__file__).resolve().parents[2]
 VERSION_FILE = "VERSION"
-PACKAGES = (
+RECORDED_PACKAGES = (
     *("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors"),
     *("numpy", "pyarrow", "zstandard", "xxhash", "datasketch"),
 )
@@ -25,10 +25,10 @@ def code_version() -> str:
     Only a repository whose top is ours counts: an installed copy may be inside another one. The
     snapshot of a plan keeps it in the file `VERSION_FILE`.
     """
-    version_file = TOP / VERSION_FILE
+    version_file = SOURCE_ROOT / VERSION_FILE
     if version_file.is_file():
         return version_file.read_text(encoding="utf-8").strip()
-    if (TOP / ".git").exists():
+    if (SOURCE_ROOT / ".git").exists():
         commit = _git("rev-parse", "--short=12", "HEAD")
         if commit:
             diff = changes()
@@ -41,18 +41,20 @@ def changes() -> str:
 
     Of untracked files only code is included.
     """
-    if not (TOP / ".git").exists():
+    if not (SOURCE_ROOT / ".git").exists():
         return ""
     diff = _git("diff", "--no-color", "--no-ext-diff", "HEAD")
     for name in _git("ls-files", "--others", "--exclude-standard", "-z").split("\0"):
         if name.endswith((".py", ".yaml")):
-            diff += f"\n--- /dev/null\n+++ b/{name}\n" + (TOP / name).read_text(errors="replace")
+            diff += f"\n--- /dev/null\n+++ b/{name}\n" + (SOURCE_ROOT / name).read_text(
+                errors="replace"
+            )
     return diff
 
 
 def packages() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on, where installed."""
-    found = {name: version for name in PACKAGES if (version := _version(name))}
+    found = {name: version for name in RECORDED_PACKAGES if (version := _version(name))}
     return {"python": platform.python_version(), **found}
 
 
@@ -101,7 +103,7 @@ def _git(*words: str) -> str:
     try:
         done = subprocess.run(
             # no optional locks: a kill in the middle must not leave one in the user's repository
-            ["git", "--no-optional-locks", "-C", str(TOP), *words],
+            ["git", "--no-optional-locks", "-C", str(SOURCE_ROOT), *words],
             capture_output=True,
             text=True,
             errors="replace",

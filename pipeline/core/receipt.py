@@ -17,8 +17,8 @@ from typing import Any
 from pipeline.core.atomic_io import write_text
 from pipeline.core.errors import CorruptInput
 
-NAME = "receipt.json"
-FORMAT = 2  # 1 was that of Gristmill 0.1, whose receipts do not say it
+RECEIPT_FILE = "receipt.json"
+RECEIPT_FORMAT = 2  # 1 was that of Gristmill 0.1, whose receipts do not say it
 Check = Callable[[], None]
 
 
@@ -103,8 +103,8 @@ def hash_file(path: Path, check: Check = lambda: None) -> str:
 def load(unit: Path) -> Receipt | None:
     """The receipt of a unit's folder; None if there is none, or it is damaged or of 0.1."""
     try:
-        raw = json.loads((unit / NAME).read_text(encoding="utf-8"))
-        if raw.pop("format") != FORMAT or raw.pop("self") != hash_json(raw):
+        raw = json.loads((unit / RECEIPT_FILE).read_text(encoding="utf-8"))
+        if raw.pop("format") != RECEIPT_FORMAT or raw.pop("self") != hash_json(raw):
             return None
         outputs = {name: Output(**value) for name, value in raw.pop("outputs").items()}
         return Receipt(outputs=outputs, **raw)
@@ -149,32 +149,32 @@ def verify(unit: Path, name: str, receipt: Receipt, check: Check = lambda: None)
     """
     path = unit / name
     try:
-        found = hash_file(path, check)
+        sha256 = hash_file(path, check)
     except OSError as error:
         raise CorruptInput(f"cannot read {path}: {error.strerror}", unit=unit) from None
-    expect(found, unit, name, receipt)
+    expect(sha256, unit, name, receipt)
     return path
 
 
-def expect(found: str, unit: Path, name: str, receipt: Receipt) -> None:
-    """Compare a sha256 taken while reading with the committed one, or raise `CorruptInput`."""
-    wanted = receipt.outputs[name].sha256
-    if found != wanted:
-        what = f"{unit / name} is damaged: its sha256 is {found[:12]}… and was {wanted[:12]}…"
+def expect(sha256: str, unit: Path, name: str, receipt: Receipt) -> None:
+    """Raise `CorruptInput` if a sha256 (hex) computed while reading is not the committed one."""
+    committed = receipt.outputs[name].sha256
+    if sha256 != committed:
+        what = f"{unit / name} is damaged: its sha256 is {sha256[:12]}… and was {committed[:12]}…"
         raise CorruptInput(what, unit=unit)
 
 
 def write(receipt: Receipt, unit: Path) -> None:
     """Write a receipt with a hash of itself: what stages read out of it is protected, too."""
     content = json.loads(json.dumps(asdict(receipt)))
-    content = {"format": FORMAT, **content, "self": hash_json(content)}
-    write_text(unit / NAME, json.dumps(content, indent=1, ensure_ascii=False))
+    content = {"format": RECEIPT_FORMAT, **content, "self": hash_json(content)}
+    write_text(unit / RECEIPT_FILE, json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def is_of_01(unit: Path) -> bool:
+def is_from_version_0_1(unit: Path) -> bool:
     """Whether a unit was committed by Gristmill 0.1."""
     try:
-        raw = json.loads((unit / NAME).read_text(encoding="utf-8"))
+        raw = json.loads((unit / RECEIPT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     is_receipt = isinstance(raw, dict) and {"unit", "key", "outputs"} <= raw.keys()

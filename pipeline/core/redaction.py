@@ -39,8 +39,8 @@ def redact_all(value: Any) -> Any:
 
 def has_login(url: str) -> bool:
     """Whether a URL has a name or a password before its host."""
-    found = URL.match(url)
-    return bool(found and found["login"])
+    match = URL.match(url)
+    return bool(match and match["login"])
 
 
 def _cut(url: re.Match[str]) -> str:

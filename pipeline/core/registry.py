@@ -14,10 +14,11 @@ from pipeline.core.redaction import has_login
 from pipeline.core.settings import NEUTRAL, Section, build, hashed, nearest, not_hashed, read_yaml
 
 CONF = Path(__file__).parents[1] / "conf"
-HEADER = 100_000_000  # bytes that safetensors allow it to have
-HEADS = {"lm_head", "embed_out"}  # may share their weight, which then has another name
+MAX_SAFETENSORS_HEADER_BYTES = 100_000_000  # limit of the format
+# may share their weight, which then has another name
+OUTPUT_HEAD_MODULES = {"lm_head", "embed_out"}
 # OPT's embedding of positions is given a mask, not ids, and an adapter would take that for ids
-UNFIT = {"embed_positions"}
+NOT_ADAPTABLE_MODULES = {"embed_positions"}
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions")
 OWN_FILE_SUFFIXES = (".yaml", ".yml")
 SOURCE_FIELDS = ("urls", "years", "sha256", "revision", "subset", "split", "max_bytes")
@@ -160,7 +161,7 @@ class BaseModel(Section):
 
 
 def _not_neutral(section: Section, names: tuple[str, ...]) -> dict[str, Any]:
-    found = {name: section.identity(name) for name in names}
+    found = {name: section.key_part(name) for name in names}
     return {name: value for name, value in found.items() if value is not NEUTRAL}
 
 
@@ -180,7 +181,7 @@ def entry(kind: Kind, name: str) -> dict[str, Any]:
             raise UserError(f"there is no file {path}")
         return {"id": path.stem, **read_yaml(path)}
     if name not in ids(kind):
-        raise UserError(f"{kind[:-1]} {name!r} is not known", nearest(name, ids(kind)))
+        raise UserError(f"unknown {kind[:-1]} {name!r}; {nearest(name, ids(kind))}")
     return {"id": name, **read_yaml(CONF / kind / f"{name}.yaml")}
 
 
@@ -241,7 +242,7 @@ def _modules(folder: Path) -> list[str]:
     for path in folder.glob("model*.safetensors"):
         try:
             with path.open("rb") as file:  # the safetensors library would import numpy
-                size = min(int.from_bytes(file.read(8), "little"), HEADER)
+                size = min(int.from_bytes(file.read(8), "little"), MAX_SAFETENSORS_HEADER_BYTES)
                 tensors = json.loads(file.read(size))
             tensors.pop("__metadata__", None)
             names = [
@@ -250,4 +251,4 @@ def _modules(folder: Path) -> list[str]:
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return []
         found |= {name[-2] for name in names if len(name) > 1 and name[-1] == "weight"}
-    return sorted(found - UNFIT | HEADS) if found else []
+    return sorted(found - NOT_ADAPTABLE_MODULES | OUTPUT_HEAD_MODULES) if found else []

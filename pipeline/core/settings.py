@@ -44,9 +44,9 @@ class Section(BaseModel):
         """The fields that cannot change a result."""
         return {name for name, facts in _declared(cls) if facts.get("hashed") is False}
 
-    def identity(self, name: str) -> Any:
+    def key_part(self, name: str) -> Any:
         """What a field adds to a recipe key: its value, or `NEUTRAL` if it adds nothing."""
-        return _identity(type(self), name, self.model_dump(mode="json", include={name})[name])
+        return _key_part(type(self), name, self.model_dump(mode="json", include={name})[name])
 
 
 NEUTRAL = object()
@@ -84,7 +84,7 @@ def _declared(section: type[Section]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, extra if isinstance(extra, dict) else {}
 
 
-def _identity(section: type[Section], name: str, value: Any) -> Any:
+def _key_part(section: type[Section], name: str, value: Any) -> Any:
     facts = dict(_declared(section))[name]
     if "neutral" not in facts:
         return value
@@ -100,18 +100,18 @@ def lookup(config: Any, path: str) -> Any:
     return config
 
 
-def identities(config: Any, paths: Iterable[str]) -> dict[str, Any]:
+def key_parts(config: Any, paths: Iterable[str]) -> dict[str, Any]:
     """What the settings at these dotted paths add to a recipe key, without neutral values."""
-    found = {}
+    parts = {}
     for path in paths:
         section_name, _, name = path.partition(".")
         section: Section = getattr(config, section_name)
         is_field = name in type(section).model_fields
-        found[path] = section.identity(name) if is_field else getattr(section, name)
-    return {path: value for path, value in found.items() if value is not NEUTRAL}
+        parts[path] = section.key_part(name) if is_field else getattr(section, name)
+    return {path: value for path, value in parts.items() if value is not NEUTRAL}
 
 
-class View:
+class ConfigView:
     """A config from which only declared settings can be read; any other raises `LookupError`.
 
     Args:
@@ -134,7 +134,7 @@ class View:
         if any(path == d or path.startswith(d + ".") for d in self._declared):
             return value
         if any(d.startswith(path + ".") for d in self._declared):
-            return View(value, self._declared, self._owner, path)
+            return ConfigView(value, self._declared, self._owner, path)
         raise LookupError(f"step {self._owner} reads the setting {path}, which it does not declare")
 
 
@@ -148,7 +148,7 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
         path, equals, text = word.partition("=")
         if not equals or not all(path.split(".")):
             raise UserError(
-                f"cannot read {word!r}", "write it as section.field=value, e.g. train.lr=3e-4"
+                f"cannot read {word!r}", "Write it as section.field=value, e.g. train.lr=3e-4"
             )
         try:
             value = yaml.safe_load(text) if text else None
@@ -174,10 +174,10 @@ def _number(value: Any) -> Any:
     return value
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` updated with `over`, section by section; neither argument is changed."""
+def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """`base` updated with `overrides`, section by section; neither argument is changed."""
     result = dict(base)
-    for name, value in over.items():
+    for name, value in overrides.items():
         old = result.get(name)
         result[name] = (
             merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
@@ -213,16 +213,16 @@ def read_yaml(path: Any) -> dict[str, Any]:
 
 
 def build(model: type[M], values: dict[str, Any], where: str) -> M:
-    """Validate `values` as `model`; a mistake becomes a `UserError` with its place and rule."""
+    """Validate `values` as `model`; a mistake becomes a `UserError` with its path and rule."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
         broken: dict[str, list[str]] = {}
         for each in error.errors():
-            place, rule = _explain(model, each)
-            broken.setdefault(place, []).append(rule)
+            path, rule = _explain(model, each)
+            broken.setdefault(path, []).append(rule)
         raise UserError(
-            f"{where}: " + "; ".join(place + _either(rules) for place, rules in broken.items())
+            f"{where}: " + "; ".join(path + _either(rules) for path, rules in broken.items())
         ) from None
 
 
@@ -231,7 +231,7 @@ def nearest(word: str, words: list[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     if close:
         return f"did you mean {prefix}{close[0]}?"
-    return f"valid are: {', '.join(sorted(words))}"
+    return f"valid names: {', '.join(sorted(words))}"
 
 
 def _either(rules: list[str]) -> str:
@@ -240,7 +240,7 @@ def _either(rules: list[str]) -> str:
 
 
 def _explain(model: type[BaseModel], error: Any) -> tuple[str, str]:
-    """The given value with its place, and the rule that it breaks."""
+    """The given value with its path, and the rule that it breaks."""
     fields, section = _locate(model, error["loc"])
     if error["type"] == "extra_forbidden":
         name = str(error["loc"][-1])
@@ -257,15 +257,15 @@ def _explain(model: type[BaseModel], error: Any) -> tuple[str, str]:
         hint = nearest(name, sorted(section.model_fields), prefix)
         hint = f"did you mean {' or '.join(others)}?" if others else hint
         return f"unknown setting {prefix}{name}; ", hint
-    place = ".".join(fields)
+    path = ".".join(fields)
     if error["type"] == "missing":
-        return f"{place} is missing", ""
+        return f"{path} is missing", ""
     rule = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("tuple_type", "list_type"):
         rule = "Input should be a list such as [a,b]"
-    if not place or isinstance(error["input"], dict):
-        return f"{place}: " if place else "", rule
-    return f"{place} = {error['input']!r}: ", rule
+    if not path or isinstance(error["input"], dict):
+        return f"{path}: " if path else "", rule
+    return f"{path} = {error['input']!r}: ", rule
 
 
 def _former_names(prefix: str) -> dict[str, str]:
@@ -279,11 +279,11 @@ def _sections(model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
     return [(n, a) for n, a in found if isinstance(a, type) and issubclass(a, BaseModel)]
 
 
-def _locate(model: type[BaseModel], place: tuple[Any, ...]) -> tuple[list[str], type[BaseModel]]:
-    """The fields that lead to a place, without pydantic's types, and the last section."""
+def _locate(model: type[BaseModel], path: tuple[Any, ...]) -> tuple[list[str], type[BaseModel]]:
+    """The fields that lead to a path, without pydantic's types, and the last section."""
     fields: list[str] = []
     is_key = False
-    for name in place:
+    for name in path:
         if is_key:  # of a mapping to sections
             fields.append(str(name))
             is_key = False

@@ -22,7 +22,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.lease import Gone, Lease
 from pipeline.core.receipt import Receipt, UnitIdentity, hash_json
 from pipeline.core.registry import BaseModel, Dataset
-from pipeline.core.settings import View, identities
+from pipeline.core.settings import ConfigView, key_parts
 from pipeline.core.stop import Stop
 
 
@@ -151,7 +151,7 @@ class Step:
 
     def own_key(self, config: RunConfig) -> str:
         """Hash of the step alone: its name, version and the settings it uses."""
-        return hash_json([self.name, self.version, identities(config, self.uses)])
+        return hash_json([self.name, self.version, key_parts(config, self.uses)])
 
     def key(self, config: RunConfig, needs: Mapping[str, str]) -> str:
         """The recipe key.
@@ -160,7 +160,7 @@ class Step:
             config: The run.
             needs: The recipe keys of the steps it needs, by name.
         """
-        return hash_json([self.own_key(config), identities(config, self.resolved), needs])
+        return hash_json([self.own_key(config), key_parts(config, self.resolved), needs])
 
     def view(self, config: RunConfig) -> RunConfig:
         """The config, restricted to the settings that the step declares.
@@ -168,7 +168,9 @@ class Step:
         A section that is declared as a whole is returned itself; of any other section only the
         declared settings can be read.
         """
-        return cast("RunConfig", View(config, (*self.uses, *self.resolved, *self.reads), self.name))
+        return cast(
+            "RunConfig", ConfigView(config, (*self.uses, *self.resolved, *self.reads), self.name)
+        )
 
 
 Progress = Callable[..., None]
@@ -234,7 +236,7 @@ class Work:
         """What the units of this item are made from."""
         return UnitIdentity(self.key, self.step.own_key(self.config), item.inputs, code)
 
-    def done(self, item: Item) -> Receipt | None:
+    def receipt_of(self, item: Item) -> Receipt | None:
         """The item's receipt, if it is done."""
         receipt = receipts.load_current(self.folder / item.name, self.identity(item))
         again = receipt is not None and receipt.released and item.name in self.wanted
@@ -258,14 +260,14 @@ def run_item(work: Work, item: Item, ctx: Context) -> str:
         CorruptInput: A damaged unit was met; it was set aside, so the next run rebuilds it.
     """
     identity = work.identity(item, ctx.code)
-    if work.done(item):
+    if work.receipt_of(item):
         return "skipped"
     ctx.stop.check()
     work.folder.mkdir(parents=True, exist_ok=True)
     if not ctx.rank:
         sweep(work.folder)
     with _lease(work, item, ctx) as guard:
-        if work.done(item):
+        if work.receipt_of(item):
             return "skipped"
         for equivalent in () if ctx.rank else equivalent_units(work.folder, item.name):
             if adopt(equivalent, work.folder, identity, guard):
@@ -280,7 +282,7 @@ def run_item(work: Work, item: Item, ctx: Context) -> str:
         with damage_set_aside():
             work.step.run(work.step.view(work.config), item, work.inputs, bound)
     # other ranks may not see the commit yet
-    if not ctx.rank and not work.done(item):
+    if not ctx.rank and not work.receipt_of(item):
         raise InputError(
             f"{work.step.name}: {item.name} ended without a valid {work.folder / item.name}"
         )

@@ -32,16 +32,17 @@ IGNORE_INDEX = -100  # the target of a position that is not scored, as in `cross
 class Packing:
     """The pieces of each window.
 
-    `pieces`: document, first pair and number of pairs, int32, (pieces, 3). Window w holds
-    `pieces[windows[w]:windows[w + 1]]`. `length`: positions in a window.
+    `pieces`: document, first pair and number of pairs, int32, (pieces, 3). `window_offsets`:
+    int64, (windows + 1,); window w holds `pieces[window_offsets[w]:window_offsets[w + 1]]`.
+    `length`: positions in a window.
     """
 
     pieces: npt.NDArray[np.int32]
-    windows: npt.NDArray[np.int64]
+    window_offsets: npt.NDArray[np.int64]
     length: int
 
     def __len__(self) -> int:
-        return len(self.windows) - 1
+        return len(self.window_offsets) - 1
 
     @property
     def pairs(self) -> int:
@@ -50,7 +51,7 @@ class Packing:
 
     def pieces_of(self, window: int) -> npt.NDArray[np.int32]:
         """The pieces of a window, (pieces, 3)."""
-        return self.pieces[self.windows[window] : self.windows[window + 1]]
+        return self.pieces[self.window_offsets[window] : self.window_offsets[window + 1]]
 
 
 def pack(

@@ -86,8 +86,10 @@ def open_token_cache(sealed: SealedShards, split: str, ctx: Context) -> Tokenize
         CorruptInput: A shard is damaged. The error names its unit, so that it is rebuilt.
     """
     name, check = f"cache-{split}", ctx.stop.check
-    own = hash_json(["cache", CACHE_VERSION])
-    identity = UnitIdentity(key=own, own=own, inputs={"seal": sealed.digest}, code=ctx.code)
+    step_key = hash_json(["cache", CACHE_VERSION])
+    identity = UnitIdentity(
+        key=step_key, own=step_key, inputs={"seal": sealed.digest}, code=ctx.code
+    )
     unit = sealed.folder / name
     while receipts.load_current(unit, identity) is None:
         check()

@@ -19,7 +19,7 @@ from pipeline.core.receipt import Receipt
 from pipeline.core.stage import Context
 from pipeline.decompress.partition import FileSlice, SlicedFile, spans_of
 from pipeline.sources.chunks import ChunkFacts, as_facts, chunk_facts
-from pipeline.sources.codecs import CHUNK_NAME, RawFile
+from pipeline.sources.codecs import CHUNK_NAME, CompressedFile
 from pipeline.sources.formats import json_lines
 from pipeline.sources.records import LineReader
 from pipeline.sources.zstd_frames import FrameWriter
@@ -36,7 +36,7 @@ class PartReader:
         ctx: Context of the step.
 
     Attributes:
-        lines: The lines of the part.
+        line_reader: The lines of the part.
         file_starts: The files that begin in the part and are opened so far, each with the number of
             lines before it.
     """
@@ -45,31 +45,40 @@ class PartReader:
         self, unit: Path, receipt: Receipt, slices: Sequence[FileSlice], form: str, ctx: Context
     ) -> None:
         self._unit, self._receipt, self._slices, self._ctx = unit, receipt, slices, ctx
-        self._files = [self._open(piece) for piece in slices]
+        self._files = [self._open(file_slice) for file_slice in slices]
         ranges = [
-            piece.byte_range(spans_of(receipt, piece.name), receipt.outputs[piece.name].size)
-            for piece in slices
+            file_slice.byte_range(
+                spans_of(receipt, file_slice.name), receipt.outputs[file_slice.name].size
+            )
+            for file_slice in slices
         ]
         self._total_bytes = sum(end - start for start, end in ranges)
         self.file_starts: dict[str, int] = {}
-        self.lines = LineReader(json_lines(self._opened_files(), form))
+        self.line_reader = LineReader(json_lines(self._opened_files(), form))
 
-    def _open(self, piece: FileSlice) -> RawFile:
-        path, spans = self._unit / piece.name, spans_of(self._receipt, piece.name)
-        if piece.end:
-            return SlicedFile(path, self._unit, spans, piece, self._before_read)
-        return RawFile(path, self._unit, self._before_read, spans[0] if len(spans) == 1 else None)
+    def _open(self, file_slice: FileSlice) -> CompressedFile:
+        path, spans = self._unit / file_slice.name, spans_of(self._receipt, file_slice.name)
+        if file_slice.end:
+            return SlicedFile(
+                path, self._unit, spans, file_slice, self._report_progress_and_check_stop
+            )
+        return CompressedFile(
+            path,
+            self._unit,
+            self._report_progress_and_check_stop,
+            spans[0] if len(spans) == 1 else None,
+        )
 
-    def _before_read(self) -> None:
+    def _report_progress_and_check_stop(self) -> None:
         self._ctx.stop.check()
         done = sum(file.bytes_read for file in self._files)
-        self._ctx.progress(done, self._total_bytes, lines=self.lines.lines_read)
+        self._ctx.progress(done, self._total_bytes, lines=self.line_reader.lines_read)
 
-    def _opened_files(self) -> Iterator[RawFile]:
+    def _opened_files(self) -> Iterator[CompressedFile]:
         """The files in order; each is verified when the next one is asked for."""
-        for piece, file in zip(self._slices, self._files, strict=True):
-            if not piece.first:  # all lines before the file have been read
-                self.file_starts[piece.name] = self.lines.lines_read
+        for file_slice, file in zip(self._slices, self._files, strict=True):
+            if not file_slice.first:  # all lines before the file have been read
+                self.file_starts[file_slice.name] = self.line_reader.lines_read
             yield file
             file.verify(self._receipt)
 
@@ -133,15 +142,15 @@ class ChunkCutter:
                 if receipt := self._ctx.has(name):
                     self._compare(receipt)
                 else:
-                    commits.append(pool.submit(self._write(name).commit))
+                    commits.append(pool.submit(self._start_chunk(name).commit))
                 self.names.append(name)
                 while len(commits) > 1:
                     commits.pop(0).result()
         for commit in commits:
             commit.result()
 
-    def _write(self, name: str) -> ChunkDraft:
-        """Pass the text of the next chunk to its file."""
+    def _start_chunk(self, name: str) -> ChunkDraft:
+        """Compress the text of the next chunk; `ChunkDraft.commit` commits its unit later."""
         first_line, offset = self._lines.lines_read, self._lines.bytes_read
         started = time.monotonic()
         with ExitStack() as resources:

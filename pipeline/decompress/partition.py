@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.receipt import Receipt
-from pipeline.sources.codecs import RawFile
+from pipeline.sources.codecs import CompressedFile
 from pipeline.sources.spans import Span
 
 
@@ -63,7 +63,7 @@ def partition(
     return parts
 
 
-class SlicedFile(RawFile):
+class SlicedFile(CompressedFile):
     """The lines that belong to a slice of a file: iterate once to get them in blocks.
 
     Every span that is read is verified.
@@ -72,7 +72,7 @@ class SlicedFile(RawFile):
         path: The file.
         unit: The unit that the file belongs to, named in errors.
         spans: All spans of the file.
-        piece: The slice.
+        file_slice: The slice.
         before_read: Called before each read; may raise.
 
     Raises:
@@ -84,17 +84,17 @@ class SlicedFile(RawFile):
         path: Path,
         unit: Path,
         spans: Sequence[Span],
-        piece: FileSlice,
+        file_slice: FileSlice,
         before_read: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(path, unit, before_read)
-        self._spans, self._piece = spans, piece
+        self._spans, self._file_slice = spans, file_slice
 
     def verify(self, receipt: Receipt) -> None:
         """Do nothing: each span was verified when it was read."""
 
     def __iter__(self) -> Generator[bytes]:
-        first, end = self._piece.first, self._piece.end
+        first, end = self._file_slice.first, self._file_slice.end
         inside = first == 0
         for span in self._spans[first:end]:
             for block in self._read_span(span):
@@ -130,5 +130,5 @@ class SlicedFile(RawFile):
             yield block
         raw.verify_span(span)
 
-    def _open_span(self, span: Span) -> RawFile:
-        return RawFile(self.path, self.unit, self._before_read, span)
+    def _open_span(self, span: Span) -> CompressedFile:
+        return CompressedFile(self.path, self.unit, self._before_read, span)

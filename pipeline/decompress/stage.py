@@ -56,20 +56,20 @@ def items(config: RunConfig, inputs: Inputs) -> list[Item]:
     return [
         Item(
             f"part-{number:05d}",
-            {"files": hash_json([[*_identity(p, receipt), formats[p.name]] for p in part])},
+            {"files": hash_json([[*_key_values(p, receipt), formats[p.name]] for p in part])},
             {"slices": part, "parts": len(parts)},
         )
         for number, part in enumerate(parts)
     ]
 
 
-def _identity(piece: FileSlice, receipt: Receipt) -> list[object]:
+def _key_values(file_slice: FileSlice, receipt: Receipt) -> list[object]:
     """What identifies the bytes of a slice. The name is in the ids of documents without an id."""
-    output = receipt.outputs[piece.name]
+    output = receipt.outputs[file_slice.name]
     return [
-        piece.name,
+        file_slice.name,
         output.sha256,
-        *piece.byte_range(spans_of(receipt, piece.name), output.size),
+        *file_slice.byte_range(spans_of(receipt, file_slice.name), output.size),
     ]
 
 
@@ -86,7 +86,7 @@ def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     settings = config.decompress
     part = PartReader(unit, receipt, slices, config.dataset.form, ctx)
     prefix = item.name.replace("part", "chunk")
-    cutter = ChunkCutter(prefix, part.lines, settings.chunk_bytes, settings.level, ctx)
+    cutter = ChunkCutter(prefix, part.line_reader, settings.chunk_bytes, settings.level, ctx)
     try:
         cutter.cut()
     except CorruptInput as error:
@@ -100,8 +100,8 @@ def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
         raise CorruptInput(f"{unit} holds no text", ANOTHER_COPY)
     chunks = {name: _committed(name, ctx) for name in cutter.names}
     facts: PartFacts = {
-        "lines": part.lines.lines_read,
-        "bytes": part.lines.bytes_read,
+        "lines": part.line_reader.lines_read,
+        "bytes": part.line_reader.bytes_read,
         "files": part.file_starts,
         "first_lines": {name: chunk_facts(chunk)["first_line"] for name, chunk in chunks.items()},
     }
@@ -114,12 +114,12 @@ def _check_downloaded(
     unit: Path, receipt: Receipt, slices: Sequence[FileSlice], error: CorruptInput, ctx: Context
 ) -> None:
     """Refuse the corpus if its files are still as they were downloaded, but cannot be read."""
-    for piece in slices:
+    for file_slice in slices:
         try:
-            digest = hash_file(unit / piece.name, ctx.stop.check)
+            digest = hash_file(unit / file_slice.name, ctx.stop.check)
         except OSError:
             return
-        if digest != receipt.outputs[piece.name].sha256:
+        if digest != receipt.outputs[file_slice.name].sha256:
             return
     raise CorruptInput(f"{error.what}; it was downloaded in this state", ANOTHER_COPY) from None
 

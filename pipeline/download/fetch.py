@@ -28,9 +28,9 @@ from pipeline.download.response import (
 )
 from pipeline.download.resume import (
     COPY_BYTES,
-    ContentIdentity,
     PartFile,
     ProgressCallback,
+    RemoteContent,
     require_free_space,
 )
 from pipeline.download.transport import (
@@ -60,7 +60,7 @@ class FetchedFile:
 
 def fetch(
     urls: Sequence[str],
-    part: Path,
+    partial_path: Path,
     *,
     sha256: str | None,
     size: int | None,
@@ -69,14 +69,14 @@ def fetch(
     headers: Mapping[str, str] | None = None,
     policy: RetryPolicy = DEFAULT_RETRY_POLICY,
 ) -> FetchedFile:
-    """Download a file from the first mirror that works, resuming `part`.
+    """Download a file from the first mirror that works, resuming `partial_path`.
 
-    If `part` is complete, nothing is requested.
+    If `partial_path` is complete, nothing is requested.
 
     Args:
         urls: Mirrors of the same file, in order: http(s):// or file://.
-        part: The file to write, with its sidecar `<part>.json`. Both may exist from an interrupted
-            call.
+        partial_path: The file to write. It and its sidecar, see `PartFile`, may exist from an
+            interrupted call.
         sha256: Expected hash (hex); None to accept any content.
         size: Expected bytes. With `sha256` only a hint, else the file must have this size.
         stop: Checked between blocks; progress is on disk before `Interrupted` is raised.
@@ -90,8 +90,8 @@ def fetch(
         UserError: There is not enough free space.
         Interrupted: A stop was requested.
     """
-    part.parent.mkdir(parents=True, exist_ok=True)
-    file = PartFile(part, policy.sync_bytes)
+    partial_path.parent.mkdir(parents=True, exist_ok=True)
+    file = PartFile(partial_path, policy.sync_bytes)
     started_from = file.identity.url if file.identity else None
     if started_from in {redact(url) for url in urls}:
         file.resume(stop)
@@ -136,7 +136,7 @@ class _Transfer:
             return self.run(url)
         raise CorruptInput(f"{url}: {mismatch}")
 
-    def _copy(self, url: str) -> ContentIdentity:
+    def _copy(self, url: str) -> RemoteContent:
         identity, file = local_file.identify(url), self.file
         source = local_file.url_to_path(url).resolve()
         existing = file.identity if file.size_of(url) else None
@@ -154,7 +154,7 @@ class _Transfer:
             file.append(iter(lambda: data.read(COPY_BYTES), b""), self.stop, self.progress)
         return identity
 
-    def _download(self, url: str) -> ContentIdentity:
+    def _download(self, url: str) -> RemoteContent:
         import tenacity
 
         retrying = tenacity.Retrying(
@@ -219,7 +219,7 @@ class _Transfer:
                     raise RetryableError(action.value)
                 case ResponseAction.START:
                     require_free_space(file.path.parent, head.total or self.size)
-                    file.start(ContentIdentity(url, head.etag, head.modified, head.total))
+                    file.start(RemoteContent(url, head.etag, head.modified, head.total))
                 case ResponseAction.APPEND:
                     require_free_space(file.path.parent, head.total and head.total - offset)
                     file.identity = identity and replace(identity, size=identity.size or head.total)
@@ -228,7 +228,7 @@ class _Transfer:
             blocks = enforce_min_rate(response.iter_raw(), self.policy)
             file.append(blocks, self.stop, self.progress)
 
-    def _would_notice_change(self, identity: ContentIdentity) -> bool:
+    def _would_notice_change(self, identity: RemoteContent) -> bool:
         """Whether a change of the content under its URL would be detected."""
         return bool(identity.etag or identity.modified or self.sha256)
 

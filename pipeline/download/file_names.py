@@ -15,7 +15,7 @@ from pipeline.core.registry import Dataset
 from pipeline.sources.formats import FORMAT_BY_SUFFIX, format_of, format_suffix
 
 MAX_NAME_BYTES = 255  # limit of common file systems
-RESERVED_NAMES = (receipt.NAME, ".", "..")
+RESERVED_NAMES = (receipt.RECEIPT_FILE, ".", "..")
 
 
 def url_to_path(url: str) -> Path:
@@ -59,13 +59,13 @@ def _list_files(folder: Path) -> Iterator[str]:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}")
 
     seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=fail):
-        real = os.path.realpath(place)
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=fail):
+        real = os.path.realpath(parent)
         folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]
         if real not in seen:
             seen.add(real)
             yield from (
-                str((Path(place) / name).relative_to(folder))
+                str((Path(parent) / name).relative_to(folder))
                 for name in files
                 if not name.startswith(".")
             )

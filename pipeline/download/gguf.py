@@ -51,7 +51,8 @@ def convert(path: Path, out: Path, stop: Stop, progress: ProgressCallback) -> No
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise UserError(f"{path.name} needs the package gguf", "pip install gguf") from error
+        what = f"{path.name} needs the package gguf"
+        raise UserError(what, "Install it with: pip install gguf") from error
     from transformers import AutoTokenizer, GenerationConfig
 
     reader = GGUFReader(path)
@@ -74,7 +75,7 @@ def _config(reader: Any, name: str) -> Any:
         return None if field is None else field.contents()
 
     if value("general.architecture") != "llama" or value("llama.rope.scaling.type"):
-        raise UserError(f"{name} is not a plain Llama model", "take another MODEL")
+        raise UserError(f"{name} is not a plain Llama model", "Take another MODEL")
     return LlamaConfig(
         architectures=["LlamaForCausalLM"],
         dtype="bfloat16",
@@ -127,7 +128,7 @@ def hf_tensor_name(name: str) -> tuple[str, str]:
         return f"{TOP_LEVEL_TENSORS[top[1]]}.weight", top[1]
     if (layer := re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)) and layer[2] in LAYER_TENSORS:
         return f"model.layers.{layer[1]}.{LAYER_TENSORS[layer[2]]}.weight", layer[2]
-    raise UserError(f"the tensor {name} is not one of a plain Llama model", "take another MODEL")
+    raise UserError(f"the tensor {name} is not one of a plain Llama model", "Take another MODEL")
 
 
 def unpermute(values: Any, heads: int) -> Any:

@@ -127,10 +127,10 @@ def select_files(repo: str, names: list[str]) -> list[str]:
             break
     else:
         raise InputError(
-            f"{repo} has no weights as safetensors or pytorch_model.bin", "take another MODEL"
+            f"{repo} has no weights as safetensors or pytorch_model.bin", "Take another MODEL"
         )
     if "config.json" not in names:
-        raise InputError(f"{repo} has no config.json", "take another MODEL")
+        raise InputError(f"{repo} has no config.json", "Take another MODEL")
     return [n for n in CONFIG_AND_TOKENIZER_FILES if n in names] + weights
 
 

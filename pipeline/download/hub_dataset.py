@@ -18,21 +18,21 @@ from pipeline.core.registry import Dataset
 from pipeline.core.stop import Stop
 from pipeline.download.fetch import FetchedFile
 from pipeline.download.hub import map_hub_errors, resolve_revision
-from pipeline.download.resume import ContentIdentity, PartFile, ProgressCallback
+from pipeline.download.resume import PartFile, ProgressCallback, RemoteContent
 
 ROWS_PER_FRAME = 1000
 ZSTD_LEVEL = 3
 
 
 def fetch_dataset(
-    dataset: Dataset, part: Path, stop: Stop, progress: ProgressCallback
+    dataset: Dataset, partial_path: Path, stop: Stop, progress: ProgressCallback
 ) -> FetchedFile:
-    """Write the rows of a hub data set to `part`, one JSON object per line, keys sorted.
+    """Write the rows of a hub data set to `partial_path`, one JSON object per line, keys sorted.
 
     Args:
         dataset: Its first URL is `hf://owner/name`; it has its own revision, subset and split.
-        part: The `.jsonl.zst` to write, with its sidecar `<part>.json`. Both may exist from an
-            interrupted call.
+        partial_path: The `.jsonl.zst` to write. It and its sidecar, see `PartFile`, may exist from
+            an interrupted call.
         stop: Checked after each row; complete frames are kept.
         progress: Called with (bytes written, None) after each frame.
 
@@ -46,9 +46,9 @@ def fetch_dataset(
     url = dataset.urls[0]
     repo = url.removeprefix("hf://")
     commit = resolve_revision(repo, dataset.revision, "dataset")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    file = PartFile(part, sync_bytes=1)  # after each frame
-    content = ContentIdentity(f"{url}/{dataset.subset or ''}/{dataset.split}", etag=commit)
+    partial_path.parent.mkdir(parents=True, exist_ok=True)
+    file = PartFile(partial_path, sync_bytes=1)  # after each frame
+    content = RemoteContent(f"{url}/{dataset.subset or ''}/{dataset.split}", etag=commit)
     if file.identity and (file.identity.url, file.identity.etag) == (content.url, content.etag):
         file.resume(stop)
     else:
@@ -62,7 +62,7 @@ def fetch_dataset(
         raise InputError(f"hf://{repo}: the split {dataset.split!r} has no rows")
     fingerprint = file.fingerprint
     return FetchedFile(
-        part, url, file.size, fingerprint.hexdigest(), etag=commit, spans=fingerprint.spans
+        partial_path, url, file.size, fingerprint.hexdigest(), etag=commit, spans=fingerprint.spans
     )
 
 

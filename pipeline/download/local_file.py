@@ -5,10 +5,10 @@ from __future__ import annotations
 from pipeline.core.errors import InputError
 from pipeline.download.file_names import url_to_path
 from pipeline.download.response import ResponseAction
-from pipeline.download.resume import ContentIdentity
+from pipeline.download.resume import RemoteContent
 
 
-def identify(url: str) -> ContentIdentity:
+def identify(url: str) -> RemoteContent:
     """The identity of the file at a file:// URL: its size and modification time.
 
     Raises:
@@ -21,4 +21,4 @@ def identify(url: str) -> ContentIdentity:
     if not stat.st_size:
         hint = "Remove it, or replace it by a valid copy"
         raise InputError(f"{url}: {ResponseAction.EMPTY.value}", hint)
-    return ContentIdentity(url, None, str(stat.st_mtime_ns), stat.st_size)
+    return RemoteContent(url, None, str(stat.st_mtime_ns), stat.st_size)

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import CorruptInput, InputError
-from pipeline.download.resume import ContentIdentity
+from pipeline.download.resume import RemoteContent
 from pipeline.download.transport import LOGIN_HINT
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class ResponseAction(Enum):
 
 
 def classify_response(
-    head: ResponseHead, offset: int, identity: ContentIdentity | None, size: int | None
+    head: ResponseHead, offset: int, identity: RemoteContent | None, size: int | None
 ) -> ResponseAction:
     """What to do with the response to a request for the bytes from `offset`.
 
@@ -111,7 +111,7 @@ def classify_response(
     return ResponseAction.APPEND if continues else ResponseAction.START_OVER
 
 
-def same_content(identity: ContentIdentity, head: ResponseHead) -> bool:
+def same_content(identity: RemoteContent, head: ResponseHead) -> bool:
     """Whether a response has this content; facts that one of them lacks are not compared."""
     pairs: list[tuple[Any, Any]] = [(identity.size, head.total), (identity.etag, head.etag)]
     if not (identity.etag and head.etag):
@@ -119,7 +119,7 @@ def same_content(identity: ContentIdentity, head: ResponseHead) -> bool:
     return all(one == other for one, other in pairs if one is not None and other is not None)
 
 
-def request_headers(offset: int, identity: ContentIdentity | None) -> dict[str, str]:
+def request_headers(offset: int, identity: RemoteContent | None) -> dict[str, str]:
     """Headers to request the bytes from `offset`, or the whole if `identity` is None."""
     headers = {"Accept-Encoding": "identity"}
     if identity is None:

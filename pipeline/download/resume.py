@@ -19,7 +19,7 @@ import msgspec
 
 from pipeline.core.atomic_io import write_text
 from pipeline.core.disk import free_space, size
-from pipeline.core.error_translation import RESUME_HINT, no_room, shown
+from pipeline.core.error_translation import RESUME_HINT, disk_full_error, shown
 from pipeline.core.errors import UserError
 from pipeline.core.redaction import redact
 from pipeline.core.stop import Stop
@@ -31,7 +31,7 @@ SYNC_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
-class ContentIdentity:
+class RemoteContent:
     """The remote file that a partial file belongs to, and how much of it is on disk.
 
     `etag`, `modified`: as the server sent them. `size`: bytes of the whole; None if unknown.
@@ -98,7 +98,7 @@ class PartFile:
         else:
             self.discard()
 
-    def start(self, identity: ContentIdentity) -> None:
+    def start(self, identity: RemoteContent) -> None:
         """Start over with this content."""
         self.discard()
         self.path.touch(exist_ok=False)
@@ -177,10 +177,10 @@ class PartFile:
         write_text(self.sidecar, msgspec.json.encode(self.identity).decode())
 
 
-def _read_identity(sidecar: Path) -> ContentIdentity | None:
+def _read_identity(sidecar: Path) -> RemoteContent | None:
     """The content of a sidecar; None if it is missing or damaged."""
     try:
-        return msgspec.json.decode(sidecar.read_bytes(), type=ContentIdentity)
+        return msgspec.json.decode(sidecar.read_bytes(), type=RemoteContent)
     except (OSError, msgspec.DecodeError):
         return None
 
@@ -209,6 +209,6 @@ def translate_disk_full(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if full := no_room(error, path.parent):
+        if full := disk_full_error(error, path.parent):
             raise full from error
         raise

@@ -25,7 +25,7 @@ from pipeline.core.cgroup_memory import memory
 from pipeline.core.commit import commit, ended
 from pipeline.core.disk import size
 from pipeline.core.errors import CorruptInput, UserError
-from pipeline.core.receipt import NAME, Receipt, UnitIdentity, hash_json, load_current
+from pipeline.core.receipt import RECEIPT_FILE, Receipt, UnitIdentity, hash_json, load_current
 from pipeline.core.receipt import load as read_receipt
 from pipeline.download.base_model import TOKENIZER_FILES
 from pipeline.modeling.device import Precision
@@ -101,7 +101,7 @@ def check_destination(to: Path, expected: UnitIdentity) -> bool:
     present = {p.relative_to(to).as_posix() for p in to.rglob("*") if not p.is_dir()}
     try:
         receipt.verify(to)
-        changed = sorted(present - {NAME, *receipt.outputs})
+        changed = sorted(present - {RECEIPT_FILE, *receipt.outputs})
     except CorruptInput as error:
         changed = [error.what]
     if changed:

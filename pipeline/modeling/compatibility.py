@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
-from pipeline.core.registry import UNFIT
+from pipeline.core.registry import NOT_ADAPTABLE_MODULES
 from pipeline.dataset.packing import PackedBatch
 from pipeline.modeling.eval_mode import eval_mode
 from pipeline.modeling.loading import body_and_head
@@ -50,7 +50,7 @@ def adaptable_modules(model: Any) -> list[str]:
     """Names of the modules with a weight matrix, which LoRA can adapt."""
     weights = [(name, getattr(m, "weight", None)) for name, m in model.named_modules()]
     matrices = [name for name, weight in weights if weight is not None and weight.ndim == 2]
-    return [name for name in matrices if name.rpartition(".")[2] not in UNFIT]
+    return [name for name in matrices if name.rpartition(".")[2] not in NOT_ADAPTABLE_MODULES]
 
 
 def check_document_isolation(

@@ -45,8 +45,8 @@ ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")  # with and without files in it
 MAGICS = (*ZSTD_MAGICS, *(magic for magic, _ in CODECS), *ZIP_MAGICS)
 
 
-class RawFile:
-    """The decompressed bytes of a file: iterate once to get them in blocks.
+class CompressedFile:
+    """A file, compressed or not; iterate once to get its decompressed bytes in blocks.
 
     Args:
         path: The file. Its codec is detected from its first bytes, not from its name.

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from pipeline.core.errors import CorruptInput
-from pipeline.sources.codecs import RawFile
+from pipeline.sources.codecs import CompressedFile
 from pipeline.sources.records import EXCERPT_CHARS, LineReader, malformed_line
 
 Row = Mapping[str, str]
@@ -53,7 +53,7 @@ class CsvFormat:
     to_record: Callable[[Row], dict[str, Any]]
     dialect: dict[str, Any]
 
-    def lines(self, raw: RawFile) -> Iterator[bytes]:
+    def lines(self, raw: CompressedFile) -> Iterator[bytes]:
         """One JSON line for each row.
 
         Raises:
@@ -79,7 +79,7 @@ class CsvFormat:
                     excerpt = _decode_utf8_or_cp1252(excerpt[:EXCERPT_CHARS])
                     yield malformed_line(str(error), line, excerpt)
 
-    def _read_header(self, reader: Iterator[list[str]], raw: RawFile) -> list[str]:
+    def _read_header(self, reader: Iterator[list[str]], raw: CompressedFile) -> list[str]:
         header: list[str] = []
         try:
             header = next((row for row in reader if row), [])  # skip empty lines before it
@@ -99,7 +99,7 @@ class CsvFormat:
 class _Latin1Lines:
     """The lines of a file, decoded as latin-1; `last_line` is the last one that was read."""
 
-    def __init__(self, raw: RawFile) -> None:
+    def __init__(self, raw: CompressedFile) -> None:
         self._raw, self.last_line = raw, ""
 
     def lines(self) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline.core.errors import CorruptInput
-from pipeline.sources.codecs import COMPRESSED_SUFFIXES, RawFile
+from pipeline.sources.codecs import COMPRESSED_SUFFIXES, CompressedFile
 from pipeline.sources.csv_sources import COURTLISTENER, CSV, NIH, TSV, UTF8_BOM
 from pipeline.sources.records import EXCERPT_CHARS, malformed_line
 from pipeline.sources.zstd_frames import READ_BYTES
@@ -46,7 +46,7 @@ def format_suffix(name: str) -> str:
     return "".join(path.suffixes[-2 if compressed else -1 :]) if format_of(name) else ""
 
 
-def json_lines(files: Iterable[RawFile], form: str) -> Iterator[bytes]:
+def json_lines(files: Iterable[CompressedFile], form: str) -> Iterator[bytes]:
     """The records of several files, in order, as blocks of JSON lines.
 
     Args:
@@ -81,13 +81,13 @@ def _coalesce(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(buffer)
 
 
-def _detect_format(raw: RawFile) -> str:
+def _detect_format(raw: CompressedFile) -> str:
     if raw.head(len(PARQUET_MAGIC)) == PARQUET_MAGIC:
         return "parquet"
     return format_of(raw.path.name) or "jsonl"
 
 
-def _read_parquet(raw: RawFile) -> Iterator[bytes]:
+def _read_parquet(raw: CompressedFile) -> Iterator[bytes]:
     """One JSON line for each row, with all its columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -121,7 +121,7 @@ def _encode_one_by_one(rows: pa.RecordBatch, first: int) -> Iterator[bytes]:
             yield malformed_line(str(error), first + index)
 
 
-def _read_text(raw: RawFile) -> Iterator[bytes]:
+def _read_text(raw: CompressedFile) -> Iterator[bytes]:
     """The whole file as one document."""
     data = bytearray()
     for block in raw:
@@ -141,7 +141,7 @@ def _read_text(raw: RawFile) -> Iterator[bytes]:
     yield msgspec.json.encode({"text": text, "meta": meta}) + b"\n"
 
 
-READERS: dict[str, Callable[[RawFile], Iterable[bytes]]] = {
+READERS: dict[str, Callable[[CompressedFile], Iterable[bytes]]] = {
     "jsonl": lambda raw: raw,
     "csv": CSV.lines,
     "tsv": TSV.lines,

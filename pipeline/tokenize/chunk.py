@@ -20,7 +20,7 @@ from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Receipt, load, verify
 from pipeline.core.stage import Context, Inputs, Item, RunConfig
 from pipeline.sources.chunks import chunk_facts
-from pipeline.sources.codecs import CHUNK_NAME, RawFile
+from pipeline.sources.codecs import CHUNK_NAME, CompressedFile
 from pipeline.sources.records import LineReader, RecordParser
 from pipeline.sources.spans import Span
 from pipeline.tokenize.batch_reader import BatchReader, DocumentBatch
@@ -88,12 +88,15 @@ def _encode_chunk(
         RecordParser(dataset.text_field, dataset.id_field, dataset.split_by, max_line_bytes)
     )
     chunk = chunk_facts(receipt)
-    raw = RawFile(
+    raw = CompressedFile(
         unit / CHUNK_NAME, unit, span=Span(0, receipt.outputs[CHUNK_NAME].size, chunk["xxh3"])
     )
     positions, line = LinePositions(item.data["files"]), 0
     lines = LineReader(raw, counted=False)
-    with ctx.commit(item.name) as draft, SplitWriter(draft, encoder, item.data["shares"]) as shards:
+    with (
+        ctx.commit(item.name) as draft,
+        SplitWriter(draft, encoder, item.data["fractions"]) as shards,
+    ):
         quarantine = Quarantine(draft.path / QUARANTINE, config.tokenize.max_bad_lines)
         for block in lines.whole_lines(BLOCK_BYTES, max_line_bytes):
             ctx.stop.check()
@@ -146,15 +149,15 @@ class SplitWriter:
     Args:
         draft: The unit that the shards belong to.
         encoder: Encodes the texts.
-        shares: Share of the documents in the validation and test splits.
+        fractions: Fractions of the documents in the validation and test splits.
 
     Attributes:
         grouped: Number of documents with a `split_by` value.
     """
 
-    def __init__(self, draft: Draft, encoder: Encoder, shares: dict[str, float]) -> None:
+    def __init__(self, draft: Draft, encoder: Encoder, fractions: dict[str, float]) -> None:
         self._writers = {split: ShardWriter(draft.path / f"{split}.parquet") for split in SPLITS}
-        self._encoder, self._shares = encoder, shares
+        self._encoder, self._fractions = encoder, fractions
         self._checked = encoder if isinstance(encoder, FastEncoder) else None
         self._to_check: list[tuple[str, npt.NDArray[np.uint32]]] = []
         self.grouped = 0
@@ -225,8 +228,8 @@ class SplitWriter:
             hashes[grouped] = _hashes([str(batch.groups[n]).encode() for n in grouped])
         # the first 8 of the 16 bytes, as a fraction of 2^64
         point = hashes.view(">u8")[::2].astype(np.float64) / 2**64
-        validation = self._shares["validation"]
-        held_out = validation + self._shares["test"]
+        validation = self._fractions["validation"]
+        held_out = validation + self._fractions["test"]
         return np.select([point < validation, point < held_out], [1, 2], 0)
 
     def _encode(self, texts: list[str], hashes: Hashes) -> FlatIds:

@@ -68,18 +68,18 @@ class Quarantine:
 
 
 def too_many_malformed(
-    malformed: int, sound: int, first: MalformedLine, where: str = ""
+    malformed: int, documents: int, first: MalformedLine, where: str = ""
 ) -> CorruptInput:
     """The error for a corpus with too many malformed lines.
 
     Args:
         malformed: Number of malformed lines so far.
-        sound: Number of documents so far.
+        documents: Number of documents so far.
         first: The first malformed line.
         where: Pattern of the files that list all of them.
     """
     missing = MissingField(**first["missing"]) if first["missing"] else None
-    if missing and missing.suggestion and not sound:
+    if missing and missing.suggestion and not documents:
         return CorruptInput(
             f"no record has the field {missing.field!r}; its fields are {missing.names} "
             f"({first['file']}, line {first['line']})",
@@ -87,14 +87,14 @@ def too_many_malformed(
         )
     shown = f"{first['file']}, line {first['line']}: {first['reason']}"
     return CorruptInput(
-        f"{malformed} of {malformed + sound} lines are malformed; the first is {shown}: "
+        f"{malformed} of {malformed + documents} lines are malformed; the first is {shown}: "
         f"{first['text'][:SHOWN_CHARACTERS]!r}",
-        (f"See {where}. " if where else "") + _remedy(first["text"], mostly=malformed > sound),
+        (f"See {where}. " if where else "") + _remedy(first["text"], mostly=malformed > documents),
     )
 
 
 def _remedy(text: str, mostly: bool) -> str:
-    """What to do, given the text of the first malformed line and whether most lines are bad."""
+    """What to do, given the text of the first malformed line and whether most lines are."""
     start = text.lstrip().lower()
     if mostly and start.startswith(("<!doctype", "<html", "<?xml")):
         return "It is a web page in place of the corpus: download the file again"

@@ -86,11 +86,11 @@ def _documents(facts: Sequence[ShardFacts]) -> int:
 
 def _check_malformed(config: RunConfig, facts: Sequence[ShardFacts], ctx: Context) -> None:
     """Refuse a corpus with more malformed lines than the settings allow."""
-    malformed, sound = sum(f["quarantined"] for f in facts), _documents(facts)
+    malformed, documents = sum(f["quarantined"] for f in facts), _documents(facts)
     limits = config.tokenize
-    if malformed > min(limits.max_bad_lines, limits.max_bad_share * (malformed + sound)):
+    if malformed > min(limits.max_bad_lines, limits.max_bad_share * (malformed + documents)):
         first = next(f["first_bad"] for f in facts if f["first_bad"])
-        raise too_many_malformed(malformed, sound, first, f"{ctx.folder}/*/{QUARANTINE}")
+        raise too_many_malformed(malformed, documents, first, f"{ctx.folder}/*/{QUARANTINE}")
 
 
 def _check_groups(config: RunConfig, facts: Sequence[ShardFacts], ctx: Context) -> None:
@@ -143,8 +143,9 @@ def release_chunks(chunks: Input, ctx: Context) -> None:
 class Deduplicated:
     """Sizes of the splits without duplicates, and the duplicates.
 
-    `splits`: size of each split. `kept`: by split, documents and tokens of each shard.
-    `duplicates`: by split, shard and row of each duplicate in order, int64, (duplicates, 2).
+    `splits`: size of each split. `kept`: by split, [documents, tokens] of each shard unit,
+    duplicates not counted. `duplicates`: by split, shard and row of each duplicate in order, int64,
+    (duplicates, 2).
     """
 
     splits: dict[str, SplitCounts]
@@ -164,23 +165,23 @@ def deduplicate(shards: Input, ctx: Context) -> Deduplicated:
     rows = find_duplicates(np.concatenate(hashes))
     del hashes
     owner = np.searchsorted(starts, rows, side="right") - 1
-    rank, shard = np.divmod(owner, len(names))
-    places = np.stack([shard, rows - starts[owner]], axis=1)
-    duplicates = {split: places[rank == index] for index, split in enumerate(KEEP_ORDER)}
+    split_index, shard = np.divmod(owner, len(names))
+    shard_rows = np.stack([shard, rows - starts[owner]], axis=1)
+    duplicates = {split: shard_rows[split_index == index] for index, split in enumerate(KEEP_ORDER)}
     facts = [shard_facts(shards.receipts[name])["splits"] for name in names]
-    kept = {
+    counts = {
         split: np.array([[f[split][n] for n in ("documents", "tokens", "bytes")] for f in facts])
         for split in SPLITS
     }
-    _subtract(shards, duplicates, kept)
+    _subtract(shards, duplicates, counts)
     return Deduplicated(
         {
             split: SplitCounts(documents=documents, tokens=tokens, bytes=size)
             for split, (documents, tokens, size) in (
-                (split, counts.sum(axis=0).tolist()) for split, counts in kept.items()
+                (split, table.sum(axis=0).tolist()) for split, table in counts.items()
             )
         },
-        {split: counts[:, :2].tolist() for split, counts in kept.items()},
+        {split: table[:, :2].tolist() for split, table in counts.items()},
         duplicates,
     )
 
@@ -227,13 +228,13 @@ def find_duplicates(hashes: Hashes) -> Indices:
     return np.sort(rows[1:][repeated])
 
 
-def _subtract(shards: Input, duplicates: dict[str, Indices], kept: dict[str, Indices]) -> None:
+def _subtract(shards: Input, duplicates: dict[str, Indices], counts: dict[str, Indices]) -> None:
     """Subtract the duplicates from the counts (documents, tokens, bytes) of each shard."""
     names = sorted(shards.receipts)
-    for split, places in duplicates.items():
-        for index in np.unique(places[:, 0]).tolist():
+    for split, shard_rows in duplicates.items():
+        for index in np.unique(shard_rows[:, 0]).tolist():
             path = shards.folder / names[index] / f"{split}.parquet"
             table = pq.read_table(path, columns=["tokens", "bytes"], use_threads=False)
-            table = table.take(places[places[:, 0] == index][:, 1])
+            table = table.take(shard_rows[shard_rows[:, 0] == index][:, 1])
             sums = [sum(column.to_pylist()) for column in table.columns]
-            kept[split][index] -= [len(table), *sums]
+            counts[split][index] -= [len(table), *sums]

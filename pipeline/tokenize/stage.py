@@ -21,15 +21,15 @@ from pipeline.sources.chunks import part_facts
 from pipeline.sources.records import MAX_LINE_BYTES
 from pipeline.tokenize.disk_estimate import estimate_seal, estimate_shards
 
-SMALL_CORPUS_BYTES = 5_000_000_000  # of text; below that, larger shares are held out
+SMALL_CORPUS_BYTES = 5_000_000_000  # of text; below that, larger fractions are held out
 
 
 class TokenizeConfig(Section):
     """How documents are split and encoded.
 
-    `validation`, `test`: share of the documents in the split; `auto` is 5 % below 5 GB of text,
+    `validation`, `test`: fraction of the documents in the split; `auto` is 5 % below 5 GB of text,
     0.5 % above. `tasks`: array elements that share the chunks. `max_bad_lines`, `max_bad_share`:
-    number and share of malformed lines above which the corpus is refused. `max_line_bytes`: a
+    number and fraction of malformed lines above which the corpus is refused. `max_line_bytes`: a
     longer line is malformed; tokenizing takes 120 to 220 bytes of memory per byte of a line.
     """
 
@@ -43,9 +43,9 @@ class TokenizeConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _check_shares(self) -> TokenizeConfig:
-        shares = [share for share in (self.validation, self.test) if share != "auto"]
-        if any(not 0 < float(share) < 0.5 for share in shares):
+    def _check_fractions(self) -> TokenizeConfig:
+        fractions = [value for value in (self.validation, self.test) if value != "auto"]
+        if any(not 0 < float(value) < 0.5 for value in fractions):
             raise ValueError("validation and test must lie between 0 and 0.5, or be auto")
         return self
 
@@ -55,23 +55,23 @@ def items(config: RunConfig, inputs: Inputs) -> list[Item]:
     parts = list(inputs["decompress.chunks"].receipts.values())
     _, receipt = inputs["download.model"].one()
     small = sum(part_facts(part)["bytes"] for part in parts) < SMALL_CORPUS_BYTES
-    shares = {
-        name: (0.05 if small else 0.005) if share == "auto" else share
-        for name, share in [
+    fractions = {
+        name: (0.05 if small else 0.005) if value == "auto" else value
+        for name, value in [
             ("validation", config.tokenize.validation),
             ("test", config.tokenize.test),
         ]
     }
     read = {
         "tokenizer": receipt.outputs["tokenizer.json"].sha256,
-        "split": json.dumps(shares, sort_keys=True),
+        "split": json.dumps(fractions, sort_keys=True),
     }
     return [
         # positions are in the ids of documents without an id, and in the quarantine
         Item(
             chunk,
             {**read, "chunk": digest, "positions": hash_json(files)},
-            {"shares": shares, "files": files},
+            {"fractions": fractions, "files": files},
         )
         for chunk, digest, files in _chunks(parts)
     ]

@@ -20,8 +20,7 @@ from typing import Any
 from pipeline.core.atomic_io import open_as_umask
 from pipeline.core.commit import set_aside
 from pipeline.core.errors import CorruptInput, UserError
-from pipeline.core.receipt import NAME as RECEIPT
-from pipeline.core.receipt import load
+from pipeline.core.receipt import RECEIPT_FILE, load
 from pipeline.core.stage import Context
 from pipeline.train.stability import StepHistory
 
@@ -125,7 +124,7 @@ def unit_name(step: int) -> str:
 def wait_until_visible(unit: Path) -> Path:
     """Wait until this host sees a checkpoint that another host wrote; network file systems lag."""
     deadline = time.monotonic() + VISIBILITY_TIMEOUT_SECONDS
-    while not (unit / RECEIPT).exists() and time.monotonic() < deadline:
+    while not (unit / RECEIPT_FILE).exists() and time.monotonic() < deadline:
         time.sleep(1.0)
     return unit
 

@@ -14,18 +14,18 @@ import zstandard
 
 from pipeline.core import cgroup_memory as module
 from pipeline.core.cgroup_memory import memory
-from pipeline.sources.codecs import RawFile
+from pipeline.sources.codecs import CompressedFile
 
 ROOT = Path(__file__).parents[2]
 TEXT = b'{"text": "the same again"}\n' * 2000
 READ = """
 import resource, sys
 from pathlib import Path
-from pipeline.sources.codecs import RawFile
+from pipeline.sources.codecs import CompressedFile
 from pipeline.core.errors import Failure
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]) << 20,) * 2)
 try:
-    print(sum(map(len, RawFile(Path(sys.argv[1])))))
+    print(sum(map(len, CompressedFile(Path(sys.argv[1])))))
 except Failure as error:
     print(type(error).__name__, error)
 """
@@ -47,7 +47,7 @@ def long(text: bytes, window_log: int) -> bytes:
 def test_a_long_window_is_read(tmp_path: Path, window_log: int) -> None:
     path = tmp_path / "x.jsonl.zst"
     path.write_bytes(zstandard.compress(TEXT) + long(TEXT, window_log))
-    assert b"".join(RawFile(path)) == TEXT * 2
+    assert b"".join(CompressedFile(path)) == TEXT * 2
 
 
 def test_distant_match_in_a_long_window_is_decoded(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_distant_match_in_a_long_window_is_decoded(tmp_path: Path) -> None:
     path = tmp_path / "x.zst"
     path.write_bytes(long(once * 2, 27))
     assert path.stat().st_size < 13_000_000, "the second half points at the first"
-    assert b"".join(RawFile(path)) == once * 2
+    assert b"".join(CompressedFile(path)) == once * 2
 
 
 @pytest.mark.parametrize(

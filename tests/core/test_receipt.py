@@ -53,7 +53,7 @@ def check(unit: Path) -> Receipt:
     for name in receipt.outputs:
         receipts.verify(unit, name, receipt)
     present = {p.relative_to(unit).as_posix() for p in unit.rglob("*") if p.is_file()}
-    assert present == {receipts.NAME, *receipt.outputs}
+    assert present == {receipts.RECEIPT_FILE, *receipt.outputs}
     return receipt
 
 
@@ -289,29 +289,29 @@ def shorter_file(unit: Path) -> None:
 
 
 def missing_receipt(unit: Path) -> None:
-    (unit / receipts.NAME).unlink()
+    (unit / receipts.RECEIPT_FILE).unlink()
 
 
 def truncated_receipt(unit: Path) -> None:
-    os.truncate(unit / receipts.NAME, 100)
+    os.truncate(unit / receipts.RECEIPT_FILE, 100)
 
 
 def empty_receipt(unit: Path) -> None:
-    os.truncate(unit / receipts.NAME, 0)
+    os.truncate(unit / receipts.RECEIPT_FILE, 0)
 
 
 def odd_receipt(unit: Path) -> None:
-    (unit / receipts.NAME).write_text('["no receipt"]')
+    (unit / receipts.RECEIPT_FILE).write_text('["no receipt"]')
 
 
 def older_receipt(unit: Path) -> None:
-    content = json.loads((unit / receipts.NAME).read_text())
-    (unit / receipts.NAME).write_text(json.dumps({**content, "unknown": 1}))
+    content = json.loads((unit / receipts.RECEIPT_FILE).read_text())
+    (unit / receipts.RECEIPT_FILE).write_text(json.dumps({**content, "unknown": 1}))
 
 
 def renamed_receipt(unit: Path) -> None:
-    content = json.loads((unit / receipts.NAME).read_text())
-    (unit / receipts.NAME).write_text(json.dumps({**content, "unit": "another"}))
+    content = json.loads((unit / receipts.RECEIPT_FILE).read_text())
+    (unit / receipts.RECEIPT_FILE).write_text(json.dumps({**content, "unit": "another"}))
 
 
 def empty_folder(unit: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_damaged_unit_is_none_and_is_replaced(
 def test_a_changed_byte_in_a_receipt_never_lets_other_content_pass(tmp_path: Path) -> None:
     unit = make(tmp_path)
     good = check(unit)
-    path = unit / receipts.NAME
+    path = unit / receipts.RECEIPT_FILE
     for place in range(path.stat().st_size):
         flip(path, place)
         found = load_intact(unit)
@@ -472,7 +472,7 @@ def test_sweeping_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) ->
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
     unit = make(tmp_path)
-    day_ago = time.time() - 2 * leftovers.DAY
+    day_ago = time.time() - 2 * leftovers.DAY_SECONDS
     os.utime(tmp_path / ".tmp-old", (day_ago, day_ago))
     os.utime(unit, (day_ago, day_ago))
     sweep(tmp_path)

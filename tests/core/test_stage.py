@@ -144,7 +144,7 @@ def content(root: Path) -> dict[str, str]:
     return {
         path.relative_to(root).as_posix(): receipt.hash_file(path)
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != receipt.NAME and "/." not in path.as_posix()
+        if path.is_file() and path.name != receipt.RECEIPT_FILE and "/." not in path.as_posix()
     }
 
 

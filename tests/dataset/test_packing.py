@@ -78,7 +78,7 @@ def test_best_fit_equals_a_plain_search(lengths: list[int], length: int) -> None
 def test_packing_is_deterministic(lengths: list[int], length: int, method: Any) -> None:
     one, other = (pack(offsets_of(lengths), length, method) for _ in range(2))
     assert one.pieces.tobytes() == other.pieces.tobytes()
-    assert one.windows.tobytes() == other.windows.tobytes()
+    assert one.window_offsets.tobytes() == other.window_offsets.tobytes()
 
 
 @settings(deadline=None)
@@ -206,7 +206,7 @@ def test_a_packed_document_gives_the_logits_it_gives_alone(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from pipeline.modeling.loading import backbone, load_base
+    from pipeline.modeling.loading import body_and_head, load_base
 
     model = load_base(models(family), "fp32", torch.device("cpu")).train(mode == "training")
     plain = AutoModelForCausalLM.from_pretrained(models(family), dtype=torch.float32)
@@ -218,7 +218,7 @@ def test_a_packed_document_gives_the_logits_it_gives_alone(
     packing = pack(corpus.offsets, 40)
     batch = make_batch(corpus, packing, range(len(packing)), PREFIX, END)
     arguments, _ = batch.masked_inputs()
-    body, head = backbone(model)
+    body, head = body_and_head(model)
     with torch.no_grad():
         together = head(body(**arguments, use_cache=False).last_hidden_state)
     assert torch.isfinite(together).all(), "including padding"

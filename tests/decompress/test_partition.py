@@ -316,7 +316,7 @@ def test_a_chunk_is_cut_while_the_one_before_it_is_committed(
     many: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = many("decompress.part_bytes=100000000", "decompress.chunk_bytes=4000")
-    add_text, seal, added = ChunkCutter._add_text, commits._seal, Semaphore(0)
+    add_text, seal, added = ChunkCutter._add_text, commits._hash_and_sync_outputs, Semaphore(0)
 
     def watched(*arguments: Any) -> None:
         add_text(*arguments)
@@ -330,7 +330,7 @@ def test_a_chunk_is_cut_while_the_one_before_it_is_committed(
 
     advance(config, tmp_path, "download.corpus")
     monkeypatch.setattr(ChunkCutter, "_add_text", watched)
-    monkeypatch.setattr(commits, "_seal", slow)
+    monkeypatch.setattr(commits, "_hash_and_sync_outputs", slow)
     assert len(advance(config, tmp_path, "decompress.chunks").done) == 1
 
 

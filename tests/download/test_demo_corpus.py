@@ -122,7 +122,7 @@ def take_all(package: str, part: Path, limit: int | None) -> list[dict]:
 
 def test_unknown_package(tmp_path: Path) -> None:
     for name in ("no_such_package", "os.path", "../x"):
-        with pytest.raises(UserError, match=r"not installed\. pip install"):
+        with pytest.raises(UserError, match=r"not installed\. Install it with: pip install"):
             take([name], tmp_path / "part")
 
 

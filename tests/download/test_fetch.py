@@ -24,8 +24,8 @@ from pipeline.download.fetch import FetchedFile, fetch
 from pipeline.download.probe import probe, probe_mirrors
 from pipeline.download.response import ResponseAction, ResponseHead, classify_response
 from pipeline.download.resume import (
-    ContentIdentity,
     PartFile,
+    RemoteContent,
     require_free_space,
     translate_disk_full,
 )
@@ -396,7 +396,7 @@ def test_the_state_on_disk_is_that_of_the_bytes_on_disk(part: Path) -> None:
             yield block.encode()
 
     file = PartFile(part, sync_bytes=1)
-    file.start(ContentIdentity("made"))
+    file.start(RemoteContent("made"))
     with pytest.raises(InputError, match="the source failed"):
         file.append(generate(), Stop(), lambda done, total: None, state=state.copy)
     resumed = PartFile(part)
@@ -510,7 +510,7 @@ def test_probe_mirrors(server: FileServer) -> None:
         probe_mirrors([urls[0], "http://127.0.0.1:9/x"], QUICK)
 
 
-IDENTITY = ContentIdentity("u", '"a"', None, 100, 40, "x")
+IDENTITY = RemoteContent("u", '"a"', None, 100, 40, "x")
 
 
 @pytest.mark.parametrize(
@@ -526,7 +526,7 @@ IDENTITY = ContentIdentity("u", '"a"', None, 100, 40, "x")
         (ResponseHead(206, 40, 101, '"a"'), IDENTITY, ResponseAction.START_OVER),
         (ResponseHead(206, 39, 100, '"a"'), IDENTITY, ResponseAction.START_OVER),
         (ResponseHead(206, None, None, '"a"'), IDENTITY, ResponseAction.START_OVER),
-        (ResponseHead(416, None, 40, '"a"'), ContentIdentity("u", size=None), ResponseAction.DONE),
+        (ResponseHead(416, None, 40, '"a"'), RemoteContent("u", size=None), ResponseAction.DONE),
         (ResponseHead(416, None, 40), IDENTITY, ResponseAction.START_OVER),
         (ResponseHead(416, None, 0), None, ResponseAction.REFUSED),
         (ResponseHead(429), IDENTITY, ResponseAction.RETRY),
@@ -539,7 +539,7 @@ IDENTITY = ContentIdentity("u", '"a"', None, 100, 40, "x")
     ],
 )
 def test_classify_response(
-    head: ResponseHead, identity: ContentIdentity | None, action: ResponseAction
+    head: ResponseHead, identity: RemoteContent | None, action: ResponseAction
 ) -> None:
     assert classify_response(head, 40 if identity else 0, identity, None) is action
 

@@ -184,7 +184,7 @@ out["offline"] = take("me/full")
     none = f"{hub} has no such repo, or it is private and needs HF_TOKEN"
     assert out == {
         "me/none": "InputError 3: me/none has no weights as safetensors or pytorch_model.bin. "
-        "take another MODEL",
+        "Take another MODEL",
         "me/missing": f"InputError 3: model me/missing: {none}. {remedy}",
         "me/gated": f"InputError 3: model me/gated: it is gated: accept its terms on {hub} "
         f"and set HF_TOKEN. {remedy}",

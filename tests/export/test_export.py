@@ -360,11 +360,11 @@ from pathlib import Path
 import pipeline.core.commit as commit
 from jobs.housekeeping.export import _source, export_run
 from pipeline.saved_config import load_config
-seal = commit._seal
+seal = commit._hash_and_sync_outputs
 def kill(draft):
     found = seal(draft)
     os.kill(os.getpid(), signal.SIGKILL)
-commit._seal = kill
+commit._hash_and_sync_outputs = kill
 root = Path(sys.argv[1])
 export_run(load_config(root / "runs/small/config.yaml"), root, Path(sys.argv[2]), "fp32")
 """

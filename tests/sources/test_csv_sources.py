@@ -26,7 +26,7 @@ from pipeline.core.errors import CorruptInput, InputError, Interrupted
 from pipeline.core.receipt import Receipt, load
 from pipeline.core.stop import Stop
 from pipeline.sources import csv_sources
-from pipeline.sources.codecs import RawFile
+from pipeline.sources.codecs import CompressedFile
 from pipeline.sources.csv_sources import OPINION_COLUMNS
 from pipeline.sources.formats import json_lines
 from tests.helpers.examples import examples
@@ -46,7 +46,7 @@ def zipped(data: bytes, name: str = "RePORTER_PRJABS_C_FY2020.csv") -> bytes:
 def read(folder: Path, data: bytes, form: str) -> list[Any]:
     path = folder / "2020"
     path.write_bytes(data)
-    text = b"".join(json_lines([RawFile(path, folder)], form))
+    text = b"".join(json_lines([CompressedFile(path, folder)], form))
     assert not text or text.endswith(b"\n")
     return [json.loads(line) for line in text.split(b"\n")[:-1]]
 
@@ -323,11 +323,11 @@ def test_a_truncated_bzip2_is_an_error(tmp_path: Path) -> None:
 HUNGRY = """
 import resource, sys
 from pathlib import Path
-from pipeline.sources.codecs import RawFile
+from pipeline.sources.codecs import CompressedFile
 from pipeline.sources.formats import json_lines
-list(json_lines([RawFile(Path(sys.argv[2]))], sys.argv[1]))
+list(json_lines([CompressedFile(Path(sys.argv[2]))], sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-size = sum(map(len, json_lines([RawFile(Path(sys.argv[3]))], sys.argv[1])))
+size = sum(map(len, json_lines([CompressedFile(Path(sys.argv[3]))], sys.argv[1])))
 print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -368,7 +368,7 @@ def test_a_file_that_does_not_end_its_line_does_not_run_on_in_the_next(tmp_path:
     for number, data in enumerate(files):
         path = tmp_path / str(number)
         path.write_bytes(data if number % 2 else zstandard.compress(data))
-        raws.append(RawFile(path))
+        raws.append(CompressedFile(path))
     text = b"".join(json_lines(raws, "jsonl"))
     assert text == b'{"a": 1}\n{"b": 2}\n{"c": 3}\n{"d": 4}\n'
 

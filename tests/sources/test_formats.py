@@ -31,7 +31,7 @@ from pipeline.core.registry import Dataset
 from pipeline.dag import find
 from pipeline.download.file_names import corpus_files
 from pipeline.sources import codecs, formats
-from pipeline.sources.codecs import RawFile
+from pipeline.sources.codecs import CompressedFile
 from pipeline.sources.formats import READERS, format_of, json_lines
 from tests.helpers.runs import StopAfterChecks, advance
 
@@ -78,7 +78,7 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def read(path: Path, form: str = "auto") -> list[Any]:
-    raw = RawFile(path, path.parent)
+    raw = CompressedFile(path, path.parent)
     lines = b"".join(json_lines([raw], form))
     assert raw.digest == hash_file(path)
     return [json.loads(line) for line in lines.splitlines()]
@@ -394,7 +394,7 @@ def test_nothing_is_written_outside_of_the_root(tmp_path: Path) -> None:
     config = resolve("nih", "opt-125m", file=str(corpus), overrides=["dataset.text_field=text"])
     folder = advance(config, root, "decompress.chunks", but=("download.model",)).work.folder
     assert outside() == before
-    chunks = b"".join(b"".join(RawFile(path)) for path in sorted(folder.glob("*/*.zst")))
+    chunks = b"".join(b"".join(CompressedFile(path)) for path in sorted(folder.glob("*/*.zst")))
     assert chunks == line * 5
     held = (path.read_bytes() for path in root.rglob("*") if path.is_file())
     assert not any(b"not of the corpus" in content for content in held)

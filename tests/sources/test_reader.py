@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import CorruptInput, Failure
 from pipeline.sources import codecs, zstd_frames
-from pipeline.sources.codecs import RawFile
+from pipeline.sources.codecs import CompressedFile
 from pipeline.sources.formats import json_lines
 from pipeline.sources.records import SURROGATES, LineReader, RecordParser
 from pipeline.tokenize.batch_reader import BatchReader
@@ -171,7 +171,7 @@ def read(path: Path, size: int, block: int) -> tuple[list[str], list[int]]:
         patch.setattr(zstd_frames, "FRAME_TEXT_BYTES", 3 * block)
         patch.setattr(codecs, "READ_BYTES", block + 64)  # enough to detect the codec
         patch.setattr(codecs, "DECODER_INPUT_BYTES", block)
-        lines = LineReader(json_lines([RawFile(path)], "auto"))
+        lines = LineReader(json_lines([CompressedFile(path)], "auto"))
         chunks = []
         while lines.has_more():
             chunks.append(b"".join(lines.pieces(size)))

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import CorruptInput
 from pipeline.sources import codecs, zstd_frames
-from pipeline.sources.codecs import RawFile
+from pipeline.sources.codecs import CompressedFile
 from pipeline.sources.records import LineReader, MalformedRecord, MissingField, Record, RecordParser
 from tests.helpers.examples import examples
 
@@ -92,7 +92,7 @@ def reading(size: int) -> Iterator[None]:
 
 
 def cut(path: Path, size: int) -> list[bytes]:
-    lines = LineReader(RawFile(path))
+    lines = LineReader(CompressedFile(path))
     found = []
     while lines.has_more():
         found.append(b"".join(lines.pieces(size)))
@@ -113,7 +113,7 @@ def test_every_form_gives_the_text_and_the_hash_of_the_file(
     tmp_path: Path, form: str, block: int
 ) -> None:
     data = FORMS[form](TEXT)
-    file = RawFile(write(tmp_path, data))
+    file = CompressedFile(write(tmp_path, data))
     lines = LineReader(file)
     with reading(block):
         found = []
@@ -176,7 +176,7 @@ def test_a_zip_holds_one_file(tmp_path: Path, names: list[str], message: str) ->
         for name in names:
             archive.writestr(name, b"")
     with pytest.raises(CorruptInput, match=f"it holds {message}, not one"):
-        list(RawFile(write(tmp_path, out.getvalue())))
+        list(CompressedFile(write(tmp_path, out.getvalue())))
 
 
 def test_garbage_after_a_frame_is_reported_with_its_byte(tmp_path: Path) -> None:
@@ -193,24 +193,24 @@ def test_a_damaged_first_byte_is_not_taken_for_text(tmp_path: Path, name: str) -
     with pytest.raises(
         CorruptInput, match="neither compressed, as its name says, nor text: at byte 0"
     ):
-        list(RawFile(path))
+        list(CompressedFile(path))
     path.write_bytes(raw[:2])
     with pytest.raises(CorruptInput, match="at byte"):
-        list(RawFile(path))
+        list(CompressedFile(path))
     path.write_bytes(TEXT)
-    assert b"".join(RawFile(path)) == TEXT, "text with such a name is text"
+    assert b"".join(CompressedFile(path)) == TEXT, "text with such a name is text"
 
 
 def test_damage_names_the_unit(tmp_path: Path) -> None:
     path = write(tmp_path, zstandard.compress(TEXT)[:-5])
     with pytest.raises(CorruptInput) as caught:
-        list(LineReader(RawFile(path, unit=tmp_path)).pieces(10**9))
+        list(LineReader(CompressedFile(path, unit=tmp_path)).pieces(10**9))
     assert caught.value.unit == tmp_path
 
 
 def test_nothing_comes_out_of_an_empty_file(tmp_path: Path) -> None:
     for empty in (b"", zstandard.compress(b""), gzip.compress(b""), NO_TEXT):
-        lines = LineReader(RawFile(write(tmp_path, empty)))
+        lines = LineReader(CompressedFile(write(tmp_path, empty)))
         assert not lines.has_more()
         assert list(lines.pieces(10)) == []
 
@@ -260,10 +260,10 @@ def test_a_line_longer_than_any_block_is_not_cut(tmp_path: Path) -> None:
 HUNGRY = """
 import resource, sys
 from pathlib import Path
-from pipeline.sources.codecs import RawFile
+from pipeline.sources.codecs import CompressedFile
 from pipeline.sources.records import LineReader
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-lines = LineReader(RawFile(Path(sys.argv[1])))
+lines = LineReader(CompressedFile(Path(sys.argv[1])))
 while lines.has_more():
     for piece in lines.pieces(256_000_000):
         pass
@@ -412,7 +412,7 @@ def test_too_long_line_is_not_held_in_memory(tmp_path: Path, longest: int, block
     lines = [b"a", b"y" * 10, b"", b"z" * 11, b"x" * 300_000, b"b", b"w" * 4001, b"end"]
     path = write(tmp_path, b"\n".join(lines))
     with reading(block):
-        blocks = list(LineReader(RawFile(path)).whole_lines(5, longest))
+        blocks = list(LineReader(CompressedFile(path)).whole_lines(5, longest))
     assert all(data.endswith(b"\n") for data in blocks)
     found = b"".join(blocks).split(b"\n")[:-1]
     assert len(found) == len(lines)

@@ -47,13 +47,13 @@ def jobs(tmp_path: Path) -> Jobs:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--dataset=nihh"], "'nihh' is not known. did you mean nih?"),
-        (["--dataset=nih", "--model=opt-125n"], "'opt-125n' is not known. did you mean opt-125m?"),
-        (["--dataset=nih", "--recipe=lorra"], "'lorra' is not known. did you mean lora?"),
+        (["--dataset=nihh"], "unknown dataset 'nihh'; did you mean nih?"),
+        (["--dataset=nih", "--model=opt-125n"], "unknown model 'opt-125n'; did you mean opt-125m?"),
+        (["--dataset=nih", "--recipe=lorra"], "unknown recipe 'lorra'; did you mean lora?"),
         (["--dataset=nih", "train.lrr=1"], "unknown setting train.lrr; did you mean train.lr?"),
         (["--dataset=nih", "trian.lr=1"], "unknown setting trian; did you mean train?"),
         (["--dataset=nih", "train.lr=fast"], "train.lr = 'fast'"),
-        (["--dataset=nih", "train.lr"], "write it as section.field=value"),
+        (["--dataset=nih", "train.lr"], "Write it as section.field=value"),
         (["--dataset=nih", "train.method=full"], "cannot train weights=int8"),
         (["--dataset=nih", "train.tokens=1", "train.steps=1"], "at most one of"),
         (["--dataset=nih", "--profile=grene"], "profile 'grene' is not known"),

@@ -41,7 +41,7 @@ def test_uncommitted_changes_are_recorded_without_secrets(
 ) -> None:
     from pipeline.core import provenance
 
-    monkeypatch.setattr(provenance, "TOP", tmp_path / "tree")
+    monkeypatch.setattr(provenance, "SOURCE_ROOT", tmp_path / "tree")
     assert record_changes(tmp_path / "run") == provenance.code_version()
     assert not (tmp_path / "run" / "code").exists()
     tree = tmp_path / "tree"
