@@ -166,13 +166,13 @@ def _run_name(dataset: str, differs: list[str]) -> str:
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     """The settings that decide results and differ: dotted name → (one's value, other's)."""
-    left, right = _flat(identity_fields(one)), _flat(identity_fields(other))
+    left, right = _flat(hashed_values(one)), _flat(hashed_values(other))
     return {k: (left.get(k), right.get(k)) for k in {*left, *right} if left.get(k) != right.get(k)}
 
 
-def identity_fields(config: Config) -> dict[str, Any]:
+def hashed_values(config: Config) -> dict[str, Any]:
     """The settings that decide results, by section."""
-    return {name: getattr(config, name).identity_fields() for name in ALL_SECTIONS}
+    return {name: getattr(config, name).hashed_values() for name in ALL_SECTIONS}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

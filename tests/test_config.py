@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from jobs.cli.run_selection import Selection
 from jobs.planning.preflight import check_device
 from pipeline import dag
-from pipeline.config import Config, differences, identity_fields, resolve
+from pipeline.config import Config, differences, hashed_values, resolve
 from pipeline.core import registry
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, merge, parse_overrides
@@ -299,9 +299,9 @@ def test_an_impossible_combination_is_refused(overrides: list[str], told: str) -
     [
         (
             "weights=nf4",
-            "a CPU nothing is learned after the first validation. use train.weights=int8",
+            "a CPU nothing is learned after the first validation. Use train.weights=int8",
         ),
-        ("precision=fp16", "slower than fp32 and overflows. use train.precision=auto"),
+        ("precision=fp16", "slower than fp32 and overflows. Use train.precision=auto"),
         ("attention=flash", "train.attention=flash needs a GPU, and there is none here. use"),
     ],
 )
@@ -715,7 +715,7 @@ def fields(free: bool) -> list[str]:
     for section in SECTIONS:
         model = Config.model_fields[section].annotation
         assert issubclass(model, Section)
-        inside = set(model.model_validate(example(section)).identity_fields())
+        inside = set(model.model_validate(example(section)).hashed_values())
         # the ways to a corpus stand in its key as its content, whose fields are tested by name
         ways = set() if section != "dataset" else WAYS
         named = [n for n in model.model_fields if n not in ways]
@@ -779,7 +779,7 @@ def test_a_changed_field_changes_the_keys_of_what_declares_it_and_of_what_needs_
 ) -> None:
     new = changed(base, path)
     assert set(differences(base, new)) == {path}
-    own = {step.name for step in dag.STEPS if step.own_key(base) != step.own_key(new)}
+    own = {step.name for step in dag.STEPS if step.step_key(base) != step.step_key(new)}
     assert own == {step.name for step in dag.STEPS if names(step.uses, path)}
     declaring = {s.name for s in dag.STEPS if names((*s.uses, *s.resolved), path)}
     assert bool(declaring) != (path in NOT_IN_KEYS), "a field that nobody declares decides nothing"
@@ -839,4 +839,4 @@ def test_every_step_needs_only_what_comes_before(base: Config) -> None:
 def test_sections_are_frozen_and_say_what_is_keyed(base: Config) -> None:
     with pytest.raises(ValidationError):
         base.train.lr = 1  # type: ignore[misc]
-    assert set(identity_fields(base)) == set(SECTIONS)
+    assert set(hashed_values(base)) == set(SECTIONS)

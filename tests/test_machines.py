@@ -471,7 +471,7 @@ def test_waiter_recreates_its_removed_lease_file(tmp_path: Path) -> None:
     path = tmp_path / ".lease-item"
     waiter = Lease(path, "waiter", lambda label: True, beat=0.02)
     path.write_text(json.dumps({"owner": "dead", "label": "dead", "beats": "1"}))
-    waiter.gone = lambda label: bool(waiter._private.unlink(missing_ok=True)) or True
+    waiter.has_ended = lambda label: bool(waiter._private.unlink(missing_ok=True)) or True
     with waiter:
         waiter.confirm()
 

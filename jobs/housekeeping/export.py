@@ -9,7 +9,7 @@ from jobs.core.console import print_line
 from jobs.core.permissions import prepare_parents
 from pipeline.config import Config
 from pipeline.core import provenance
-from pipeline.core.commit import damage_set_aside
+from pipeline.core.commit import setting_aside_damaged_units
 from pipeline.core.disk import size
 from pipeline.core.errors import InputError
 from pipeline.core.receipt import verify
@@ -37,7 +37,7 @@ def export_run(config: Config, root: Path, to: Path | None, precision: Precision
     run = root / "runs" / config.name
     folder = (to.expanduser() if to else run / "export").resolve()
     source = _source(config, nodes["train.train"], run)
-    with damage_set_aside("run the make pipeline command that began it to rebuild it"):
+    with setting_aside_damaged_units("run the make pipeline command that began it to rebuild it"):
         report = _report(nodes["evaluate.report"])
         if report is None:
             print_line("the run is not evaluated yet: the model card will have no scores")

@@ -16,7 +16,7 @@ from jobs.monitoring.status import describe_step, survey_run
 from jobs.planning.queue import Queue
 from pipeline.config import Config
 from pipeline.core import provenance
-from pipeline.core.commit import commit, damage_set_aside
+from pipeline.core.commit import commit, setting_aside_damaged_units
 from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import UnitIdentity, hash_json, load_intact
 from pipeline.core.redaction import redact
@@ -58,11 +58,11 @@ def report_run(config: Config, root: Path, queue: Callable[[], Queue | None]) ->
         print_error(f"this report was made on {_day(existing.written)} and stays as it is: {why}")
         return report
     apply_umask(run)
-    with damage_set_aside(REBUILD_HINT):
+    with setting_aside_damaged_units(REBUILD_HINT):
         if not nodes[-1].items:
             return _report_progress(config, root, nodes, queue())
         if existing:
-            with contextlib.suppress(CorruptInput), damage_set_aside():
+            with contextlib.suppress(CorruptInput), setting_aside_damaged_units():
                 existing.verify(report)  # a damaged report must not count as equal to the new one
         (item,) = nodes[-1].items
         identity = last.identity(item, provenance.code_version())
@@ -99,7 +99,9 @@ def _report_progress(config: Config, root: Path, nodes: list[Node], queue: Queue
     inputs, run_progress = _finished_inputs(nodes, steps)
     last = nodes[-1].work
     digests = {step: given.digest for step, given in inputs.items()}
-    identity = UnitIdentity(last.key, last.step.own_key(config), digests, provenance.code_version())
+    identity = UnitIdentity(
+        last.key, last.step.step_key(config), digests, provenance.code_version()
+    )
     with commit(last.folder, PARTIAL_REPORT, identity) as draft:
         write_report_files(config, inputs, draft.path, last.folder / "logs", run_progress)
     return last.folder / PARTIAL_REPORT
@@ -147,7 +149,10 @@ def compare_runs(names: Sequence[str], root: Path) -> Path:
     )
     share = prepare_parents(most_private, folder)
     identity = UnitIdentity(hash_json(list(names)), "compare", digests, provenance.code_version())
-    with damage_set_aside(REBUILD_HINT), commit(folder.parent, folder.name, identity) as draft:
+    with (
+        setting_aside_damaged_units(REBUILD_HINT),
+        commit(folder.parent, folder.name, identity) as draft,
+    ):
         share(draft.path)
         compare(runs, draft.path)
     return folder

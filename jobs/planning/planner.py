@@ -40,7 +40,7 @@ def make_plan(
         step = node.work.step
         jobs = queue.jobs_on(node) if queue else []
         # A job by hand may hold any of the items: the array for the rest waits until it ends.
-        by_hand = [job for job in jobs if step.tasks and not job.run]
+        by_hand = [job for job in jobs if step.tasks_setting and not job.run]
         jobs = [job for job in jobs if job not in by_hand]
         elsewhere = [*by_hand, *(queue.equivalent(node) if queue else [])]
         needs = _direct_needs(step, arrays.keys() | live.keys())
@@ -77,9 +77,13 @@ def _never_starts(job: LiveJob, needs: list[str], arrays: Mapping[str, Array]) -
 
 def task_count(step: Step, config: Config, node: Node, max_array_size: int | None) -> int:
     """Among how many tasks the items of a step are divided."""
-    if not step.tasks:
+    if not step.tasks_setting:
         return 1
-    limits = [lookup(config, step.tasks), max_array_size, len(node.items) if node.items else None]
+    limits = [
+        lookup(config, step.tasks_setting),
+        max_array_size,
+        len(node.items) if node.items else None,
+    ]
     return max(1, min(limit for limit in limits if limit is not None))
 
 

@@ -67,7 +67,7 @@ class Queue:
         same_key = self.planned.get(node.work.key, ())
         found = [live for live in same_key if live.folder == str(node.work.folder)]
         known = {live.job.number for live in found}
-        for item in node.missing if node.work.step.exclusive else ():
+        for item in node.missing if node.work.step.leased else ():
             number = job_of(holder(lease_path(node.work, item)) or "")
             for job in self.jobs:
                 by_hand = job.name.startswith(BY_HAND_PREFIX)

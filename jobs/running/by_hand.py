@@ -72,7 +72,7 @@ def run_steps(
                 break
             run_task(
                 *(config, root, step.name),
-                *(share if step.tasks else (0, 1)),
+                *(share if step.tasks_setting else (0, 1)),
                 stop=stop,
                 allocation=allocation,
                 plan=plan.stem if plan else "",
@@ -94,7 +94,7 @@ def _parse_element(element: str) -> tuple[int, int]:
 
 def _check_tasks(steps: list[Step], allocation: Allocation) -> None:
     """Refuse several tasks for a step that only one process can run."""
-    single = [step.name for step in steps if not step.ranked]
+    single = [step.name for step in steps if not step.multi_process]
     if allocation.world > 1 and single:
         raise UserError(
             f"{single[0]} cannot be shared by the tasks of a job; this one has {allocation.world}",
@@ -104,7 +104,7 @@ def _check_tasks(steps: list[Step], allocation: Allocation) -> None:
 
 def _left_to_others(config: Config, root: Path, step: Step) -> bool:
     """Whether other elements of this array have not finished the inputs of a step."""
-    return not step.tasks and find(config, root, step.name).items is None
+    return not step.tasks_setting and find(config, root, step.name).items is None
 
 
 def _link_log(folder: Path, name: str) -> None:

@@ -95,11 +95,11 @@ def _context(file: ProgressFile, allocation: Allocation, stop: Stop) -> Context:
         gpus=allocation.gpus,
         rank=rank,
         local_rank=allocation.local_rank,
-        world=allocation.world,
+        world_size=allocation.world,
         rendezvous=allocation.rendezvous,
         attempt=allocation.attempt,
         label=process_label(),
-        gone=process_gone,
+        has_ended=process_gone,
         code=provenance.code_version(),
     )
 

@@ -25,7 +25,10 @@ def equivalent_units(folder: Path, item: str) -> Iterator[Path]:
 
 
 def adopt(
-    equivalent: Path, folder: Path, identity: UnitIdentity, guard: Callable[[], None] = lambda: None
+    equivalent: Path,
+    folder: Path,
+    identity: UnitIdentity,
+    confirm_lease: Callable[[], None] = lambda: None,
 ) -> bool:
     """Commit the content of a unit that the same recipe made from equal inputs under another key.
 
@@ -47,20 +50,24 @@ def adopt(
             listed = load(equivalent.parent / name)
             if listed is None:
                 return False
-            _copy(equivalent.parent / name, listed, folder, identity, guard)
-        _copy(equivalent, receipt, folder, identity, guard)
+            _copy(equivalent.parent / name, listed, folder, identity, confirm_lease)
+        _copy(equivalent, receipt, folder, identity, confirm_lease)
     except (CorruptInput, FileNotFoundError):  # its units may have been released in between
         return False
     return True
 
 
 def _copy(
-    source: Path, receipt: Receipt, folder: Path, identity: UnitIdentity, guard: Callable[[], None]
+    source: Path,
+    receipt: Receipt,
+    folder: Path,
+    identity: UnitIdentity,
+    confirm_lease: Callable[[], None],
 ) -> None:
     for name in receipt.outputs:
         verify(source, name, receipt)
     same = UnitIdentity(identity.key, receipt.own, receipt.inputs, identity.code)
-    with commit(folder, source.name, same, guard) as draft:
+    with commit(folder, source.name, same, confirm_lease) as draft:
         draft.facts, draft.units = {**receipt.facts, "adopted": True}, receipt.units
         draft.notes = receipt.notes
         for name, output in receipt.outputs.items():

@@ -53,14 +53,14 @@ class Draft:
 
 @contextmanager
 def commit(
-    folder: Path, name: str, identity: UnitIdentity, guard: Check = lambda: None
+    folder: Path, name: str, identity: UnitIdentity, confirm_lease: Check = lambda: None
 ) -> Iterator[Draft]:
     """Write a unit: fill `draft.path` in the block; at its end the complete unit appears.
 
     Args:
         folder: Where the unit goes, as `folder/name`.
         identity: What it is made from.
-        guard: Called just before the unit appears; raises if the right to commit was lost.
+        confirm_lease: Called just before the unit appears; raises if the right to commit was lost.
 
     Raises:
         UserError, OSError: The disk is full, or writing failed. Nothing was committed, and what was
@@ -89,7 +89,7 @@ def commit(
         )
         write(receipt, temporary)
         sync(temporary)
-        guard()
+        confirm_lease()
         _place(temporary, folder / name, receipt)
     except Exception as error:
         # check for a full disk before the temporary files are removed
@@ -162,7 +162,9 @@ def _hash_and_sync_outputs(draft: Draft) -> dict[str, Output]:
 
 
 @contextmanager
-def damage_set_aside(then: str = "run the same command again to rebuild it") -> Iterator[None]:
+def setting_aside_damaged_units(
+    then: str = "run the same command again to rebuild it",
+) -> Iterator[None]:
     """Set aside a unit that was found damaged.
 
     Args:

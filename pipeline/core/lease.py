@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pipeline.core.errors import Busy
 
-Gone = Callable[[str], bool | None]
+HasEnded = Callable[[str], bool | None]
 """Whether the process of a label has ended: True, False, or None if that is unknown."""
 
 
@@ -29,8 +29,8 @@ class Lease:
 
     Args:
         path: The lease file; its folder must exist.
-        label: Opaque name of the holder, shown to other processes and passed to their `gone`.
-        gone: Whether the process behind a label has ended.
+        label: Opaque name of the holder, shown to other processes and passed to their `has_ended`.
+        has_ended: Whether the process behind a label has ended.
         patience: Seconds without a heartbeat after which a holder is considered dead.
         beat: Seconds between heartbeats.
         check: Called while waiting; may raise to give up.
@@ -40,12 +40,12 @@ class Lease:
         self,
         path: Path,
         label: str,
-        gone: Gone,
+        has_ended: HasEnded,
         patience: float = 300.0,
         beat: float = 20.0,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.path, self.label, self.gone, self.check = path, label, gone, check
+        self.path, self.label, self.has_ended, self.check = path, label, has_ended, check
         self.patience, self.beat = patience, beat
         self.owner = uuid.uuid4().hex
         self._private = self._private_of(self.owner)
@@ -89,7 +89,7 @@ class Lease:
         """Return when this holder has ended; raise `Busy` if it is alive."""
         if holder is None:
             return
-        has_ended = self.gone(holder["label"])
+        has_ended = self.has_ended(holder["label"])
         if has_ended is False:
             raise Busy(
                 f"{self.path.parent.name} is being worked on by {holder['label']}",

@@ -109,9 +109,9 @@ class Dataset(Section):
         span = range(int(self.years[:4]), int(self.years[-4:]) + 1)
         return {f"{year}": [url.replace("{year}", f"{year}") for url in self.urls] for year in span}
 
-    def identity_fields(self) -> dict[str, Any]:
+    def hashed_values(self) -> dict[str, Any]:
         """As for any section, with the content in place of where it comes from."""
-        fields = super().identity_fields().items()
+        fields = super().hashed_values().items()
         return {k: v for k, v in fields if k not in SOURCE_FIELDS} | {"content": self.content}
 
     @property

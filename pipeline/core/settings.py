@@ -35,7 +35,7 @@ class Section(BaseModel):
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
 
-    def identity_fields(self) -> dict[str, Any]:
+    def hashed_values(self) -> dict[str, Any]:
         """The fields that decide the bytes of a result, as plain data."""
         return self.model_dump(mode="json", exclude=self.not_hashed_fields())
 

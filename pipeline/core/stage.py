@@ -16,10 +16,10 @@ from typing import Any, Protocol, cast
 from pipeline.core import commit as commits
 from pipeline.core import receipt as receipts
 from pipeline.core.adoption import adopt, equivalent_units
-from pipeline.core.commit import Draft, damage_set_aside, sweep
+from pipeline.core.commit import Draft, setting_aside_damaged_units, sweep
 from pipeline.core.disk import DiskNeed, RunSizes
 from pipeline.core.errors import InputError
-from pipeline.core.lease import Gone, Lease
+from pipeline.core.lease import HasEnded, Lease
 from pipeline.core.receipt import Receipt, UnitIdentity, hash_json
 from pipeline.core.registry import BaseModel, Dataset
 from pipeline.core.settings import ConfigView, key_parts
@@ -115,7 +115,7 @@ class Step:
         stage: The stage it belongs to.
         name: Unique name, `stage.what`.
         version: Increased only when the bytes it makes change.
-        uses: Settings that decide those bytes, as `section.field`; part of `own_key` and the key.
+        uses: Settings that decide those bytes, as `section.field`; part of `step_key` and the key.
         resolved: Settings that decide the bytes only through `Item.inputs`; part of the key only.
             So runs with other values use other folders; if the inputs are equal, finished units are
             adopted instead of computed again.
@@ -125,10 +125,10 @@ class Step:
             8 digits of all keys so far.
         items: The items, given config and finished inputs.
         run: Computes one item and commits its units.
-        tasks: Path of the setting with the number of tasks that share its items, such as
+        tasks_setting: Path of the setting with the number of tasks that share its items, such as
             `tokenize.tasks`; "" if it has one item.
-        exclusive: Its items are long, so a lease keeps a second writer out.
-        ranked: Several processes work on one item; rank 0 commits.
+        leased: Its items are long, so a lease keeps a second writer out.
+        multi_process: Several processes work on one item; rank 0 commits.
         read_by: The only step that reads its units; once that is finished they may be released.
         estimate: How much it will write; None for next to nothing.
     """
@@ -143,13 +143,13 @@ class Step:
     run: Callable[[RunConfig, Item, Inputs, Context], None]
     resolved: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
-    tasks: str = ""
-    exclusive: bool = False
-    ranked: bool = False
+    tasks_setting: str = ""
+    leased: bool = False
+    multi_process: bool = False
     read_by: str = ""
     estimate: Callable[[RunConfig, RunSizes], DiskNeed] | None = None
 
-    def own_key(self, config: RunConfig) -> str:
+    def step_key(self, config: RunConfig) -> str:
         """Hash of the step alone: its name, version and the settings it uses."""
         return hash_json([self.name, self.version, key_parts(config, self.uses)])
 
@@ -160,7 +160,7 @@ class Step:
             config: The run.
             needs: The recipe keys of the steps it needs, by name.
         """
-        return hash_json([self.own_key(config), key_parts(config, self.resolved), needs])
+        return hash_json([self.step_key(config), key_parts(config, self.resolved), needs])
 
     def view(self, config: RunConfig) -> RunConfig:
         """The config, restricted to the settings that the step declares.
@@ -182,12 +182,12 @@ class Context:
     """The environment of a running step; built by `jobs`, or by a test.
 
     `stop`, `progress`, `log`: how the step is stopped and how it reports. `cpus`, `gpus`: granted
-    to this process. `rank`, `local_rank`, `world`, `rendezvous`: its place among the processes of a
-    training job. `attempt`: how often this task was started before. `label`, `gone`: see `Lease`.
-    `code`: version of the code. `memo`: what the items of one task share, such as a loaded model.
+    to this process. `rank`, `local_rank`, `world_size`, `rendezvous`: its place among the processes
+    of a training job. `attempt`: how often this task was started before. `label`, `has_ended`: see
+    `Lease`. `code`: version of the code. `memo`: what the items of one task share, such as a model.
 
     `run_item` sets for each item: `folder`, of the step; `partial`, a path that is kept after an
-    interruption; `identity`; and `guard`, which raises if the lease was lost.
+    interruption; `identity`; and `confirm_lease`, which raises if the lease was lost.
     """
 
     stop: Stop = field(default_factory=Stop)
@@ -197,21 +197,21 @@ class Context:
     gpus: int = 0
     rank: int = 0
     local_rank: int = 0
-    world: int = 1
+    world_size: int = 1
     rendezvous: str = ""
     attempt: int = 0
     label: str = "unnamed"
-    gone: Gone = lambda label: None
+    has_ended: HasEnded = lambda label: None
     code: str = ""
     memo: dict[str, Any] = field(default_factory=dict)
     folder: Path = Path()
     partial: Path = Path()
     identity: UnitIdentity = field(default_factory=lambda: UnitIdentity("", "", {}))
-    guard: Callable[[], None] = lambda: None
+    confirm_lease: Callable[[], None] = lambda: None
 
     def commit(self, name: str) -> AbstractContextManager[Draft]:
         """Write the unit `name`; see `pipeline.core.commit.commit`."""
-        return commits.commit(self.folder, name, self.identity, self.guard)
+        return commits.commit(self.folder, name, self.identity, self.confirm_lease)
 
     def has(self, name: str) -> Receipt | None:
         """The receipt of the unit `name` if this recipe has made it from these inputs."""
@@ -234,7 +234,7 @@ class Work:
 
     def identity(self, item: Item, code: str = "") -> UnitIdentity:
         """What the units of this item are made from."""
-        return UnitIdentity(self.key, self.step.own_key(self.config), item.inputs, code)
+        return UnitIdentity(self.key, self.step.step_key(self.config), item.inputs, code)
 
     def receipt_of(self, item: Item) -> Receipt | None:
         """The item's receipt, if it is done."""
@@ -244,7 +244,7 @@ class Work:
 
 
 def lease_path(work: Work, item: Item) -> Path:
-    """Where the lease of an item of an exclusive step is."""
+    """Where the lease of an item of a leased step is."""
     return work.folder / f".lease-{item.name}"
 
 
@@ -266,20 +266,20 @@ def run_item(work: Work, item: Item, ctx: Context) -> str:
     work.folder.mkdir(parents=True, exist_ok=True)
     if not ctx.rank:
         sweep(work.folder)
-    with _lease(work, item, ctx) as guard:
+    with _lease(work, item, ctx) as confirm_lease:
         if work.receipt_of(item):
             return "skipped"
         for equivalent in () if ctx.rank else equivalent_units(work.folder, item.name):
-            if adopt(equivalent, work.folder, identity, guard):
+            if adopt(equivalent, work.folder, identity, confirm_lease):
                 return "adopted"
         bound = replace(
             ctx,
             folder=work.folder,
             partial=work.folder / f".partial-{item.name}-{hash_json(item.inputs)[:8]}",
             identity=identity,
-            guard=guard,
+            confirm_lease=confirm_lease,
         )
-        with damage_set_aside():
+        with setting_aside_damaged_units():
             work.step.run(work.step.view(work.config), item, work.inputs, bound)
     # other ranks may not see the commit yet
     if not ctx.rank and not work.receipt_of(item):
@@ -291,8 +291,8 @@ def run_item(work: Work, item: Item, ctx: Context) -> str:
 
 @contextmanager
 def _lease(work: Work, item: Item, ctx: Context) -> Iterator[Callable[[], None]]:
-    if not work.step.exclusive or ctx.rank:
+    if not work.step.leased or ctx.rank:
         yield lambda: None
         return
-    with Lease(lease_path(work, item), ctx.label, ctx.gone, check=ctx.stop.check) as lease:
+    with Lease(lease_path(work, item), ctx.label, ctx.has_ended, check=ctx.stop.check) as lease:
         yield lease.confirm

@@ -94,7 +94,9 @@ def open_token_cache(sealed: SealedShards, split: str, ctx: Context) -> Tokenize
     while receipts.load_current(unit, identity) is None:
         check()
         try:
-            with Lease(sealed.folder / f".lease-{name}", ctx.label, ctx.gone, check=check) as lease:
+            with Lease(
+                sealed.folder / f".lease-{name}", ctx.label, ctx.has_ended, check=check
+            ) as lease:
                 if receipts.load_current(unit, identity) is None:
                     with commits.commit(sealed.folder, name, identity, lease.confirm) as draft:
                         _build(sealed, split, draft.path, ctx)

@@ -180,6 +180,6 @@ class ChunkCutter:
             raise CorruptInput(f"{unit} was cut from another text", unit=unit)
 
     def _add_text(self, frames: FrameWriter) -> None:
-        for piece in self._lines.pieces(self._chunk_bytes):
+        for piece in self._lines.next_lines(self._chunk_bytes):
             self._ctx.stop.check()
             frames.add(piece)

@@ -101,7 +101,7 @@ STEPS = (
         folder=_corpus_folder,
         items=corpus_items,
         run=corpus,
-        exclusive=True,
+        leased=True,
         estimate=estimate_corpus,
     ),
     Step(
@@ -114,7 +114,7 @@ STEPS = (
         folder=_model_folder,
         items=model_items,
         run=model,
-        exclusive=True,
+        leased=True,
         estimate=estimate_model,
     ),
 )

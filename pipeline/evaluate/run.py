@@ -111,7 +111,7 @@ def _prepare(config: RunConfig, split: str, item: Item, inputs: Inputs, ctx: Con
         raise UserError(
             f"the base model was scored on {base_device}; scores on {device.type} differ by "
             "rounding",
-            "evaluate where the base model was scored, or remove its scores-… folder",
+            "Evaluate where the base model was scored, or remove its scores-… folder",
         )
     opened = _open_split(inputs, split, ctx)
     base, receipt = inputs["download.model"].one()
@@ -171,7 +171,7 @@ def _score(setup: _Setup, config: RunConfig, ctx: Context) -> tuple[pa.Table, Sc
     if bad := int((~np.isfinite(nll)).sum()):
         raise UserError(
             f"the losses of {bad} of {len(nll)} documents are not finite in {setup.precision}",
-            "score in another precision: start a run with train.precision=bf16 or fp32",
+            "Score in another precision: start a run with train.precision=bf16 or fp32",
         )
     size = split.bytes[chosen]
     decode = ReferenceEncoder(setup.base_folder).decode

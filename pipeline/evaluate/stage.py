@@ -68,13 +68,13 @@ class EvaluateConfig(Section):
         if width > context:
             raise UserError(
                 f"evaluate.context={width} is longer than the model's context of {context}",
-                f'use ARGS="evaluate.context={context}"',
+                f'Use ARGS="evaluate.context={context}"',
             )
         if stride > width:
             raise UserError(
                 f"evaluate.stride={stride} is more than the {width} tokens that are seen at once: "
                 "tokens would be left out",
-                f'use ARGS="evaluate.stride={width}", or less',
+                f'Use ARGS="evaluate.stride={width}", or less',
             )
         return width, stride
 
@@ -170,7 +170,7 @@ _BASE = Step(
     folder=_base_folder,
     items=base_items,
     run=run,
-    exclusive=True,
+    leased=True,
     estimate=estimate_scores,
 )
 _TUNED = replace(

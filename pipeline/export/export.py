@@ -72,7 +72,7 @@ def check_memory(parameters: int, precision: Precision) -> None:
         raise UserError(
             f"exporting {parameters:,} weights takes {size(required)} of memory (they are merged "
             f"in fp32), but only {size(memory())} may be used here",
-            f"run it in a job: srun --mem={-(-required // 10**9)}G make export …",
+            f"Run it in a job: srun --mem={-(-required // 10**9)}G make export …",
         )
 
 
@@ -197,7 +197,7 @@ def _check_ties(adapted: Any) -> None:
         raise UserError(
             "the adapter changes only the output head or the embeddings, which share their "
             "weights: merged, it would change both",
-            "share the adapter itself, the folder best/ of the training: see docs/operations.md",
+            "Share the adapter itself, the folder best/ of train-…: see docs/operations.md",
         )
 
 
@@ -207,5 +207,5 @@ def _round(model: Any, precision: Precision) -> None:
     model.to(getattr(torch, DTYPES[precision][0]))
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise UserError(
-            f"some merged weights are not finite in {precision}", "try --precision=fp32"
+            f"some merged weights are not finite in {precision}", "Try --precision=fp32"
         )

@@ -44,7 +44,7 @@ def pick_attention(
     if not problem:
         return "flash_attention_2"
     if setting == "flash":
-        raise UserError(f"train.attention=flash {problem}", "use train.attention=auto")
+        raise UserError(f"train.attention=flash {problem}", "Use train.attention=auto")
     return default_attention(device)
 
 

@@ -42,7 +42,7 @@ def check_head(model: Any, device: torch.device, precision: Precision) -> None:
         raise UserError(
             f"models of type {_model_type(model)} change their logits after the output head, "
             "which is not supported",
-            "use another MODEL",
+            "Use another MODEL",
         )
 
 
@@ -69,7 +69,7 @@ def check_document_isolation(
         raise UserError(
             f"models of type {model_type} carry a state from token to token, through which the "
             "documents of a window would see each other",
-            "use another MODEL",
+            "Use another MODEL",
         )
     flash = model.config.get_text_config()._attn_implementation == "flash_attention_2"
     span = _attention_span(model)
@@ -77,12 +77,12 @@ def check_document_isolation(
         raise UserError(
             f"windows of {window_tokens} tokens are longer than the attention span of {span} "
             "tokens of some layers of this model, and the training mask does not limit it",
-            f"use train.sequence_length={span}",
+            f"Use train.sequence_length={span}",
         )
     if _isolation_error(model, device, precision, flash) > MAX_ISOLATION_ERROR:
         raise UserError(
             f"models of type {model_type} let documents in the same window see each other",
-            "use another MODEL",
+            "Use another MODEL",
         )
 
 

@@ -73,7 +73,7 @@ def attention_forward(
     for argument, feature in UNSUPPORTED.items():
         if kwargs.get(argument) is not None:
             raise UserError(
-                f"this model {feature}, which is not supported on a CPU", "use another MODEL"
+                f"this model {feature}, which is not supported on a CPU", "Use another MODEL"
             )
     mask, tokens = attention_mask, query.shape[2]
     causal = mask is None and tokens == key.shape[2] > 1

@@ -50,7 +50,7 @@ def _check_gpu(index: int) -> None:
     if visible is not None and visible.strip() in ("", "-1"):
         raise UserError(
             f"{problem} CUDA_VISIBLE_DEVICES={visible!r} hides all GPUs",
-            "unset it (in your shell, or in setup: of the profile)",
+            "Unset it (in your shell, or in setup: of the profile)",
         )
     # if the driver is too old, torch only warns and then reports no device
     with warnings.catch_warnings(record=True) as caught:
@@ -87,7 +87,7 @@ def check_int8(device: torch.device) -> None:
         raise UserError(
             f"train.weights=int8 needs a GPU of compute capability 7.5 or more, and "
             f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}",
-            "use RECIPE=lora (weights are not quantized), or ask for a newer GPU",
+            "Use RECIPE=lora (weights are not quantized), or ask for a newer GPU",
         )
 
 
@@ -100,7 +100,7 @@ def pick_precision(requested: str, device: torch.device) -> Precision:
     import torch
 
     if requested == "fp16" and device.type == "cpu":
-        raise UserError("train.precision=fp16 needs a GPU", "use train.precision=auto")
+        raise UserError("train.precision=fp16 needs a GPU", "Use train.precision=auto")
     if requested != "auto":
         return requested  # type: ignore[return-value]
     if device.type == "cuda":

@@ -66,7 +66,7 @@ def load_base(
         raise UserError(
             "train.weights=nf4 cannot be trained on a CPU: validation repacks the weights, and all "
             "gradients are zero from then on",
-            "use train.weights=int8",
+            "Use train.weights=int8",
         )
     if weights == "int8":
         check_int8(device)
@@ -188,7 +188,7 @@ def add_lora(
     except ValueError as error:
         names = targets if isinstance(targets, str) else f"[{','.join(targets)}]"
         problem = f"train.lora_targets={names} cannot have adapters: {error}".rstrip(".")
-        raise UserError(problem, "use train.lora_targets=all-linear") from None
+        raise UserError(problem, "Use train.lora_targets=all-linear") from None
 
 
 def load_adapter(model: Any, folder: Path) -> Any:

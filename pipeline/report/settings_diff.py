@@ -23,7 +23,7 @@ def describe_settings(config: RunConfig) -> dict[str, Any]:
         `recipe`: its name. `values`: by section. `changed`: by dotted name, the value and the
         recipe's.
     """
-    values = {name: getattr(config, name).identity_fields() for name in SECTIONS}
+    values = {name: getattr(config, name).hashed_values() for name in SECTIONS}
     plain = recipe_settings(config)
     changed = {
         f"{section}.{name}": {"value": value, "recipe": plain[section][name]}
@@ -52,4 +52,4 @@ def recipe_settings(config: RunConfig, known: bool = True) -> dict[str, dict[str
         }
     except UserError:
         return recipe_settings(config, known=False)
-    return {name: section.identity_fields() for name, section in sections.items()}
+    return {name: section.hashed_values() for name, section in sections.items()}

@@ -105,7 +105,7 @@ class _Latin1Lines:
     def lines(self) -> Iterator[str]:
         reader, bom = LineReader(self._raw), UTF8_BOM
         while reader.has_more():
-            data = b"".join(reader.pieces(LINE_BATCH_BYTES)).removeprefix(bom)
+            data = b"".join(reader.next_lines(LINE_BATCH_BYTES)).removeprefix(bom)
             bom = b""
             # str.splitlines also splits at ten other characters
             for line in data.decode("latin-1").split("\n")[:-1]:

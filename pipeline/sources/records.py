@@ -46,7 +46,7 @@ class LineReader:
             self._block, self._at = block, 0
         return True
 
-    def pieces(self, size: int) -> Iterator[bytes]:
+    def next_lines(self, size: int) -> Iterator[bytes]:
         """Yield the next `size` bytes and the rest of the line that they end in.
 
         The total depends only on the text, not on its blocks. A missing line end after the last
@@ -74,7 +74,7 @@ class LineReader:
         """
         while self.has_more():
             parts, held, last = [], 0, b""
-            for piece in self.pieces(size):
+            for piece in self.next_lines(size):
                 if (
                     held <= size + max_line_bytes
                 ):  # the last line begins within the first `size` bytes

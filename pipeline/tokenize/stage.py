@@ -144,7 +144,7 @@ STEPS = (
         folder=_folder,
         items=items,
         run=run,
-        tasks="tokenize.tasks",
+        tasks_setting="tokenize.tasks",
         estimate=estimate_shards,
     ),
     Step(

@@ -159,7 +159,7 @@ def _check_inputs(ctx: Context, unit: Path) -> None:
     raise UserError(
         f"{unit.parent} contains checkpoints that were trained on other data: "
         f"{', '.join(changed)} changed since",
-        f"to start again with the present data, remove it: rm -r {shlex.quote(str(unit.parent))}",
+        f"To start again with the present data, remove it: rm -r {shlex.quote(str(unit.parent))}",
     )
 
 

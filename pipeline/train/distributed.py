@@ -36,7 +36,7 @@ COLLECTIVE_TIMEOUT = timedelta(hours=2)  # the others wait while rank 0 saves or
 RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
 CONNECT_TIMEOUT = timedelta(seconds=5)  # of one attempt
 BUCKET_ELEMENTS = 16_000_000  # 64 MB in fp32
-RUN_AGAIN = "run make pipeline again"
+RUN_AGAIN = "Run make pipeline again"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Ranks:
                 outcome[0] = work()
             except BaseException as error:
                 expected = isinstance(error, Failure | Interrupted)
-                other = InputError(f"rank 0 failed: {type(error).__name__}", "see its log")
+                other = InputError(f"rank 0 failed: {type(error).__name__}", "See its log")
                 outcome[1] = error if expected else other
                 dist.broadcast_object_list(outcome, src=0, device=cpu)
                 raise
@@ -155,7 +155,7 @@ def join(ctx: Context, device: torch.device, done: Callable[[], bool]) -> Ranks 
         Interrupted: A stop was requested while waiting.
         InputError: The other ranks do not come.
     """
-    if ctx.world == 1:
+    if ctx.world_size == 1:
         return Ranks()
     import torch
     import torch.distributed as dist
@@ -168,13 +168,13 @@ def join(ctx: Context, device: torch.device, done: Callable[[], bool]) -> Ranks 
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    ranks = Ranks(ctx.rank, ctx.world)
+    ranks = Ranks(ctx.rank, ctx.world_size)
     try:
         dist.init_process_group(
             backend,
             store=store,
             rank=ctx.rank,
-            world_size=ctx.world,
+            world_size=ctx.world_size,
             timeout=COLLECTIVE_TIMEOUT,
         )
         # a barrier: rank 0 holds the store, and if it left now others could not connect
@@ -213,9 +213,9 @@ def _connect(ctx: Context, deadline: float, done: Callable[[], bool]) -> Any:
 
 def _wait_for_all(ctx: Context, store: Any, deadline: float) -> None:
     """Wait until all ranks are connected to the store."""
-    while (connected := store.add("here", 0)) < ctx.world:
+    while (connected := store.add("here", 0)) < ctx.world_size:
         ctx.stop.check()
         if time.monotonic() > deadline:
-            raise InputError(f"only {connected} of {ctx.world} ranks connected", RUN_AGAIN)
+            raise InputError(f"only {connected} of {ctx.world_size} ranks connected", RUN_AGAIN)
         time.sleep(0.1)
     store.set_timeout(RENDEZVOUS_TIMEOUT)

@@ -51,7 +51,7 @@ def commit_best(
     checkpoint.restore_weights(best, model)
     trained = checkpoint.trainable_weights(model)
     if not all(bool(torch.isfinite(p).all()) for p in trained.values()):
-        raise UserError("the best weights are not finite", "try a lower train.lr")
+        raise UserError("the best weights are not finite", "Try a lower train.lr")
     with ctx.commit(unit) as draft:
         if method == "lora":
             # otherwise peft asks the hub whether the vocabulary has grown
@@ -86,7 +86,7 @@ def _facts(ctx: Context, model: Any, state: TrainState, method: str) -> dict[str
         "precision": state.precision,
         "cpus": ctx.cpus,
         "gpus": ctx.gpus,
-        "ranks": ctx.world,
+        "ranks": ctx.world_size,
         "trainable": sum(p.numel() for p in checkpoint.trainable_weights(model).values()),
         "parameters": sum(p.numel() for p in model.parameters()),
     }

@@ -93,7 +93,7 @@ def _check_batch_size(run: TrainingSetup) -> None:
     if world_size > batch_size:
         raise UserError(
             f"{world_size} ranks cannot share the {batch_size} windows of a step",
-            f"use a larger train.batch_size, or at most {batch_size} GPUs",
+            f"Use a larger train.batch_size, or at most {batch_size} GPUs",
         )
 
 
@@ -130,7 +130,7 @@ def _find_checkpoint(run: TrainingSetup, total_steps: int) -> tuple[Path | None,
             raise UserError(
                 f"{unit} belongs to a schedule of {state.total} steps, and the schedule now has "
                 f"{total_steps}",
-                f"to start again, remove it: rm -r {shlex.quote(str(ctx.folder))}",
+                f"To start again, remove it: rm -r {shlex.quote(str(ctx.folder))}",
             )
         return unit, state
 

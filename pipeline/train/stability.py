@@ -63,7 +63,7 @@ class SpikeGuard:
         if norm == 0 and math.isfinite(loss):
             raise UserError(
                 "no trainable weight received a gradient, so nothing would be learned",
-                "try train.gradient_checkpointing=false or train.weights=int8",
+                "Try train.gradient_checkpointing=false or train.weights=int8",
             )
         if calibrating and math.isfinite(loss) and not math.isfinite(norm):
             return f"fp16 loss scale too large (gradient norm {norm}); it will be halved"

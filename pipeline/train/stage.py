@@ -158,7 +158,7 @@ class TrainConfig(Section):
             raise UserError(
                 f"train.sequence_length={self.sequence_length} is longer than the model's context "
                 f"of {context}",
-                f'use ARGS="train.sequence_length={context}"',
+                f'Use ARGS="train.sequence_length={context}"',
             )
         longest = DEFAULT_MAX_SEQUENCE_LENGTH
         return self.sequence_length or min(longest, context or longest)
@@ -211,8 +211,8 @@ STEPS = (
         folder=lambda config, keys: f"runs/{config.name}/train-{keys['train.train']}",
         items=items,
         run=run,
-        exclusive=True,
-        ranked=True,
+        leased=True,
+        multi_process=True,
         estimate=estimate_training,
     ),
 )

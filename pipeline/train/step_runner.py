@@ -129,5 +129,5 @@ class StepRunner:
             # some weights may be updated already, and smaller micro-batches would not help
             raise UserError(
                 "the state of the optimizer does not fit into the GPU's memory",
-                "use train.optimizer=paged_adamw8bit, or RECIPE=lora-8bit",
+                "Use train.optimizer=paged_adamw8bit, or RECIPE=lora-8bit",
             ) from None

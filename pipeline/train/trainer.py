@@ -108,7 +108,7 @@ def _validate(state: TrainState, schedule: TrainSchedule, callbacks: Callbacks) 
     if not math.isfinite(loss):
         raise UserError(
             f"the validation loss at step {state.step} is {loss}",
-            "try train.precision=fp32; at step 0 the cause is the base model",
+            "Try train.precision=fp32; at step 0 the cause is the base model",
         )
     state.validated = state.step
     # while steps are being skipped, the weights are suspect
@@ -172,7 +172,7 @@ def _run_with_smaller_micro_batches(
             if size == 1:
                 raise UserError(
                     "a micro-batch of one window does not fit into the GPU's memory",
-                    "use a smaller train.sequence_length, train.gradient_checkpointing=true or "
+                    "Use a smaller train.sequence_length, train.gradient_checkpointing=true or "
                     "RECIPE=lora-8bit",
                 ) from None
             state.micro_batch = size // 2
@@ -189,7 +189,7 @@ def _roll_back(
             f"training diverged: {state.guard.in_a_row} steps in a row were skipped, the last one, "
             f"step {state.step}, because {problem}; after {state.rollbacks} rollbacks the learning "
             f"rate was {learning_rate:.3g}",
-            f"the checkpoint of step {state.good_step} is kept; try a lower train.lr, or "
+            f"The checkpoint of step {state.good_step} is kept; try a lower train.lr, or "
             "train.precision=bf16",
         )
     diverged_step = state.step

@@ -43,9 +43,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def lease(
-    path: Path, label: str = "me", gone: Callable[[str], bool | None] = unknown, **times: float
+    path: Path, label: str = "me", has_ended: Callable[[str], bool | None] = unknown, **times: float
 ) -> Lease:
-    return Lease(path, label, gone, **{"patience": 0.4, "beat": 0.05, **times})
+    return Lease(path, label, has_ended, **{"patience": 0.4, "beat": 0.05, **times})
 
 
 def hold(path: Path, label: str = "holder", beat: float = 0.05) -> Any:
@@ -120,7 +120,7 @@ def test_a_holder_known_to_be_gone_is_followed_at_once(path: Path) -> None:
     kill(hold(path))
     assert path.exists()
     started = time.monotonic()
-    with lease(path, gone=is_gone, patience=300.0, beat=20.0) as held:
+    with lease(path, has_ended=is_gone, patience=300.0, beat=20.0) as held:
         held.confirm()
         assert time.monotonic() - started < 5
     assert list(path.parent.iterdir()) == [], "nor does the dead holder leave anything"
@@ -130,11 +130,11 @@ def test_the_label_is_what_is_asked_about(path: Path) -> None:
     kill(hold(path, "host:12:34"))
     asked = []
 
-    def gone(label: str) -> bool:
+    def has_ended(label: str) -> bool:
         asked.append(label)
         return True
 
-    with lease(path, gone=gone, patience=300.0):
+    with lease(path, has_ended=has_ended, patience=300.0):
         pass
     assert asked == ["host:12:34"]
 
@@ -148,12 +148,12 @@ def test_an_unknown_holder_without_a_heartbeat_is_followed_after_patience(path: 
     assert list(path.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("gone", [unknown, lives])
-def test_a_live_heartbeat_is_respected(path: Path, gone: Callable[[str], bool | None]) -> None:
+@pytest.mark.parametrize("has_ended", [unknown, lives])
+def test_a_live_heartbeat_is_respected(path: Path, has_ended: Callable[[str], bool | None]) -> None:
     holder = hold(path)
     with (
         pytest.raises(Busy, match="train-1234 is being worked on by holder"),
-        lease(path, gone=gone),
+        lease(path, has_ended=has_ended),
     ):
         pytest.fail("it was taken")
     assert holder.is_alive()
@@ -246,7 +246,9 @@ def test_the_heartbeat_goes_on_while_the_holder_works(path: Path) -> None:
     assert len({len(text) for text in seen}) == 1, "rewritten in place, it is never torn"
 
 
-def storm(path: Path, processes: int, rounds: int, gone: Callable[[str], bool | None]) -> list[Any]:
+def storm(
+    path: Path, processes: int, rounds: int, has_ended: Callable[[str], bool | None]
+) -> list[Any]:
     """All contend for a lease whose holder was killed; returns what each round saw, by process."""
     gates = [FORK.Barrier(processes + 1) for _ in range(2)]
     results = FORK.Queue()
@@ -257,7 +259,7 @@ def storm(path: Path, processes: int, rounds: int, gone: Callable[[str], bool | 
             gates[0].wait(WAIT)
             spans: list[tuple[float, float]] = []
             try:
-                with lease(path, f"{number}:{turn}", gone, patience=0.05, beat=0.01) as held:
+                with lease(path, f"{number}:{turn}", has_ended, patience=0.05, beat=0.01) as held:
                     first = last = None
                     for _ in range(10):
                         before = time.monotonic()
@@ -288,13 +290,13 @@ def storm(path: Path, processes: int, rounds: int, gone: Callable[[str], bool | 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("known", [True, False], ids=["known to be gone", "found out"])
+@pytest.mark.parametrize("known", [True, False], ids=["known to have ended", "found out"])
 def test_however_many_follow_a_dead_holder_never_two_hold_at_once(path: Path, known: bool) -> None:
-    def gone(label: str) -> bool | None:
+    def has_ended(label: str) -> bool | None:
         return True if known and label.startswith("dead") else None
 
     rounds = 25
-    found = storm(path, 8, rounds, gone)
+    found = storm(path, 8, rounds, has_ended)
     for turn in range(rounds):
         spans = sorted(span for t, _, spans in found if t == turn for span in spans)
         assert spans, "somebody gets it"
@@ -308,13 +310,13 @@ def test_who_comes_late_to_a_dead_holder_does_not_rob_the_one_who_was_quicker(pa
     kill(hold(path, "dead"))
     quick = lease(path, "quick", is_gone)
 
-    def gone(label: str) -> bool:
+    def has_ended(label: str) -> bool:
         if label == "quick":
             return False
         quick.__enter__()  # between the look at the dead one and the taking of its lease
         return True
 
-    with pytest.raises(Busy, match="is being worked on by quick"), lease(path, "late", gone):
+    with pytest.raises(Busy, match="is being worked on by quick"), lease(path, "late", has_ended):
         pytest.fail("it was taken")
     quick.confirm()
     quick.__exit__()

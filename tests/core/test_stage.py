@@ -51,7 +51,7 @@ class Kitchen:
                 folder=lambda config, keys: f"data/parts-{keys['cut.parts']}",
                 items=lambda config, inputs: [Item("complete", {})],
                 run=self.cut,
-                exclusive=True,
+                leased=True,
             ),
             Step(
                 stage="count",
@@ -62,7 +62,7 @@ class Kitchen:
                 folder=lambda config, keys: f"data/counts-{keys['count.words']}",
                 items=self.parts,
                 run=self.count,
-                tasks="tokenize.tasks",
+                tasks_setting="tokenize.tasks",
             ),
         )
 
@@ -125,7 +125,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def context(**more: Any) -> Context:
-    return Context(**{"label": "me", "gone": lambda label: True, **more})
+    return Context(**{"label": "me", "has_ended": lambda label: True, **more})
 
 
 def go(config: Config, root: Path, **more: Any) -> list[str]:
@@ -476,7 +476,7 @@ def test_an_exclusive_item_has_one_worker_at_a_time(
     node.work.folder.mkdir(parents=True)
     with Lease(node.work.folder / ".lease-complete", "somebody", lambda label: True):
         with pytest.raises(Busy, match="is being worked on by somebody"):
-            run_item(node.work, node.items[0], context(gone=lambda label: False))
+            run_item(node.work, node.items[0], context(has_ended=lambda label: False))
         assert kitchen.ran == []
         assert run_item(node.work, node.items[0], context(rank=1)) == "done", "ranks share one"
 
@@ -491,7 +491,9 @@ def test_two_runs_of_one_exclusive_item_compute_it_once(
 
     def task() -> None:
         try:
-            outcomes.append(run_item(node.work, node.items[0], context(gone=lambda label: False)))
+            outcomes.append(
+                run_item(node.work, node.items[0], context(has_ended=lambda label: False))
+            )
         except Busy:
             outcomes.append("busy")
 

@@ -475,6 +475,6 @@ def test_a_line_at_a_boundary_belongs_to_the_first_part(tmp_path: Path) -> None:
     path.write_bytes(zstandard.compress(b"a\nb") + zstandard.compress(b"c\nd"))
     spans = spans_of(path.read_bytes())
     lines = LineReader(SlicedFile(path, tmp_path, spans, FileSlice("x.zst", 0, 1)))
-    assert b"".join(lines.pieces(100)) == b"a\nbc\n"
+    assert b"".join(lines.next_lines(100)) == b"a\nbc\n"
     lines = LineReader(SlicedFile(path, tmp_path, spans, FileSlice("x.zst", 1, 2)))
-    assert b"".join(lines.pieces(100)) == b"d\n"
+    assert b"".join(lines.next_lines(100)) == b"d\n"

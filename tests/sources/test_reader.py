@@ -174,7 +174,7 @@ def read(path: Path, size: int, block: int) -> tuple[list[str], list[int]]:
         lines = LineReader(json_lines([CompressedFile(path)], "auto"))
         chunks = []
         while lines.has_more():
-            chunks.append(b"".join(lines.pieces(size)))
+            chunks.append(b"".join(lines.next_lines(size)))
         if not chunks:
             raise CorruptInput("holds no text")
     reader = BatchReader(RecordParser("text", "id", None))

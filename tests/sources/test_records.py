@@ -95,7 +95,7 @@ def cut(path: Path, size: int) -> list[bytes]:
     lines = LineReader(CompressedFile(path))
     found = []
     while lines.has_more():
-        found.append(b"".join(lines.pieces(size)))
+        found.append(b"".join(lines.next_lines(size)))
     return found
 
 
@@ -118,7 +118,7 @@ def test_every_form_gives_the_text_and_the_hash_of_the_file(
     with reading(block):
         found = []
         while lines.has_more():
-            found.append(b"".join(lines.pieces(3000)))
+            found.append(b"".join(lines.next_lines(3000)))
     assert b"".join(found) == TEXT
     assert file.digest == hashlib.sha256(data).hexdigest()
     assert (file.bytes_read, lines.bytes_read, lines.lines_read) == (len(data), len(TEXT), 400)
@@ -204,7 +204,7 @@ def test_a_damaged_first_byte_is_not_taken_for_text(tmp_path: Path, name: str) -
 def test_damage_names_the_unit(tmp_path: Path) -> None:
     path = write(tmp_path, zstandard.compress(TEXT)[:-5])
     with pytest.raises(CorruptInput) as caught:
-        list(LineReader(CompressedFile(path, unit=tmp_path)).pieces(10**9))
+        list(LineReader(CompressedFile(path, unit=tmp_path)).next_lines(10**9))
     assert caught.value.unit == tmp_path
 
 
@@ -212,7 +212,7 @@ def test_nothing_comes_out_of_an_empty_file(tmp_path: Path) -> None:
     for empty in (b"", zstandard.compress(b""), gzip.compress(b""), NO_TEXT):
         lines = LineReader(CompressedFile(write(tmp_path, empty)))
         assert not lines.has_more()
-        assert list(lines.pieces(10)) == []
+        assert list(lines.next_lines(10)) == []
 
 
 def expected(text: bytes, size: int) -> list[bytes]:
@@ -265,7 +265,7 @@ from pipeline.sources.records import LineReader
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 lines = LineReader(CompressedFile(Path(sys.argv[1])))
 while lines.has_more():
-    for piece in lines.pieces(256_000_000):
+    for piece in lines.next_lines(256_000_000):
         pass
 print(lines.bytes_read, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

@@ -87,7 +87,7 @@ def test_one_of_several_processes_builds_the_cache(
     monkeypatch.setattr(token_cache, "POLL_SECONDS", 0.05)
 
     def digest(label: str) -> str:
-        context = Context(label=label, gone=lambda label: False)
+        context = Context(label=label, has_ended=lambda label: False)
         return open_token_cache(sealed, "train", context).digest
 
     with ThreadPoolExecutor(3) as pool:

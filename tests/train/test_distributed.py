@@ -48,7 +48,9 @@ def run_ranks(folder: Path, work: Work, world: int = 2) -> list[dict[str, Any]]:
             continue
         try:
             rendezvous = f"127.0.0.1:{port}"
-            ctx = Context(log=print, rank=rank, local_rank=rank, world=world, rendezvous=rendezvous)
+            ctx = Context(
+                log=print, rank=rank, local_rank=rank, world_size=world, rendezvous=rendezvous
+            )
             outcome: dict[str, Any] = {"value": work(ctx)}
         except (Failure, Interrupted) as error:
             outcome = {"error": type(error).__name__, "reason": str(error)}
@@ -294,7 +296,7 @@ def test_a_waiting_rank_sees_that_the_training_is_finished(
     def alone(ctx: Context) -> Any:
         if ctx.rank:
             return work(ctx)
-        return work(replace(ctx, world=1))
+        return work(replace(ctx, world_size=1))
 
     assert run_ranks(tmp_path, alone) == [{"value": "done"}] * 2
 

@@ -321,7 +321,7 @@ def test_checkpoints_of_another_corpus_are_refused(small: Small, root: Path) -> 
     folder = node.work.folder
     assert str(caught.value) == (
         f"{folder} contains checkpoints that were trained on other data: tokenize.shards changed "
-        f"since. to start again with the present data, remove it: rm -r {folder}"
+        f"since. To start again with the present data, remove it: rm -r {folder}"
     )
     assert train(config, root).complete, "nothing was lost"
 

@@ -180,7 +180,7 @@ def refused_at(step: int, config: Config, root: Path) -> None:
     with pytest.raises(UserError) as caught:
         train(config, root)
     assert str(caught.value) == (
-        f"the validation loss at step {step} is nan. try train.precision=fp32; at step 0 the cause "
+        f"the validation loss at step {step} is nan. Try train.precision=fp32; at step 0 the cause "
         "is the base model"
     )
 

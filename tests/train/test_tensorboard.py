@@ -79,7 +79,7 @@ def test_without_the_setting_no_events_are_written(tmp_path: Path) -> None:
 def test_the_setting_is_not_part_of_the_key(small: Small) -> None:
     shown, not_shown = small("train.tensorboard=true"), small()
     assert shown.train.tensorboard
-    assert shown.train.identity_fields() == not_shown.train.identity_fields()
+    assert shown.train.hashed_values() == not_shown.train.hashed_values()
 
 
 @pytest.mark.slow

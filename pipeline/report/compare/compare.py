@@ -158,7 +158,7 @@ def _differences(runs: Sequence[ComparedRun], deciding: bool) -> dict[str, list[
 def _flat(config: RunConfig, deciding: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for section in SECTIONS:
-        keyed = getattr(config, section).identity_fields()
+        keyed = getattr(config, section).hashed_values()
         every = getattr(config, section).model_dump(mode="json")
         chosen = keyed if deciding else {n: v for n, v in every.items() if n not in keyed}
         found |= {f"{section}.{name}": value for name, value in chosen.items()}
