@@ -142,11 +142,11 @@ def generate_and_measure(
         "learned": generate(learned[0], False) if learned[0] else [],
     }
     spans = iter(longest_spans([text for texts in kinds.values() for text in texts]))
-    figures = {
+    metrics = {
         name: measure_texts(texts, [int(next(spans)) for _ in texts])
         for name, texts in kinds.items()
     }
-    figures["learned"] |= agreement(kinds["learned"], learned[1])
+    metrics["learned"] |= agreement(kinds["learned"], learned[1])
     written = {
         "held_out": [
             {"prompt": p, "reference": r, "greedy": g, "sampled": s}
@@ -159,4 +159,4 @@ def generate_and_measure(
             for p, r, g in zip(*learned, kinds["learned"], strict=True)
         ],
     }
-    return written, figures
+    return written, metrics

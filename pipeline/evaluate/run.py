@@ -63,13 +63,13 @@ def write_samples(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -
     """
     started = time.monotonic()
     setup = _prepare(config, "test", item, inputs, ctx)
-    samples, figures = _generate(setup, _open_split(inputs, "train", ctx), config, ctx)
+    samples, metrics = _generate(setup, _open_split(inputs, "train", ctx), config, ctx)
     with ctx.commit(item.name) as draft:
         text = json.dumps(samples, indent=1, ensure_ascii=False)
         (draft.path / "samples.json").write_text(text, encoding="utf-8")
         seconds = round(time.monotonic() - started, 3)
         conditions = _conditions(setup, config, ctx)
-        draft.facts = dict(SampleFacts(**conditions, written=figures, seconds=seconds))
+        draft.facts = dict(SampleFacts(**conditions, written=metrics, seconds=seconds))
 
 
 def _conditions(setup: _Setup, config: RunConfig, ctx: Context) -> ScoringConditions:
@@ -263,10 +263,10 @@ def _generate(
     held_out = cut_prompts(setup.split, settings.prompts, prompt_tokens, new_tokens)
     # A recited text equals the document for all of `new_tokens`, so the document must be as long.
     learned = cut_prompts(train, settings.prompts, prompt_tokens, new_tokens, full=True)
-    written, figures = generate_and_measure(held_out, learned, continue_texts, longest_spans)
+    written, metrics = generate_and_measure(held_out, learned, continue_texts, longest_spans)
     decode = ReferenceEncoder(setup.base_folder).decode
     texts = {
         kind: [{name: decode(ids) for name, ids in row.items()} for row in rows]
         for kind, rows in written.items()
     }
-    return texts, figures
+    return texts, metrics

@@ -83,7 +83,9 @@ class TrainerCallbacks:
         """
         unit = self.ranks.run_on_rank0(lambda: checkpoint.remove_after(self.ctx, state.good_step))
         if unit is None:
-            raise UserError("training diverged, and no good checkpoint is left", "Try a lower train.lr")
+            raise UserError(
+                "training diverged, and no good checkpoint is left", "Try a lower train.lr"
+            )
         checkpoint.wait_until_visible(unit)
         runner = self.step_runner
         checkpoint.restore(unit, runner.model, runner.optimizer, runner.scaler)

@@ -179,7 +179,7 @@ def test_what_does_not_fit_into_fp16_is_told() -> None:
 
     model = torch.nn.Linear(2, 2)
     model.weight.data[0, 0] = 1e5
-    with pytest.raises(UserError, match=r"not finite in fp16\. try --precision=fp32"):
+    with pytest.raises(UserError, match=r"not finite in fp16\. Try --precision=fp32"):
         export._round(model, "fp16")
 
 
@@ -303,7 +303,7 @@ def test_too_little_memory_is_told_before_anything_is_read(
     monkeypatch.setattr("pipeline.export.export.memory", lambda: 900_000_000)
     with pytest.raises(UserError) as caught:
         export_run(small(), trained("llama"), tmp_path / "new" / "out", "fp32")
-    told = r"exporting \d+,\d+ weights takes 1 GB of memory .* only 900 MB may be used here\. run"
+    told = r"exporting \d+,\d+ weights takes 1 GB of memory .* only 900 MB may be used here\. Run"
     assert re.match(told, str(caught.value))
     assert str(caught.value).endswith("srun --mem=2G make export …")
     assert not (tmp_path / "new").exists()

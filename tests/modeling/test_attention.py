@@ -163,7 +163,7 @@ def test_flash_needs_a_gpu() -> None:
     device = torch.device("cpu")
     assert pick_attention("auto", device, "bf16") == "cpu_by_document"
     assert pick_attention("sdpa", device, "bf16") == "sdpa"
-    with pytest.raises(UserError, match=r"train.attention=flash needs a GPU. use train.attention"):
+    with pytest.raises(UserError, match=r"train.attention=flash needs a GPU. Use train.attention"):
         pick_attention("flash", device, "bf16")
 
 

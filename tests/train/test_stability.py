@@ -288,7 +288,7 @@ def test_training_stops_after_the_last_rollback(
         train(config, root)
     assert str(caught.value) == (
         "training diverged: 2 steps in a row were skipped, the last one, step 7, because loss is "
-        "nan, gradient norm is nan; after 2 rollbacks the learning rate was 0.00125. the "
+        "nan, gradient norm is nan; after 2 rollbacks the learning rate was 0.00125. The "
         "checkpoint of step 4 is kept; try a lower train.lr, or train.precision=bf16"
     )
     node = find(config, root, "train.train")

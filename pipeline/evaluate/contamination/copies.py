@@ -1,8 +1,8 @@
 """Find the longest span of each text that occurs verbatim in the training documents.
 
-A span of L tokens is a run of L - 12 13-grams that follow each other in both texts, so the hits of
-the n-gram scan are all there is to examine. A passage that occurs in a hundred thousand documents
-is examined once.
+A span of L tokens is L - 12 13-grams that follow each other in both texts, so the hits of the
+n-gram scan are all there is to examine. A passage that occurs in a hundred thousand documents is
+examined once.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class _Longest:
                 self._compare(int(positions[begin]) + first, run[first : first + 2 * self._width])
 
     def _compare(self, position: int, run: Positions) -> None:
-        """Compare a run of n-grams, which begins at `position` of the corpus, with each text."""
+        """Compare consecutive n-grams, the first at `position` of the corpus, with each text."""
         sizes = self._begins[run + 1] - self._begins[run]
         step = np.repeat(np.arange(len(run)), sizes)
         one = np.repeat(self._begins[run] - (np.cumsum(sizes) - sizes), sizes)

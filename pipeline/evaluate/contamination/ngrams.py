@@ -45,13 +45,13 @@ def distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def rolling(ids: Tokens, n: int, seed: int = 0) -> npt.NDArray[np.uint64]:
-    """Hash every run of n tokens: Σ s(ids[i + j]) · base^(n - 1 - j) modulo 2^64.
+    """Hash every sequence of n tokens: Σ s(ids[i + j]) · base^(n - 1 - j) modulo 2^64.
 
     Widths are doubled: 13 = 8 + 4 + 1 takes three doublings and two sums instead of 13 steps.
 
     Args:
         ids: Tokens, (length,).
-        n: Tokens of a run.
+        n: Tokens of a sequence.
         seed: Selects the hash function.
 
     Returns:
@@ -77,7 +77,7 @@ def rolling(ids: Tokens, n: int, seed: int = 0) -> npt.NDArray[np.uint64]:
 def _join(
     left: npt.NDArray[np.uint64], right: npt.NDArray[np.uint64], width: int, have: int
 ) -> npt.NDArray[np.uint64]:
-    """Hashes of runs of `width + have` tokens, from those of `width` and of `have` tokens."""
+    """Hashes of sequences of `width + have` tokens, from those of `width` and of `have` tokens."""
     length = min(len(left), len(right) - width)
     joined = left[:length] * np.uint64(pow(_HASH_BASE, have, 1 << 64))
     joined += right[width : width + length]
