@@ -302,7 +302,7 @@ def test_an_impossible_combination_is_refused(overrides: list[str], told: str) -
             "a CPU nothing is learned after the first validation. Use train.weights=int8",
         ),
         ("precision=fp16", "slower than fp32 and overflows. Use train.precision=auto"),
-        ("attention=flash", "train.attention=flash needs a GPU, and there is none here. use"),
+        ("attention=flash", "train.attention=flash needs a GPU, and there is none here. Use"),
     ],
 )
 def test_what_needs_a_gpu_is_refused_where_none_is_asked_for(word: str, told: str) -> None:

@@ -45,15 +45,15 @@ def check_device(config: Config, gpus: int, scoring: int | None = None) -> None:
     if train.weights == "nf4":
         why = "on a CPU nothing is learned after the first validation"
         raise UserError(
-            f"train.weights=nf4 needs a GPU, {where}: {why}", "use train.weights=int8, or gpus: 1"
+            f"train.weights=nf4 needs a GPU, {where}: {why}", "Use train.weights=int8, or gpus: 1"
         )
     if train.precision == "fp16":
         why = "on a CPU it is slower than fp32 and overflows"
         raise UserError(
-            f"train.precision=fp16 needs a GPU, {where}: {why}", "use train.precision=auto"
+            f"train.precision=fp16 needs a GPU, {where}: {why}", "Use train.precision=auto"
         )
     if not gpus and train.attention == "flash":
-        raise UserError(f"train.attention=flash needs a GPU, {where}", "use train.attention=auto")
+        raise UserError(f"train.attention=flash needs a GPU, {where}", "Use train.attention=auto")
 
 
 def check_sources(config: Config, root: Path) -> int | None:
