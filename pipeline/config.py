@@ -31,7 +31,7 @@ from pipeline.evaluate.stage import EvaluateConfig
 from pipeline.tokenize.stage import TokenizeConfig
 from pipeline.train.stage import TrainConfig
 
-DEFAULT_MODEL, DEFAULT_RECIPE = "opt-125m", "lora-8bit"  # defaults where the data set names none
+DEFAULT_MODEL, DEFAULT_RECIPE = "opt-125m", "lora-8bit"  # defaults where the dataset names none
 MAX_NAME_BYTES = 200  # of a run's name
 MAX_NAME_CHARS = 80  # of a name that is made up
 
@@ -85,10 +85,10 @@ def resolve(
 
     Args:
         dataset: Registry id, or path of a YAML file.
-        model: Registry id, local folder, or hub repo id; None for the data set's own default.
+        model: Registry id, local folder, or hub repo id; None for the dataset's own default.
         recipe: Registry id, or path of a YAML file; None likewise.
         overrides: Words like `train.lr=3e-4`.
-        name: The run's name; None to make one from the data set and what differs from the defaults.
+        name: The run's name; None to make one from the dataset and what differs from the defaults.
         file: A local copy of the corpus.
 
     Raises:

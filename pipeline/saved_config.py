@@ -78,10 +78,10 @@ def _same(saved: Config, new: Config) -> bool:
 
     Another FILE or URL is another corpus, unless its hash says that it is the same.
     """
-    one, other = saved.request, new.request
-    same_source = (one.file, _sources(one)) == (other.file, _sources(other))
+    old, now = saved.request, new.request
+    same_source = (old.file, _sources(old)) == (now.file, _sources(now))
     same_corpus = same_source or saved.dataset.content == new.dataset.content
-    return same_corpus and _deciding(one) == _deciding(other)
+    return same_corpus and _deciding(old) == _deciding(now)
 
 
 def _sources(request: Request) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipeline.core.receipt import Receipt, UnitIdentity, load, load_intact, veri
 
 
 def equivalent_units(folder: Path, item: str) -> Iterator[Path]:
-    """Units of that name in folders of the same kind, under other keys, data sets or runs."""
+    """Units of that name in folders of the same kind, under other keys, datasets or runs."""
     kind = glob.escape(folder.name.partition("-")[0])
     for sibling in sorted(folder.parent.parent.glob(f"*/{kind}-*")):
         if sibling != folder and (sibling / item).is_dir():

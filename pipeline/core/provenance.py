@@ -54,8 +54,8 @@ def changes() -> str:
 
 def packages() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on, where installed."""
-    found = {name: version for name in RECORDED_PACKAGES if (version := _version(name))}
-    return {"python": platform.python_version(), **found}
+    versions = {name: version for name in RECORDED_PACKAGES if (version := _version(name))}
+    return {"python": platform.python_version(), **versions}
 
 
 def hardware() -> dict[str, Any]:

@@ -70,8 +70,8 @@ class Receipt:
     @property
     def digest(self) -> str:
         """Content digest: hash of the sorted sha256 of the outputs and of the units listed."""
-        made = (o.sha256 for name, o in self.outputs.items() if name not in self.notes)
-        return hash_json(sorted([*made, *self.units.values()]))
+        digests = (o.sha256 for name, o in self.outputs.items() if name not in self.notes)
+        return hash_json(sorted([*digests, *self.units.values()]))
 
     @property
     def spent(self) -> float:

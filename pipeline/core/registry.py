@@ -1,4 +1,4 @@
-"""Data sets and base models by name: `conf/{datasets,models}/*.yaml`, or the user's own file."""
+"""Datasets and base models by name: `conf/{datasets,models}/*.yaml`, or the user's own file."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Dataset(Section):
     """A corpus: where it comes from and how its records are read.
 
     `urls` are mirrors of the same file, tried in order. `https://`, `http://`, `file://` name a
-    file, `hf://owner/name` a hub data set, `docstrings://a,b` the docstrings of installed packages,
+    file, `hf://owner/name` a hub dataset, `docstrings://a,b` the docstrings of installed packages,
     of which `max_bytes` are taken at most. A `file://` may name a folder, taken as a whole. With
     `years` (`2020` or `1985-2024`) there is one file a year, and `{year}` stands for it in the
     URLs. `form`: how the files hold records, see `pipeline.sources.formats`. `sha256` (hex), `size`
-    (bytes): of the one file. `revision`, `subset`, `split`: of a hub data set. `text_field`,
+    (bytes): of the one file. `revision`, `subset`, `split`: of a hub dataset. `text_field`,
     `id_field`: the fields with text and id. `split_by`: the field that decides the split instead of
     the text. `language`: its ISO 639 code. `instead`: the id that the error message suggests if no
-    mirror answers. `model`, `recipe`: the defaults for this data set.
+    mirror answers. `model`, `recipe`: the defaults for this dataset.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -161,8 +161,8 @@ class BaseModel(Section):
 
 
 def _not_neutral(section: Section, names: tuple[str, ...]) -> dict[str, Any]:
-    found = {name: section.key_part(name) for name in names}
-    return {name: value for name, value in found.items() if value is not NEUTRAL}
+    parts = {name: section.key_part(name) for name in names}
+    return {name: value for name, value in parts.items() if value is not NEUTRAL}
 
 
 Kind = Literal["datasets", "models", "recipes"]
@@ -186,7 +186,7 @@ def entry(kind: Kind, name: str) -> dict[str, Any]:
 
 
 def find_dataset(name: str, file: str | None = None) -> Dataset:
-    """The data set of that name; `file`, a file or a folder, takes the place of all its files."""
+    """The dataset of that name; `file`, a file or a folder, takes the place of all its files."""
     dataset: Dataset = build(Dataset, entry("datasets", name), f"dataset {name}")
     if file is None:
         return dataset
@@ -232,13 +232,13 @@ def _context(folder: Path) -> int | None:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    found = (content.get(n) for n in CONTEXT_NAMES) if isinstance(content, dict) else ()
-    return next((value for value in found if isinstance(value, int) and value > 0), None)
+    lengths = (content.get(n) for n in CONTEXT_NAMES) if isinstance(content, dict) else ()
+    return next((value for value in lengths if isinstance(value, int) and value > 0), None)
 
 
 def _modules(folder: Path) -> list[str]:
     """Last names of the modules of a local model that hold matrices; none if unknown."""
-    found: set[str] = set()
+    modules: set[str] = set()
     for path in folder.glob("model*.safetensors"):
         try:
             with path.open("rb") as file:  # the safetensors library would import numpy
@@ -250,5 +250,5 @@ def _modules(folder: Path) -> list[str]:
             ]
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return []
-        found |= {name[-2] for name in names if len(name) > 1 and name[-1] == "weight"}
-    return sorted(found - NOT_ADAPTABLE_MODULES | OUTPUT_HEAD_MODULES) if found else []
+        modules |= {name[-2] for name in names if len(name) > 1 and name[-1] == "weight"}
+    return sorted(modules - NOT_ADAPTABLE_MODULES | OUTPUT_HEAD_MODULES) if modules else []

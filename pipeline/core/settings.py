@@ -138,13 +138,13 @@ class ConfigView:
         raise LookupError(f"step {self._owner} reads the setting {path}, which it does not declare")
 
 
-def parse_overrides(words: list[str]) -> dict[str, Any]:
+def parse_overrides(overrides: list[str]) -> dict[str, Any]:
     """Turn `["train.lr=3e-4"]` into `{"train": {"lr": 0.0003}}`.
 
     Values are YAML 1.1, except that 3e-4 is a number. Unlike in `read_yaml`, 1:00:00 is one, too.
     """
     tree: dict[str, Any] = {}
-    for word in words:
+    for word in overrides:
         path, equals, text = word.partition("=")
         if not equals or not all(path.split(".")):
             raise UserError(
@@ -275,8 +275,8 @@ def _former_names(prefix: str) -> dict[str, str]:
 
 
 def _sections(model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
-    found = [(name, field.annotation) for name, field in model.model_fields.items()]
-    return [(n, a) for n, a in found if isinstance(a, type) and issubclass(a, BaseModel)]
+    fields = [(name, field.annotation) for name, field in model.model_fields.items()]
+    return [(n, a) for n, a in fields if isinstance(a, type) and issubclass(a, BaseModel)]
 
 
 def _locate(model: type[BaseModel], path: tuple[Any, ...]) -> tuple[list[str], type[BaseModel]]:
@@ -293,8 +293,8 @@ def _locate(model: type[BaseModel], path: tuple[Any, ...]) -> tuple[list[str], t
         fields.append(name)
         annotation = model.model_fields[name].annotation
         candidates = [annotation, *get_args(annotation)]
-        found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not found:
+        sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not sections:
             break
-        model, is_key = found[0], get_origin(annotation) is dict
+        model, is_key = sections[0], get_origin(annotation) is dict
     return fields, model

@@ -165,7 +165,7 @@ def _is_library_error(error: Exception) -> bool:
     """Whether the hub's libraries raise this for what they were given, rather than for a bug.
 
     These are exceptions that they define and those that they document: OSError for the network,
-    ValueError for a wrong name, split or file, RuntimeError for a data set with a script, EOFError
+    ValueError for a wrong name, split or file, RuntimeError for a dataset with a script, EOFError
     for a truncated file, and the TypeError of a column whose type differs between files.
     """
     modules = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub as one `.jsonl.zst` file.
+"""Datasets of the Hugging Face hub as one `.jsonl.zst` file.
 
 Rows are streamed and written as many small zstd frames. After each frame, the sidecar of the
 partial file records where the stream continues, so an interrupted download gives the same bytes.
@@ -27,7 +27,7 @@ ZSTD_LEVEL = 3
 def fetch_dataset(
     dataset: Dataset, partial_path: Path, stop: Stop, progress: ProgressCallback
 ) -> FetchedFile:
-    """Write the rows of a hub data set to `partial_path`, one JSON object per line, keys sorted.
+    """Write the rows of a hub dataset to `partial_path`, one JSON object per line, keys sorted.
 
     Args:
         dataset: Its first URL is `hf://owner/name`; it has its own revision, subset and split.
@@ -40,7 +40,7 @@ def fetch_dataset(
         The file; its `etag` is the commit.
 
     Raises:
-        InputError: The hub, the data set or its split does not exist, or the download failed.
+        InputError: The hub, the dataset or its split does not exist, or the download failed.
         Interrupted: A stop was requested.
     """
     url = dataset.urls[0]
