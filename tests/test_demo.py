@@ -21,10 +21,12 @@ pytestmark = [
 
 SHORT = (
     "train.steps=4",
+    "train.batch_size=1",
+    "train.micro_batch_size=1",
     "train.validate_every=4",
     "train.checkpoint_every=4",
     "train.validation_tokens=512",
-    "evaluate.max_tokens=1_024",
+    "evaluate.max_tokens=512",
     "evaluate.prompts=1",
     "evaluate.new_tokens=4",
 )

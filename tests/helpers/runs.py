@@ -47,6 +47,7 @@ SMALL = [
     "train.validate_every=3",
     "train.checkpoint_every=2",
     "train.validation_documents=4",
+    "train.sample_tokens=8",
     "train.lr=5e-3",
     "evaluate.max_documents=40",
     "evaluate.prompts=1",
