@@ -180,17 +180,17 @@ def _evaluation(report: dict[str, Any] | None) -> Iterator[str]:
         return
     yield "| split | model | perplexity | 95 % interval | bits per byte |"
     yield "|---|---|---:|---:|---:|"
-    for split, found in scored:
+    for split, scores in scored:
         for model, name in (("base", "base"), ("tuned", "adapted")):
-            if m := found.get(model):
+            if m := scores.get(model):
                 low, high = map(number, m["ci95"])
                 measured = f"{number(m['perplexity'])} | {low} – {high} "
                 yield f"| {split} | {name} | {measured}| {number(m['bits_per_byte'])} |"
     yield ""
-    for split, found in scored:
-        line = f"{split}: {count(found['documents'])} of {count(found['of_documents'])} documents"
-        line += f", {count(found['tokens'])} tokens, base model in {found['tuned']['weights']}"
-        if paired := found.get("paired"):
+    for split, scores in scored:
+        line = f"{split}: {count(scores['documents'])} of {count(scores['of_documents'])} documents"
+        line += f", {count(scores['tokens'])} tokens, base model in {scores['tuned']['weights']}"
+        if paired := scores.get("paired"):
             low, high = map(signed, paired["ci95_percent"])
             change = signed(paired["perplexity_change_percent"])
             line += f"; perplexity {change} % (95 % interval {low} to {high} %)"
@@ -228,9 +228,8 @@ def _limits(config: RunConfig, report: dict[str, Any] | None) -> Iterator[str]:
     )
 
 
-def _provenance(found: dict[str, Any]) -> str:
-    code = ", ".join(f"`{commit}`" for commit in found["code"]) or "unknown"
-    packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
-    return (
-        f"Gristmill {code}, finished {found['finished']}; the report was written with {packages}."
-    )
+def _provenance(provenance: dict[str, Any]) -> str:
+    code = ", ".join(f"`{commit}`" for commit in provenance["code"]) or "unknown"
+    packages = ", ".join(f"{name} {version}" for name, version in provenance["packages"].items())
+    finished = provenance["finished"]
+    return f"Gristmill {code}, finished {finished}; the report was written with {packages}."

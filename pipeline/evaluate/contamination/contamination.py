@@ -39,7 +39,7 @@ def measure_overlap(config: RunConfig, item: Item, inputs: Inputs, ctx: Context)
         for split, corpus in corpora.items()
     }
     train = open_sealed(inputs, "train", ctx)
-    found = find_overlap(
+    overlap = find_overlap(
         [corpora[split].document(index) for split in HELD_OUT_SPLITS for index in chosen[split]],
         train,
         check=ctx.stop.check,
@@ -57,14 +57,14 @@ def measure_overlap(config: RunConfig, item: Item, inputs: Inputs, ctx: Context)
                     [corpus.hashes[i].tobytes().hex() for i in chosen[split]], pa.string()
                 ),
                 "tokens": np.diff(corpus.offsets)[chosen[split]],
-                "covered": found.covered[rows],
-                "near": found.near[rows],
-                "jaccard": found.jaccard[rows],
-                "nearest": found.nearest[rows],
+                "covered": overlap.covered[rows],
+                "near": overlap.near[rows],
+                "jaccard": overlap.jaccard[rows],
+                "nearest": overlap.nearest[rows],
             }
             path = draft.path / f"{split}.parquet"
             pq.write_table(pa.table(columns), path, compression="zstd")
-            facts[split] = _sums(found, rows, columns["tokens"])
+            facts[split] = _sums(overlap, rows, columns["tokens"])
         draft.facts = {
             **facts,
             "n": NGRAM_TOKENS,
@@ -79,12 +79,12 @@ def measure_overlap(config: RunConfig, item: Item, inputs: Inputs, ctx: Context)
         }
 
 
-def _sums(found: Overlap, rows: slice, tokens: Any) -> SplitOverlap:
-    covered = found.covered[rows]
+def _sums(overlap: Overlap, rows: slice, tokens: Any) -> SplitOverlap:
+    covered = overlap.covered[rows]
     return {
         "documents": len(covered),
-        "near_duplicates": int(found.near[rows].sum()),
+        "near_duplicates": int(overlap.near[rows].sum()),
         "any_overlap": int((covered > 0).sum()),
         "covered_share": float(covered.sum() / max(1, tokens.sum())),
-        "too_short": int(found.short[rows].sum()),
+        "too_short": int(overlap.short[rows].sum()),
     }

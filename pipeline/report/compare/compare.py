@@ -63,18 +63,20 @@ def compare(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Any]:
     Raises:
         CorruptInput: A score is damaged.
     """
-    found = [collect(run.config, run.inputs, run.logs, run.run_progress) for run in runs]
+    report_data = [collect(run.config, run.inputs, run.logs, run.run_progress) for run in runs]
     scores = {split: [_scores(run, split) for run in runs] for split in HELD_OUT_SPLITS}
-    rows = [_row(*row) for row in zip(LETTERS, runs, found, strict=False)]
+    rows = [_row(*row) for row in zip(LETTERS, runs, report_data, strict=False)]
     evaluation = {
-        split: _evaluation(runs, found, scores[split], split) for split in HELD_OUT_SPLITS
+        split: _evaluation(runs, report_data, scores[split], split) for split in HELD_OUT_SPLITS
     }
     content: dict[str, Any] = {
         "verdict": ranking.verdict(rows, evaluation, _pairs(runs, rows, scores, evaluation)),
         "runs": rows,
         "differences": _differences(runs, deciding=True),
         "circumstances": _differences(runs, deciding=False),
-        "evaluation": {split: found for split, found in evaluation.items() if any(found["runs"])},
+        "evaluation": {
+            split: scored for split, scored in evaluation.items() if any(scored["runs"])
+        },
         "definitions": {
             **metrics.DEFINITIONS,
             **overlap.DEFINITIONS,
@@ -85,7 +87,7 @@ def compare(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Any]:
     text = json.dumps(content, indent=1, ensure_ascii=False)
     (folder / "compare.json").write_text(text, encoding="utf-8")
     notes = _notes(rows, evaluation)
-    drawn = overlay.draw(content, [one.curve for one in found], folder)
+    drawn = overlay.draw(content, [data.curve for data in report_data], folder)
     page.write_page("compare", content | drawn | notes, folder / "compare")
     return content
 
@@ -107,9 +109,9 @@ def _notes(rows: Sequence[dict[str, Any]], evaluation: dict[str, Any]) -> dict[s
 _TRAINED = ("method", "steps", "tokens", "seconds", "tokens_per_second", "best_step", "best_loss")
 
 
-def _row(letter: str, run: ComparedRun, found: ReportData) -> dict[str, Any]:
+def _row(letter: str, run: ComparedRun, data: ReportData) -> dict[str, Any]:
     """Name, model, state, training and cost of a run."""
-    report = found.report
+    report = data.report
     trained, unfinished = report["training"], report["progress"]["training"]
     under = report["evaluation"].get("test", {}).get("tuned") or {}
     if trained and under:
@@ -156,13 +158,13 @@ def _differences(runs: Sequence[ComparedRun], deciding: bool) -> dict[str, list[
 
 
 def _flat(config: RunConfig, deciding: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for section in SECTIONS:
         keyed = getattr(config, section).hashed_values()
-        every = getattr(config, section).model_dump(mode="json")
-        chosen = keyed if deciding else {n: v for n, v in every.items() if n not in keyed}
-        found |= {f"{section}.{name}": value for name, value in chosen.items()}
-    return found
+        values = getattr(config, section).model_dump(mode="json")
+        chosen = keyed if deciding else {n: v for n, v in values.items() if n not in keyed}
+        flat |= {f"{section}.{name}": value for name, value in chosen.items()}
+    return flat
 
 
 def _scores(run: ComparedRun, split: str) -> pa.Table | None:
@@ -177,7 +179,7 @@ def _scores(run: ComparedRun, split: str) -> pa.Table | None:
 
 def _evaluation(
     runs: Sequence[ComparedRun],
-    found: Sequence[ReportData],
+    report_data: Sequence[ReportData],
     scores: Sequence[pa.Table | None],
     split: str,
 ) -> dict[str, Any]:
@@ -187,8 +189,8 @@ def _evaluation(
     """
     rows: list[dict[str, Any] | None] = []
     present = [table for table in scores if table is not None]
-    for number, (one, table) in enumerate(zip(found, scores, strict=True)):
-        scored = one.report["evaluation"].get(split)
+    for number, (data, table) in enumerate(zip(report_data, scores, strict=True)):
+        scored = data.report["evaluation"].get(split)
         if table is None or scored is None:
             rows.append(None)
             continue
@@ -253,9 +255,9 @@ def _pairs(
         return {}
     best_scores = scores["test"][best]
     assert best_scores is not None
-    found: dict[str, dict[str, Any]] = {}
+    pairs: dict[str, dict[str, Any]] = {}
     for index, (row, table) in enumerate(zip(rows, scores["test"], strict=True)):
         if index != best and table is not None:
             pair = compare_scores(table, best_scores, runs[best].config.evaluate.resamples)
-            found |= {row["letter"]: pair} if pair else {}
-    return found
+            pairs |= {row["letter"]: pair} if pair else {}
+    return pairs

@@ -49,12 +49,12 @@ class Attempt:
 
 def read_attempts(logs: Path) -> dict[str, list[Attempt]]:
     """The attempts at the tasks of each step, in order of their start."""
-    found: dict[str, dict[tuple[int, float], dict[str, Any]]] = defaultdict(dict)
+    rows_by_step: dict[str, dict[tuple[int, float], dict[str, Any]]] = defaultdict(dict)
     for step, path in task_files(logs):
         for row in filter(is_attempt, read_rows(path)):
             # An attempt is in both files if its successor was killed early; the history rounds.
-            found[step][row["element"], round(row["started"], 2)] = row
-    return {step: _in_order(list(rows.values())) for step, rows in found.items() if rows}
+            rows_by_step[step][row["element"], round(row["started"], 2)] = row
+    return {step: _in_order(list(rows.values())) for step, rows in rows_by_step.items() if rows}
 
 
 def read_plans(logs: Path) -> list[PlanStart]:

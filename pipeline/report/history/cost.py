@@ -34,13 +34,13 @@ def units(finished_step: Input) -> Iterator[Receipt]:
 
 def stages(inputs: Inputs) -> dict[str, Any]:
     """By stage: seconds and number of units."""
-    found: dict[str, Any] = {}
+    by_stage: dict[str, Any] = {}
     for step, finished_step in inputs.items():
-        stage = found.setdefault(step.partition(".")[0], {"seconds": 0.0, "units": 0})
+        stage = by_stage.setdefault(step.partition(".")[0], {"seconds": 0.0, "units": 0})
         for receipt in units(finished_step):
             stage["seconds"] = round(stage["seconds"] + receipt.spent, 3)
             stage["units"] += 1
-    return found
+    return by_stage
 
 
 def cost(inputs: Inputs, curve: Curve | None, logs: Path | None = None) -> dict[str, Any]:

@@ -70,21 +70,21 @@ def describe_progress(
     return {"at": at, "steps": steps, "training": training}
 
 
-def headline(found: dict[str, Any]) -> dict[str, str]:
-    """What the page shows instead of a verdict; `found` is the result of `describe_progress`."""
-    steps, training = found["steps"], found["training"]
+def headline(progress: dict[str, Any]) -> dict[str, str]:
+    """What the page shows instead of a verdict; `progress` is the result of `describe_progress`."""
+    steps, training = progress["steps"], progress["training"]
     done = sum(step["state"] == "done" for step in steps)
-    words = f"Not finished: {done} of {len(steps)} steps are done"
+    sentence = f"Not finished: {done} of {len(steps)} steps are done"
     current = next((s for state in _STATE_PHRASES for s in steps if s["state"] == state), None)
     if current:
         step, state = current["step"], current["state"]
         in_training = training and step.startswith("train.")
         phrase = "was started" if in_training and state == "to do" else _STATE_PHRASES[state]
-        words += f", and {step} {phrase}"
+        sentence += f", and {step} {phrase}"
         if in_training:
             of = f" of {training['of']:,}" if training["of"] else ""
-            words += f", at step {training['step']:,}{of}"
-    return {"outcome": "open", "figures": "", "words": words + "."}
+            sentence += f", at step {training['step']:,}{of}"
+    return {"outcome": "open", "figures": "", "words": sentence + "."}
 
 
 def _training(curve: Curve, written: float, now: float) -> dict[str, Any]:

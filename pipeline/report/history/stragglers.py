@@ -28,15 +28,15 @@ DEFINITIONS = {
 
 def slowest(inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
     """By stage, the slowest few units of each kind, in the order of steps and seconds."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    rows_by_stage: dict[str, list[dict[str, Any]]] = {}
     for step, finished_step in inputs.items():
-        rows = found.setdefault(step.partition(".")[0], [])
+        rows = rows_by_stage.setdefault(step.partition(".")[0], [])
         for kind in _kinds(step, finished_step):
             typical = median(receipt.spent for receipt in kind)
             reference = typical if len(kind) >= MIN_UNITS_TO_COMPARE and typical else None
             longest = sorted(kind, key=lambda r: (-r.spent, r.unit))[:SLOWEST_SHOWN]
             rows += [_row(step, receipt, reference, len(kind)) for receipt in longest]
-    return found
+    return rows_by_stage
 
 
 def _row(step: str, receipt: Receipt, reference: float | None, of: int) -> dict[str, Any]:

@@ -54,25 +54,29 @@ def timeline(
     attempts.pop(REPORT_STEP, None)
     if logs is None or not attempts:
         return None
-    given, plans = inputs or {}, read_plans(logs)
-    found = [
-        _step(step, attempts, plans, given.get(step), curve if step == TRAIN_STEP else None)
+    finished_steps, plans = inputs or {}, read_plans(logs)
+    steps = [
+        _step(
+            step, attempts, plans, finished_steps.get(step), curve if step == TRAIN_STEP else None
+        )
         for step in attempts
     ]
-    found.sort(key=lambda step: (step.running[0], step.name))
-    running = union(span for step in found for span in step.running)
-    waited = union(span for step in found for span in step.waited)
+    steps.sort(key=lambda step: (step.running[0], step.name))
+    running = union(span for step in steps for span in step.running)
+    waited = union(span for step in steps for span in step.waited)
     begin = min(start for start, _ in (*running, *waited))
     shared: dict[str, Any] = {
-        step: {"shared": True} for step in given if step not in attempts and step != REPORT_STEP
+        step: {"shared": True}
+        for step in finished_steps
+        if step not in attempts and step != REPORT_STEP
     }
     return {
         "begin": round(begin, 3),
         "wall_seconds": round(running[-1][1] - begin, 3),
         "running_seconds": length(running),
         "waited_seconds": length(minus(waited, running)),
-        "lost_seconds": round(sum(step.lost_seconds or 0.0 for step in found), 3),
-        "steps": shared | {step.name: step.describe(begin) for step in found},
+        "lost_seconds": round(sum(step.lost_seconds or 0.0 for step in steps), 3),
+        "steps": shared | {step.name: step.describe(begin) for step in steps},
     }
 
 
@@ -121,7 +125,7 @@ def _step(
     name: str,
     attempts_by_step: Mapping[str, list[Attempt]],
     plans: list[PlanStart],
-    given: Input | None,
+    finished_step: Input | None,
     curve: Curve | None,
 ) -> _Step:
     attempts = attempts_by_step[name]
@@ -129,11 +133,11 @@ def _step(
     due = list(_due(name, attempts_by_step, plans))
     pairs = zip(due, attempts, strict=True)
     waited = union((since, a.started) for since, a in pairs if since is not None)
-    lost, seconds = _lost(name, attempts, given, curve)
+    lost, seconds = _lost(name, attempts, finished_step, curve)
     return _Step(
         name=name,
         attempts=attempts,
-        finished=given is not None,
+        finished=finished_step is not None,
         running=running,
         waited=minus(waited, running),
         waits_known=any(since is not None for since in due),
@@ -173,10 +177,10 @@ def _due(
 
 
 def _lost(
-    name: str, attempts: list[Attempt], given: Input | None, curve: Curve | None
+    name: str, attempts: list[Attempt], finished_step: Input | None, curve: Curve | None
 ) -> tuple[list[TimeInterval], float | None]:
     """When work was done that had to be done again, and how long; None if unknown."""
-    finished = given is not None
+    finished = finished_step is not None
     unsuccessful = [a for a in attempts if a.state != DONE and (a.over or finished)]
     if curve:
         return union(_computed_twice(attempts, curve)), curve.lost_seconds
@@ -184,7 +188,7 @@ def _lost(
         return [], 0.0
     if not (finished and name.startswith(WITHOUT_PARTIAL_PROGRESS)):
         return [], None
-    commits = _commits(given)
+    commits = _commits(finished_step)
     committed = {a: _last_commit(a, commits) for a in unsuccessful}
     good = union((a.started, committed.get(a, a.end)) for a in attempts)
     lost = minus(union((committed[a], a.end) for a in unsuccessful), good)
@@ -199,13 +203,15 @@ def _computed_twice(attempts: list[Attempt], curve: Curve) -> Iterator[TimeInter
                 yield max(begun, attempt.end - seconds), attempt.end
 
 
-def _commits(given: Input | None) -> list[tuple[int, float]]:
+def _commits(finished_step: Input | None) -> list[tuple[int, float]]:
     """When each unit of a step was committed, with the index of its item."""
-    found = []
-    for index, receipt in enumerate(given.receipts.values() if given else ()):
-        listed = [load(given.folder / name) for name in receipt.units] if given else []
-        found += [(index, one.written) for one in (receipt, *listed) if one]
-    return found
+    commits = []
+    for index, receipt in enumerate(finished_step.receipts.values() if finished_step else ()):
+        listed = (
+            [load(finished_step.folder / name) for name in receipt.units] if finished_step else []
+        )
+        commits += [(index, one.written) for one in (receipt, *listed) if one]
+    return commits
 
 
 def _last_commit(attempt: Attempt, commits: list[tuple[int, float]]) -> float:
@@ -217,27 +223,27 @@ def _last_commit(attempt: Attempt, commits: list[tuple[int, float]]) -> float:
 
 def union(spans: Iterable[TimeInterval]) -> list[TimeInterval]:
     """Merge spans into disjoint ones, in order."""
-    found: list[TimeInterval] = []
+    merged: list[TimeInterval] = []
     for start, end in sorted(spans):
-        if found and start <= found[-1][1]:
-            found[-1] = found[-1][0], max(end, found[-1][1])
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
         else:
-            found.append((start, end))
-    return found
+            merged.append((start, end))
+    return merged
 
 
 def minus(spans: list[TimeInterval], others: list[TimeInterval]) -> list[TimeInterval]:
     """The spans without what they share with `others`; both are results of `union`."""
-    found = []
+    rest = []
     for start, end in spans:
         for low, high in others:
             if start < high and low < end:
                 if start < low:
-                    found.append((start, low))
+                    rest.append((start, low))
                 start = max(start, high)
         if start < end:
-            found.append((start, end))
-    return found
+            rest.append((start, end))
+    return rest
 
 
 def length(spans: Iterable[TimeInterval]) -> float:
