@@ -634,7 +634,7 @@ def test_gpus_that_torch_cannot_use_are_told_apart(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match="it sees 1"):
         pick_device(2, 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES='' hides all GPUs. unset it"):
+    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES='' hides all GPUs. Unset it"):
         pick_device(1)
     Gpu(monkeypatch, (7, 0), 1)
     with pytest.raises(UserError, match=r"Old GPU has compute capability 7.0, .* needs 7.5"):
