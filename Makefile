@@ -95,7 +95,7 @@ test-fast: ## Run the tests that need no cluster, no model and little time
 		-m "not slow and not slurm and not model and not thorough" $(quoted_args)
 
 test-all: export GRISTMILL_THOROUGH = 1
-test-all: ## Run all tests, with the thorough profiles and everything slow
+test-all: ## Run all tests: also the whole demo, more model families and more examples
 	@$(call python,product dev demo) -m pytest $(pytest_workers) $(quoted_args)
 
 cluster-up: ## Start the test cluster, a real SLURM of two nodes on this host
