@@ -170,7 +170,7 @@ def _load_runs(names: Sequence[str], root: Path) -> list[Config]:
         raise UserError(f"named twice: {', '.join(map(repr, repeated))}", example)
     known = {path.parent.name: path for path in sorted((root / "runs").glob("*/config.yaml"))}
     if missing := [repr(name) for name in names if name not in known]:
-        hint = f"runs here: {', '.join(known)}" if known else "start one: make pipeline DATASET=…"
+        hint = f"It holds: {', '.join(known)}" if known else "start one: make pipeline DATASET=…"
         raise UserError(f"there is no run {', '.join(missing)} in {root / 'runs'}", hint)
     return [load_config(known[name]) for name in names]
 

@@ -90,7 +90,7 @@ def test_attention_shorter_than_a_window_is_refused(dataset: Path, tmp_path: Pat
     advance(config, tmp_path / "root", "tokenize.seal")
     with pytest.raises(
         UserError,
-        match=r"longer than the attention span of 32 tokens .* use train\.sequence_length=32",
+        match=r"longer than the attention span of 32 tokens .* Use train\.sequence_length=32",
     ):
         train(config, tmp_path / "root")
     assert train(

@@ -292,4 +292,4 @@ def test_the_command_puts_real_runs_side_by_side(two: Path) -> None:
 def test_a_mistake_is_told_in_one_line(two: Path, words: list[str], told: str) -> None:
     line = refused(jobs(two, *words), 2)
     assert told in line
-    assert "smal" not in words or "there are an 'other' one, small" in line
+    assert "smal" not in words or "It holds: an 'other' one, small" in line
