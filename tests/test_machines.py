@@ -104,13 +104,13 @@ def leave(room: int) -> Callable[[os.statvfs_result], str]:
     ("step", "left"),
     [
         ("download.corpus", 1 * PAGE),
-        ("download.model", 50 * PAGE),
-        ("decompress.chunks", 2 * PAGE),
+        pytest.param("download.model", 50 * PAGE, marks=pytest.mark.thorough),
+        pytest.param("decompress.chunks", 2 * PAGE, marks=pytest.mark.thorough),
         ("tokenize.shards", 3 * PAGE),
-        ("tokenize.seal", 1 * PAGE),
+        pytest.param("tokenize.seal", 1 * PAGE, marks=pytest.mark.thorough),
         ("train.train", None),  # torch fails while writing the optimizer of the second checkpoint
-        ("evaluate.base", 2 * PAGE),
-        ("evaluate.overlap", 1 * PAGE),
+        pytest.param("evaluate.base", 2 * PAGE, marks=pytest.mark.thorough),
+        pytest.param("evaluate.overlap", 1 * PAGE, marks=pytest.mark.thorough),
         ("evaluate.report", 16 * PAGE),
     ],
 )

@@ -153,7 +153,7 @@ class StopAtStep(Stop):
         return super().reason
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.thorough)])
 def test_signal_to_one_rank_stops_both_and_resuming_is_exact(
     small: Small, root: Path, prepared: Path, tmp_path: Path, rank: int
 ) -> None:
@@ -172,7 +172,7 @@ def test_signal_to_one_rank_stops_both_and_resuming_is_exact(
     assert [row["step"] for row in steps(again)] == [1, 2, 3, 4, 5, 6], "no step was repeated"
 
 
-@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("first", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_another_number_of_ranks_continues_the_same_data_order(
     small: Small, root: Path, prepared: Path, tmp_path: Path, first: int
 ) -> None:

@@ -102,7 +102,15 @@ def train_plainly(
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("family", ["opt", "opt with gelu", "gpt2", "llama"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "opt",
+        pytest.param("opt with gelu", marks=pytest.mark.thorough),
+        "gpt2",
+        pytest.param("llama", marks=pytest.mark.thorough),
+    ],
+)
 def test_loss_curve_equals_that_of_a_plain_loop(
     family: str, method: str, dataset: Path, models: Callable[[str], Path], tmp_path: Path
 ) -> None:
