@@ -159,7 +159,7 @@ def test_skipped_spike_leaves_weights_and_optimizer_unchanged(
 ) -> None:
     disturbed, undisturbed = make_step_runner(models), make_step_runner(models)
     for each in (disturbed, undisturbed):
-        each.guard.spike_factor = 10.0
+        each.spike_guard.spike_factor = 10.0
         for step in range(MIN_HISTORY_STEPS):
             assert not each.run(step, batches((8,)), 1e-4)["skipped"]
     compute = StepRunner._loss_sum
