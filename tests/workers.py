@@ -22,8 +22,15 @@ WHOLE = re.compile(r"^pytestmark = .*\bmark\.slurm\b", re.MULTILINE)
 SINGLE = re.compile(r"^@pytest\.mark\.slurm\n(?:@.*\n)*def (\w+)", re.MULTILINE)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run the slowest tests first, so that no worker is left with one at the end."""
+    """Run the slowest tests first, so that no worker is left with one at the end.
+
+    Tests of a finished run are slow, because the first one has to make it.
+    """
+    for item in items:
+        if "finished" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in FIRST])
 

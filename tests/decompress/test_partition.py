@@ -39,6 +39,8 @@ from pipeline.sources.spans import Fingerprint, Span
 from tests.helpers.runs import StopAfterChecks, advance, write_corpus
 from tests.sources.helpers import frames
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Config]
 
 
@@ -200,7 +202,6 @@ def documents(config: Config, root: Path) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.slow
 def test_parts_give_the_text_and_the_places_of_one_pass(
     many: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -237,7 +238,6 @@ def receipts_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {path.parent.name: (stat.st_ino, stat.st_mtime_ns) for path, stat in found}
 
 
-@pytest.mark.slow
 def test_interrupted_anywhere_no_committed_chunk_is_written_again(
     many: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -259,7 +259,6 @@ def test_interrupted_anywhere_no_committed_chunk_is_written_again(
     assert [r.digest for r in node.done.values()] == [r.digest for r in whole.done.values()]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1, 3])
 def test_a_failed_commit_ends_the_part_and_leaves_no_partial_unit(
     failing: int, many: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -288,7 +287,6 @@ def test_a_failed_commit_ends_the_part_and_leaves_no_partial_unit(
     assert [r.digest for r in node.done.values()] == [r.digest for r in whole.done.values()]
 
 
-@pytest.mark.slow
 def test_a_failed_write_back_is_raised_though_it_is_reported_once(
     many: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,7 +309,6 @@ def test_a_failed_write_back_is_raised_though_it_is_reported_once(
     assert len(advance(config, tmp_path, "decompress.chunks").done) == 1
 
 
-@pytest.mark.slow
 def test_a_chunk_is_cut_while_the_one_before_it_is_committed(
     many: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,7 +331,6 @@ def test_a_chunk_is_cut_while_the_one_before_it_is_committed(
     assert len(advance(config, tmp_path, "decompress.chunks").done) == 1
 
 
-@pytest.mark.slow
 def test_damaged_part_is_reported_and_only_its_chunks_are_rebuilt(
     many: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -367,7 +363,6 @@ def test_damaged_part_is_reported_and_only_its_chunks_are_rebuilt(
     assert text_of(advance(config, root, "decompress.chunks")) == decoded(sound)
 
 
-@pytest.mark.slow
 def test_chunks_are_deleted_after_sealing_and_rebuilt_on_demand(
     many: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -417,7 +412,6 @@ def steps(config: Config, root: Path) -> Iterator[Node]:
             return
 
 
-@pytest.mark.slow
 def test_chunks_stay_while_another_model_may_need_them(
     many: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -430,7 +424,6 @@ def test_chunks_stay_while_another_model_may_need_them(
     assert list(folder.glob("chunk-*"))
 
 
-@pytest.mark.slow
 def test_chunks_stay_while_any_run_keeps_them(many: Callable[..., Config], tmp_path: Path) -> None:
     config = many("decompress.keep_chunks=false")
     advance(many(), tmp_path, "tokenize.seal")
@@ -440,7 +433,6 @@ def test_chunks_stay_while_any_run_keeps_them(many: Callable[..., Config], tmp_p
     assert releasable_parts(tmp_path, None) == []
 
 
-@pytest.mark.slow
 def test_the_card_lists_only_sealed_shards(many: Callable[..., Config], tmp_path: Path) -> None:
     import datasets
 

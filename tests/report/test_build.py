@@ -25,6 +25,8 @@ from pipeline.report.history.training_curve import read_curve
 from pipeline.report.suggestions import suggestions
 from tests.report.helpers import FIGURES, Run, chunked, with_logs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
@@ -33,7 +35,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-@pytest.mark.slow
 def test_the_numbers_are_where_the_contract_has_them(run: Run) -> None:
     report = json.loads((run.root / "out/report.json").read_text())
     assert report["corpus"]["documents"] == 3000
@@ -105,7 +106,6 @@ def test_numbers_keep_four_digits() -> None:
     assert [number(value) for value in given] == wanted
 
 
-@pytest.mark.slow
 def test_the_page_needs_nothing_but_itself(run: Run) -> None:
     html = run.html
     assert not re.search(r"https?:", html), "no address at all, so no request"
@@ -182,7 +182,6 @@ def test_the_last_of_repeated_steps_counts(tmp_path: Path) -> None:
     assert (taken_up.step, taken_up.lost_seconds) == (1, 2.0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "without",
     [
@@ -224,7 +223,6 @@ def test_what_was_rolled_back_is_not_in_the_curve(tmp_path: Path) -> None:
     assert nothing.empty
 
 
-@pytest.mark.slow
 def test_a_damaged_score_is_noticed(tmp_path: Path) -> None:
     run = Run(tmp_path)
     inputs = run.inputs()
@@ -236,7 +234,6 @@ def test_a_damaged_score_is_noticed(tmp_path: Path) -> None:
         write_report_files(run.config, inputs, tmp_path)
 
 
-@pytest.mark.slow
 def test_scores_of_different_documents_are_not_compared(tmp_path: Path) -> None:
     run = Run(tmp_path)
     inputs = run.inputs()
@@ -247,7 +244,6 @@ def test_scores_of_different_documents_are_not_compared(tmp_path: Path) -> None:
         write_report_files(run.config, inputs, tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.figures
 def test_the_same_inputs_make_the_same_bytes(tmp_path: Path) -> None:
     run = Run(tmp_path)
@@ -261,7 +257,6 @@ def test_the_same_inputs_make_the_same_bytes(tmp_path: Path) -> None:
     assert len(pages[0]) >= 3 + len(FIGURES)
 
 
-@pytest.mark.slow
 def test_the_slowest_units_are_named_with_host_and_rate(tmp_path: Path) -> None:
     run = Run(tmp_path)
     inputs = chunked(run, [256_000_000] * 9 + [10_000_000], {3: 9.0, 9: 0.1, 5: 2.5})
@@ -299,7 +294,6 @@ def test_the_slowest_units_are_named_with_host_and_rate(tmp_path: Path) -> None:
     assert line in markdown
 
 
-@pytest.mark.slow
 def test_few_units_are_not_compared(tmp_path: Path) -> None:
     run = Run(tmp_path)
     report = write_report_files(run.config, chunked(run, [1000, 1000], {1: 50.0}), tmp_path)
@@ -309,7 +303,6 @@ def test_few_units_are_not_compared(tmp_path: Path) -> None:
     assert "The slowest units" not in (tmp_path / "report.md").read_text()
 
 
-@pytest.mark.slow
 def test_units_that_are_no_longer_there_are_not_missed(tmp_path: Path) -> None:
     run = Run(tmp_path)
     inputs = chunked(run, [1000] * 5, {2: 50.0})
@@ -342,7 +335,6 @@ def test_what_a_reader_has_to_know_comes_first(run: Run) -> None:
     assert "without_near_duplicates" not in report["evaluation"]["train"]
 
 
-@pytest.mark.slow
 def test_near_copies_are_told_from_others_by_their_hash(tmp_path: Path) -> None:
     run = Run(tmp_path)
     inputs = run.inputs()
@@ -376,7 +368,6 @@ def evaluated(run: Run, **settings: Any) -> tuple[dict[str, Any], str]:
     return write_report_files(run.config, run.inputs(), out), run.html
 
 
-@pytest.mark.slow
 def test_texts_too_short_and_lengths_of_some_documents_are_said_to_be_so(
     run: Run, tmp_path: Path
 ) -> None:
@@ -435,7 +426,6 @@ def test_advice_follows_from_the_numbers(run: Run) -> None:
     assert "0.31 nats" in told("gap", report | {"gap": gap})["text"]
 
 
-@pytest.mark.slow
 def test_settings_are_compared_with_the_recipe(tmp_path: Path) -> None:
     run = Run(tmp_path)
     config = resolve("nih", recipe="lora", overrides=["train.lr=3e-4", "train.seed=7"])
@@ -472,7 +462,6 @@ def test_what_computed_is_told_from_what_reported(run: Run) -> None:
     assert join_names([f"n{i}" for i in range(23)]).endswith(", n19 and 3 more")
 
 
-@pytest.mark.slow
 @pytest.mark.figures
 def test_the_page_tells_where_the_time_went(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", restarts=1)
