@@ -122,10 +122,7 @@ def test_full_disk_gives_a_one_line_error_and_resumes_with_space(
     small: Callable[..., Config],
     run: Run,
     mount: Mount,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # the bytecode of the run's copy of the code would fill the disk before the step begins
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     config, root = small(), tmp_path / "root"
     before = digests(finished, config)
     shutil.copytree(finished, root)

@@ -10,13 +10,15 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 # Defaults for the environment of a task; a variable that is already set stays. Measured on CPUs.
 # The first two limit how long idle threads spin (libgomp; Intel and LLVM, in milliseconds): without
 # them a step takes up to fifty times as long when other processes use the same cores; with no
-# spinning at all it takes a third longer on idle cores. The other two make glibc reuse large blocks
-# for the next tensor, which saves a tenth of the time.
+# spinning at all it takes a third longer on idle cores. The next two make glibc reuse large blocks
+# for the next tensor, which saves a tenth of the time. No bytecode: on a full disk Python leaves a
+# truncated file, and then no later task can import the run's copy of the code.
 TASK_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "20000",
     "KMP_BLOCKTIME": "1",
     "MALLOC_MMAP_THRESHOLD_": "33554432",  # older versions of glibc ignore larger values
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
+    "PYTHONDONTWRITEBYTECODE": "1",
 }
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 # Caches that libraries would put into the home directory, which often has a small quota or is not

@@ -108,7 +108,7 @@ class ProgressFile:
         if idle > MAX_IDLE_RESTARTS:
             raise UserError(
                 f"restarted {idle} times without progress",
-                "give it more time, save more often, or look into its log; then run make pipeline",
+                "Give it more time, save more often, or look into its log; then run make pipeline",
             )
 
     def progress(self, done: int, total: int | None, unit: str = "bytes", **facts: Any) -> None:
@@ -136,6 +136,14 @@ class ProgressFile:
         with contextlib.suppress(OSError):
             _replace(self.path, json.dumps(self.content))
         self._written = time.monotonic()
+
+
+def clear(path: Path) -> None:
+    """Empty a progress file. It keeps its space, so that a task can write to it on a full disk."""
+    try:
+        _replace(path, "{}")
+    except OSError:
+        path.unlink(missing_ok=True)
 
 
 def _replace(path: Path, text: str) -> None:

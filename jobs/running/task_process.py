@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jobs.core.environment import TASK_ENVIRONMENT, THREAD_VARIABLES
-from jobs.monitoring import history
+from jobs.monitoring import history, progress_file
 from jobs.monitoring.logs import tail
 from jobs.planning import snapshot
 from jobs.planning.plan import Plan
@@ -59,7 +59,7 @@ class TaskProcess:
         self.stop_requested = False
         self._progress = status_file(folder, step, element)
         history.keep_attempt(self._progress, read_status(self._progress))
-        self._progress.unlink(missing_ok=True)
+        progress_file.clear(self._progress)
         self._output: IO[bytes] = self.log.open("ab")
         words = ["run", step, f"--plan={path}", f"--element={element}/{of}", f"--cpus={cpus}"]
         self._process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -194,8 +195,12 @@ def test_the_root_may_contain_variables(monkeypatch: pytest.MonkeyPatch) -> None
 def test_env_sh_sets_the_same_environment_as_a_task() -> None:
     lines = (ROOT / "slurm" / "env.sh").read_text().splitlines()
     start = lines.index("# see jobs/core/environment.py") + 1
-    exports = "\n".join(lines[start : start + 3])
+    exports = "\n".join(lines[start : start + 4])
     said = subprocess.run(
-        ["bash", "-c", f"{exports}\nenv"], capture_output=True, text=True, check=True
+        ["bash", "-c", f"{exports}\nenv"],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     assert {f"{name}={value}" for name, value in TASK_ENVIRONMENT.items()} <= set(said)

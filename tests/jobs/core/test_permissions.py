@@ -205,6 +205,7 @@ def test_a_run_keeps_no_secret_and_writes_nothing_at_home(
     assert "c.jsonl.zst?…: status 404" in journal["message"]
     assert below(home) == [".netrc"]
     assert (root / "cache" / "matplotlib").is_dir()
+    assert not list(root.rglob("__pycache__")), "a full disk would truncate what is in it"
 
 
 @pytest.mark.slow

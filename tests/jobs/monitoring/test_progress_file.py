@@ -273,6 +273,19 @@ def test_a_full_disk_costs_a_line_of_history_and_no_work(tmp_path: Path, mount: 
     assert [row["restarts"] for row in lines(path.with_suffix(".history.jsonl"))] == [1]
 
 
+def test_a_cleared_file_has_room_for_an_error_on_a_full_disk(tmp_path: Path, mount: Mount) -> None:
+    place = mount(tmp_path / "disk", "size=64k")
+    path = place / "train.train-0.json"
+    for _ in range(2):  # the first time there is no file yet
+        progress_file.clear(path)
+        assert read_status(path) == {}
+        with pytest.raises(OSError, match="No space"):
+            (place / "all").write_bytes(bytes(1 << 20))
+        start(path, state="failed")
+        assert read_status(path)["state"] == "failed"
+        (place / "all").unlink()
+
+
 def test_a_plan_is_recorded_with_the_needs_of_its_steps(
     small: Callable[..., Config], tmp_path: Path
 ) -> None:

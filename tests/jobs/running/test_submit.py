@@ -75,7 +75,9 @@ def test_five_stages_run_as_jobs_despite_special_characters(
     tree: Path,
     tmp_path: Path,
     calls: Callable[[], dict[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     words = [*SMALL, "tokenize.tasks=4"]
     name = "-a b'c\"é$(x)"
     config = resolve(str(served), str(models("llama")), "lora-8bit", words, name)
@@ -97,6 +99,7 @@ def test_five_stages_run_as_jobs_despite_special_characters(
     assert {state for state, _ in rows} == {"COMPLETED"}
     assert {node for _, node in rows} == {"node1", "node2"}
     assert (run.root / "runs" / name / "report" / "report.html").exists()
+    assert not list(run.root.rglob("__pycache__")), "a full disk would truncate what is in it"
     run.tree = HERE
     accounts = run.command("status", "--accounts", f"--name={name}")
     assert accounts.count("COMPLETED") == 10 + 3, "an array has four"
