@@ -439,7 +439,8 @@ def test_any_other_name_is_taken_as_it_is(name: str, tmp_path: Path) -> None:
     [
         ("3e-4", 3e-4), ("3E4", 30000.0), ("1_000", 1000), ("1.5", 1.5), ("true", True),
         ("null", None), ("", None), ("text", "text"), ("[a, b]", ["a", "b"]), ("'3e-4'", "3e-4"),
-        ("12e4567", "12e4567"), ("e", "e"), ("a=b", "a=b"), ("https://x/y.z", "https://x/y.z"),
+        ("12e4567", "12e4567"), ("1:00:00", "1:00:00"),
+        ("e", "e"), ("a=b", "a=b"), ("https://x/y.z", "https://x/y.z"),
     ],
 )  # fmt: skip
 def test_a_value_is_what_one_means_by_it(text: str, value: Any) -> None:

@@ -141,7 +141,7 @@ class ConfigView:
 def parse_overrides(overrides: list[str]) -> dict[str, Any]:
     """Turn `["train.lr=3e-4"]` into `{"train": {"lr": 0.0003}}`.
 
-    Values are YAML 1.1, except that 3e-4 is a number. Unlike in `read_yaml`, 1:00:00 is one, too.
+    Values are YAML as in `read_yaml`, except that 3e-4 is a number.
     """
     tree: dict[str, Any] = {}
     for word in overrides:
@@ -151,7 +151,7 @@ def parse_overrides(overrides: list[str]) -> dict[str, Any]:
                 f"cannot read {word!r}", "Write it as section.field=value, e.g. train.lr=3e-4"
             )
         try:
-            value = yaml.safe_load(text) if text else None
+            value = yaml.load(text, Loader=_Loader) if text else None
         except yaml.YAMLError as error:
             raise UserError(f"the value of {path} is not YAML: {text!r}") from error
         *sections, field = path.split(".")
@@ -199,7 +199,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Any) -> dict[str, Any]:
-    """A YAML file that must hold a mapping. Unlike in `parse_overrides`, 1:00:00 is a string."""
+    """A YAML file that must hold a mapping."""
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
