@@ -44,7 +44,7 @@ def continue_run(config: Config, root: Path) -> tuple[Config, dict[str, tuple[An
         UserError: The run's file cannot be read, is of Gristmill 0.1, or does not fit the settings
             that were given now.
     """
-    config_path = root / "runs" / config.name / "config.yaml"
+    config_path = _config_path(config, root)
     if config_path.exists() and _same(saved := load_config(config_path), config):
         return _continued(saved, config, config_path)
     for path in () if config.request.named else _unnamed(root):
@@ -117,15 +117,16 @@ def _section(name: str) -> type[Section]:
     return cast("type[Section]", section)
 
 
-def check_name(config: Config, root: Path) -> Path:
-    """Where the run's `config.yaml` is, or will be.
+def check_name(config: Config, root: Path) -> Config | None:
+    """The configuration that the run's name belongs to; None if there is no run of that name.
 
     Raises:
         UserError: The name already belongs to another configuration, or there are results of
             Gristmill 0.1 where those of the run go.
     """
-    path = root / "runs" / config.name / "config.yaml"
-    changed = sorted(differences(load_config(path), config).items()) if path.exists() else []
+    path = _config_path(config, root)
+    saved = load_config(path) if path.exists() else None
+    changed = sorted(differences(saved, config).items()) if saved else []
     if changed:
         listed = [
             f"{k}: {old!r} in the run, {new!r} now" for k, (old, new) in changed[:MAX_DIFFERENCES]
@@ -138,7 +139,11 @@ def check_name(config: Config, root: Path) -> Path:
         )
     _refuse_version_0_1(root / "data" / config.dataset.id)
     _refuse_version_0_1(root / "models" / config.model.id)
-    return path
+    return saved
+
+
+def _config_path(config: Config, root: Path) -> Path:
+    return root / "runs" / config.name / "config.yaml"
 
 
 def _refuse_version_0_1(folder: Path) -> None:
@@ -161,12 +166,12 @@ def save_config(config: Config, root: Path, command: str = "") -> Path:
         command: What was typed, for the first line; if it is not given, the line that is there
             stays. A line that holds a secret or cannot be printed is not written.
     """
-    path = check_name(config, root)
+    saved, path = check_name(config, root), _config_path(config, root)
     path.parent.mkdir(parents=True, exist_ok=True)
     safe = command if command.isprintable() and redact(command) == command else ""
     line = safe or begun_by(path.parent)
-    if path.exists():  # the first request counts: it is the one that is typed again
-        config = config.model_copy(update={"request": load_config(path).request})
+    if saved:  # the first request counts: it is the one that is typed again
+        config = config.model_copy(update={"request": saved.request})
     content = {"format": CONFIG_FORMAT, **config.model_dump(mode="json")}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_text(path, f"{COMMAND_PREFIX}{line}\n{text}" if line else text)

@@ -68,12 +68,13 @@ def _queue(config: Config, root: Path, site: Profile, variables: str) -> None:
     from jobs.planning.planner import make_plan
     from jobs.running.local import run_plan
     from jobs.running.submit import queue_plan
+    from pipeline.dag import STEPS
 
-    # for steps that run on the login node; queue_plan plans what comes after them
-    plan = make_plan(config, root)
-    here = tuple(a for a in plan.arrays if site.resources(a.step).where == "login")
+    here = {step.name for step in STEPS if site.resources(step.name).where == "login"}
     if here:
-        run_plan(replace(plan, arrays=here), site, make_console())
+        plan = make_plan(config, root)
+        arrays = tuple(array for array in plan.arrays if array.step in here)
+        run_plan(replace(plan, arrays=arrays), site, make_console())
     queued = queue_plan(config, root, site)
     for line in queued.describe():
         print(line)
