@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let the cluster's jobs go first: the tests that wait for them are the longest row."""
+    """Let the cluster's jobs go first, because the tests that wait for them take longest."""
     if hasattr(item.config, "workerinput") and not item.get_closest_marker("slurm"):
         os.setpriority(os.PRIO_PROCESS, 0, 5)
 

@@ -56,7 +56,7 @@ def logs(
     config, root = chosen.existing_config(), chosen.root_folder()
     found = find_logs(root, config.name)
     if not found and not follow:
-        raise InputError(f"{config.name} has no logs yet", "see how far it is with make status")
+        raise InputError(f"{config.name} has no logs yet", "See how far it is with make status")
     tails = {path: tail(path, lines) for path in found}
     for path, text in tails.items():
         if text.strip():

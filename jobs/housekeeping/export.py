@@ -61,7 +61,7 @@ def _source(config: Config, trained: Node, run: Path) -> export.Source:
     if not trained.complete:
         raise InputError(
             f"the training of {config.name} is not finished",
-            "see how far it is with make status and the same NAME and RUNS; to resume: "
+            "See how far it is with make status and the same NAME and RUNS; to resume: "
             f"{resume_command(run)}",
         )
     base, base_receipt = trained.work.inputs["download.model"].one()

@@ -164,13 +164,13 @@ def _load_runs(names: Sequence[str], root: Path) -> list[Config]:
     if not MIN_RUNS <= len(names) <= MAX_RUNS:
         raise UserError(
             f"compare takes {MIN_RUNS} to {MAX_RUNS} runs, not {len(names)}",
-            f"name them, {example}",
+            f"Name them, {example}",
         )
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"named twice: {', '.join(map(repr, repeated))}", example)
     known = {path.parent.name: path for path in sorted((root / "runs").glob("*/config.yaml"))}
     if missing := [repr(name) for name in names if name not in known]:
-        hint = f"It holds: {', '.join(known)}" if known else "start one: make pipeline DATASET=…"
+        hint = f"It holds: {', '.join(known)}" if known else "Start one: make pipeline DATASET=…"
         raise UserError(f"there is no run {', '.join(missing)} in {root / 'runs'}", hint)
     return [load_config(known[name]) for name in names]
 

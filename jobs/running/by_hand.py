@@ -98,7 +98,7 @@ def _check_tasks(steps: list[Step], allocation: Allocation) -> None:
     if allocation.world > 1 and single:
         raise UserError(
             f"{single[0]} cannot be shared by the tasks of a job; this one has {allocation.world}",
-            "only train can be; for tokenize use --array",
+            "Only train can be; for tokenize use --array",
         )
 
 

@@ -96,7 +96,7 @@ class StageJob:
                 time.sleep(1.0)
 
     def checkpoint(self) -> Any:
-        """What submitit's signal handler, which knows this name, runs after a requeue: the same."""
+        """What submitit runs after a requeue: this job again. Its signal handler calls this."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)

@@ -86,7 +86,7 @@ def queue_plan(config: Config, root: Path, profile: Profile) -> Submission:
     if special := sorted(set("%\\\n") & set(str(run))):
         raise UserError(
             f"{str(run)!r} contains {special[0]!r}, which SLURM expands in the names of logs",
-            "choose another RUNS or NAME",
+            "Choose another RUNS or NAME",
         )
     jobs: dict[str, str] = {}
     with _submission_lease(root) as lease, slurm_cli.without_job_variables():
@@ -129,7 +129,7 @@ def _settled_queue(root: Path) -> Queue:
         if time.monotonic() > end:
             seconds = f"{COMPLETING_WAIT_SECONDS:.0f} s"
             raise InputError(
-                f"job {completing[0]} has been ending for {seconds}", "try again later"
+                f"job {completing[0]} has been ending for {seconds}", "Try again later"
             )
         if not announced:
             print(f"waiting for the end of {_first_ids(completing)}", flush=True)

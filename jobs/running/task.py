@@ -128,7 +128,7 @@ def _ready_node(config: Config, root: Path, step: str, allocation: Allocation, s
     missing = [n for n in node.work.step.needs if not find(config, root, n).complete]
     raise InputError(
         f"{step} cannot start before these steps are finished: {', '.join(missing)}",
-        f"run: make pipeline DATASET={config.dataset.id}",
+        f"Run: make pipeline DATASET={config.dataset.id}",
     )
 
 

@@ -286,7 +286,7 @@ def test_a_training_that_is_not_finished_is_told_with_what_to_type(
 ) -> None:
     with pytest.raises(InputError) as caught:
         export_run(small(), prepared, None, "fp32")
-    told = "the training of small is not finished. see how far it is with make status and the "
+    told = "the training of small is not finished. See how far it is with make status and the "
     told += "same NAME and RUNS; to resume: "
     assert str(caught.value) == f"{told}the make pipeline command that began it, with all its words"
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
@@ -441,7 +441,7 @@ def test_the_command_says_it_in_a_line(
             timeout=60,
         )
 
-    assert refused(jobs(), 3).startswith("error: the training of small is not finished. see how")
+    assert refused(jobs(), 3).startswith("error: the training of small is not finished. See how")
     shutil.copytree(trained("llama"), tmp_path / "root", dirs_exist_ok=True)
     done = jobs(f"--to={tmp_path / 'out'}")
     assert done.returncode == 0

@@ -17,6 +17,7 @@ import ssl
 import subprocess
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -95,7 +96,7 @@ class Listener:
         self._tcp.server_close()
 
 
-class Server(Listener):
+class Server(Listener, ABC):
     """A threaded HTTP server on a free port of the loopback within a `with` block."""
 
     def __init__(self) -> None:
@@ -134,9 +135,9 @@ class Server(Listener):
         """The Range header of each GET so far."""
         return [r.headers.get("range") for r in self.requests if r.method == "GET"]
 
+    @abstractmethod
     def answer(self, handler: Any, request: Request, body: bytes) -> None:
         """Answer one request."""
-        raise NotImplementedError
 
 
 def send(handler: Any, status: int, headers: dict[str, str], body: bytes = b"") -> None:

@@ -282,7 +282,7 @@ def test_the_command_puts_real_runs_side_by_side(two: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["small"], "compare takes 2 to 8 runs, not 1. name them, as in: make compare NAMES="),
+        (["small"], "compare takes 2 to 8 runs, not 1. Name them, as in: make compare NAMES="),
         (["small"] * 9, "compare takes 2 to 8 runs, not 9"),
         (["small", "small"], "named twice: 'small'"),
         (["small", "smal", "x"], "there is no run 'smal', 'x' in"),

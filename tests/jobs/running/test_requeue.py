@@ -59,6 +59,8 @@ def ends_as(run: Queued, undisturbed: Path, at_most: int) -> None:
     run.completes()
     assert adapter(run.config, run.root) == adapter(run.config, undisturbed)
     assert repeated(run.config, run.root) <= at_most
+    (scoring,) = run.attempts("evaluate.tuned")
+    assert (scoring["done"], scoring["adopted"]) == (0, 0), "the scores are those of these weights"
     assert (run.root / "runs" / run.config.name / "report" / "report.json").exists()
     assert run.cluster.squeue() == []
 
