@@ -16,7 +16,7 @@ from pipeline.core.settings import NEUTRAL, Section, build, hashed, nearest, not
 CONF = Path(__file__).parents[1] / "conf"
 MAX_SAFETENSORS_HEADER_BYTES = 100_000_000  # limit of the format
 # may share their weight, which then has another name
-OUTPUT_HEAD_MODULES = {"lm_head", "embed_out"}
+OUTPUT_HEAD_MODULES = ("lm_head", "embed_out")
 # OPT's embedding of positions is given a mask, not ids, and an adapter would take that for ids
 NOT_ADAPTABLE_MODULES = {"embed_positions"}
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions")
@@ -251,4 +251,4 @@ def _modules(folder: Path) -> list[str]:
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return []
         modules |= {name[-2] for name in names if len(name) > 1 and name[-1] == "weight"}
-    return sorted(modules - NOT_ADAPTABLE_MODULES | OUTPUT_HEAD_MODULES) if modules else []
+    return sorted({*modules - NOT_ADAPTABLE_MODULES, *OUTPUT_HEAD_MODULES}) if modules else []

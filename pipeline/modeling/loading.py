@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.core.errors import UserError
+from pipeline.core.registry import OUTPUT_HEAD_MODULES
 from pipeline.modeling import cpu_attention
 from pipeline.modeling.attention import AttentionImplementation, default_attention
 from pipeline.modeling.device import check_int8
@@ -29,7 +30,6 @@ DROPOUT_FIELDS = (
     "attn_pdrop",
 )
 """Fields of model configurations that hold a dropout probability."""
-OUTPUT_HEAD_MODULES = ("lm_head", "embed_out")
 
 WeightFormat = Literal["fp32", "bf16", "int8", "nf4"]
 
