@@ -24,6 +24,7 @@ from tests.helpers import processes, tiny
 from tests.helpers.examples import register_profile
 from tests.helpers.runs import SMALL, Mount, advance, write_corpus
 from tests.workers import pytest_collection_modifyitems as pytest_collection_modifyitems
+from tests.workers import pytest_runtest_makereport as pytest_runtest_makereport
 from tests.workers import pytest_runtest_setup as pytest_runtest_setup
 from tests.workers import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
 
