@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 
 from jobs.running import local
+from pipeline.core.task_log import read_status
 from tests.helpers.runs import SMALL, write_corpus
 from tests.helpers.servers import FileServer
 
@@ -60,11 +61,7 @@ def kill_in(step: str, process: subprocess.Popen[str], root: Path) -> bool:
     """Send SIGKILL to all processes once a step runs; returns False if they ended before."""
     while process.poll() is None:
         for path in root.glob(f"runs/*/logs/{step}-0.json"):
-            try:
-                running = json.loads(path.read_text())["state"] == "running"
-            except (OSError, ValueError):
-                continue
-            if running:
+            if read_status(path).get("state") == "running":
                 time.sleep(0.02)
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(timeout=60)
