@@ -146,7 +146,9 @@ def test_full_disk_gives_a_one_line_error_and_resumes_with_space(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["decompress.chunks", "tokenize.shards"])
+@pytest.mark.parametrize(
+    "step", [pytest.param("decompress.chunks", marks=pytest.mark.thorough), "tokenize.shards"]
+)
 def test_missing_inodes_are_distinguished_from_missing_bytes(
     step: str, tmp_path: Path, finished: Path, small: Callable[..., Config], run: Run, mount: Mount
 ) -> None:

@@ -294,7 +294,9 @@ def drawn(generator: Any, documents: int) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("documents", "least"), [(20, 0.86), (200, 0.915)])
+@pytest.mark.parametrize(
+    ("documents", "least"), [pytest.param(20, 0.86, marks=pytest.mark.thorough), (200, 0.915)]
+)
 def test_the_intervals_hold_the_truth_of_skewed_documents(documents: int, least: float) -> None:
     """As docs/evaluation.md says; 400 samples have a standard error of 0.011."""
     generator = np.random.default_rng(5)

@@ -333,7 +333,9 @@ print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["nih-exporter", "courtlistener"])
+@pytest.mark.parametrize(
+    "form", [pytest.param("nih-exporter", marks=pytest.mark.thorough), "courtlistener"]
+)
 def test_memory_stays_small_for_long_tables(tmp_path: Path, form: str) -> None:
     text = "All work and no play makes Jack a dull boy. " * 200
     if form == "nih-exporter":

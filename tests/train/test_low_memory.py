@@ -30,14 +30,8 @@ WORDS = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family",
-    [
-        "opt",
-        pytest.param("gpt2", marks=pytest.mark.thorough),
-        pytest.param("llama", marks=pytest.mark.thorough),
-    ],
-)
+@pytest.mark.thorough  # the options one by one are in other tests
+@pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
 def test_memory_saving_options_work_together(
     family: str, small: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -247,7 +247,9 @@ def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(
     assert results[0] == results[1], "dropout drops the same elements, too"
 
 
-@pytest.mark.parametrize(("first", "then"), [("fp32", "bf16"), ("bf16", "fp32")])
+@pytest.mark.parametrize(
+    ("first", "then"), [("fp32", "bf16"), pytest.param("bf16", "fp32", marks=pytest.mark.thorough)]
+)
 def test_resolved_precision_is_kept_on_another_machine(
     small: Small, root: Path, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch,
     first: str, then: str

@@ -62,6 +62,7 @@ def test_tokenizing_by_hand_ends_in_the_seal(run: Queued, tmp_path: Path, prepar
 
 @pytest.mark.slurm
 @pytest.mark.slow
+@pytest.mark.thorough  # another test waits for one
 def test_training_by_hand_beside_the_pipeline_and_after_it(
     run: Queued, small: Callable[..., Config]
 ) -> None:

@@ -150,6 +150,7 @@ def test_a_node_failure_costs_at_most_one_checkpoint_interval(
         run.cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
 
+@pytest.mark.thorough  # as does the failure of a node
 def test_a_kill_costs_at_most_one_checkpoint_interval(run: Queued, undisturbed: Path) -> None:
     first = dict(run.submit())
     run.trains(EVERY + 5)

@@ -221,6 +221,7 @@ def test_what_sbatch_refuses_is_reported_in_one_line(run: Queued) -> None:
     assert "Traceback" not in line
 
 
+@pytest.mark.thorough  # a setting of few clusters
 def test_without_kill_on_invalid_dep_blocked_jobs_are_replaced(
     run: Queued, small: Callable[..., Config]
 ) -> None:
