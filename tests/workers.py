@@ -27,10 +27,11 @@ SINGLE = re.compile(r"^@pytest\.mark\.slurm\n(?:@.*\n)*def (\w+)", re.MULTILINE)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run the slowest tests first, so that no worker is left with one at the end.
 
-    Tests of a finished run are slow, because the first one has to make it.
+    Tests that use a model or a finished run are slow, because the first one imports transformers,
+    or makes the run.
     """
     for item in items:
-        if "finished" in getattr(item, "fixturenames", ()):
+        if {"model", "models", "finished"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in FIRST])

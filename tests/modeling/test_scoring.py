@@ -212,6 +212,7 @@ def test_logged_batches_are_read_up_to_the_first_out_of_order(tmp_path: Path) ->
         assert kept.batches == []
 
 
+@pytest.mark.slow
 def test_scoring_disables_dropout_and_restores_training_mode(tmp_path: Path) -> None:
     import torch
 
