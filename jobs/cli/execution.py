@@ -116,6 +116,7 @@ def plan(chosen: Selection, as_json: AsJson = False) -> None:
     from jobs.planning.disk_estimate import estimate_disk
     from jobs.planning.planner import describe_plan, make_plan
     from jobs.planning.preflight import check_site, check_sources
+    from pipeline.download.file_names import describe_files, passed_over
     from pipeline.saved_config import check_name
 
     config, root, site = chosen.config(), chosen.root_folder(), chosen.site
@@ -127,6 +128,8 @@ def plan(chosen: Selection, as_json: AsJson = False) -> None:
     else:
         print(*describe_plan(made, site), sep="\n")
     probed = check_sources(config, root)
+    if not as_json and (others := passed_over(config.dataset)):
+        print(f"  passed over: {describe_files(others)}")
     if not as_json and (made.arrays or made.live):
         print(f"  disk: {estimate_disk(config, root, probed).summary()}")
 

@@ -30,7 +30,7 @@ from pipeline.core.errors import InputError, UserError
 from pipeline.dag import STEPS, Node, survey
 from pipeline.download.file_names import corpus_files, local_path
 from pipeline.sources.chunks import part_facts
-from pipeline.sources.codecs import COMPRESSED_SUFFIXES
+from pipeline.sources.data_files import COMPRESSED_SUFFIXES
 
 
 @dataclass(frozen=True)

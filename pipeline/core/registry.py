@@ -33,7 +33,9 @@ class Dataset(Section):
     file, `hf://owner/name` a hub dataset, `docstrings://a,b` the docstrings of installed packages,
     of which `max_bytes` are taken at most. A `file://` may name a folder, taken as a whole. With
     `years` (`2020` or `1985-2024`) there is one file a year, and `{year}` stands for it in the
-    URLs. `form`: how the files hold records, see `pipeline.sources.formats`. `sha256` (hex), `size`
+    URLs. `form`: how the files hold records, see `pipeline.sources.formats`. `delimiter`,
+    `quoting`, `columns`: of CSV and TSV files, see `pipeline.sources.csv_dialect`; `columns` names
+    those of files without a header. `sha256` (hex), `size`
     (bytes): of the one file. `revision`, `subset`, `split`: of a hub dataset. `text_field`,
     `id_field`: the fields with text and id. `split_by`: the field that decides the split instead of
     the text. `language`: its ISO 639 code. `instead`: the id that the error message suggests if no
@@ -46,6 +48,9 @@ class Dataset(Section):
     form: Literal[
         "auto", "jsonl", "csv", "tsv", "parquet", "text", "nih-exporter", "courtlistener"
     ] = hashed("auto", neutral="auto")
+    delimiter: Literal["auto", "comma", "semicolon", "tab", "pipe"] = hashed("auto", neutral="auto")
+    quoting: Literal["auto", "double", "none"] = hashed("auto", neutral="auto")
+    columns: tuple[str, ...] | None = hashed(None, neutral=None)
     sha256: str | None = hashed(None, neutral=None, pattern=SHA256)
     size: int | None = not_hashed(None, ge=0)
     revision: str | None = hashed(None, neutral=None)

@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline.core.commit import Draft
 from pipeline.core.errors import CorruptInput
 from pipeline.core.receipt import Receipt
+from pipeline.core.registry import Dataset
 from pipeline.core.stage import Context
 from pipeline.decompress.partition import FileSlice, SlicedFile, spans_of
 from pipeline.sources.chunks import ChunkFacts, as_facts, chunk_facts
@@ -32,7 +33,7 @@ class PartReader:
         unit: Unit of the raw files.
         receipt: Its receipt.
         slices: The part.
-        form: Format of the files.
+        dataset: Says how the files hold records.
         ctx: Context of the step.
 
     Attributes:
@@ -42,7 +43,12 @@ class PartReader:
     """
 
     def __init__(
-        self, unit: Path, receipt: Receipt, slices: Sequence[FileSlice], form: str, ctx: Context
+        self,
+        unit: Path,
+        receipt: Receipt,
+        slices: Sequence[FileSlice],
+        dataset: Dataset,
+        ctx: Context,
     ) -> None:
         self._unit, self._receipt, self._slices, self._ctx = unit, receipt, slices, ctx
         self._files = [self._open(file_slice) for file_slice in slices]
@@ -54,7 +60,7 @@ class PartReader:
         ]
         self._total_bytes = sum(end - start for start, end in ranges)
         self.file_starts: dict[str, int] = {}
-        self.line_reader = LineReader(json_lines(self._opened_files(), form))
+        self.line_reader = LineReader(json_lines(self._opened_files(), dataset))
 
     def _open(self, file_slice: FileSlice) -> CompressedFile:
         path, spans = self._unit / file_slice.name, spans_of(self._receipt, file_slice.name)

@@ -90,6 +90,16 @@ class SlicedFile(CompressedFile):
         super().__init__(path, unit, before_read)
         self._spans, self._file_slice = spans, file_slice
 
+    @property
+    def partial(self) -> bool:
+        """Whether only a slice of the file is read."""
+        return self._file_slice.first > 0 or self._file_slice.end < len(self._spans)
+
+    @property
+    def starts_file(self) -> bool:
+        """Whether the slice begins at the beginning of the file."""
+        return self._file_slice.first == 0
+
     def verify(self, receipt: Receipt) -> None:
         """Do nothing: each span was verified when it was read."""
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.commit import set_aside
-from pipeline.core.errors import CorruptInput
+from pipeline.core.errors import CorruptInput, InputError
 from pipeline.core.receipt import Receipt, hash_file, hash_json
 from pipeline.core.settings import Section, hashed, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.decompress.disk_estimate import estimate_chunks
 from pipeline.decompress.partition import FileSlice, partition, spans_of
 from pipeline.sources.chunks import PartFacts, as_facts, chunk_facts
-from pipeline.sources.formats import format_of
+from pipeline.sources.data_files import format_of
+from pipeline.sources.formats import FORMAT_VERSIONS
 
 ANOTHER_COPY = "Get an intact copy and pass it as FILE="
 
@@ -45,6 +47,7 @@ def items(config: RunConfig, inputs: Inputs) -> list[Item]:
     # the extension is hashed with each file, because `auto` reads the file by it
     formats = {name: format_of(name) if form == "auto" else "" for name in receipt.outputs}
     divisible = {name for name, known in formats.items() if (known or form) in ("jsonl", "auto")}
+    read_as = {name: _read_as(known, config) for name, known in formats.items()}
     parts = partition(
         [
             (name, output.size, spans if name in divisible and len(spans) > 1 else [])
@@ -56,11 +59,27 @@ def items(config: RunConfig, inputs: Inputs) -> list[Item]:
     return [
         Item(
             f"part-{number:05d}",
-            {"files": hash_json([[*_key_values(p, receipt), formats[p.name]] for p in part])},
+            {"files": hash_json([[*_key_values(p, receipt), read_as[p.name]] for p in part])},
             {"slices": part, "parts": len(parts)},
         )
         for number, part in enumerate(parts)
     ]
+
+
+def _read_as(known: str | None, config: RunConfig) -> Any:
+    """What decides, besides its bytes, which lines a file becomes.
+
+    Args:
+        known: The format that its name says, empty if the settings say it.
+        config: The run.
+    """
+    dataset = config.dataset
+    form = known or dataset.form
+    if form not in FORMAT_VERSIONS:
+        return known
+    # of Parquet, only the columns that are needed are read
+    fields = [dataset.text_field, dataset.id_field, dataset.split_by] if form == "parquet" else []
+    return [known, FORMAT_VERSIONS[form], *fields]
 
 
 def _key_values(file_slice: FileSlice, receipt: Receipt) -> list[object]:
@@ -84,7 +103,7 @@ def run(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
     unit, receipt = inputs["download.corpus"].one()
     slices: list[FileSlice] = item.data["slices"]
     settings = config.decompress
-    part = PartReader(unit, receipt, slices, config.dataset.form, ctx)
+    part = PartReader(unit, receipt, slices, config.dataset, ctx)
     prefix = item.name.replace("part", "chunk")
     cutter = ChunkCutter(prefix, part.line_reader, settings.chunk_bytes, settings.level, ctx)
     try:
@@ -121,6 +140,8 @@ def _check_downloaded(
             return
         if digest != receipt.outputs[file_slice.name].sha256:
             return
+    if error.hint:
+        raise InputError(error.what, error.hint) from None
     raise CorruptInput(f"{error.what}; it was downloaded in this state", ANOTHER_COPY) from None
 
 
@@ -145,7 +166,11 @@ STEPS = (
             "decompress.level",
             "decompress.part_bytes",
             "dataset.form",
+            "dataset.delimiter",
+            "dataset.quoting",
+            "dataset.columns",
         ),
+        reads=("dataset.text_field", "dataset.id_field", "dataset.split_by"),
         needs=("download.corpus",),
         folder=_folder,
         items=items,

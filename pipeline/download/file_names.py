@@ -12,15 +12,24 @@ from pipeline.core import receipt
 from pipeline.core.errors import InputError
 from pipeline.core.receipt import hash_json
 from pipeline.core.registry import Dataset
-from pipeline.sources.formats import FORMAT_BY_SUFFIX, format_of, format_suffix
+from pipeline.sources.data_files import DATA_SUFFIXES, choose_data, format_suffix
 
 MAX_NAME_BYTES = 255  # limit of common file systems
+MAX_SHOWN_FILES = 5
 RESERVED_NAMES = (receipt.RECEIPT_FILE, ".", "..")
 
 
 def url_to_path(url: str) -> Path:
-    """The path in a URL; for `file://`, a path on this machine. It may contain any bytes."""
-    return Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)))
+    """The path in a URL; for `file://`, a path on this machine. It may contain any bytes.
+
+    People write `#`, `?` and `%` in file:// URLs as they are. Where there is no file of the decoded
+    name, it is taken as it is written.
+    """
+    if not url.startswith("file://"):
+        return Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)))
+    written = "/" + url.removeprefix("file://").partition("/")[2]
+    decoded = Path(os.fsdecode(unquote_to_bytes(written)))
+    return decoded if decoded.exists() or not Path(written).exists() else Path(written)
 
 
 def local_path(url: str) -> Path | None:
@@ -39,17 +48,33 @@ def corpus_files(dataset: Dataset) -> dict[str, list[str]]:
         return {_name(dataset, stem, urls[0]): urls for stem, urls in dataset.files.items()}
     if dataset.sha256 or dataset.size is not None:
         raise InputError(f"{folder} is a folder; sha256 and size are for one file", "Remove them")
-    files = {
-        _escaped(name): [(folder / name).as_uri()]
-        for name in sorted(_list_files(folder))
-        if dataset.form != "auto" or format_of(name)
-    }
-    if not files:
+    names = choose_data(sorted(_list_files(folder)), dataset.form)
+    if not names:
         raise InputError(
             f"{folder} has no corpus in it",
-            f"Files that end in {', '.join(FORMAT_BY_SUFFIX)} are used, and compressed files",
+            f"Files that end in {', '.join(DATA_SUFFIXES)} are used, and compressed files",
         )
-    return files
+    return {_escaped(name): [(folder / name).as_uri()] for name in names}
+
+
+def passed_over(dataset: Dataset) -> list[str]:
+    """The files of a local folder that are no corpus, by their relative path, in order.
+
+    Raises:
+        InputError: A part of the folder cannot be read.
+    """
+    folder = local_path(dataset.urls[0])
+    if folder is None or not folder.is_dir():
+        return []
+    names = sorted(_list_files(folder))
+    chosen = set(choose_data(names, dataset.form))
+    return [name for name in names if name not in chosen]
+
+
+def describe_files(names: list[str]) -> str:
+    """The files that `passed_over` lists, in a few words."""
+    shown = ", ".join(names[:MAX_SHOWN_FILES]) + (", …" if len(names) > MAX_SHOWN_FILES else "")
+    return f"{len(names)} other file{'s' * (len(names) > 1)} in the folder: {shown}"
 
 
 def _list_files(folder: Path) -> Iterator[str]:

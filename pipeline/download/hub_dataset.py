@@ -19,6 +19,7 @@ from pipeline.core.stop import Stop
 from pipeline.download.fetch import FetchedFile
 from pipeline.download.hub import map_hub_errors, resolve_revision
 from pipeline.download.resume import PartFile, ProgressCallback, RemoteContent
+from pipeline.sources.parquet_rows import as_text
 
 ROWS_PER_FRAME = 1000
 ZSTD_LEVEL = 3
@@ -91,8 +92,21 @@ def _frames(rows: Iterator[Any]) -> Iterator[bytes]:
     import zstandard
 
     encoder = msgspec.json.Encoder(order="sorted", enc_hook=str)
-    while lines := [encoder.encode(row) + b"\n" for row in itertools.islice(rows, ROWS_PER_FRAME)]:
+    while lines := [
+        encoder.encode(readable(row)) + b"\n" for row in itertools.islice(rows, ROWS_PER_FRAME)
+    ]:
         yield zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(b"".join(lines))
+
+
+def readable(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with its bytes as text; an object, which is no text, for bytes that are not UTF-8."""
+    columns = {}
+    for name, value in row.items():
+        try:
+            columns[name] = as_text(value)
+        except UnicodeDecodeError as error:
+            columns[name] = {"not UTF-8": str(error)}
+    return columns
 
 
 def _rows(stream: Any, repo: str, stop: Stop) -> Iterator[Any]:

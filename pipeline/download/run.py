@@ -13,7 +13,7 @@ from pipeline.core.stage import Context, Item, RunConfig
 from pipeline.download.base_model import prepare_model
 from pipeline.download.demo_corpus import write_demo_corpus
 from pipeline.download.fetch import FetchedFile, fetch
-from pipeline.download.file_names import corpus_files
+from pipeline.download.file_names import corpus_files, describe_files, passed_over
 from pipeline.download.hub_dataset import fetch_dataset
 from pipeline.download.resume import ProgressCallback
 from pipeline.download.throttle import Throttle
@@ -36,6 +36,9 @@ def download_corpus(config: RunConfig, item: Item, ctx: Context) -> None:
         fetched = {single_name: fetch_dataset(dataset, single_part, ctx.stop, progress)}
     else:
         fetched = _fetch_files(dataset, ctx, progress)
+    others = passed_over(dataset)
+    if others:
+        ctx.log(f"passed over {describe_files(others)}")
     with ctx.commit(item.name) as draft:
         for name, file in fetched.items():
             # link, so that the partial file survives a failed commit
@@ -50,6 +53,7 @@ def download_corpus(config: RunConfig, item: Item, ctx: Context) -> None:
                 for name, f in fetched.items()
             },
             "spans": {name: [asdict(span) for span in f.spans] for name, f in fetched.items()},
+            "passed_over": len(others),
             "seconds": round(time.monotonic() - started, 3),
         }
     shutil.rmtree(ctx.partial, ignore_errors=True)

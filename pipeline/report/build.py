@@ -165,6 +165,7 @@ def _corpus(inputs: Inputs) -> dict[str, Any] | None:
         "duplicates": sum(facts["duplicates"].values()),
         "quarantined": facts["quarantined"],
         "empty": facts["empty"],
+        "passed_over": inputs["download.corpus"].one()[1].facts.get("passed_over", 0),
         "splits": splits,
     }
 

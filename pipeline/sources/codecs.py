@@ -1,4 +1,6 @@
-"""Decompress raw files (zstd, gzip, xz, bzip2, zip, or plain) in constant memory.
+"""Decompress raw files (zstd, gzip, xz, bzip2, or plain) in constant memory.
+
+`archives` reads zip and tar files.
 
 The raw bytes are hashed in the same pass. A stream that ends inside a frame is an error: libraries
 that ignore this let a truncated download pass as a short corpus.
@@ -12,7 +14,6 @@ import lzma
 import os
 import re
 import sys
-import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -25,11 +26,11 @@ import zstandard
 from pipeline.core.cgroup_memory import memory
 from pipeline.core.errors import CorruptInput, UserError
 from pipeline.core.receipt import Receipt, expect
+from pipeline.sources.data_files import COMPRESSED_SUFFIXES
 from pipeline.sources.spans import Span
 from pipeline.sources.zstd_frames import READ_BYTES, FrameScanner, decompressed_blocks
 
 CHUNK_NAME = "chunk.jsonl.zst"
-COMPRESSED_SUFFIXES = (".zst", ".gz", ".xz", ".bz2", ".zip")
 CONTROL_BYTES = re.compile(rb"[\x00-\x08\x0e-\x19\x1c-\x1f]")  # never in text
 DECODER_INPUT_BYTES = 2048  # per call of a decoder: a few KB can expand to 200 MB
 MAX_WINDOW_BYTES = 2**31  # zstd --long=31
@@ -41,6 +42,9 @@ CODECS: list[tuple[bytes, Callable[[], Any]]] = [
     (b"\xfd7zXZ\x00", lzma.LZMADecompressor),
     (b"BZh", bz2.BZ2Decompressor),
 ]
+CODEC_NAMES = {ZSTD_MAGICS[0]: "zstd"} | {
+    magic: name for (magic, _), name in zip(CODECS, ("gzip", "xz", "bzip2"), strict=True)
+}
 ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")  # with and without files in it
 MAGICS = (*ZSTD_MAGICS, *(magic for magic, _ in CODECS), *ZIP_MAGICS)
 
@@ -98,6 +102,16 @@ class CompressedFile:
             what = f"{self.path} is damaged between bytes {span.start} and {end}"
             raise CorruptInput(what, unit=self.unit)
 
+    @property
+    def partial(self) -> bool:
+        """Whether only a slice of the file is read."""
+        return False
+
+    @property
+    def starts_file(self) -> bool:
+        """Whether what is read begins at the beginning of the file."""
+        return True
+
     def head(self, size: int) -> bytes:
         """The first `size` bytes of the file; they do not count as read."""
         with self._open_file() as file:
@@ -105,21 +119,19 @@ class CompressedFile:
 
     def hash_remaining(self) -> None:
         """Read and hash the bytes not read yet, for readers that seek in the file."""
-        with self._open() as file:
+        with self.open() as file:
             file.seek(self.bytes_read)
             while file.read(READ_BYTES):
                 pass
 
     def __iter__(self) -> Generator[bytes]:
-        with self._open() as file:
+        with self.open() as file:
             data = file.read(READ_BYTES)
             codec = next((make for magic, make in CODECS if data.startswith(magic)), None)
             if data.startswith(ZSTD_MAGICS):
                 yield from self._read_zstd(data, file)
             elif codec:
                 yield from self._read_frames(codec, data, file)
-            elif data.startswith(ZIP_MAGICS):
-                yield from self._read_zip(file)
             else:
                 self._check_plain(data)
                 while data:
@@ -134,7 +146,8 @@ class CompressedFile:
             raise CorruptInput(f"{self.path} is gone", hint) from None
 
     @contextmanager
-    def _open(self) -> Iterator[_ObservedFile]:
+    def open(self) -> Iterator[_ObservedFile]:
+        """The raw file, for readers that seek in it; what is read of it in order is hashed."""
         with self._open_file() as file:
             yield _ObservedFile(file, self.span, self._before_read, self._hash_read)
 
@@ -170,8 +183,8 @@ class CompressedFile:
         try:
             yield from decompressed_blocks(file, max_window)
         except zstandard.ZstdError as error:
-            if "memory" in str(error):
-                self._check_windows(scanner.starts, max_window)
+            if "memory" in str(error) or "Dictionary" in str(error):
+                self._check_frames(scanner.starts, max_window)
             offset = self.bytes_read if scanner.invalid_at is None else scanner.invalid_at
             raise self._damaged(offset, error) from None
         if not scanner.complete:
@@ -184,38 +197,23 @@ class CompressedFile:
         decoder, at = codec(), 0
         while data:
             piece = data[at : at + DECODER_INPUT_BYTES]
-            try:
-                if decoder.eof:
-                    decoder = codec()
-                block = decoder.decompress(piece)
-            except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-                raise self._damaged(self.bytes_read - len(data) + at, error) from None
-            if block:
-                yield block
-            at += len(piece) - (len(decoder.unused_data) if decoder.eof else 0)
+            if decoder.eof:  # zeros may pad the end of a stream
+                unpadded = piece.lstrip(b"\0")
+                at += len(piece) - len(unpadded)
+                piece = unpadded
+                decoder = codec() if piece else decoder
+            if piece:
+                try:
+                    block = decoder.decompress(piece)
+                except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+                    raise self._damaged(self.bytes_read - len(data) + at, error) from None
+                if block:
+                    yield block
+                at += len(piece) - (len(decoder.unused_data) if decoder.eof else 0)
             if at == len(data):
                 data, at = file.read(READ_BYTES), 0
         if not decoder.eof:
             raise self._truncated()
-
-    def _read_zip(self, file: _ObservedFile) -> Iterator[bytes]:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                members = [member for member in archive.infolist() if not member.is_dir()]
-                if len(members) != 1:
-                    raise zipfile.BadZipFile(f"it holds {len(members)} files, not one")
-                with archive.open(members[0]) as stream:
-                    while block := stream.read(READ_BYTES):
-                        yield block
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
-            raise CorruptInput(
-                f"{self.path} is truncated or not a valid zip "
-                f"(read up to byte {self.bytes_read}): {error}",
-                unit=self.unit,
-            ) from None
-        file.seek(self.bytes_read)
-        while file.read(READ_BYTES):
-            pass
 
     def _damaged(self, offset: int, error: Exception) -> CorruptInput:
         what = f"{self.path} cannot be decompressed near byte {self._start + offset}: {error}"
@@ -226,26 +224,29 @@ class CompressedFile:
         what = f"{self.path} ends in the middle of a compressed frame, at byte {end}"
         return CorruptInput(what, unit=self.unit)
 
-    def _check_windows(self, starts: list[int], max_window: int) -> None:
-        """Raise `UserError` if a frame at one of `starts` needs a larger window than `max_window`.
+    def _check_frames(self, starts: list[int], max_window: int) -> None:
+        """Raise `UserError` if a frame at one of `starts` cannot be read though it is not damaged.
 
-        A window that zstd itself never writes is damage, for which nothing is raised here.
+        It may need a dictionary, or a larger window than `max_window`. A window that zstd itself
+        never writes is damage, for which nothing is raised here.
         """
         with self.path.open("rb") as file:
             for start in starts:  # the scanner is ahead of the decoder
                 file.seek(self._start + start)
-                window = zstandard.get_frame_parameters(file.read(18)).window_size
-                if window > max_window:
-                    break
-            else:
-                return
-        if window <= MAX_WINDOW_BYTES:
-            raise UserError(
-                f"{self.path} was compressed with a window of {window >> 20} MB (zstd --long), and "
-                f"{memory() >> 20} MB of memory are available",
-                "Give decompress more memory (`mem` in the profile), or compress the file again "
-                "with --long=27",
-            )
+                frame = zstandard.get_frame_parameters(file.read(18))
+                if frame.dict_id:
+                    raise UserError(
+                        f"{self.path} was compressed with a dictionary (id {frame.dict_id}), which "
+                        "the file does not contain",
+                        "Decompress it with zstd -d -D DICTIONARY and pass the result as FILE=",
+                    )
+                if max_window < frame.window_size <= MAX_WINDOW_BYTES:
+                    raise UserError(
+                        f"{self.path} was compressed with a window of {frame.window_size >> 20} MB "
+                        f"(zstd --long), and {memory() >> 20} MB of memory are available",
+                        "Give decompress more memory (`mem` in the profile), or compress the file "
+                        "again with --long=27",
+                    )
 
 
 class _ObservedFile:

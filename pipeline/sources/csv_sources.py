@@ -1,24 +1,30 @@
-"""CSV to JSON lines: any CSV or TSV with a header, and the formats of two sources of the Pile.
+"""CSV to JSON lines: any CSV or TSV, and the formats of two sources of the Pile.
 
 CSV is parsed as latin-1, which maps every byte to one character and back. Quotes, commas and line
 ends are the same bytes in UTF-8 and cp1252, so the encoding may differ from row to row. A malformed
 row becomes a JSON line with the reason; a row without text becomes a record with an empty text.
+
+A quote that is part of the text can swallow the rows up to the next one. Where the settings do not
+say that quotes enclose fields, a field that looks like several rows is refused.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from pipeline.core.errors import CorruptInput
-from pipeline.sources.codecs import CompressedFile
+from pipeline.core.registry import Dataset
+from pipeline.sources.archives import Member, peek
+from pipeline.sources.csv_dialect import find_dialect
+from pipeline.sources.csv_guard import RowGuard, check_header, decode_utf8_or_cp1252, open_quote
 from pipeline.sources.records import EXCERPT_CHARS, LineReader, malformed_line
+from pipeline.sources.text_encoding import utf8_blocks
 
 Row = Mapping[str, str]
 MAX_FIELD_BYTES = 1 << 27  # the default of the csv module is 128 KB
@@ -40,70 +46,96 @@ OPINION_COLUMNS = (
 
 @dataclass(frozen=True)
 class CsvFormat:
-    """A CSV format with a header.
+    """A CSV format.
 
     Args:
         required_columns: Columns that `to_record` reads; there may be others.
         to_record: Converts a row (decoded as latin-1) to a JSON object; raises `ValueError` with
             the reason if the row is malformed.
-        dialect: Arguments of `csv.reader`.
+        reader_options: Arguments of `csv.reader`; None: they are found for each file.
+        tabs: Whether the delimiter is expected to be a tab.
     """
 
     required_columns: tuple[str, ...]
     to_record: Callable[[Row], dict[str, Any]]
-    dialect: dict[str, Any]
+    reader_options: dict[str, Any] | None = None
+    tabs: bool = False
 
-    def lines(self, raw: CompressedFile) -> Iterator[bytes]:
+    def lines(self, member: Member, dataset: Dataset) -> Iterator[bytes]:
         """One JSON line for each row.
 
         Raises:
-            CorruptInput: A required column is missing, or the file ends inside a row.
+            CorruptInput: The file ends inside a row, or a field looks like several rows.
+            InputError: A column is missing or named twice, or there is no header.
         """
-        text = _Latin1Lines(raw)
-        reader = csv.reader(text.lines(), strict=True, **self.dialect)
+        text = _Latin1Lines(utf8_blocks(member))
+        options, guard = self.reader_options, None
+        if options is None:
+            head = text.head.decode("latin-1")
+            dialect = find_dialect(head, self.tabs, dataset.delimiter, dataset.quoting)
+            options = dialect.reader_options
+            if dialect.quoted and not dialect.certain:
+                guard = RowGuard(member, dialect)
+        reader = csv.reader(text.lines(), strict=True, **options)
         with _field_size_limit(MAX_FIELD_BYTES):
-            header = self._read_header(reader, raw)
+            columns = self._find_columns(reader, member, dataset)
             while True:
                 line, row = reader.line_num + 1, None
                 try:
                     row = next(reader, None)
                     if row is None:
-                        return
+                        break
                     if row:  # skip empty lines
-                        yield self._encode(header, row)
+                        if guard:
+                            guard.check(row, line)
+                        yield self._encode(columns, row)
                 except (csv.Error, ValueError) as error:
                     if isinstance(error, csv.Error) and "unexpected end" in str(error):
-                        what = f"{raw.path} ends in the middle of a row, at line {reader.line_num}"
-                        raise CorruptInput(what, unit=raw.unit) from None
+                        raise open_quote(member, line, guard is None) from None
                     excerpt = ",".join(row) if row else text.last_line.strip()
-                    excerpt = _decode_utf8_or_cp1252(excerpt[:EXCERPT_CHARS])
+                    excerpt = decode_utf8_or_cp1252(excerpt[:EXCERPT_CHARS])
                     yield malformed_line(str(error), line, excerpt)
+        if guard:
+            guard.check_file(reader.line_num)
 
-    def _read_header(self, reader: Iterator[list[str]], raw: CompressedFile) -> list[str]:
-        header: list[str] = []
-        try:
-            header = next((row for row in reader if row), [])  # skip empty lines before it
-        except csv.Error as error:
-            raise CorruptInput(f"{raw.path} has no header: {error}", unit=raw.unit) from None
-        missing = [name for name in self.required_columns if name not in header]
-        if missing:
-            raise CorruptInput(f"{raw.path} has no column {', '.join(missing)}", unit=raw.unit)
-        return header
+    def _find_columns(
+        self, reader: Iterator[list[str]], member: Member, dataset: Dataset
+    ) -> list[str]:
+        """The names of the columns, from the settings or the header."""
+        if dataset.columns and self.reader_options is None:
+            header = [name.encode().decode("latin-1") for name in dataset.columns]
+        else:
+            try:
+                header = next((row for row in reader if row), [])  # skip empty lines before it
+            except csv.Error as error:
+                raise member.damage(f"has no header: {error}") from None
+        header = [name.strip() for name in header]
+        if missing := [name for name in self.required_columns if name not in header]:
+            raise member.damage(f"has no column {', '.join(missing)}")
+        if self.reader_options is None:
+            check_header([decode_utf8_or_cp1252(name) for name in header], reader, member, dataset)
+        return [name if header.count(name) == 1 else "" for name in header]
 
-    def _encode(self, header: list[str], row: list[str]) -> bytes:
-        if len(row) != len(header):
-            raise ValueError(f"{len(row)} columns, {len(header)} expected")
-        return msgspec.json.encode(self.to_record(dict(zip(header, row, strict=True)))) + b"\n"
+    def _encode(self, columns: list[str], row: list[str]) -> bytes:
+        if len(row) != len(columns):
+            raise ValueError(f"{len(row)} columns, {len(columns)} expected")
+        return msgspec.json.encode(self.to_record(dict(zip(columns, row, strict=True)))) + b"\n"
 
 
 class _Latin1Lines:
-    """The lines of a file, decoded as latin-1; `last_line` is the last one that was read."""
+    """The lines of a file, decoded as latin-1.
 
-    def __init__(self, raw: CompressedFile) -> None:
-        self._raw, self.last_line = raw, ""
+    Attributes:
+        head: The first bytes of the file.
+        last_line: The last line that was read.
+    """
+
+    def __init__(self, blocks: Iterable[bytes]) -> None:
+        head, self._blocks = peek(blocks)
+        self.head, self.last_line = head.removeprefix(UTF8_BOM), ""
 
     def lines(self) -> Iterator[str]:
-        reader, bom = LineReader(self._raw), UTF8_BOM
+        reader, bom = LineReader(self._blocks), UTF8_BOM
         while reader.has_more():
             data = b"".join(reader.next_lines(LINE_BATCH_BYTES)).removeprefix(bom)
             bom = b""
@@ -132,7 +164,7 @@ def _abstract(row: Row) -> dict[str, Any]:
     number = row["APPLICATION_ID"].strip()
     if not re.fullmatch(r"[0-9]{1,18}", number):
         raise ValueError(f"APPLICATION_ID is {number[:40]!r}, not a number")
-    text = _decode_utf8_or_cp1252(row["ABSTRACT_TEXT"])
+    text = decode_utf8_or_cp1252(row["ABSTRACT_TEXT"])
     text = " ".join(text.replace("[unreadable]", "").split())
     heading = ABSTRACT_HEADINGS.match(text)
     text = text[heading.end() if heading else 0 :]
@@ -154,16 +186,8 @@ def _opinion(row: Row) -> dict[str, Any]:
 
 
 def _all_columns(row: Row) -> dict[str, Any]:
-    """A row of any other CSV, with all its columns."""
-    return {_decode_utf8_or_cp1252(k): _decode_utf8_or_cp1252(v) for k, v in row.items()}
-
-
-def _decode_utf8_or_cp1252(field: str) -> str:
-    raw = field.encode("latin-1")
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("cp1252", "replace")
+    """A row of any other CSV, with all columns that have a name of their own."""
+    return {decode_utf8_or_cp1252(k): decode_utf8_or_cp1252(v) for k, v in row.items() if k}
 
 
 def _decode_utf8(field: str) -> str:
@@ -200,8 +224,8 @@ class _TextCollector:
         return "".join(self._parts)
 
 
-CSV = CsvFormat((), _all_columns, {})
-TSV = CsvFormat((), _all_columns, {"delimiter": "\t"})
+CSV = CsvFormat((), _all_columns)
+TSV = CsvFormat((), _all_columns, tabs=True)
 NIH = CsvFormat(("APPLICATION_ID", "ABSTRACT_TEXT"), _abstract, {})
 COURTLISTENER = CsvFormat(
     ("id", "cluster_id", "date_created", *OPINION_COLUMNS),

@@ -6,65 +6,51 @@ it like any other malformed line.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import PurePath
-from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline.core.errors import CorruptInput
-from pipeline.sources.codecs import COMPRESSED_SUFFIXES, CompressedFile
+from pipeline.core.registry import Dataset
+from pipeline.sources.archives import Member, members
+from pipeline.sources.codecs import CompressedFile
 from pipeline.sources.csv_sources import COURTLISTENER, CSV, NIH, TSV, UTF8_BOM
+from pipeline.sources.data_files import ARCHIVE, format_of
+from pipeline.sources.parquet_rows import read_parquet
 from pipeline.sources.records import EXCERPT_CHARS, malformed_line
+from pipeline.sources.text_encoding import utf8_blocks
 from pipeline.sources.zstd_frames import READ_BYTES
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 PARQUET_MAGIC = b"PAR1"
-PARQUET_BATCH_ROWS = 1000
 MAX_TEXT_FILE_BYTES = 1 << 28  # a text file is one document, which is held in memory
-FORMAT_BY_SUFFIX = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv",
-    ".parquet": "parquet", ".txt": "text",
-}  # fmt: skip
+FORMAT_VERSIONS = {"csv": 2, "tsv": 2, "parquet": 2}  # raised when other lines are made of a file
+# an array of objects whose first line is no line of its own, and an object over several lines
+JSON_ARRAY = re.compile(rb"\s*\[[ \t\r]*(\n|\{[^\n]*([^\]\s]\s*\n|\]\s*\Z|[^\n]\Z))")
+JSON_OVER_LINES = re.compile(rb"\s*\{[ \t\r]*\n\s*\"")
 
 
-def format_of(name: str) -> str | None:
-    """The format of a file by its name, compressed or not; None if the name does not say it."""
-    path = PurePath(name.lower())
-    if path.suffix in COMPRESSED_SUFFIXES:
-        inner = PurePath(path.stem).suffix
-        return FORMAT_BY_SUFFIX.get(inner) if inner else "jsonl"
-    return FORMAT_BY_SUFFIX.get(path.suffix)
-
-
-def format_suffix(name: str) -> str:
-    """The end of a file's name that says its format, such as `.csv.gz`; empty if there is none."""
-    path = PurePath(name)
-    compressed = path.suffix.lower() in COMPRESSED_SUFFIXES
-    return "".join(path.suffixes[-2 if compressed else -1 :]) if format_of(name) else ""
-
-
-def json_lines(files: Iterable[CompressedFile], form: str) -> Iterator[bytes]:
+def json_lines(files: Iterable[CompressedFile], dataset: Dataset) -> Iterator[bytes]:
     """The records of several files, in order, as blocks of JSON lines.
 
     Args:
         files: The files to read.
-        form: A key of `READERS`, or `auto`: Parquet by its first bytes, else the format that the
-            file's name says, else JSON lines, which are passed on unchanged.
+        dataset: Says how they hold records. If `form` is `auto`: Parquet by its first bytes, else
+            the format that the file's name says, else JSON lines, which are passed on unchanged.
 
     Raises:
-        CorruptInput: A file is damaged, truncated, or not in that format.
+        CorruptInput: A file is damaged or truncated.
+        InputError: A file is not in that format.
     """
     for raw in files:
         last = b"\n"
-        read = READERS[_detect_format(raw) if form == "auto" else form]
-        for block in _coalesce(read(raw)):
-            yield block
-            last = block[-1:]
-        if last != b"\n":  # the last line of a file may lack its line end
-            yield b"\n"
+        for member in members(raw, dataset.form):
+            read = READERS[_format_of(member) if dataset.form == "auto" else dataset.form]
+            for block in _coalesce(read(member, dataset)):
+                yield block
+                last = block[-1:]
+            if last != b"\n":  # the last line of a file may lack its line end
+                yield b"\n"
+                last = b"\n"
 
 
 def _coalesce(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -81,50 +67,36 @@ def _coalesce(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(buffer)
 
 
-def _detect_format(raw: CompressedFile) -> str:
-    if raw.head(len(PARQUET_MAGIC)) == PARQUET_MAGIC:
+def _format_of(member: Member) -> str:
+    if member.head.startswith(PARQUET_MAGIC):
         return "parquet"
-    return format_of(raw.path.name) or "jsonl"
+    known = format_of(member.name)
+    return known if known and known != ARCHIVE else "jsonl"
 
 
-def _read_parquet(raw: CompressedFile) -> Iterator[bytes]:
-    """One JSON line for each row, with all its columns."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _read_json_lines(member: Member, dataset: Dataset) -> Iterable[bytes]:
+    """The lines as they are, in UTF-8.
 
-    raw.hash_remaining()
-    row = 1
-    try:
-        with pq.ParquetFile(raw.path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(PARQUET_BATCH_ROWS):
-                try:
-                    yield _encode(batch)
-                except (ValueError, OverflowError):
-                    yield b"".join(_encode_one_by_one(batch, row))
-                row += len(batch)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        what = f"{raw.path} cannot be read as Parquet: {reason}"
-        raise CorruptInput(what, unit=raw.unit) from None
+    Raises:
+        InputError: It is JSON, but not one record a line.
+    """
+    head = member.head.removeprefix(UTF8_BOM)
+    if JSON_ARRAY.match(head):
+        raise member.refusal(
+            "is one JSON array, not JSON lines", "Convert it: jq -c '.[]' IN.json > OUT.jsonl"
+        )
+    if JSON_OVER_LINES.match(head):
+        raise member.refusal(
+            "is JSON over several lines, not one record a line",
+            "Convert it: jq -c . IN.json > OUT.jsonl",
+        )
+    return utf8_blocks(member, carriage_return=b"}\r{")
 
 
-def _encode(rows: pa.RecordBatch) -> bytes:
-    return b"".join(msgspec.json.encode(row, enc_hook=str) + b"\n" for row in rows.to_pylist())
-
-
-def _encode_one_by_one(rows: pa.RecordBatch, first: int) -> Iterator[bytes]:
-    """Encode a batch with a row that JSON cannot hold, such as invalid UTF-8 or the year 10,000."""
-    for index in range(len(rows)):
-        try:
-            yield _encode(rows.slice(index, 1))
-        except (ValueError, OverflowError) as error:
-            yield malformed_line(str(error), first + index)
-
-
-def _read_text(raw: CompressedFile) -> Iterator[bytes]:
+def _read_text(member: Member, dataset: Dataset) -> Iterator[bytes]:
     """The whole file as one document."""
     data = bytearray()
-    for block in raw:
+    for block in utf8_blocks(member):
         if len(data) <= MAX_TEXT_FILE_BYTES:  # the rest of a longer file is read only for its hash
             data += block
     if len(data) > MAX_TEXT_FILE_BYTES:
@@ -137,15 +109,15 @@ def _read_text(raw: CompressedFile) -> Iterator[bytes]:
         line = 1 + data.count(b"\n", 0, error.start)
         yield malformed_line(str(error), line, data[:EXCERPT_CHARS].decode("utf-8", "replace"))
         return
-    meta = {"file": raw.path.name}
+    meta = {"file": member.name}
     yield msgspec.json.encode({"text": text, "meta": meta}) + b"\n"
 
 
-READERS: dict[str, Callable[[CompressedFile], Iterable[bytes]]] = {
-    "jsonl": lambda raw: raw,
+READERS: dict[str, Callable[[Member, Dataset], Iterable[bytes]]] = {
+    "jsonl": _read_json_lines,
     "csv": CSV.lines,
     "tsv": TSV.lines,
-    "parquet": _read_parquet,
+    "parquet": read_parquet,
     "text": _read_text,
     "nih-exporter": NIH.lines,
     "courtlistener": COURTLISTENER.lines,

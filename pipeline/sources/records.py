@@ -15,6 +15,7 @@ NEWLINE = ord("\n")
 SURROGATES = re.compile("[\ud800-\udfff]")
 MAX_LINE_BYTES = 16_000_000  # default; a tokenizer needs 120 to 220 times as much memory
 EXCERPT_CHARS = 200  # of a malformed line
+STRIPPED_BYTES = b"\xef\xbb\xbf\r\n\t \0"  # byte order mark, white space, runs of NUL
 MALFORMED_TYPES = {"reason": str, "line": int, "text": str}
 MAX_LISTED_FIELDS = 12  # of a record without the text field
 
@@ -144,8 +145,8 @@ class RecordParser:
     """Parses JSON lines into records.
 
     Args:
-        text_field: The field with the text; dots separate nested fields. A list of strings is
-            joined with blank lines.
+        text_field: The field with the text: a field of that name, else dots separate nested fields.
+            A list of strings is joined with blank lines.
         id_field: The field with the id, if any.
         split_by: The field whose value decides the split; None if the text does.
         max_line_bytes: Longer lines are malformed.
@@ -158,9 +159,7 @@ class RecordParser:
         split_by: str | None,
         max_line_bytes: int = MAX_LINE_BYTES,
     ) -> None:
-        self.text_field = text_field.split(".")
-        self.id_field = id_field.split(".") if id_field else None
-        self.split_by = split_by.split(".") if split_by else None
+        self.text_field, self.id_field, self.split_by = text_field, id_field, split_by
         self.max_line_bytes = max_line_bytes
 
     def parse(self, line: bytes) -> Record | MalformedRecord | None:
@@ -169,24 +168,22 @@ class RecordParser:
             return MalformedRecord(
                 f"longer than {self.max_line_bytes} bytes, see tokenize.max_line_bytes"
             )
-        line = line.strip(b"\xef\xbb\xbf\r\n\t ")
+        line = line.strip(STRIPPED_BYTES)
         if not line:
             return None
         try:
             value = _decode(line)
         except ValueError as error:
             return MalformedRecord(f"not JSON: {error}")
-        text = value if isinstance(value, str) else _get(value, self.text_field)
+        text = value if isinstance(value, str) else get_field(value, self.text_field)
         if isinstance(text, list) and all(isinstance(part, str) for part in text):
             text = "\n\n".join(text)
         if text is None:
             return self._explain_missing_text(value)
         if not isinstance(text, str):
-            return MalformedRecord(
-                f"field {'.'.join(self.text_field)} is {type(text).__name__}, not text"
-            )
-        name = _get(value, self.id_field) if self.id_field else None
-        group = _get(value, self.split_by) if self.split_by else None
+            return MalformedRecord(f"field {self.text_field} is {type(text).__name__}, not text")
+        name = get_field(value, self.id_field) if self.id_field else None
+        group = get_field(value, self.split_by) if self.split_by else None
         return self.make_record(text, name, group)
 
     def make_record(self, text: str, name: Any, group: Any) -> Record | None:
@@ -201,14 +198,16 @@ class RecordParser:
 
     def _explain_missing_text(self, value: Any) -> MalformedRecord | None:
         """The error for a record without the text field; None if the text is null."""
-        *path, name = self.text_field
-        parent = _get(value, path)
+        path, _, name = self.text_field.rpartition(".")
+        parent = get_field(value, path) if path else value
         if isinstance(parent, dict) and name in parent:
+            return None
+        if isinstance(value, dict) and self.text_field in value:
             return None
         row = value.get("malformed") if isinstance(value, dict) else None
         if isinstance(row, dict) and {k: type(v) for k, v in row.items()} == MALFORMED_TYPES:
             return MalformedRecord(**row)
-        field = ".".join(self.text_field)
+        field = self.text_field
         if not isinstance(value, dict):
             return MalformedRecord(f"no field {field}: it is {type(value).__name__}, not an object")
         fields = dict(_flatten(value))
@@ -219,7 +218,7 @@ class RecordParser:
             for name, inner in fields.items()
             if isinstance(inner, str)
             and re.fullmatch(r"[\w.-]+", name)
-            and _get(value, name.split(".")) is inner
+            and get_field(value, name) is inner
         ]
         suggestion = max(texts, key=lambda name: len(fields[name]), default="")
         reason = f"no field {field}" + (f"; its fields are {names}" if names else "")
@@ -259,7 +258,10 @@ def _flatten(value: dict[str, Any], prefix: str = "", depth: int = 3) -> Iterato
             yield prefix + name, inner
 
 
-def _get(value: Any, path: list[str]) -> Any:
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
+def get_field(value: Any, name: str) -> Any:
+    """A field of an object by its name, else by dots as nested fields; None if there is none."""
+    if isinstance(value, dict) and name in value:
+        return value[name]
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
     return value

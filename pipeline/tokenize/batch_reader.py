@@ -7,7 +7,7 @@ that fails. So an invalid value in a field that is not used does no harm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from types import NoneType
@@ -54,13 +54,16 @@ class BatchReader:
         self._text: Any = None
         self._id: Any = None
         self._group: Any = None
-        fields: Fields = [("text", parser.text_field, str)]
-        fields += [
-            (name, path, Any)
-            for name, path in (("id", parser.id_field), ("group", parser.split_by))
-            if path
+        names = {"text": parser.text_field, "id": parser.id_field, "group": parser.split_by}
+        fields: Fields = [
+            (key, name.split("."), str if key == "text" else Any)
+            for key, name in names.items()
+            if name
         ]
-        struct = _define_struct(fields)
+        # a name with a dot may also be the name of one field
+        dotted = sorted({name for name in names.values() if name and "." in name})
+        struct = _define_struct(fields, dotted)
+        self._dotted = [attrgetter(f"d{number}") for number in range(len(dotted))]
         if struct:
             self._decoder = msgspec.json.Decoder(struct[0])
             self._text, self._id, self._group = (
@@ -109,7 +112,11 @@ class BatchReader:
             rows: list[Any] = self._decoder.decode_lines(block)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return None
-        return rows if len(rows) == len(ends) else None
+        return rows if len(rows) == len(ends) and not self._any_dotted(rows) else None
+
+    def _any_dotted(self, rows: list[Any]) -> bool:
+        """Whether a row has a field with a dot in its name, which comes before a nested one."""
+        return any(list(map(get, rows)).count(msgspec.UNSET) < len(rows) for get in self._dotted)
 
     def _decode_lines(self, lines: list[bytes]) -> DocumentBatch:
         batch = DocumentBatch(count=len(lines))
@@ -133,6 +140,8 @@ class BatchReader:
                 row = self._decoder.decode(line)
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 return self._parser.parse(line)
+            if self._any_dotted([row]):
+                return self._parser.parse(line)
             return self._parser.make_record(
                 *self._text([row]),
                 *(self._id([row]) if self._id else [None]),
@@ -145,10 +154,13 @@ Fields = list[tuple[str, list[str], Any]]  # name, path and type of each
 ColumnGetter = Callable[[list[Any]], list[Any]]
 
 
-def _define_struct(fields: Fields) -> tuple[Any, dict[str, list[str]]] | None:
+def _define_struct(
+    fields: Fields, dotted: Sequence[str] = ()
+) -> tuple[Any, dict[str, list[str]]] | None:
     """A msgspec struct of the fields, and the attributes that lead to each by its name.
 
-    None where one path is the beginning of another.
+    The attributes `d0`, `d1`, … hold the fields named in `dotted`, or UNSET. None where one path is
+    the beginning of another.
     """
     tree: dict[str, Fields] = {}
     for name, path, type_ in fields:
@@ -170,6 +182,9 @@ def _define_struct(fields: Fields) -> tuple[Any, dict[str, list[str]]] | None:
         required = any(type_ is str for _, _, type_ in inner)
         definitions.append((attribute, type_) if required else (attribute, type_ | None, None))
         keys[attribute] = key
+    for number, key in enumerate(dotted):
+        definitions.append((f"d{number}", Any, msgspec.UNSET))
+        keys[f"d{number}"] = key
     definitions.sort(key=len)  # fields without a default come first
     return msgspec.defstruct("Row", definitions, rename=keys, gc=False), attributes
 

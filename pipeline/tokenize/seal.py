@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from pipeline.core.commit import release
-from pipeline.core.errors import CorruptInput, UserError
+from pipeline.core.errors import CorruptInput, InputError, UserError
 from pipeline.core.receipt import verify
 from pipeline.core.stage import Context, Input, Inputs, Item, RunConfig
 from pipeline.tokenize.dataset_card import write_card
@@ -42,6 +42,7 @@ def seal_shards(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> 
 
     Raises:
         CorruptInput: A shard is damaged, a split is empty, or too many lines are malformed.
+        InputError: All texts are empty, equal or without tokens, or there is only one.
         UserError: No document has a value in the field `split_by`.
     """
     shards = inputs["tokenize.shards"]
@@ -51,6 +52,7 @@ def seal_shards(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> 
     _check_malformed(config, facts, ctx)
     _check_groups(config, facts, ctx)
     unique = deduplicate(shards, ctx)
+    check_texts(facts, unique.splits)
     _check_splits(unique.splits)
     content: SealContent = {
         "splits": unique.splits,
@@ -108,12 +110,34 @@ def _check_groups(config: RunConfig, facts: Sequence[ShardFacts], ctx: Context) 
         ctx.log(f"{without:,} of {documents:,} documents have no {field} and are split by text")
 
 
+def check_texts(facts: Sequence[ShardFacts], splits: dict[str, SplitCounts]) -> None:
+    """Refuse a corpus whose texts are all empty, equal or without tokens, or that has only one."""
+    documents, different = _documents(facts), sum(split["documents"] for split in splits.values())
+    empty = sum(f["empty"] for f in facts)
+    field = "Name the field with the text: dataset.text_field=NAME"
+    if empty and not documents:
+        raise InputError(f"all {empty:,} texts of the corpus are empty", field)
+    if documents > 1 and different == 1:
+        raise InputError(f"all {documents:,} documents of the corpus have the same text", field)
+    if documents == 1:
+        raise InputError(
+            "the corpus has one document, and three splits need at least three",
+            "If each line of it is a document, pass it as JSON lines",
+        )
+    if documents and not sum(split["tokens"] for split in splits.values()):
+        raise InputError(
+            f"the tokenizer makes no tokens of any of the {different:,} documents",
+            "Use a MODEL whose tokenizer knows their script",
+        )
+
+
 def _check_splits(splits: dict[str, SplitCounts]) -> None:
     """Refuse a corpus with an empty split."""
     for split in SPLITS:
-        if not splits[split]["documents"]:
+        if not splits[split]["documents"] or not splits[split]["tokens"]:
+            without = "empty" if not splits[split]["documents"] else "without any token"
             raise CorruptInput(
-                f"the {split} split is empty: the corpus has too few documents",
+                f"the {split} split is {without}: the corpus has too few documents",
                 "Check dataset.text_field"
                 if split == "train"
                 else f'Hold out a larger share, e.g. ARGS="tokenize.{split}=0.2"',

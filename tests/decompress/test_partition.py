@@ -37,7 +37,7 @@ from pipeline.sources.formats import json_lines
 from pipeline.sources.records import LineReader
 from pipeline.sources.spans import Fingerprint, Span
 from tests.helpers.runs import StopAfterChecks, advance, write_corpus
-from tests.sources.helpers import frames
+from tests.sources.helpers import dataset, frames
 
 pytestmark = pytest.mark.slow
 
@@ -145,7 +145,8 @@ def test_each_line_is_read_by_one_part_wherever_frames_end(
     found = [
         b"".join(
             json_lines(
-                [SlicedFile(path, path.parent, spans, FileSlice("corpus.zst", *bounds))], "jsonl"
+                [SlicedFile(path, path.parent, spans, FileSlice("corpus.zst", *bounds))],
+                dataset("jsonl"),
             )
         )
         for bounds in itertools.pairwise(ends)

@@ -23,6 +23,7 @@ import zstandard
 
 from pipeline.core.errors import InputError
 from pipeline.download.hub import map_hub_errors, select_files
+from pipeline.download.hub_dataset import readable
 from tests.helpers.servers import HubServer, make_certificate
 from tests.helpers.tiny import make_old_form
 
@@ -423,3 +424,15 @@ def test_select_files(names: list[str], taken: list[str]) -> None:
     assert select_files("me/x", ["config.json", *names]) == ["config.json", *taken]
     with pytest.raises(InputError, match=r"no config\.json"):
         select_files("me/x", names)
+
+
+def test_bytes_of_a_hub_row_are_text() -> None:
+    row = {"text": "café".encode(), "parts": [b"a", {"b": b"c"}], "image": b"\xff\xd8", "n": 1}
+    assert readable(row) == {
+        "text": "café",
+        "parts": ["a", {"b": "c"}],
+        "image": {
+            "not UTF-8": "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"
+        },
+        "n": 1,
+    }

@@ -1,12 +1,20 @@
-"""zstd frames of all kinds, for tests."""
+"""zstd frames of all kinds, and data sets as readers see them, for tests."""
 
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import zstandard
 
+from pipeline.core.registry import Dataset
+
 LEVELS = (-3, 1, 3, 19)
+
+
+def dataset(form: str = "auto", **settings: Any) -> Dataset:
+    """A data set that is read in that form."""
+    return Dataset(id="x", urls=["file:///x"], form=form, **settings)
 
 
 def frames(chance: random.Random) -> list[bytes]:

@@ -32,6 +32,7 @@ from pipeline.sources.formats import json_lines
 from tests.helpers.examples import examples
 from tests.helpers.runs import SMALL, StopAfterChecks, advance
 from tests.helpers.servers import FileServer
+from tests.sources.helpers import dataset
 
 NIH_HEADER = b"APPLICATION_ID,ABSTRACT_TEXT\r\n"
 
@@ -46,7 +47,7 @@ def zipped(data: bytes, name: str = "RePORTER_PRJABS_C_FY2020.csv") -> bytes:
 def read(folder: Path, data: bytes, form: str) -> list[Any]:
     path = folder / "2020"
     path.write_bytes(data)
-    text = b"".join(json_lines([CompressedFile(path, folder)], form))
+    text = b"".join(json_lines([CompressedFile(path, folder)], dataset(form)))
     assert not text or text.endswith(b"\n")
     return [json.loads(line) for line in text.split(b"\n")[:-1]]
 
@@ -168,7 +169,10 @@ def test_the_size_of_a_field_is_limited(tmp_path: Path, monkeypatch: pytest.Monk
         (b"APPLICATION_ID,TEXT\n1,a\n", "no column ABSTRACT_TEXT"),
         (b'"never closed', "has no header: unexpected end of data"),
         (b"<html>sign in</html>", "no column APPLICATION_ID, ABSTRACT_TEXT"),
-        (NIH_HEADER + b'1,whole\r\n2,"cut off', "ends in the middle of a row, at line 3"),
+        (
+            NIH_HEADER + b'1,whole\r\n2,"cut off',
+            "a quote in the row at line 3 is never closed",
+        ),
     ],
 )
 def test_a_malformed_table_is_an_error(tmp_path: Path, data: bytes, message: str) -> None:
@@ -316,7 +320,7 @@ def test_a_truncated_bzip2_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(CorruptInput, match=f"at byte {size}"):
             read(tmp_path, data[:size], "courtlistener")
     whole = copied([{"id": "1", "html": "<p>cut</p>"}])
-    with pytest.raises(CorruptInput, match="ends in the middle of a row, at line 2"):
+    with pytest.raises(CorruptInput, match="a quote in the row at line 2 is never closed"):
         read(tmp_path, bz2.compress(whole[: whole.index(b"cut")]), "courtlistener")
 
 
@@ -324,10 +328,12 @@ HUNGRY = """
 import resource, sys
 from pathlib import Path
 from pipeline.sources.codecs import CompressedFile
+from pipeline.core.registry import Dataset
 from pipeline.sources.formats import json_lines
-list(json_lines([CompressedFile(Path(sys.argv[2]))], sys.argv[1]))
+dataset = Dataset(id="x", urls=["file:///x"], form=sys.argv[1])
+list(json_lines([CompressedFile(Path(sys.argv[2]))], dataset))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-size = sum(map(len, json_lines([CompressedFile(Path(sys.argv[3]))], sys.argv[1])))
+size = sum(map(len, json_lines([CompressedFile(Path(sys.argv[3]))], dataset)))
 print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -371,7 +377,7 @@ def test_a_file_that_does_not_end_its_line_does_not_run_on_in_the_next(tmp_path:
         path = tmp_path / str(number)
         path.write_bytes(data if number % 2 else zstandard.compress(data))
         raws.append(CompressedFile(path))
-    text = b"".join(json_lines(raws, "jsonl"))
+    text = b"".join(json_lines(raws, dataset("jsonl")))
     assert text == b'{"a": 1}\n{"b": 2}\n{"c": 3}\n{"d": 4}\n'
 
 

@@ -29,11 +29,13 @@ from pipeline.core.errors import CorruptInput, InputError, Interrupted
 from pipeline.core.receipt import hash_file
 from pipeline.core.registry import Dataset
 from pipeline.dag import find
-from pipeline.download.file_names import corpus_files
+from pipeline.download.file_names import corpus_files, describe_files, passed_over, url_to_path
 from pipeline.sources import codecs, formats
 from pipeline.sources.codecs import CompressedFile
-from pipeline.sources.formats import READERS, format_of, json_lines
+from pipeline.sources.data_files import format_of
+from pipeline.sources.formats import READERS, json_lines
 from tests.helpers.runs import StopAfterChecks, advance
+from tests.sources.helpers import dataset
 
 ROWS = [
     {"text": "plain", "id": "1"},
@@ -77,9 +79,9 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def read(path: Path, form: str = "auto") -> list[Any]:
+def read(path: Path, form: str = "auto", **settings: Any) -> list[Any]:
     raw = CompressedFile(path, path.parent)
-    lines = b"".join(json_lines([raw], form))
+    lines = b"".join(json_lines([raw], dataset(form, **settings)))
     assert raw.digest == hash_file(path)
     return [json.loads(line) for line in lines.splitlines()]
 
@@ -103,14 +105,19 @@ def test_each_form_is_known_by_its_name_however_compressed(
 def test_parquet_is_known_by_its_first_bytes(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(CONTENT["parquet"])
-    assert read(path) == ROWS
+    assert read(path, id_field="id") == ROWS
 
 
-def test_parquet_brings_its_nested_columns(tmp_path: Path) -> None:
-    rows = [{"body": {"text": "a"}, "parts": ["b", "c"], "when": None}] * 2500
+def test_parquet_brings_the_columns_that_are_needed(tmp_path: Path) -> None:
+    rows = [{"body": {"text": "a", "n": 1}, "parts": ["b", "c"], "when": None, "a.b": "d"}] * 2500
     path = tmp_path / "x.parquet"
     path.write_bytes(parquet(rows))
-    assert read(path) == rows
+    needed = [{"body": {"text": "a", "n": 1}}] * 2500
+    assert read(path, text_field="body.text") == needed
+    assert (
+        read(path, text_field="parts", id_field="a.b", split_by="body.n")
+        == [{"parts": ["b", "c"], "a.b": "d", "body": {"text": "a", "n": 1}}] * 2500
+    )
 
 
 @pytest.mark.parametrize("cut", [10, 100, -1])
@@ -150,7 +157,8 @@ def test_a_row_that_json_cannot_hold_is_put_aside(tmp_path: Path) -> None:
     text = pa.Array.from_buffers(pa.string(), 3, words.buffers())
     late = pa.array([0, 0, 2**61], pa.int64()).cast(pa.timestamp("us"))
     pq.write_table(pa.table({"text": text, "when": late}), path)
-    good, *bad = read(path)
+    assert len(read(path)) == 3, "what is not needed costs no row"
+    good, *bad = read(path, id_field="when")
     assert good == {"text": "good", "when": "1970-01-01T00:00:00"}
     assert [line["malformed"]["line"] for line in bad] == [2, 3]
     assert "utf-8" in bad[0]["malformed"]["reason"]
@@ -160,8 +168,7 @@ def test_a_row_that_json_cannot_hold_is_put_aside(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"text,id\ra,1\rb,2\r", "x.csv has no header: new-line character seen"),
-        (b'"text" x,id\na,1\n', "x.csv has no header: ',' expected"),
+        (b'"text" x,id\na\n', "x.csv has no header: ',' expected"),
     ],
 )
 def test_a_malformed_header_is_an_error(tmp_path: Path, data: bytes, message: str) -> None:
@@ -214,7 +221,8 @@ def test_csv_written_by_python_is_read_back(
         ("README.md", None),
         ("a", None),
         ("csv", None),
-        ("backup.tar.gz", None),
+        ("backup.tar.gz", "archive"),
+        ("A.TGZ", "archive"),
         ("picture.jpg.zip", None),
         ("a.csv.gz.zst", None),
     ],
@@ -233,7 +241,7 @@ def folder(path: Path) -> Path:
     (path / "deep" / "a.parquet").write_bytes(parquet(rows[10:20]))
     (path / "deep" / "er" / "100%.csv").write_text("text\n" + "\n".join(texts[20:30]))
     for number in range(30, 40):
-        (path / f"{number}.txt").write_text(texts[number])
+        (path / f"{number}.json").write_text(json.dumps(rows[number]))
     (path / "README.md").write_text("not a document")
     (path / ".hidden.txt").write_text("nor this")
     return path
@@ -250,8 +258,8 @@ def test_a_folder_is_a_corpus(tmp_path: Path, small: Callable[..., Config]) -> N
     assert seal.facts["quarantined"] == 0
     assert list(corpus_files(config.dataset))[-1] == "deep%2Fer%2F100%25.csv"
     assert find(config, root, "download.corpus").complete
-    (corpus / "30.txt").unlink()
-    (corpus / "30.txt").write_text("changed")
+    (corpus / "30.json").unlink()
+    (corpus / "30.json").write_text('{"text": "changed"}')
     assert not find(config, root, "download.corpus").complete
     shutil.rmtree(corpus)
     corpus.mkdir()
@@ -294,13 +302,13 @@ def test_what_a_folder_may_hold(tmp_path: Path) -> None:
     corpus, other = tmp_path / "corpus", tmp_path / "other"
     for path in (corpus, other):
         path.mkdir()
-    (other / "far.txt").touch()
+    (other / "far.csv").touch()
     (corpus / "receipt.json").touch()
-    (corpus / "broken.txt").symlink_to("nowhere")
+    (corpus / "broken.tsv").symlink_to("nowhere")
     (corpus / "linked").symlink_to(other)
     (corpus / "round").symlink_to(corpus)
     (corpus / "numbers.dat").touch()
-    names = ["%72eceipt.json", "broken.txt", "linked%2Ffar.txt"]
+    names = ["%72eceipt.json", "broken.tsv", "linked%2Ffar.csv"]
     assert sorted(corpus_files(local(corpus))) == names
     csv = local(corpus, "dataset.form=csv")
     assert sorted(corpus_files(csv)) == sorted([*names, "numbers.dat"])
@@ -316,22 +324,22 @@ def test_names_that_are_too_long_or_no_utf8_are_taken(
     deep.mkdir(parents=True)
     latin = os.fsdecode(b"caf\xe9")
     (corpus / latin).mkdir()
-    places = [deep / "one.txt", deep / "two.jsonl.gz", corpus / latin / f"{latin}.txt"]
-    places.append(corpus / ("n" * 250 + ".txt"))
-    places += [corpus / f"{n}.txt" for n in range(60)]
+    places = [deep / "one.json", deep / "two.jsonl.gz", corpus / latin / f"{latin}.json"]
+    places.append(corpus / ("n" * 249 + ".json"))
+    places += [corpus / f"{n}.json" for n in range(60)]
     texts = {path: f"This is document {number}." for number, path in enumerate(places)}
     for path, text in texts.items():
-        line = gzip.compress(json.dumps({"text": text}).encode())
-        path.write_bytes(line if path.suffix == ".gz" else text.encode())
+        line = json.dumps({"text": text}).encode()
+        path.write_bytes(gzip.compress(line) if path.suffix == ".gz" else line)
     config = small().model_copy(update={"dataset": local(corpus)})
     node = advance(config, tmp_path / "root", "decompress.chunks")
     chunks = sorted(node.work.folder.glob("chunk-*/*.zst"))
     lines = b"".join(zstandard.decompress(p.read_bytes(), 1 << 20) for p in chunks).splitlines()
     assert {json.loads(line)["text"] for line in lines} == set(texts.values())
     names = list(corpus_files(config.dataset))
-    assert "caf%E9%2Fcaf%E9.txt" in names
+    assert "caf%E9%2Fcaf%E9.json" in names
     ends = {name.rpartition("~")[2].partition(".")[2] for name in names if "~" in name}
-    assert ends == {"txt", "jsonl.gz"}, "they keep the suffix of their format"
+    assert ends == {"json", "jsonl.gz"}, "they keep the suffix of their format"
     assert all(len(name.encode()) <= 255 for name in names)
     assert len(set(names)) == len(places)
 
@@ -406,3 +414,32 @@ def test_a_folder_without_a_corpus_is_an_error(tmp_path: Path) -> None:
     assert dataset.sha256 is None
     with pytest.raises(InputError, match=r"has no corpus in it.*\.jsonl"):
         corpus_files(dataset)
+
+
+def test_only_data_of_a_folder_is_a_corpus(tmp_path: Path) -> None:
+    names = ["README.md", "LICENSE.txt", "requirements.txt", "urls.txt", "dataset_infos.json"]
+    for name in (*names, "state.json", "data/train.jsonl", "data/notes.txt", ".gitattributes"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert list(corpus_files(local(tmp_path))) == ["data%2Ftrain.jsonl"]
+    others = passed_over(local(tmp_path))
+    assert others == sorted([*names, "data/notes.txt", "state.json"])
+    message = (
+        "7 other files in the folder: LICENSE.txt, README.md, data/notes.txt, dataset_infos.json"
+    )
+    assert describe_files(others).startswith(message)
+    (tmp_path / "data/train.jsonl").unlink()
+    assert list(corpus_files(local(tmp_path))) == ["data%2Fnotes.txt"], (
+        "text where there is no more"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["c#1.jsonl", "a?b.jsonl", "50%.jsonl", "a%20b.jsonl", "ü x.jsonl"]
+)
+def test_a_local_path_may_hold_any_character(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    for url in (f"file://{tmp_path}/{name}", (tmp_path / name).as_uri()):
+        assert url_to_path(url) == tmp_path / name
+    assert url_to_path(f"file://{tmp_path}/not%20there") == tmp_path / "not there"

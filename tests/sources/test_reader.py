@@ -30,6 +30,7 @@ from pipeline.sources.formats import json_lines
 from pipeline.sources.records import SURROGATES, LineReader, RecordParser
 from pipeline.tokenize.batch_reader import BatchReader
 from tests.helpers.examples import examples
+from tests.sources.helpers import dataset
 
 BOM = "\ufeff".encode()
 JUNK = [b"{", b"\xff\xfe", b'{"text": 3}', b'{"txet": "x"}', b"[1", b"<html>", b'{"text": "\x00"}']
@@ -171,7 +172,7 @@ def read(path: Path, size: int, block: int) -> tuple[list[str], list[int]]:
         patch.setattr(zstd_frames, "FRAME_TEXT_BYTES", 3 * block)
         patch.setattr(codecs, "READ_BYTES", block + 64)  # enough to detect the codec
         patch.setattr(codecs, "DECODER_INPUT_BYTES", block)
-        lines = LineReader(json_lines([CompressedFile(path)], "auto"))
+        lines = LineReader(json_lines([CompressedFile(path)], dataset("auto")))
         chunks = []
         while lines.has_more():
             chunks.append(b"".join(lines.next_lines(size)))

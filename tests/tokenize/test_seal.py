@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Config, resolve
+from pipeline.core.errors import InputError
 from pipeline.core.stage import Context
 from pipeline.dataset import token_cache
 from pipeline.dataset.token_cache import SealedShards, open_token_cache
-from pipeline.tokenize.seal import find_duplicates
+from pipeline.tokenize.seal import check_texts, find_duplicates
 from pipeline.tokenize.shards import HASH_DTYPE
 from tests.helpers.examples import examples
 from tests.helpers.runs import advance, write_corpus
@@ -94,3 +96,32 @@ def test_one_of_several_processes_builds_the_cache(
         assert len(set(pool.map(digest, "abc"))) == 1
     assert len(built) == 1
     assert not list(node.work.folder.glob(".lease-*"))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["", " \n"] * 20, "all 40 texts of the corpus are empty. Name the field with the text"),
+        ([None] * 5, "all 5 texts of the corpus are empty"),
+        (["The same."] * 30, "all 30 documents of the corpus have the same text"),
+        (["Alone."], "the corpus has one document, and three splits need at least three"),
+    ],
+)
+def test_texts_that_are_all_alike_are_told_at_the_seal(
+    small: Callable[..., Config], tmp_path: Path, texts: list[str | None], message: str
+) -> None:
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = ["dataset.id_field=null", "dataset.sha256=null", "dataset.size=null"]
+    dataset = resolve("nih", file=str(corpus), overrides=words).dataset
+    config = small().model_copy(update={"dataset": dataset})
+    with pytest.raises(InputError, match=message):
+        advance(config, tmp_path / "root", "tokenize.seal")
+
+
+def test_texts_without_tokens_are_told_at_the_seal() -> None:
+    counts = {"documents": 5, "tokens": 0, "bytes": 50}
+    facts = {"splits": {"train": counts}, "empty": 0}
+    message = "the tokenizer makes no tokens of any of the 5 documents. Use a MODEL whose tokenizer"
+    with pytest.raises(InputError, match=message):
+        check_texts([facts], {"train": counts})  # type: ignore[list-item, dict-item]

@@ -1,0 +1,223 @@
+"""The files of records in a raw file: itself, or the members of a zip or tar archive.
+
+Members are read in the order of the archive, in constant memory, however the archive is compressed.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import PurePath
+from typing import IO, Any
+
+from pipeline.core.errors import CorruptInput, InputError
+from pipeline.sources.codecs import ZIP_MAGICS, CompressedFile
+from pipeline.sources.data_files import DATA_SUFFIXES, format_of, is_data
+from pipeline.sources.file_kinds import is_tar, unread_kind
+from pipeline.sources.zstd_frames import READ_BYTES
+
+HEAD_BYTES = 1 << 16  # what is looked at to tell what a file is
+UNPACK = "Unpack it and pass the folder as FILE="
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of records.
+
+    `raw`: the file that it is, or is in. `name`: its own name. `where`: both, for messages. `head`:
+    its first bytes. `blocks`: its bytes, from the first one; to be read once. `whole`: whether they
+    begin at the beginning of the file.
+    """
+
+    raw: CompressedFile
+    name: str
+    where: str
+    head: bytes
+    blocks: Iterable[bytes]
+    whole: bool = True
+
+    def refusal(self, problem: str, hint: str = "") -> InputError:
+        """The error for a file that is not read."""
+        return InputError(f"{self.where} {problem}", hint)
+
+    def damage(self, problem: str, hint: str = "") -> CorruptInput:
+        """The error for a file that may be damaged; the raw file is then compared with its hash."""
+        return CorruptInput(f"{self.where} {problem}", hint, unit=self.raw.unit)
+
+
+def members(raw: CompressedFile, form: str) -> Iterator[Member]:
+    """The files of records in a raw file.
+
+    Args:
+        raw: The file.
+        form: The format of its records; `auto` if names say it.
+
+    Raises:
+        CorruptInput: The file is damaged.
+        InputError: It is of a kind that is not read, or an archive without records.
+    """
+    if not raw.starts_file:  # a later slice
+        yield Member(raw, raw.path.name, str(raw.path), b"", raw, whole=False)
+    elif raw.head(4) in ZIP_MAGICS:
+        yield from _zip_members(raw, form)
+    else:
+        head, blocks = peek(raw)
+        if is_tar(head):
+            yield from _tar_members(raw, blocks, form)
+        else:
+            yield _member(raw, raw.path.name, head, blocks)
+
+
+def _member(raw: CompressedFile, name: str, head: bytes, blocks: Iterable[bytes]) -> Member:
+    where = str(raw.path) if name == raw.path.name else f"{raw.path}: {name}"
+    member = Member(raw, name, where, head, blocks)
+    if kind := unread_kind(head, in_archive=name != raw.path.name):
+        raise member.refusal(*kind)
+    return member
+
+
+def peek(blocks: Iterable[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """The first `HEAD_BYTES` or more of a stream, and all of it."""
+    stream, first = iter(blocks), list[bytes]()
+    while sum(map(len, first)) < HEAD_BYTES and (block := next(stream, None)) is not None:
+        first.append(block)
+    return b"".join(first), chain(first, stream)
+
+
+class _Chooser:
+    """Which members of an archive are read: those with records, all of one kind."""
+
+    def __init__(self, raw: CompressedFile, form: str) -> None:
+        self._raw, self._form = raw, form
+        self._first: dict[bool, str] = {}  # by whether it is a text file
+        self._others: list[str] = []
+
+    def wants(self, name: str) -> bool:
+        """Whether to read a member.
+
+        Raises:
+            InputError: Text files stand beside files of records.
+        """
+        if not is_data(name):
+            return False
+        form = self._form if self._form != "auto" else format_of(name)
+        if form is None:
+            self._others.append(name)
+            return False
+        self._first.setdefault(form == "text", name)
+        if len(self._first) > 1:
+            raise InputError(
+                f"{self._raw.path} holds text files ({self._first[True]}) beside files of records "
+                f"({self._first[False]})",
+                "Unpack it, keep one kind, and pass the folder as FILE=",
+            )
+        return True
+
+    def check(self) -> None:
+        """Raise `CorruptInput` if no member was read; a damaged zip may list none."""
+        if not self._first:
+            held = f"only {', '.join(self._others[:3])}" if self._others else "no files"
+            raise CorruptInput(
+                f"{self._raw.path} is an archive with {held}, and no file that ends in "
+                f"{', '.join(DATA_SUFFIXES)}",
+                "Pack one of these, or say what the files hold: dataset.form=jsonl",
+                unit=self._raw.unit,
+            )
+
+
+def _tar_members(raw: CompressedFile, blocks: Iterator[bytes], form: str) -> Iterator[Member]:
+    if raw.partial:
+        what = f"{raw.path} is a tar archive, but its name does not say so"
+        raise InputError(what, "Let its name end in .tar.zst")
+    chooser, stream = _Chooser(raw, form), _Stream(blocks)
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            for entry in archive:
+                if not entry.isfile() or not chooser.wants(entry.name):
+                    continue
+                file = archive.extractfile(entry)
+                assert file is not None  # a regular file
+                yield _member(raw, entry.name, *peek(_blocks(file)))
+        while stream.read(READ_BYTES):  # the padding after the end
+            pass
+        if stream.tail.strip(b"\0"):  # tarfile takes any end for the end
+            raise tarfile.ReadError("its end is missing")
+    except (tarfile.TarError, EOFError) as error:
+        what = f"{raw.path} is a truncated or damaged tar archive: {error}"
+        raise CorruptInput(what, unit=raw.unit) from None
+    chooser.check()
+
+
+class _Stream(io.RawIOBase):
+    """Blocks of bytes as a file that is read once.
+
+    Attributes:
+        tail: The last bytes that were read, as many as end a tar archive.
+    """
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._held = blocks, memoryview(b"")
+        self.tail = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._held and (block := next(self._blocks, None)) is not None:
+            self._held = memoryview(block)
+        piece = self._held[: len(buffer)]
+        buffer[: len(piece)] = piece
+        self.tail = (self.tail + bytes(piece[-tarfile.BLOCKSIZE :]))[-tarfile.BLOCKSIZE :]
+        self._held = self._held[len(piece) :]
+        return len(piece)
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    while block := file.read(READ_BYTES):
+        yield block
+
+
+def _zip_members(raw: CompressedFile, form: str) -> Iterator[Member]:
+    with raw.open() as file:
+        file.read(READ_BYTES)  # for the place in messages, if it is no zip after all
+        try:
+            with zipfile.ZipFile(file) as archive:
+                entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+                _check_zip(raw, entries)
+                data = [entry for entry in entries if is_data(entry.filename)]
+                chooser = _Chooser(raw, form)
+                alone = len(data) == 1  # whatever its name is
+                for entry in data:
+                    if alone or chooser.wants(entry.filename):
+                        with archive.open(entry) as stream:
+                            known = format_of(entry.filename) or not alone
+                            name = entry.filename if known else PurePath(raw.path.name).stem
+                            yield _member(raw, name, *peek(_blocks(stream)))
+                if not alone:
+                    chooser.check()
+        except NotImplementedError as error:
+            what = f"{raw.path} is a zip whose compression is not supported: {error}"
+            raise CorruptInput(what, UNPACK, unit=raw.unit) from None
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+            raise CorruptInput(
+                f"{raw.path} is truncated or not a valid zip "
+                f"(read up to byte {raw.bytes_read}): {error}",
+                unit=raw.unit,
+            ) from None
+    raw.hash_remaining()
+
+
+def _check_zip(raw: CompressedFile, entries: list[zipfile.ZipInfo]) -> None:
+    """Refuse zip files of other programs, and encrypted ones."""
+    problem = ""
+    if any(entry.filename == "[Content_Types].xml" for entry in entries):
+        problem, hint = "is an Office document, not a zip of records", "Save it as CSV in UTF-8"
+    elif any(entry.flag_bits & 1 for entry in entries):
+        problem, hint = "is encrypted", "Unpack it with its password and pass the file as FILE="
+    if problem:
+        raise CorruptInput(f"{raw.path} {problem}", hint, unit=raw.unit)

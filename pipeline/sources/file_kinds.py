@@ -1,0 +1,67 @@
+"""Recognize files that are not records, whatever their name says, and refuse them by what they are.
+
+`DESCRIPTIONS` lists their first bytes. Text in UTF-16 or UTF-32 is converted, see `text_encoding`.
+"""
+
+from __future__ import annotations
+
+from pipeline.sources.codecs import CODEC_NAMES
+
+LFS_POINTER_START = b"version https://git-lfs.github.com/spec/"
+TAR_MAGIC, TAR_MAGIC_AT = b"ustar", 257
+DECOMPRESS = "Decompress it and pass the file as FILE="
+UNPACK = "Unpack it and pass the folder as FILE="
+CONVERT = "Convert it to JSON lines or Parquet and pass the file as FILE="
+DESCRIPTIONS: dict[bytes, tuple[str, str]] = {
+    b"\x04\x22\x4d\x18": ("is compressed with lz4, which is not read", DECOMPRESS),
+    b"\x02\x21\x4c\x18": ("is compressed with lz4, which is not read", DECOMPRESS),
+    b"\x1f\x9d": ("is compressed with compress (.Z), which is not read", DECOMPRESS),
+    b"LZIP": ("is compressed with lzip, which is not read", DECOMPRESS),
+    b"\xff\x06\x00\x00sNaPpY": ("is compressed with snappy, which is not read", DECOMPRESS),
+    b"7z\xbc\xaf\x27\x1c": ("is a 7z archive, which is not read", UNPACK),
+    b"Rar!\x1a\x07": ("is a RAR archive, which is not read", UNPACK),
+    b"PK\x03\x04": ("is a zip inside another archive, which is not read", UNPACK),
+    b"%PDF-": ("is a PDF, which is not read", "Extract its text and pass that as FILE="),
+    b"ARROW1": ("is an Arrow or Feather file, which is not read", CONVERT),
+    b"\xff\xff\xff\xff": (
+        "is an Arrow stream, as datasets.save_to_disk writes it, which is not read",
+        'Write it as Parquet: datasets.load_from_disk("…").to_parquet("corpus.parquet")',
+    ),
+    b"ORC": ("is an ORC file, which is not read", CONVERT),
+    b"Obj\x01": ("is an Avro file, which is not read", CONVERT),
+    b"SQLite format 3\x00": ("is an SQLite database, which is not read", CONVERT),
+    b"\x89HDF\r\n\x1a\n": ("is an HDF5 file, which is not read", CONVERT),
+    b"\x80\x04\x95": ("is a Python pickle, which is never loaded", CONVERT),
+    b"\x93NUMPY": ("is a NumPy array, which is not read", CONVERT),
+}
+"""First bytes of a file → what it is, and what to do."""
+
+
+def is_tar(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is a tar archive."""
+    return head[TAR_MAGIC_AT:].startswith(TAR_MAGIC)
+
+
+def is_lfs_pointer(head: bytes) -> bool:
+    """Whether a file with this beginning stands in for one that git-lfs has not fetched."""
+    return head.startswith(LFS_POINTER_START)
+
+
+def unread_kind(head: bytes, in_archive: bool) -> tuple[str, str] | None:
+    """What a file is that is not read, and what to do; None if it may hold records.
+
+    Args:
+        head: Its first bytes, decompressed once if it is compressed.
+        in_archive: Whether it is in an archive.
+    """
+    if is_lfs_pointer(head):
+        hint = "Run git lfs pull where the repository was cloned"
+        return "is a git-lfs pointer, not the file itself", hint
+    for magic, name in CODEC_NAMES.items():
+        if head.startswith(magic):
+            if in_archive:
+                return f"is compressed with {name} inside an archive, which is not read", UNPACK
+            return f"is compressed twice, inside with {name}, which is not read", DECOMPRESS
+    if is_tar(head):
+        return "is a tar archive inside another archive, which is not read", UNPACK
+    return next((kind for magic, kind in DESCRIPTIONS.items() if head.startswith(magic)), None)
