@@ -61,10 +61,10 @@ def overrides(job: Job) -> list[str]:
 
 def forward_backward_seconds(step_runner: Any, batches: list[Any]) -> float:
     """CPU seconds of forward and backward alone on prepared batches; clears the gradients."""
-    from pipeline.dataset.packing import IGNORE_INDEX
     from pipeline.modeling.device import autocast
     from pipeline.modeling.loading import body_and_head
     from pipeline.modeling.loss import token_losses
+    from pipeline.modeling.packed_batch import IGNORE_INDEX
 
     prepared = [batch.masked_inputs() for batch in batches]
     tokens = sum(int((targets != IGNORE_INDEX).sum()) for _, targets in prepared)
@@ -86,7 +86,8 @@ def main() -> None:
     from pipeline.config import resolve
     from pipeline.core.stage import Context, run_item
     from pipeline.dag import find
-    from pipeline.dataset.packing import IGNORE_INDEX, make_batch
+    from pipeline.dataset.packing import make_batch
+    from pipeline.modeling.packed_batch import IGNORE_INDEX
     from pipeline.train import run
 
     config = resolve(job.dataset, job.base, "lora", overrides(job), name=job.kind)

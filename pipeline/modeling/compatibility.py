@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.registry import NOT_ADAPTABLE_MODULES
-from pipeline.dataset.packing import PackedBatch
 from pipeline.modeling.eval_mode import eval_mode
 from pipeline.modeling.loading import body_and_head
+from pipeline.modeling.packed_batch import PackedBatch
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from pipeline.dataset.packing import IGNORE_INDEX
+from pipeline.modeling.packed_batch import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import torch

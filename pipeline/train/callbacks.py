@@ -13,8 +13,8 @@ import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.core.stage import Context, RunConfig
-from pipeline.dataset.packing import PackedBatch
 from pipeline.modeling.generation import generate
+from pipeline.modeling.packed_batch import PackedBatch
 from pipeline.modeling.scoring import SlidingWindows, score
 from pipeline.tokenize.encoder import ReferenceEncoder
 from pipeline.train import checkpoint

@@ -11,10 +11,11 @@ import numpy.typing as npt
 from pipeline.core.receipt import Receipt
 from pipeline.core.stage import Context, Inputs, RunConfig
 from pipeline.dataset.order import WindowSampler
-from pipeline.dataset.packing import PackedBatch, Packing, make_batch, pack
+from pipeline.dataset.packing import Packing, make_batch, pack
 from pipeline.dataset.sealed import open_sealed
 from pipeline.dataset.subset import sample_documents
 from pipeline.dataset.token_cache import TokenizedSplit
+from pipeline.modeling.packed_batch import PackedBatch
 
 
 @dataclass(frozen=True)

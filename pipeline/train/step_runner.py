@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.dataset.order import step_seed
-from pipeline.dataset.packing import IGNORE_INDEX, PackedBatch
 from pipeline.modeling.device import Precision, autocast
 from pipeline.modeling.loading import body_and_head
 from pipeline.modeling.loss import token_losses
+from pipeline.modeling.packed_batch import IGNORE_INDEX, PackedBatch
 from pipeline.train.checkpoint import trainable_weights
 from pipeline.train.distributed import Ranks
 from pipeline.train.stability import SpikeGuard

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
-from pipeline.dataset.packing import PackedBatch
+from pipeline.modeling.packed_batch import PackedBatch
 from pipeline.train.checkpoint import TrainState
 from pipeline.train.step_runner import OutOfMemory, StepRunner
 

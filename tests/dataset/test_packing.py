@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dataset.packing import IGNORE_INDEX, PackedBatch, Packing, make_batch, pack
+from pipeline.dataset.packing import Packing, make_batch, pack
 from pipeline.dataset.token_cache import TokenizedSplit
+from pipeline.modeling.packed_batch import IGNORE_INDEX, PackedBatch
 from tests.dataset.helpers import END, PREFIX, corpus_of, offsets_of, sequence
 from tests.helpers.examples import examples
 from tests.helpers.tiny import FAMILIES

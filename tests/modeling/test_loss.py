@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.dataset.packing import IGNORE_INDEX
 from pipeline.modeling.loss import CHUNK_TOKENS, token_losses
+from pipeline.modeling.packed_batch import IGNORE_INDEX
 
 WIDTH, VOCABULARY = 16, 97
 

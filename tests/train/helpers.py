@@ -18,9 +18,10 @@ from pipeline.core.errors import Interrupted
 from pipeline.core.stage import Context, run_item
 from pipeline.core.stop import Stop
 from pipeline.dag import Node, find
-from pipeline.dataset.packing import PackedBatch, make_batch, pack
+from pipeline.dataset.packing import make_batch, pack
 from pipeline.dataset.token_cache import TokenizedSplit
 from pipeline.modeling.loading import add_lora, load_base
+from pipeline.modeling.packed_batch import PackedBatch
 from pipeline.train.checkpoint import trainable_weights
 from pipeline.train.metrics_log import METRICS_FILE
 from pipeline.train.optimizer import make_optimizer

@@ -13,8 +13,8 @@ import pytest
 from pipeline.config import Config
 from pipeline.core.errors import Interrupted
 from pipeline.dag import Node, find
-from pipeline.dataset.packing import PackedBatch
 from pipeline.modeling import cpu_attention
+from pipeline.modeling.packed_batch import PackedBatch
 from tests.train.helpers import StopAfter, metrics, result, train
 
 pytestmark = pytest.mark.slow

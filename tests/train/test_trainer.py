@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.core.errors import Interrupted, UserError
 from pipeline.core.stop import Stop
-from pipeline.dataset.packing import IGNORE_INDEX, PackedBatch
+from pipeline.modeling.packed_batch import IGNORE_INDEX, PackedBatch
 from pipeline.train.checkpoint import TrainState, trainable_weights
 from pipeline.train.step_runner import StepRunner
 from pipeline.train.trainer import TrainSchedule, fit
