@@ -17,6 +17,7 @@ from pipeline.download.file_names import corpus_files, describe_files, passed_ov
 from pipeline.download.hub_dataset import fetch_dataset
 from pipeline.download.resume import ProgressCallback
 from pipeline.download.throttle import Throttle
+from pipeline.modeling.family_check import check_family
 
 
 def download_corpus(config: RunConfig, item: Item, ctx: Context) -> None:
@@ -63,9 +64,10 @@ def write_model(config: RunConfig, item: Item, ctx: Context) -> None:
     """Write the base model and commit it; raises as `pipeline.download.stage.model`."""
     ctx.partial.mkdir(parents=True, exist_ok=True)
     with ctx.commit(item.name) as draft:
-        draft.facts = prepare_model(
+        facts = prepare_model(
             config.model, draft.path, ctx.partial, ctx.stop, _throttled(config, ctx)
         )
+        draft.facts = {**facts, "attention": check_family(draft.path)}
     shutil.rmtree(ctx.partial, ignore_errors=True)
 
 

@@ -75,6 +75,7 @@ def model(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> None:
 
     Raises:
         InputError: The hub, the folder or the package does not have them.
+        UserError: Models of this family cannot be trained and scored.
     """
     from pipeline.download.run import write_model
 

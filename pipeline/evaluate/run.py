@@ -26,6 +26,7 @@ from pipeline.evaluate.contamination.copies import longest_copies
 from pipeline.evaluate.facts import SampleFacts, ScoreFacts, Scores, ScoringConditions
 from pipeline.evaluate.memorization import cut_prompts, generate_and_measure
 from pipeline.evaluate.metrics import bits_per_byte, perplexity, word_perplexity
+from pipeline.modeling.attention import attention_support, default_attention
 from pipeline.modeling.compatibility import check_head
 from pipeline.modeling.device import Precision, pick_device, pick_precision
 from pipeline.modeling.generation import generate
@@ -152,7 +153,12 @@ def _load(config: RunConfig, inputs: Inputs, device: torch.device) -> Any:
         adapter = best if trained.facts["method"] == "lora" else None
         folder = folder if adapter else best
     model = load_base(
-        folder, settings.weights, device, settings.int8_threshold, settings.unquantized_modules
+        folder,
+        settings.weights,
+        device,
+        settings.int8_threshold,
+        settings.unquantized_modules,
+        attention=default_attention(device, attention_support(receipt.facts)),
     )
     return load_adapter(model, adapter) if adapter else model
 

@@ -1,10 +1,11 @@
 """Refuse models whose forward pass we do not reproduce; nothing else would report them.
 
 Training and scoring compute the hidden states of a model's body, then apply its output head. Some
-model types scale or cap the logits after the head; without that step, perplexities would be those
-of another model. In training only a mask keeps the documents of a window apart. A model that
-carries a state from token to token ignores the mask, and a layer with a limited attention span
-would look back farther than it should.
+model types scale or cap the logits, or transform the states first; without that, perplexities
+would be those of another model. In training only a mask keeps the documents of a window apart, and
+a layer with a limited attention span would look back farther than it should. `family_check` decides
+by a small random model; the checks here see the weights, the precision and the length of the
+windows.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import UserError
 from pipeline.core.registry import NOT_ADAPTABLE_MODULES
 from pipeline.modeling.eval_mode import eval_mode
-from pipeline.modeling.loading import body_and_head
-from pipeline.modeling.packed_batch import PackedBatch
+from pipeline.modeling.loading import attention_of, body_and_head
+from pipeline.modeling.packed_batch import one_window
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.modeling.device import Precision
 
+ANOTHER_MODEL = "Use another MODEL; docs/models.md lists the supported families"
 PROBE_TOKENS = 16
 MAX_LOGIT_ERROR = 1e-3  # relative to the largest logit
 MAX_ISOLATION_ERROR = 0.1  # relative norm; int8 and bf16 rounding alone makes a few hundredths
@@ -33,16 +35,25 @@ def check_head(model: Any, device: torch.device, precision: Precision) -> None:
     """Raise `UserError` if a model's logits are not its output head applied to its states."""
     import torch
 
-    body, head = body_and_head(model)
-    ids = torch.arange(PROBE_TOKENS, device=device)[None]
     with eval_mode(model, device, precision):
+        check_logits(model, torch.arange(PROBE_TOKENS, device=device)[None])
+
+
+def check_logits(model: Any, ids: torch.Tensor) -> None:
+    """As `check_head`, for a model in evaluation mode and token ids, (rows, tokens)."""
+    import torch
+
+    body, head = body_and_head(model)
+    with torch.no_grad():
         expected = model(input_ids=ids, use_cache=False).logits.float()
-        computed = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
-    if (computed - expected).abs().max() > MAX_LOGIT_ERROR * expected.abs().max():
+        states = body(input_ids=ids, use_cache=False).last_hidden_state
+        fits = head is not None and head.weight.shape == (expected.shape[-1], states.shape[-1])
+        error = (head(states).float() - expected).abs().max() if fits else float("inf")
+    if error > MAX_LOGIT_ERROR * expected.abs().max():
         raise UserError(
-            f"models of type {_model_type(model)} change their logits after the output head, "
-            "which is not supported",
-            "Use another MODEL",
+            f"models of type {_model_type(model)} do not compute their logits by the output head "
+            "alone, which is not supported",
+            ANOTHER_MODEL,
         )
 
 
@@ -64,25 +75,20 @@ def check_document_isolation(
         precision: Floating-point format of the computation.
         window_tokens: Length of a training window.
     """
-    model_type = _model_type(model)
-    if getattr(body_and_head(model)[0], "_is_stateful", False):
-        raise UserError(
-            f"models of type {model_type} carry a state from token to token, through which the "
-            "documents of a window would see each other",
-            "Use another MODEL",
-        )
-    flash = model.config.get_text_config()._attn_implementation == "flash_attention_2"
+    attention = attention_of(model)
+    if attention == "eager":
+        return  # a row for each document
     span = _attention_span(model)
-    if span and window_tokens > span and not flash:
+    if span and window_tokens > span and attention != "flash_attention_2":
         raise UserError(
             f"windows of {window_tokens} tokens are longer than the attention span of {span} "
             "tokens of some layers of this model, and the training mask does not limit it",
             f"Use train.sequence_length={span}",
         )
-    if _isolation_error(model, device, precision, flash) > MAX_ISOLATION_ERROR:
+    if _isolation_error(model, device, precision, attention) > MAX_ISOLATION_ERROR:
         raise UserError(
-            f"models of type {model_type} let documents in the same window see each other",
-            "Use another MODEL",
+            f"models of type {_model_type(model)} let documents in the same window see each other",
+            ANOTHER_MODEL,
         )
 
 
@@ -94,21 +100,20 @@ def _attention_span(model: Any) -> int | None:
     return min((span for span in spans if span), default=None)
 
 
-def _isolation_error(model: Any, device: torch.device, precision: Precision, flash: bool) -> float:
+def _isolation_error(
+    model: Any, device: torch.device, precision: Precision, attention: str
+) -> float:
     """Relative change of a document's hidden states when another one precedes it in the window."""
     import torch
 
     body, head = body_and_head(model)
     vocabulary = head.weight.shape[0]
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocabulary, (1, 2 * PROBE_TOKENS), generator=generator)
-    positions = torch.arange(PROBE_TOKENS).repeat(1, 2)
-    segments = torch.arange(2).repeat_interleave(PROBE_TOKENS)[None]
-    batch = PackedBatch(tokens, tokens, positions, segments).to(device)
-    arguments, _ = batch.varlen_inputs() if flash else batch.masked_inputs()
+    documents = torch.randint(vocabulary, (2, PROBE_TOKENS), generator=generator)
+    ((arguments, _),) = one_window(list(documents)).to(device).inputs_for(attention)
     with eval_mode(model, device, precision):
         packed = body(**arguments, use_cache=False).last_hidden_state[:, PROBE_TOKENS:].float()
-        second = batch.inputs[:, PROBE_TOKENS:]
+        second = documents[1:].to(device)
         alone = body(input_ids=second, use_cache=False).last_hidden_state.float()
     return float((packed - alone).norm() / alone.norm())
 

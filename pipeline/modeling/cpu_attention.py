@@ -104,9 +104,9 @@ def causal_attention(
     """`softmax(query · keyᵀ · scale) · value`, over each token and those before it.
 
     Args:
-        query: (windows, heads, tokens, head width), like `key` and `value`.
+        query: (windows, heads, tokens, head width), like `key`.
         key: See `query`.
-        value: See `query`.
+        value: The same, but its heads may have another width, as the result has.
         scale: Factor of the scores.
         dropout: Dropout probability of the attention weights.
     """
@@ -116,8 +116,8 @@ def causal_attention(
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, scale=scale, is_causal=True
         )
-    windows, heads, tokens, width = query.shape
-    query, key, value = (t.reshape(windows * heads, tokens, width) for t in (query, key, value))
+    windows, heads, tokens, _ = query.shape
+    query, key, value = (t.reshape(windows * heads, tokens, -1) for t in (query, key, value))
     key = (key * scale).transpose(1, 2)
     size = min(BLOCK_ROWS, tokens)
     later = torch.ones(size, size, dtype=torch.bool).triu(1)
@@ -128,7 +128,7 @@ def causal_attention(
         scores[:, :, start:].masked_fill_(later[: end - start, : end - start], float("-inf"))
         weights = torch.dropout(scores.softmax(-1), dropout, train=dropout > 0)
         blocks.append(torch.bmm(weights, value[:, :end]))
-    return torch.cat(blocks, dim=1).view(windows, heads, tokens, width)
+    return torch.cat(blocks, dim=1).view(windows, heads, tokens, -1)
 
 
 def document_ends(mask: torch.Tensor) -> list[list[int]]:

@@ -6,6 +6,7 @@ The libraries below fail silently in places. The code that prevents it is here, 
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,20 +17,18 @@ from pipeline.core.registry import OUTPUT_HEAD_MODULES
 from pipeline.modeling import cpu_attention
 from pipeline.modeling.attention import AttentionImplementation, default_attention
 from pipeline.modeling.device import check_int8
+from pipeline.modeling.small_config import config_parts
 
 if TYPE_CHECKING:
     import torch
 
-DROPOUT_FIELDS = (
-    "dropout",
-    "attention_dropout",
-    "activation_dropout",
-    "layerdrop",
-    "resid_pdrop",
-    "embd_pdrop",
-    "attn_pdrop",
-)
+DROPOUT_FIELD = re.compile(r"drop(out|_path|path)?(_prob|_rate)?$|layerdrop$")
 """Fields of model configurations that hold a dropout probability."""
+NOT_IN_LANGUAGE_MODELS = ("classifier", "summary")
+"""Parts that a causal language model does not have; their dropout is left as it is."""
+
+TRANSPOSED_WEIGHTS = ("gpt2", "openai-gpt")
+"""Model types whose linear layers are `Conv1D`, with weights of shape (in, out)."""
 
 WeightFormat = Literal["fp32", "bf16", "int8", "nf4"]
 
@@ -129,10 +128,19 @@ def _model_config(folder: Path, dropout: float) -> Any:
     config = transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
-    for name in DROPOUT_FIELDS:
-        if hasattr(config, name):
-            setattr(config, name, 0.0 if name == "layerdrop" else dropout)
+    set_dropout(config, dropout)
     return config
+
+
+def set_dropout(config: Any, dropout: float) -> None:
+    """Set all dropout probabilities of a configuration; whole layers are never dropped."""
+    for part in config_parts(config):
+        for name, value in list(vars(part).items()):
+            if not DROPOUT_FIELD.search(name) or name.startswith(NOT_IN_LANGUAGE_MODELS):
+                continue
+            wanted = 0.0 if "layerdrop" in name or "path" in name else dropout
+            if value != wanted:  # some fields take no float, not even 0.0
+                setattr(part, name, wanted)
 
 
 def silence_libraries() -> None:
@@ -148,6 +156,11 @@ def silence_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+def attention_of(model: Any) -> str:
+    """The attention implementation that a model was loaded with."""
+    return str(model.config.get_text_config()._attn_implementation)
+
+
 def body_and_head(model: Any) -> tuple[Any, Any]:
     """The body and the output head of a model.
 
@@ -156,7 +169,10 @@ def body_and_head(model: Any) -> tuple[Any, Any]:
     replaced in place.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return causal.base_model, causal.get_output_embeddings()
+    body = causal.base_model
+    if body is causal:  # some classes name the attribute of their body wrongly
+        body = causal.model
+    return body, causal.get_output_embeddings()
 
 
 def add_lora(
@@ -179,9 +195,9 @@ def add_lora(
         lora_dropout=dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
-        # as GPT-2's layers need it when the adapter is loaded onto the plain base model; 8-bit
+        # as these layers need it when the adapter is loaded onto the plain base model; 8-bit
         # layers ignore it
-        fan_in_fan_out=model.config.model_type == "gpt2",
+        fan_in_fan_out=model.config.model_type in TRANSPOSED_WEIGHTS,
     )
     try:
         return peft.get_peft_model(model, config)

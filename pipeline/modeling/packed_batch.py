@@ -1,11 +1,13 @@
 """Packed windows of tokens, and how a model is given them.
 
-How depends on the attention implementation: a block-diagonal mask, or sequence lengths. A token
-sees its own piece only, in both.
+How depends on the attention implementation: a block-diagonal mask, sequence lengths, or a row for
+each piece. A token sees its own piece only, in each of them.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     import torch
 
 IGNORE_INDEX = -100  # the target of a position that is not scored, as in `cross_entropy`
+
+ModelInputs = tuple[dict[str, Any], "torch.Tensor"]
+"""Arguments of a transformers model, and the targets of their tokens in one dimension."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,13 @@ class PackedBatch:
         mask = torch.zeros(same.shape, dtype=dtype, device=same.device)
         return mask.masked_fill(~(same & causal), torch.finfo(torch.bfloat16).min)[:, None]
 
-    def varlen_inputs(self) -> tuple[dict[str, Any], torch.Tensor]:
+    def inputs_for(self, attention: str) -> list[ModelInputs]:
+        """All pieces, in the form that an attention implementation needs; one forward pass each."""
+        if attention == "flash_attention_2":
+            return [self.varlen_inputs()]
+        return self.row_inputs() if attention == "eager" else [self.masked_inputs()]
+
+    def varlen_inputs(self) -> ModelInputs:
         """All pieces in one row without padding, with their offsets, as FlashAttention takes them.
 
         Returns:
@@ -67,7 +78,33 @@ class PackedBatch:
         }
         return arguments, self.targets[real]
 
-    def masked_inputs(self) -> tuple[dict[str, Any], torch.Tensor]:
+    def row_inputs(self) -> list[ModelInputs]:
+        """Each piece in a row of its own, for models that take no mask of a window.
+
+        Rows are padded on the right, where a causal model does not see it. Those whose lengths have
+        the same power of two above them share a forward pass, so less than half of it is padding.
+
+        Returns:
+            For each of them, `input_ids`, (rows, longest piece), and targets, (rows * longest,).
+        """
+        from torch.nn.utils.rnn import pad_sequence
+
+        real = self.segments >= 0
+        starts = (self.positions[real] == 0).nonzero().flatten().tolist()
+        lengths = [b - a for a, b in zip(starts, [*starts[1:], int(real.sum())], strict=True)]
+        inputs, targets = (t[real].split(lengths) for t in (self.inputs, self.targets))
+        passes: dict[int, list[list[torch.Tensor]]] = defaultdict(list)
+        for length, *piece in zip(lengths, inputs, targets, strict=True):
+            passes[(length - 1).bit_length()].append(piece)
+        return [
+            (
+                {"input_ids": pad_sequence([inputs for inputs, _ in rows], batch_first=True)},
+                pad_sequence([targets for _, targets in rows], True, IGNORE_INDEX).flatten(),
+            )
+            for rows in passes.values()
+        ]
+
+    def masked_inputs(self) -> ModelInputs:
         """The windows with an attention mask.
 
         Returns:
@@ -87,3 +124,14 @@ class PackedBatch:
         return PackedBatch(
             *(t.to(device) for t in (self.inputs, self.targets, self.positions, self.segments))
         )
+
+
+def one_window(documents: Sequence[torch.Tensor]) -> PackedBatch:
+    """A window with these documents, each (tokens,), without padding or targets."""
+    import torch
+
+    inputs = torch.cat(list(documents))[None]
+    positions = torch.cat([torch.arange(len(document)) for document in documents])[None]
+    lengths = torch.tensor([len(document) for document in documents])
+    segments = torch.arange(len(documents)).repeat_interleave(lengths)[None]
+    return PackedBatch(inputs, torch.full_like(inputs, IGNORE_INDEX), positions, segments)

@@ -13,7 +13,7 @@ from pipeline.core.receipt import Receipt
 from pipeline.core.stage import Context, Inputs, Item, RunConfig
 from pipeline.core.stop import Stop
 from pipeline.dataset.packing import Packing
-from pipeline.modeling.attention import pick_attention
+from pipeline.modeling.attention import attention_support, pick_attention
 from pipeline.modeling.compatibility import adaptable_modules, check_document_isolation, check_head
 from pipeline.modeling.device import Precision, pick_device, pick_precision
 from pipeline.modeling.loading import add_lora, body_and_head, load_base
@@ -174,11 +174,18 @@ def _load_model(run: TrainingSetup, precision: Precision) -> Any:
         settings.int8_threshold,
         settings.unquantized_modules,
         settings.model_dropout,
-        pick_attention(settings.attention, run.device, precision),
+        pick_attention(
+            settings.attention, run.device, precision, attention_support(run.base_receipt.facts)
+        ),
     )
-    if settings.gradient_checkpointing:
+    if settings.gradient_checkpointing and model.supports_gradient_checkpointing:
         # the reentrant kind cuts the graph of a frozen base model: nothing would be learned
         model.activation_checkpointing_enable({"use_reentrant": False})
+    elif settings.gradient_checkpointing:
+        run.ctx.log(
+            "train.gradient_checkpointing has no effect: models of type "
+            f"{model.config.model_type} do not support it, and need more memory"
+        )
     if settings.method == "full":
         for parameter in model.parameters():
             parameter.requires_grad_(True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import UserError
 from pipeline.dataset.order import step_seed
 from pipeline.modeling.device import Precision, autocast
-from pipeline.modeling.loading import body_and_head
+from pipeline.modeling.loading import attention_of, body_and_head
 from pipeline.modeling.loss import token_losses
 from pipeline.modeling.packed_batch import IGNORE_INDEX, PackedBatch
 from pipeline.train.checkpoint import trainable_weights
@@ -109,14 +109,17 @@ class StepRunner:
 
     def _loss_sum(self, batch: PackedBatch) -> torch.Tensor:
         """Summed loss of a micro-batch, nats."""
+        import torch
+
         body, head = body_and_head(self.model)
         forward = body if self.compiled_body is None else self.compiled_body
-        flash = body.config._attn_implementation == "flash_attention_2"
-        arguments, targets = batch.varlen_inputs() if flash else batch.masked_inputs()
-        with autocast(self.device, self.precision):
-            states = forward(**arguments, use_cache=False).last_hidden_state
-            losses = token_losses(states.flatten(0, 1), head, targets)
-        return losses.sum()
+        sums = []
+        for arguments, targets in batch.inputs_for(attention_of(self.model)):
+            with autocast(self.device, self.precision):
+                states = forward(**arguments, use_cache=False).last_hidden_state
+                losses = token_losses(states.flatten(0, 1), head, targets)
+            sums.append(losses.sum())
+        return torch.stack(sums).sum()
 
     def _update_weights(self, learning_rate: float) -> None:
         import torch
