@@ -15,7 +15,7 @@ Finding = dict[str, str]
 """`what`: a title of a few words. `text`: sentences. `try`: settings to type, or ""."""
 
 MIN_DOCUMENTS = 10
-"""With fewer documents a bootstrap interval means little, so there is no verdict."""
+"""With fewer test documents a bootstrap interval means little: no verdict, and no finding."""
 MIN_LOSS_RISE = 0.002
 """Relative rise of validation loss over its minimum that counts as a rise."""
 MIN_READ_SHARE = 0.5
@@ -96,9 +96,14 @@ def _overfitting(report: dict[str, Any]) -> Finding | None:
     }
 
 
+def enough(documents: int) -> bool:
+    """Whether that many test documents support a finding."""
+    return documents >= MIN_DOCUMENTS
+
+
 def _gap(report: dict[str, Any]) -> Finding | None:
     gap = report["gap"]
-    if not gap or gap["ci95"][0] <= 0:
+    if not gap or gap["ci95"][0] <= 0 or not enough(test_documents(report)):
         return None
     low, high = gap["ci95"]
     return {
@@ -110,9 +115,14 @@ def _gap(report: dict[str, Any]) -> Finding | None:
     }
 
 
+def test_documents(report: dict[str, Any]) -> int:
+    """Number of scored test documents."""
+    return int(report["evaluation"].get("test", {}).get("documents", 0))
+
+
 def _near_duplicates(report: dict[str, Any]) -> Finding | None:
     overlap = (report["overlap"] or {}).get("test")
-    if not overlap or not overlap["near_duplicates"]:
+    if not overlap or not overlap["near_duplicates"] or not enough(overlap["documents"]):
         return None
     near, documents = overlap["near_duplicates"], overlap["documents"]
     one = near == 1
@@ -158,7 +168,8 @@ def _copied(report: dict[str, Any]) -> Finding | None:
     for kind, decoding in (("greedy", "greedy decoding"), ("sampled", "sampling")):
         base, tuned = (_generated(report, model, kind) for model in ("base", "tuned"))
         before = base.get("copied_long") or 0.0
-        if (tuned.get("copied_long") or 0.0) > before:
+        # each text continues another test document
+        if enough(tuned.get("texts", 0)) and (tuned.get("copied_long") or 0.0) > before:
             return {
                 "what": "copying",
                 "text": f"With prompts from test documents and {decoding}, "

@@ -12,7 +12,7 @@ from pipeline.evaluate.contamination.ngrams import NGRAM_TOKENS
 from pipeline.evaluate.contamination.overlap import QUOTED_SHARE
 from pipeline.evaluate.memorization import LONG_COPY_TOKENS
 from pipeline.report.figures import canvas, figures
-from pipeline.report.findings import overfitted
+from pipeline.report.findings import enough, overfitted, test_documents
 from pipeline.report.formatting import (
     count,
     duration,
@@ -64,6 +64,7 @@ def write_report(
         "long_copy_tokens": LONG_COPY_TOKENS,
         "quoted_share": QUOTED_SHARE,
         "overfitted": overfitted(report),
+        "enough_test_documents": enough(test_documents(report)),
         "figures": {n: {s: Markup(svg) for s, svg in sizes.items()} for n, sizes in drawn.items()},
         "colours": Markup(canvas.css()),
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.report.findings import MIN_DOCUMENTS, Finding, overfitted
+from pipeline.report.findings import Finding, enough, overfitted
 from pipeline.report.formatting import duration
 
 
@@ -84,7 +84,7 @@ def _more_documents(report: dict[str, Any]) -> Finding | None:
         share = corpus["splits"]["test"]["documents"] / corpus["documents"]
         setting = f"tokenize.test={min(0.4, 4 * share):.2g}"
         more = " This changes the split, so it needs a new run."
-    which = "So few" if test["documents"] < MIN_DOCUMENTS else "These"
+    which = "These" if enough(test["documents"]) else "So few"
     return {
         "what": "more test documents",
         "text": f"{which} documents cannot show a difference; four times as many halve the "
@@ -95,7 +95,9 @@ def _more_documents(report: dict[str, Any]) -> Finding | None:
 
 def _split_by(report: dict[str, Any]) -> Finding | None:
     overlap = (report["overlap"] or {}).get("test")
-    if not overlap or overlap["near_duplicates"] < 0.02 * overlap["documents"]:
+    if not overlap or not enough(overlap["documents"]):
+        return None
+    if overlap["near_duplicates"] < 0.02 * overlap["documents"]:
         return None
     if report["settings"]["values"]["dataset"].get("split_by"):
         return None

@@ -426,6 +426,27 @@ def test_advice_follows_from_the_numbers(run: Run) -> None:
     assert "0.31 nats" in told("gap", report | {"gap": gap})["text"]
 
 
+def test_findings_need_ten_test_documents(run: Run) -> None:
+    report = json.loads((run.root / "out/report.json").read_text())
+    report["gap"] = {"difference": 0.31, "ci95": [0.2, 0.4], "seen": 0.2}
+    rest_on_test = ("gap", "near-duplicates", "copying", "keep near-duplicates together")
+    copied = {"texts": 12, "copied_long": 0.5, "copied_longest": 60}
+    report["written"]["tuned"]["greedy"] |= copied
+    assert not [what for what in rest_on_test if not told(what, report)]
+
+    def with_documents(count: int) -> dict[str, Any]:
+        few = json.loads(json.dumps(report))
+        few["evaluation"]["test"]["documents"] = count
+        few["overlap"]["test"] |= {"documents": count, "near_duplicates": 3}
+        few["written"]["tuned"]["greedy"]["texts"] = count
+        return few
+
+    assert not [what for what in rest_on_test if not told(what, with_documents(10))]
+    assert not [what for what in rest_on_test if told(what, with_documents(9))]
+    assert told("overfitting", with_documents(1)), "it rests on validation documents"
+    assert told("memorization", with_documents(1)), "it rests on training documents"
+
+
 def test_settings_are_compared_with_the_recipe(tmp_path: Path) -> None:
     run = Run(tmp_path)
     config = resolve("nih", recipe="lora", overrides=["train.lr=3e-4", "train.seed=7"])

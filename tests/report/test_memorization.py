@@ -72,8 +72,10 @@ def report(
 def test_a_model_that_knows_its_ten_documents_by_heart_is_caught(
     report: Callable[..., dict[str, Any]],
 ) -> None:
-    found = report(texts(20), "tokenize.validation=0.25", "tokenize.test=0.25", *LEARN)
-    assert 5 <= found["corpus"]["splits"]["train"]["documents"] <= 15
+    found = report(texts(34), "tokenize.validation=0.2", "tokenize.test=0.45", *LEARN)
+    splits = found["corpus"]["splits"]
+    assert 5 <= splits["train"]["documents"] <= 15
+    assert splits["test"]["documents"] >= 10
     told = {finding["what"]: finding["text"] for finding in found["findings"]}
     learned = found["written"]["tuned"]["learned"]
     assert learned["recited"] >= 0.8
@@ -83,8 +85,8 @@ def test_a_model_that_knows_its_ten_documents_by_heart_is_caught(
     assert "word for word" in told["memorization"]
     assert found["gap"]["ci95"][0] > 1
     assert found["gap"]["seen"] == 1
+    # the base model is random, so words that all texts share help on test documents, too
     assert "training documents than on test documents" in told["gap"]
-    assert found["verdict"]["outcome"] != "better"
 
 
 def digest(text: str) -> str:
