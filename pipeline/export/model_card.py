@@ -15,6 +15,7 @@ from pipeline.core.redaction import redact
 from pipeline.core.stage import RunConfig
 from pipeline.report.findings import verdict
 from pipeline.report.formatting import count, number, signed
+from pipeline.report.results import precisions
 from pipeline.tokenize.facts import HELD_OUT_SPLITS
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _training(config: RunConfig, trained: dict[str, Any], precision: str) -> dic
     return {
         "method": method if lora else f"all weights, dropout {train.model_dropout:g}",
         "trained weights": f"{count(trained['trainable'])} of {count(trained['parameters'])}",
-        "base model during training": f"{train.weights}, computed in {trained['precision']}",
+        "precision of training": _precision(precisions(train.weights, trained["precision"])),
         "exported weights": f"{fp32}{', merged into the unquantized base model' * lora}",
         "length": f"{count(trained['steps'])} steps, {count(trained['tokens'])} tokens",
         "chosen checkpoint": f"step {count(trained['best_step'])}, with the lowest validation loss "
@@ -146,6 +147,11 @@ def _training(config: RunConfig, trained: dict[str, Any], precision: str) -> dic
         "attend only to their own document",
         "seed": str(train.seed),
     }
+
+
+def _precision(formats: dict[str, Any]) -> str:
+    """The formats of weights, compute and loss, see `pipeline.report.results.precisions`."""
+    return ", ".join(f"{name} {formats[name]}" for name in ("weights", "compute", "loss"))
 
 
 def _table(rows: dict[str, str]) -> str:
@@ -189,7 +195,7 @@ def _evaluation(report: dict[str, Any] | None) -> Iterator[str]:
     yield ""
     for split, scores in scored:
         line = f"{split}: {count(scores['documents'])} of {count(scores['of_documents'])} documents"
-        line += f", {count(scores['tokens'])} tokens, base model in {scores['tuned']['weights']}"
+        line += f", {count(scores['tokens'])} tokens, {_precision(scores['tuned'])}"
         if paired := scores.get("paired"):
             low, high = map(signed, paired["ci95_percent"])
             change = signed(paired["perplexity_change_percent"])

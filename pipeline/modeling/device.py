@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MIN_INT8_CAPABILITY = (7, 5)  # Turing
 
 Precision = Literal["bf16", "fp16", "fp32"]
+WeightFormat = Literal["fp32", "bf16", "int8", "nf4"]
 
 
 def pick_device(gpus: int, local_rank: int = 0) -> torch.device:
@@ -108,6 +109,20 @@ def pick_precision(requested: str, device: torch.device) -> Precision:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+
+
+def compute_precision(weights: WeightFormat, precision: Precision) -> Precision:
+    """The format in which layers compute.
+
+    That of autocast. In fp32 there is none, and layers compute in the format of 16-bit weights.
+
+    Args:
+        weights: Format of the weights. `load_base` lets those in nf4 compute in bf16.
+        precision: As `pick_precision` resolves it.
+    """
+    if weights == "nf4" or (weights == "bf16" and precision == "fp32"):
+        return "bf16"
+    return precision
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

@@ -10,13 +10,13 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.registry import OUTPUT_HEAD_MODULES
 from pipeline.modeling import cpu_attention
 from pipeline.modeling.attention import AttentionImplementation, default_attention
-from pipeline.modeling.device import check_int8
+from pipeline.modeling.device import WeightFormat, check_int8
 from pipeline.modeling.small_config import config_parts
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ NOT_IN_LANGUAGE_MODELS = ("classifier", "summary")
 
 TRANSPOSED_WEIGHTS = ("gpt2", "openai-gpt")
 """Model types whose linear layers are `Conv1D`, with weights of shape (in, out)."""
-
-WeightFormat = Literal["fp32", "bf16", "int8", "nf4"]
 
 
 def load_base(

@@ -13,12 +13,15 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from pipeline.modeling.device import Precision
 from pipeline.modeling.packed_batch import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import torch
 
 CHUNK_TOKENS = 512
+LOSS_PRECISION: Precision = "fp32"
+"""Format of the softmax and of each loss; sums over documents are float64."""
 
 
 def token_losses(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> torch.Tensor:

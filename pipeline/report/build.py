@@ -25,7 +25,7 @@ from pipeline.report.findings import findings, verdict
 from pipeline.report.history import cost, progress, stragglers, timeline
 from pipeline.report.history.progress import RunProgress
 from pipeline.report.history.training_curve import Curve, read_curve
-from pipeline.report.results import MODELS, Results, read_results
+from pipeline.report.results import MODELS, Results, precisions, read_results
 from pipeline.report.settings_diff import describe_settings
 from pipeline.report.suggestions import suggestions
 from pipeline.tokenize.facts import seal_facts
@@ -40,6 +40,11 @@ _DEFINITIONS = {
     "bits_ci95": "ci95 of bits_per_byte",
     "context": "tokens that the model sees at once; in longer documents a window moves by stride "
     "tokens",
+    "precision": "the setting train.precision, auto resolved",
+    "weights": "the format of the base model's weights; adapters are fp32",
+    "compute": "the format in which layers compute: bf16 with weights in nf4, else that of "
+    "autocast, or without it (precision fp32) that of weights in 16 or 32 bits",
+    "loss": "the format of the softmax and of each token's loss; sums are float64",
     "copied": f"{memorization.DEFINITIONS['copied']}; null if evaluate.new_tokens is less",
     "provenance": "code, hosts: of the computations, from the receipts; reported_by, packages, "
     "hardware: of the machine that wrote this report",
@@ -181,7 +186,7 @@ def _training(config: RunConfig, inputs: Inputs, curve: Curve | None) -> dict[st
     if receipt is None:
         return None
     facts = {name: receipt.facts.get(name) for name in _TRAINED}
-    facts["weights"] = config.train.weights
+    facts |= precisions(config.train.weights, receipt.facts["precision"])
     last = curve.validation[-1][1] if curve and curve.validation else None
     restarts = len(curve.restarts) if curve else receipt.facts["attempts"] - 1
     return {**facts, "interruptions": restarts, "last_loss": last}

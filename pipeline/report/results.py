@@ -19,6 +19,8 @@ from pipeline.core.receipt import verify
 from pipeline.core.stage import Inputs, RunConfig
 from pipeline.evaluate import metrics
 from pipeline.evaluate.facts import score_facts
+from pipeline.modeling.device import Precision, WeightFormat, compute_precision
+from pipeline.modeling.loss import LOSS_PRECISION
 from pipeline.tokenize.facts import SPLITS, seal_facts
 
 MODELS = ("base", "tuned")
@@ -116,10 +118,24 @@ def _totals(
             **{name: facts[name] for name in _MEASURED},
             "ci95": list(metrics.interval(nll, tokens, resamples)),
             "precision": facts["precision"],
-            "weights": facts["weights"],
+            **precisions(facts["weights"], facts["precision"]),
             "bits_ci95": [math.log2(end) for end in metrics.interval(nll, size, resamples)],
         }
     return totals
+
+
+def precisions(weights: WeightFormat, precision: Precision) -> dict[str, str]:
+    """The formats of weights, compute and loss, for `report.json`.
+
+    Args:
+        weights: Setting of the run.
+        precision: Setting of the run, as resolved.
+    """
+    return {
+        "weights": weights,
+        "compute": compute_precision(weights, precision),
+        "loss": LOSS_PRECISION,
+    }
 
 
 def paired(base: Any, tuned: Any, tokens: Any, resamples: int) -> dict[str, Any]:

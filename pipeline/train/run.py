@@ -15,7 +15,12 @@ from pipeline.core.stop import Stop
 from pipeline.dataset.packing import Packing
 from pipeline.modeling.attention import attention_support, pick_attention
 from pipeline.modeling.compatibility import adaptable_modules, check_document_isolation, check_head
-from pipeline.modeling.device import Precision, pick_device, pick_precision
+from pipeline.modeling.device import (
+    Precision,
+    compute_precision,
+    pick_device,
+    pick_precision,
+)
 from pipeline.modeling.loading import add_lora, body_and_head, load_base
 from pipeline.train import checkpoint
 from pipeline.train.callbacks import TrainerCallbacks
@@ -240,10 +245,11 @@ def _log_start(
     run: TrainingSetup, data: TrainingData, step_runner: StepRunner, state: TrainState
 ) -> None:
     weights = checkpoint.trainable_weights(step_runner.model)
+    computed = compute_precision(run.settings.weights, step_runner.precision)
     run.ctx.log(
         f"{state.total} steps of {run.settings.batch_size} × {data.packing.length} tokens, from "
         f"step {state.step}; {sum(p.numel() for p in weights.values()):,} trainable parameters; "
-        f"{run.settings.weights} weights, {state.precision} on "
+        f"{run.settings.weights} weights, {computed} on "
         f"{run.ranks.world_size} × {run.device}"
     )
 

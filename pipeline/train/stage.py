@@ -16,7 +16,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.settings import Section, hashed, nearest, neutral_values, not_hashed
 from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.modeling.attention import AttentionSetting
-from pipeline.modeling.loading import WeightFormat
+from pipeline.modeling.device import WeightFormat
 from pipeline.tokenize.stage import downstream_inputs
 from pipeline.train.disk_estimate import estimate_training
 from pipeline.train.optimizer import OptimizerName

@@ -250,7 +250,7 @@ def test_the_card_is_what_the_hub_reads(
         for metric in ("perplexity", "bits_per_byte")
     }
     for told in (
-        *("licence none", "licence: CC0", "language: en", "LoRA: rank 16", "int8, computed in"),
+        *("licence none", "licence: CC0", "language: en", "LoRA: rank 16", "weights int8, "),
         *("then rounded to bf16", "exp(sum of negative log-likelihoods", "score them again"),
         report["verdict"]["words"][1:],
     ):

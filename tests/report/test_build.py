@@ -44,9 +44,17 @@ def test_the_numbers_are_where_the_contract_has_them(run: Run) -> None:
         for who in ("base", "tuned"):
             found = report["evaluation"][split][who]
             assert set(found) >= {"perplexity", "bits_per_byte", "ci95", "precision"}
+            assert (found["weights"], found["compute"], found["loss"]) == ("int8", "bf16", "fp32")
             assert found["ci95"][0] < found["perplexity"] < found["ci95"][1]
             low, high = found["bits_ci95"]
             assert low < found["bits_per_byte"] < high < 1.2 * low
+    trained = report["training"]
+    assert (trained["weights"], trained["compute"], trained["loss"]) == ("int8", "bf16", "fp32")
+    formats = "weights int8, compute bf16, loss fp32"
+    assert run.html.count(formats) == 2, "of scores and of training"
+    markdown = (run.root / "out/report.md").read_text()
+    assert f"Scored with {formats}." in markdown
+    assert f"; {formats}.\n" in markdown
     assert report["training"]["interruptions"] == 2
     names = {"steps", "tokens", "tokens_per_second", "best_step", "interruptions"}
     assert set(report["training"]) >= names

@@ -95,7 +95,7 @@ def compare(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Any]:
 def _notes(rows: Sequence[dict[str, Any]], evaluation: dict[str, Any]) -> dict[str, bool]:
     """What makes numbers on the page less comparable than they look."""
     scored = [one for split in evaluation.values() for one in split["runs"] if one]
-    under = {(row["precision"], row["weights"]) for row in rows if row["precision"]}
+    under = {(row["compute"], row["weights"]) for row in rows if row["compute"]}
     models = {row["model"] for row in rows}
     return {
         "mixed": len(under) > 1,
@@ -136,8 +136,7 @@ def _row(letter: str, run: ComparedRun, data: ReportData) -> dict[str, Any]:
         "dataset": run.config.dataset.id,
         "model": run.config.model.id,
         "state": state,
-        "precision": under.get("precision"),
-        "weights": under.get("weights"),
+        **{name: under.get(name) for name in ("precision", "weights", "compute", "loss")},
         "training": training,
         "cost": report["cost"],
         "stages": {name: stage["seconds"] for name, stage in report["stages"].items()},
