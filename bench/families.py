@@ -64,6 +64,11 @@ def check(name: str) -> tuple[str, str]:
         )
 
 
+def count_as(outcome: str) -> str:
+    """The kind of an outcome; "" if it is none."""
+    return next((kind for kind in KINDS if kind in outcome), "")
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200].replace("|", "/")
 
@@ -76,7 +81,7 @@ def rows(names: list[str]) -> str:
         model_class, outcome = check(name)
         print(f"{name}: {outcome} ({time.monotonic() - started:.1f} s)", file=sys.stderr)
         found.append(f"| `{name}` | {model_class} | {outcome} |")
-        counts[next(kind for kind in KINDS if kind in outcome)] += 1
+        counts[count_as(outcome)] += 1
     import torch
     import transformers
 

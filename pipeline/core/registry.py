@@ -19,7 +19,7 @@ MAX_SAFETENSORS_HEADER_BYTES = 100_000_000  # limit of the format
 OUTPUT_HEAD_MODULES = ("lm_head", "embed_out")
 # OPT's embedding of positions is given a mask, not ids, and an adapter would take that for ids
 NOT_ADAPTABLE_MODULES = {"embed_positions"}
-CONTEXT_NAMES = ("max_position_embeddings", "n_positions")
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
 OWN_FILE_SUFFIXES = (".yaml", ".yml")
 SOURCE_FIELDS = ("urls", "years", "sha256", "revision", "subset", "split", "max_bytes")
 SHA256 = r"^[0-9a-f]{64}$"

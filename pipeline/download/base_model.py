@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.core.atomic_io import open_as_umask
 from pipeline.core.errors import Failure, UserError
-from pipeline.core.registry import BaseModel
+from pipeline.core.registry import CONTEXT_NAMES, BaseModel
 from pipeline.core.stop import Stop
 from pipeline.download import gguf, hub
 from pipeline.download.resume import (
@@ -193,8 +193,9 @@ def _token_id(tokenizer: Any, token: str | None, setting: str) -> int:
 
 def _context(config: Any, tokenizer: Any) -> int:
     """The context length in tokens; the tokenizer's where the config has none, as with ALiBi."""
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(length or min(tokenizer.model_max_length, 2048))
+    text = config.get_text_config()
+    lengths = (getattr(text, name, None) for name in CONTEXT_NAMES)
+    return int(next(filter(None, lengths), None) or min(tokenizer.model_max_length, 2048))
 
 
 def _dtype(out: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench import families
 from pipeline.config import resolve
 from pipeline.core.errors import UserError
 from pipeline.dag import find
@@ -74,6 +76,19 @@ def own_attention(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
         return made[family]
 
     return model
+
+
+def test_the_page_of_models_lists_every_causal_family() -> None:
+    """After an update of transformers, `python -m bench.families` writes the new table."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    page = Path(families.PAGE).read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([^`]+)` \| \w+ \| (.+) \|$", page, re.MULTILINE)
+    listed = [(name, outcome) for name, outcome in listed if families.count_as(outcome)]
+    assert [name for name, _ in listed] == sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    found = dict(listed)
+    for name in ("bloom", "cohere", "llama", "mamba"):
+        assert families.check(name)[1] == found[name]
 
 
 @pytest.mark.parametrize("family", OWN_ATTENTION)
