@@ -16,7 +16,8 @@ from pathlib import Path
 from pipeline.core.errors import CorruptInput, InputError
 from pipeline.core.redaction import redact
 from pipeline.core.stop import Stop
-from pipeline.download import local_file
+from pipeline.download.file_names import url_to_path
+from pipeline.download.probe import identify_local_file
 from pipeline.download.response import (
     ResponseAction,
     ResponseHead,
@@ -137,8 +138,8 @@ class _Transfer:
         raise CorruptInput(f"{url}: {mismatch}")
 
     def _copy(self, url: str) -> RemoteContent:
-        identity, file = local_file.identify(url), self.file
-        source = local_file.url_to_path(url).resolve()
+        identity, file = identify_local_file(url), self.file
+        source = url_to_path(url).resolve()
         existing = file.identity if file.size_of(url) else None
         if existing and replace(existing, synced=0, sha256="") != identity:
             file.discard()

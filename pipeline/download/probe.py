@@ -1,4 +1,4 @@
-"""Ask servers for the size of a file before it is downloaded."""
+"""What a URL names before it is downloaded: the answer of a server, or a file on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.core.errors import InputError
-from pipeline.download import local_file
+from pipeline.download.file_names import url_to_path
 from pipeline.download.response import (
     ResponseAction,
     ResponseHead,
@@ -15,6 +15,7 @@ from pipeline.download.response import (
     refusal,
     request_headers,
 )
+from pipeline.download.resume import RemoteContent
 from pipeline.download.transport import (
     DEFAULT_RETRY_POLICY,
     HttpClient,
@@ -44,7 +45,7 @@ def probe(url: str, policy: RetryPolicy = DEFAULT_RETRY_POLICY) -> RemoteFile:
         InputError: There is no answer, a refusal, or a web page.
     """
     if url.startswith("file:"):
-        identity = local_file.identify(url)
+        identity = identify_local_file(url)
         return RemoteFile(url, 200, identity.size, None, identity.modified)
     headers = {"Accept-Encoding": "identity", "Range": "bytes=0-0"}
     try:
@@ -60,6 +61,22 @@ def probe(url: str, policy: RetryPolicy = DEFAULT_RETRY_POLICY) -> RemoteFile:
     if action is not ResponseAction.START:
         raise refusal(url, head, action)
     return RemoteFile(url, head.status, head.total, head.etag, head.modified)
+
+
+def identify_local_file(url: str) -> RemoteContent:
+    """The identity of the file at a file:// URL: its size and modification time.
+
+    Raises:
+        InputError: There is no such file, or it is empty.
+    """
+    path = url_to_path(url)
+    if not path.is_file():
+        raise InputError(f"{url}: there is no such file")
+    stat = path.stat()
+    if not stat.st_size:
+        hint = "Remove it, or replace it by a valid copy"
+        raise InputError(f"{url}: {ResponseAction.EMPTY.value}", hint)
+    return RemoteContent(url, None, str(stat.st_mtime_ns), stat.st_size)
 
 
 def probe_mirrors(urls: Sequence[str], policy: RetryPolicy = DEFAULT_RETRY_POLICY) -> RemoteFile:

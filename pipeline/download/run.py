@@ -16,7 +16,7 @@ from pipeline.download.fetch import FetchedFile, fetch
 from pipeline.download.file_names import corpus_files, describe_files, passed_over
 from pipeline.download.hub_dataset import fetch_dataset
 from pipeline.download.resume import ProgressCallback
-from pipeline.download.throttle import Throttle
+from pipeline.download.transport import Throttle
 from pipeline.modeling.family_check import check_family
 
 

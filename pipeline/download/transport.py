@@ -1,4 +1,4 @@
-"""The HTTP client: timeouts, retries, logins, and which errors a retry may fix."""
+"""The HTTP client: timeouts, retries, logins, bandwidth, and which errors a retry may fix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from pipeline.core.errors import InputError, UserError
-from pipeline.download.resume import SYNC_BYTES
+from pipeline.core.stop import Stop
+from pipeline.download.resume import SYNC_BYTES, ProgressCallback
 
 if TYPE_CHECKING:
     import httpx
@@ -48,6 +49,7 @@ class RetryPolicy:
 
 
 DEFAULT_RETRY_POLICY = RetryPolicy()
+THROTTLE_POLL_SECONDS = 0.2
 CERTIFICATE_HINT = "if your site has its own authority, set SSL_CERT_FILE to its certificate"
 LOGIN_HINT = "is there a login for that host in ~/.netrc, mode 600?"
 
@@ -217,3 +219,33 @@ def _via_proxy(url: str) -> str:
     if not proxy.hostname or proxy_bypass(target.netloc):
         return ""
     return f" (through the proxy {proxy.hostname}:{proxy.port})"
+
+
+class Throttle:
+    """A progress callback that blocks its caller, and so the sender, to keep to a bandwidth.
+
+    For networks and file systems that are shared.
+
+    Args:
+        progress: The callback to forward to.
+        bandwidth: Bytes per second.
+        stop: Checked while it waits.
+    """
+
+    def __init__(self, progress: ProgressCallback, bandwidth: float, stop: Stop) -> None:
+        self._progress = progress
+        self._bandwidth = bandwidth
+        self._stop = stop
+        self._start: tuple[float, int] | None = None  # time and bytes
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """Forward progress, then wait until `done` bytes are within the bandwidth."""
+        self._progress(done, total)
+        now = time.monotonic()
+        since, first = self._start or (now, done)
+        due = since + (done - first) / self._bandwidth
+        # after a pause, the unused bandwidth is not made up for
+        self._start = (since, first) if due > now - 1.0 and done >= first else (now, done)
+        while (left := due - time.monotonic()) > 0:
+            self._stop.check()
+            time.sleep(min(left, THROTTLE_POLL_SECONDS))

@@ -15,8 +15,7 @@ from pipeline.core.stop import Stop
 from pipeline.download.fetch import FetchedFile, fetch
 from pipeline.download.probe import probe
 from pipeline.download.resume import ProgressCallback
-from pipeline.download.throttle import Throttle
-from pipeline.download.transport import RetryPolicy
+from pipeline.download.transport import RetryPolicy, Throttle
 from tests.helpers.servers import FileServer, Proxy, Socks
 
 DATA = random.Random(1).randbytes(300_000)
