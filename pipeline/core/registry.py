@@ -19,6 +19,7 @@ MAX_SAFETENSORS_HEADER_BYTES = 100_000_000  # limit of the format
 OUTPUT_HEAD_MODULES = ("lm_head", "embed_out")
 # OPT's embedding of positions is given a mask, not ids, and an adapter would take that for ids
 NOT_ADAPTABLE_MODULES = {"embed_positions"}
+ADAPTER_FILE = "adapter_config.json"
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
 OWN_FILE_SUFFIXES = (".yaml", ".yml")
 SOURCE_FIELDS = ("urls", "years", "sha256", "revision", "subset", "split", "max_bytes")
@@ -216,7 +217,11 @@ def find_model(name: str) -> BaseModel:
             "context": _context(path),
             "modules": _modules(path),
         }
+    elif (path / ADAPTER_FILE).is_file():
+        raise adapter_error(name)
     elif name.startswith(("/", ".", "~")) and path.suffix not in OWN_FILE_SUFFIXES:
+        if adapter := next(path.glob(f"*/{ADAPTER_FILE}"), None):
+            raise adapter_error(str(adapter.parent))
         raise UserError(f"MODEL={name}: there is no such folder with a config.json")
     elif (
         name not in ids("models")
@@ -229,6 +234,15 @@ def find_model(name: str) -> BaseModel:
         values = entry("models", name)
     model: BaseModel = build(BaseModel, values, f"model {name}")
     return model
+
+
+def adapter_error(name: str) -> UserError:
+    """The error for an adapter where a model is expected."""
+    return UserError(
+        f"MODEL: {name} is a PEFT adapter, not a whole model",
+        "Merge it into its base model, by make export if a run made it, else by peft's "
+        "merge_and_unload() and save_pretrained(), and give the folder of the result",
+    )
 
 
 def _context(folder: Path) -> int | None:

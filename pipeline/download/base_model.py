@@ -21,7 +21,7 @@ from pipeline.core.atomic_io import open_as_umask
 from pipeline.core.errors import Failure, UserError
 from pipeline.core.registry import CONTEXT_NAMES, BaseModel
 from pipeline.core.stop import Stop
-from pipeline.download import gguf, hub
+from pipeline.download import checkpoint, gguf, hub
 from pipeline.download.resume import (
     COPY_BYTES,
     ProgressCallback,
@@ -55,32 +55,40 @@ def prepare_model(
 
     Raises:
         InputError: The hub or the folder does not have the model.
-        CorruptInput: A file does not match the hub's sha256 or size.
+        CorruptInput: A file does not match the hub's sha256 or size, or is damaged, or the weights
+            do not fit config.json.
         UserError: A package is missing, or the model is not supported.
         Interrupted: A stop was requested.
     """
     if model.repo:
         repo = hub.fetch_repo(model.repo, model.revision, partial, stop, progress)
         source, revision = f"hf://{model.repo}", repo["revision"]
-        _copy_or_convert(partial, repo["files"], out, stop, progress, link=True)
+        _copy_or_convert(source, partial, repo["files"], out, stop, progress, link=True)
     elif model.path:
         folder = Path(model.path).expanduser().resolve()
         source, revision = str(folder), None
         names = hub.select_files(str(folder), _file_names(folder))
-        _copy_or_convert(folder, names, out, stop, progress, link=False)
+        _copy_or_convert(source, folder, names, out, stop, progress, link=False)
     else:
         gguf.convert(_packaged_gguf(model), out, stop, progress)
         source, revision = f"{model.package}/{model.gguf}", version(str(model.package))
     with _map_load_errors(source):
-        facts = _describe(model, out)
+        facts = _describe(model, source, out)
     open_as_umask(out)
     return {"source": source, "revision": revision, **facts}
 
 
 def _copy_or_convert(
-    folder: Path, names: list[str], out: Path, stop: Stop, progress: ProgressCallback, link: bool
+    source: str,
+    folder: Path,
+    names: list[str],
+    out: Path,
+    stop: Stop,
+    progress: ProgressCallback,
+    link: bool,
 ) -> None:
     """Copy or link a Hugging Face model into `out`; convert old weights and tokenizers."""
+    checkpoint.check_files(source, folder, names)
     weights = any(name.endswith(".bin") for name in names)
     tokenizer = "tokenizer.json" not in names
     converted = [MODEL_FILES] * weights + [TOKENIZER_FILES] * tokenizer
@@ -92,9 +100,9 @@ def _copy_or_convert(
             stop.check()
             done += size
             progress(done, total)
-    with _map_load_errors(str(folder)):
+    with _map_load_errors(source):
         if weights:
-            _convert_weights(folder, out)
+            _convert_weights(source, folder, out)
         stop.check()
         if tokenizer:
             _convert_tokenizer(folder, out)
@@ -115,18 +123,9 @@ def _link_or_copy(source: Path, target: Path, link: bool) -> Iterator[int]:
             yield len(block)
 
 
-def _convert_weights(folder: Path, out: Path) -> None:
+def _convert_weights(source: str, folder: Path, out: Path) -> None:
     """Convert pytorch_model*.bin to safetensors in the same precision; pickled code is not run."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype="auto",
-        use_safetensors=False,
-        weights_only=True,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
+    model = checkpoint.load(source, folder, use_safetensors=False, weights_only=True)
     model.save_pretrained(out)
 
 
@@ -160,7 +159,7 @@ def _packaged_gguf(model: BaseModel) -> Path:
     raise UserError(f"the installed package {package} has no file {name}", f"{install} --upgrade")
 
 
-def _describe(model: BaseModel, out: Path) -> dict[str, Any]:
+def _describe(model: BaseModel, source: str, out: Path) -> dict[str, Any]:
     """The facts that later stages need, read from the finished folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -168,6 +167,7 @@ def _describe(model: BaseModel, out: Path) -> dict[str, Any]:
     config = AutoConfig.from_pretrained(out, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    checkpoint.load(source, out, device_map="meta")
     tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True, trust_remote_code=False)
     rows = shell.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:

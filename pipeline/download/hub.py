@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import CorruptInput, InputError
+from pipeline.core.registry import ADAPTER_FILE, adapter_error
 from pipeline.core.stop import Stop
+from pipeline.download.checkpoint import CONFIG_FILE, check_files
 from pipeline.download.fetch import fetch
 from pipeline.download.response import status_line
 from pipeline.download.resume import ProgressCallback, require_free_space
@@ -74,7 +76,8 @@ def fetch_repo(
 
     Raises:
         InputError: The hub or the repo is unavailable or needs a token, or has no weights.
-        CorruptInput: A file does not match the hub's sha256 or size.
+        CorruptInput: A file does not match the hub's sha256 or size, or config.json is damaged.
+        UserError: It is an adapter, or quantized.
         Interrupted: A stop was requested.
     """
     from huggingface_hub import HfApi, hf_hub_url
@@ -110,6 +113,8 @@ def fetch_repo(
             raise
         except InputError as error:
             raise InputError(error.what, HINTS["model"]) from error
+        if name == CONFIG_FILE:  # before the weights, which may be large
+            check_files(f"hf://{repo}", folder, [name])
         done += fetched.size
     return {"repo": repo, "revision": info.sha, "files": names}
 
@@ -118,14 +123,22 @@ def select_files(repo: str, names: list[str]) -> list[str]:
     """The files of a model repo that are needed to load it offline.
 
     Raises:
-        InputError: There is no config.json, or no weights in a supported format.
+        InputError: There is no config.json, no index of shards, or no weights in a supported
+            format.
+        UserError: It is an adapter.
     """
+    missing = ""
     for pattern, index in WEIGHT_FILES:
         weights = [n for n in names if re.fullmatch(pattern, n)]
         if weights and (not index or index in names):
             weights += [index] if index else []
             break
+        missing = missing or index * bool(weights)
     else:
+        if missing:
+            raise InputError(f"{repo} has shards and no {missing}", "Copy this file, too")
+        if any(name.rpartition("/")[2] == ADAPTER_FILE for name in names):
+            raise adapter_error(repo)
         raise InputError(
             f"{repo} has no weights as safetensors or pytorch_model.bin", "Take another MODEL"
         )
