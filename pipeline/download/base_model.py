@@ -28,6 +28,13 @@ from pipeline.download.resume import (
     require_free_space,
     translate_disk_full,
 )
+from pipeline.download.tokenizer import (
+    TOKENIZER_FILE,
+    check_ids,
+    document_tokens,
+    is_faithful,
+    load_tokenizer,
+)
 
 MODEL_FILES = r"pytorch_model|config\.json|generation_config\.json"
 TOKENIZER_FILES = r"tokenizer|vocab|merges|special_tokens|added_tokens|chat_template"
@@ -50,8 +57,8 @@ def prepare_model(
 
     Returns:
         `source`, `revision` (commit, or None), `parameters`, `dtype`, `vocabulary` (rows of the
-        embedding), `context` (tokens), `prefix_id` and `end_id` (the tokens before and after each
-        document).
+        embedding), `token_ids` (largest id of the tokenizer + 1), `context` (tokens), `prefix_id`
+        and `end_id` (the tokens before and after each document).
 
     Raises:
         InputError: The hub or the folder does not have the model.
@@ -90,8 +97,13 @@ def _copy_or_convert(
     """Copy or link a Hugging Face model into `out`; convert old weights and tokenizers."""
     checkpoint.check_files(source, folder, names)
     weights = any(name.endswith(".bin") for name in names)
-    tokenizer = "tokenizer.json" not in names
-    converted = [MODEL_FILES] * weights + [TOKENIZER_FILES] * tokenizer
+    with _map_load_errors(source):
+        if weights:  # first, since it is checked while it is loaded
+            _convert_weights(source, folder, out)
+        stop.check()
+        tokenizer = load_tokenizer(source, folder)
+        faithful = is_faithful(tokenizer, folder / TOKENIZER_FILE)
+    converted = [MODEL_FILES] * weights + [TOKENIZER_FILES] * (not faithful)
     unchanged = [n for n in names if not any(re.match(pattern, n) for pattern in converted)]
     total, done = sum((folder / n).stat().st_size for n in unchanged), 0
     require_free_space(out, None if link else total)
@@ -100,12 +112,8 @@ def _copy_or_convert(
             stop.check()
             done += size
             progress(done, total)
-    with _map_load_errors(source):
-        if weights:
-            _convert_weights(source, folder, out)
-        stop.check()
-        if tokenizer:
-            _convert_tokenizer(folder, out)
+    if not faithful:
+        tokenizer.save_pretrained(out)
 
 
 def _link_or_copy(source: Path, target: Path, link: bool) -> Iterator[int]:
@@ -129,16 +137,6 @@ def _convert_weights(source: str, folder: Path, out: Path) -> None:
     model.save_pretrained(out)
 
 
-def _convert_tokenizer(folder: Path, out: Path) -> None:
-    """Convert vocab.json and merges.txt to tokenizer.json, which loads 100 times as fast."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
-    tokenizer.save_pretrained(out)
-
-
 def _file_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"MODEL: there is no folder {folder}")
@@ -160,35 +158,30 @@ def _packaged_gguf(model: BaseModel) -> Path:
 
 
 def _describe(model: BaseModel, source: str, out: Path) -> dict[str, Any]:
-    """The facts that later stages need, read from the finished folder."""
+    """Check the finished folder; returns the facts that later stages need."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(out, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     checkpoint.load(source, out, device_map="meta")
-    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True, trust_remote_code=False)
+    tokenizer = load_tokenizer(source, out)
+    if not is_faithful(tokenizer, out / TOKENIZER_FILE):
+        what = f"{source}: its tokenizer changes each time that it is saved and loaded"
+        raise UserError(what, "Take another MODEL")
     rows = shell.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise UserError(f"{model.id}: the tokenizer has {len(tokenizer)} tokens, the model {rows}")
-    begin, end = tokenizer.bos_token or tokenizer.eos_token, tokenizer.eos_token
+    token_ids = check_ids(source, tokenizer, rows)
+    prefix_id, end_id = document_tokens(model, tokenizer, rows)
     return {
         "parameters": shell.num_parameters(),
         "dtype": _dtype(out),
         "vocabulary": rows,
+        "token_ids": token_ids,
         "context": _context(config, tokenizer),
-        "prefix_id": _token_id(tokenizer, model.prefix_token or begin, "prefix_token"),
-        "end_id": _token_id(tokenizer, model.end_token or end, "end_token"),
+        "prefix_id": prefix_id,
+        "end_id": end_id,
     }
-
-
-def _token_id(tokenizer: Any, token: str | None, setting: str) -> int:
-    vocabulary = tokenizer.get_vocab()
-    if token not in vocabulary:
-        missing = "it is not set" if token is None else f"{token!r} is not in the vocabulary"
-        raise UserError(f"{setting} of the model: {missing}", f"Set {setting}: in its YAML")
-    return int(vocabulary[token])
 
 
 def _context(config: Any, tokenizer: Any) -> int:

@@ -75,6 +75,7 @@ def test_local_folder(models: Models, out: Path, family: str) -> None:
         "parameters": parameters[family],
         "dtype": "float32",
         "vocabulary": 512,
+        "token_ids": 512,
         "context": 256,
         "prefix_id": 0,
         "end_id": 1,
@@ -131,7 +132,7 @@ def test_the_mode_of_files_follows_the_umask(models: Models, out: Path) -> None:
 def test_tokens_around_a_document(models: Models, out: Path) -> None:
     facts = take(local(models("llama"), prefix_token="<pad>", end_token="<s>"), out)
     assert (facts["prefix_id"], facts["end_id"]) == (2, 0)
-    with pytest.raises(UserError, match=r"end_token of the model: '<nix>' is not in the vocab"):
+    with pytest.raises(UserError, match=r"model mine: end_token '<nix>' is not in the vocab"):
         take(local(models("llama"), end_token="<nix>"), out)
 
 
@@ -308,6 +309,7 @@ def test_weights_of_a_package(out: Path) -> None:
         "parameters": 134_515_008,
         "dtype": "bfloat16",
         "vocabulary": 49_152,
+        "token_ids": 49_152,
         "context": 8192,
         "prefix_id": 0,
         "end_id": 0,

@@ -200,6 +200,30 @@ out["offline"] = take("me/full")
     }
 
 
+def test_a_quantized_model_is_refused_before_its_weights_are_downloaded(
+    run: Run, tmp_path: Path
+) -> None:
+    config = json.dumps({"quantization_config": {"quant_method": "gptq"}}).encode()
+    for repo, files in {
+        "gptq": {"config.json": config, "model.safetensors": WEIGHTS},
+        "lora": {"adapter_config.json": b"{}", "adapter_model.safetensors": WEIGHTS},
+    }.items():
+        (tmp_path / repo).mkdir()
+        for name, content in files.items():
+            (tmp_path / repo / name).write_bytes(content)
+    code = """
+for repo in ("me/gptq", "me/lora"):
+    out[repo] = outcome(lambda: hub.fetch_repo(repo, None, here / "x", Stop(), quiet, quick))
+"""
+    with HubServer(models={f"me/{n}": tmp_path / n for n in ("gptq", "lora")}) as server:
+        out = run(server, code)
+    assert out["me/gptq"].startswith(
+        "UserError 2: hf://me/gptq: its weights are quantized already (gptq). Take the unquantized "
+    )
+    assert out["me/lora"].startswith("UserError 2: MODEL: me/lora is a PEFT adapter, not a whole ")
+    assert not [r.path for r in server.requests if r.path.endswith(".safetensors")]
+
+
 def test_no_hub(run: Run) -> None:
     server = HubServer()
     server.url = "http://127.0.0.1:9"
@@ -289,6 +313,7 @@ out["files"] = sorted(p.name for p in folder.iterdir())
         "parameters": 149_376,
         "dtype": "float16",
         "vocabulary": 512,
+        "token_ids": 512,
         "context": 256,
         "prefix_id": 1,
         "end_id": 1,
