@@ -161,7 +161,7 @@ def _corpus(inputs: Inputs) -> dict[str, Any] | None:
     seal = _receipt(inputs, "tokenize.seal")
     if seal is None:
         return None
-    facts = seal_facts(seal)
+    facts, corpus = seal_facts(seal), _receipt(inputs, "download.corpus")
     splits = facts["splits"]
     return {
         "documents": sum(split["documents"] for split in splits.values()),
@@ -170,7 +170,8 @@ def _corpus(inputs: Inputs) -> dict[str, Any] | None:
         "duplicates": sum(facts["duplicates"].values()),
         "quarantined": facts["quarantined"],
         "empty": facts["empty"],
-        "passed_over": inputs["download.corpus"].one()[1].facts.get("passed_over", 0),
+        "passed_over": corpus.facts.get("passed_over", 0) if corpus else 0,
+        "encoder": facts.get("encoder"),  # not in seals of earlier versions
         "splits": splits,
     }
 

@@ -7,7 +7,8 @@ is done per token in Python, and as little as possible per document.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -25,11 +26,13 @@ from pipeline.sources.records import LineReader, RecordParser
 from pipeline.sources.spans import Span
 from pipeline.tokenize.batch_reader import BatchReader, DocumentBatch
 from pipeline.tokenize.encoder import (
+    TOKENIZER_FILE,
     Encoder,
     EncoderMismatch,
     FastEncoder,
     FlatIds,
     ReferenceEncoder,
+    WrongIds,
     load_encoder,
 )
 from pipeline.tokenize.facts import SPLITS, ShardFacts, SplitCounts, as_facts
@@ -45,26 +48,34 @@ def tokenize_chunk(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) 
 
     Raises:
         CorruptInput: The chunk or the tokenizer is damaged, or too many lines are malformed.
+        UserError: A document holds a token for which the model has no embedding.
     """
     unit = inputs["decompress.chunks"].folder / item.name
     receipt = load(unit)
     if receipt is None:
         raise CorruptInput(f"{unit} has no receipt", unit=unit)
     reference, encoder = _encoders(inputs, ctx)
-    try:
-        _encode_chunk(config, item, unit, receipt, encoder, reference.vocabulary_size, ctx)
-        return
-    except EncoderMismatch as error:
-        ctx.log(f"WARNING: {error}. {item.name} is encoded again by {reference.name}")
+    mismatch = None
+    if "encoder" in (item.inputs or {}):
+        encoder = reference  # see `pipeline.tokenize.reference_marker`
+    elif encoder is not reference:
+        try:
+            _encode_chunk(config, item, unit, receipt, encoder, reference, None, ctx)
+            return
+        except EncoderMismatch as error:
+            ctx.log(f"WARNING: {error}. {item.name} is encoded again by {reference.name}")
+            mismatch = str(error) if isinstance(error, WrongIds) else None
     # only this chunk: the bytes of others must not depend on which chunks this task has seen
-    _encode_chunk(config, item, unit, receipt, reference, reference.vocabulary_size, ctx)
+    _encode_chunk(config, item, unit, receipt, reference, reference, mismatch, ctx)
 
 
 def _encoders(inputs: Inputs, ctx: Context) -> tuple[ReferenceEncoder, Encoder]:
     """The reference encoder and the one to use, loaded once per task."""
     if "encoders" not in ctx.memo:
         model, receipt = inputs["download.model"].one()
-        verify(model, "tokenizer.json", receipt)
+        if TOKENIZER_FILE not in receipt.outputs:
+            raise CorruptInput(f"{model} has no {TOKENIZER_FILE}", unit=model)
+        verify(model, TOKENIZER_FILE, receipt)
         reference = ReferenceEncoder(model)
         encoder, reason = load_encoder(model, reference)
         if reason:
@@ -80,7 +91,8 @@ def _encode_chunk(
     unit: Path,
     receipt: Receipt,
     encoder: Encoder,
-    vocabulary_size: int,
+    reference: ReferenceEncoder,
+    mismatch: str | None,
     ctx: Context,
 ) -> None:
     dataset, max_line_bytes = config.dataset, config.tokenize.max_line_bytes
@@ -92,10 +104,12 @@ def _encode_chunk(
         unit / CHUNK_NAME, unit, span=Span(0, receipt.outputs[CHUNK_NAME].size, chunk["xxh3"])
     )
     positions, line = LinePositions(item.data["files"]), 0
+    rows = (item.inputs or {}).get("rows")
+    check_rows = partial(reference.check_rows, int(rows)) if rows else None
     lines = LineReader(raw, counted=False)
     with (
         ctx.commit(item.name) as draft,
-        SplitWriter(draft, encoder, item.data["fractions"]) as shards,
+        SplitWriter(draft, encoder, item.data["fractions"], check_rows) as shards,
     ):
         quarantine = Quarantine(draft.path / QUARANTINE, config.tokenize.max_bad_lines)
         for block in lines.whole_lines(BLOCK_BYTES, max_line_bytes):
@@ -117,7 +131,8 @@ def _encode_chunk(
             "empty": quarantine.blank_lines,
             "grouped": shards.grouped,
             "encoder": encoder.name,
-            "vocabulary": vocabulary_size,
+            "vocabulary": reference.vocabulary_size,
+            "mismatch": mismatch,
         }
         draft.facts = as_facts(facts)
 
@@ -150,14 +165,21 @@ class SplitWriter:
         draft: The unit that the shards belong to.
         encoder: Encodes the texts.
         fractions: Fractions of the documents in the validation and test splits.
+        check_rows: Refuses documents, given their names and ids; None: all ids are valid.
 
     Attributes:
         grouped: Number of documents with a `split_by` value.
     """
 
-    def __init__(self, draft: Draft, encoder: Encoder, fractions: dict[str, float]) -> None:
+    def __init__(
+        self,
+        draft: Draft,
+        encoder: Encoder,
+        fractions: dict[str, float],
+        check_rows: Callable[[list[str], FlatIds], None] | None = None,
+    ) -> None:
         self._writers = {split: ShardWriter(draft.path / f"{split}.parquet") for split in SPLITS}
-        self._encoder, self._fractions = encoder, fractions
+        self._encoder, self._fractions, self._check_rows = encoder, fractions, check_rows
         self._checked = encoder if isinstance(encoder, FastEncoder) else None
         self._to_check: list[tuple[str, npt.NDArray[np.uint32]]] = []
         self.grouped = 0
@@ -189,12 +211,11 @@ class SplitWriter:
             rows = np.flatnonzero(splits == index)
             if len(rows):
                 indices = rows.tolist()
+                split_names = [names[n] for n in indices]
                 ids, offsets = self._encode([batch.texts[n] for n in indices], hashes[rows])
-                writer.add(
-                    EncodedDocuments(
-                        [names[n] for n in indices], ids, offsets, sizes[rows], hashes[rows]
-                    )
-                )
+                if self._check_rows:
+                    self._check_rows(split_names, (ids, offsets))
+                writer.add(EncodedDocuments(split_names, ids, offsets, sizes[rows], hashes[rows]))
 
     def close(self) -> dict[str, SplitCounts]:
         """Check the sampled documents and finish the shards.

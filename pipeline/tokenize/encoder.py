@@ -2,7 +2,8 @@
 
 `tokenizers` is the reference, and `fastokens` is about seventy times faster. The fast encoder is
 checked against the reference: on difficult texts when it is loaded, then on about one document in a
-thousand, the same ones in every run. Where it does not load or differs, the reference is used.
+thousand, the same ones in every run. Where it does not load or differs, the reference is used: see
+`pipeline.tokenize.reference_marker` for chunks whose sample has shown nothing.
 
 Text that spells a special token, such as `<|endoftext|>`, becomes that token, as it does in
 `tokenizer(text, add_special_tokens=False)`.
@@ -21,11 +22,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.errors import CorruptInput
+from pipeline.core.errors import CorruptInput, UserError
 
 FlatIds = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
 """Ids of several texts end to end, and where each begins in them, (texts + 1,), from 0."""
 
+TOKENIZER_FILE = "tokenizer.json"
 PROBES = (
     "Don't they'll we've I'm she'd it's ISN'T ’twas o’clock",
     "1 12 123 1234567890 3.14159 1,000,000 v2.0.1 0x1F 10^-6 ½ ²",
@@ -59,6 +61,10 @@ class EncoderMismatch(Exception):
     """The fast encoder cannot be used, or its ids differ from the reference's."""
 
 
+class WrongIds(EncoderMismatch):
+    """The fast encoder gives other ids than the reference."""
+
+
 class ReferenceEncoder:
     """The model's own tokenizer, run by `tokenizers`.
 
@@ -72,7 +78,7 @@ class ReferenceEncoder:
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer
 
-        path = folder / "tokenizer.json"
+        path = folder / TOKENIZER_FILE
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
@@ -98,6 +104,30 @@ class ReferenceEncoder:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
+    def check_rows(self, rows: int, names: list[str], encoded: FlatIds) -> None:
+        """Refuse ids for which a model has no embedding.
+
+        Args:
+            rows: Rows of the model's embedding.
+            names: The names of documents.
+            encoded: Their ids.
+
+        Raises:
+            UserError: An id is not below `rows`.
+        """
+        ids, offsets = encoded
+        beyond = np.flatnonzero(ids >= rows)
+        if not len(beyond):
+            return
+        name = names[int(np.searchsorted(offsets, beyond[0], side="right")) - 1]
+        token = int(ids[beyond[0]])
+        raise UserError(
+            f"the document {name} contains {self.decode([token])!r}, which is token {token}, and "
+            f"the embedding of the model has {rows} rows",
+            "Take another MODEL, or save this one after "
+            f"resize_token_embeddings({self.vocabulary_size})",
+        )
+
 
 class FastEncoder:
     """The tokenizer run by `fastokens`.
@@ -120,7 +150,7 @@ class FastEncoder:
             import fastokens
 
             self._tokenizer = fastokens.Tokenizer.from_json_str(
-                _without_postprocessing(folder / "tokenizer.json")
+                _without_postprocessing(folder / TOKENIZER_FILE)
             )
         self.check([*PROBES, *(f"a{token} b{token}" for token in reference.added_tokens)])
 
@@ -142,7 +172,7 @@ class FastEncoder:
             encoded: Their ids; if None, the texts are encoded.
 
         Raises:
-            EncoderMismatch: They differ.
+            WrongIds: They differ.
         """
         ids, offsets = encoded or self.encode(texts)
         right_ids, right_offsets = self._reference.encode(texts)
@@ -153,7 +183,7 @@ class FastEncoder:
             if not np.array_equal(
                 actual, right_ids[right_offsets[index] : right_offsets[index + 1]]
             ):
-                raise EncoderMismatch(f"{self.name} gives other ids for {text[:60]!r}")
+                raise WrongIds(f"{self.name} gives other ids for {text[:60]!r}")
 
 
 def _without_postprocessing(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from pipeline.core.receipt import Receipt
 
@@ -34,7 +34,7 @@ class ShardFacts(TypedDict):
     `splits`: size of each shard. `quarantined`: number of malformed lines. `first_bad`: the first
     malformed line. `empty`: number of blank lines and records without text. `grouped`: number of
     documents with a `split_by` value. `encoder`: package and version. `vocabulary`: the largest
-    token id + 1.
+    token id + 1. `mismatch`: how the ids of the fast encoder differed, if they did.
     """
 
     splits: dict[str, SplitCounts]
@@ -44,32 +44,33 @@ class ShardFacts(TypedDict):
     grouped: int
     encoder: str
     vocabulary: int
+    mismatch: NotRequired[str | None]
 
 
 class SealFacts(TypedDict):
     """Facts of the seal.
 
     `splits`: size of each split without duplicates. `duplicates`: duplicate rows in each.
-    `quarantined`, `empty`: sums over all shards.
+    `quarantined`, `empty`: sums over all shards. `encoder`: packages and versions.
     """
 
     splits: dict[str, SplitCounts]
     duplicates: dict[str, int]
     quarantined: int
     empty: int
+    encoder: NotRequired[str]
 
 
 class SealContent(SealFacts):
     """Content of `seal.json`.
 
     `shards`: names of the shard units (`chunk-…`), each with one Parquet file per split. `kept`: by
-    split, [documents, tokens] of each shard unit, duplicates not counted. `encoder`, `vocabulary`:
-    as in `ShardFacts`.
+    split, [documents, tokens] of each shard unit, duplicates not counted. `vocabulary`: as in
+    `ShardFacts`.
     """
 
     shards: list[str]
     kept: dict[str, list[list[int]]]
-    encoder: str
     vocabulary: int
 
 

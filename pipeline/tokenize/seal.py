@@ -30,6 +30,7 @@ from pipeline.tokenize.facts import (
     shard_facts,
 )
 from pipeline.tokenize.quarantine import QUARANTINE, too_many_malformed
+from pipeline.tokenize.reference_marker import check_encoders
 from pipeline.tokenize.shards import Hashes, read_hashes
 
 KEEP_ORDER = ("test", "validation", "train")  # the split that keeps a text which several hold
@@ -41,7 +42,8 @@ def seal_shards(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> 
     """Verify every shard, count documents, find duplicate texts, and write the dataset card.
 
     Raises:
-        CorruptInput: A shard is damaged, a split is empty, or too many lines are malformed.
+        CorruptInput: A shard is damaged, a split is empty, too many lines are malformed, or the
+            fast encoder gave wrong ids.
         InputError: All texts are empty, equal or without tokens, or there is only one.
         UserError: No document has a value in the field `split_by`.
     """
@@ -49,6 +51,7 @@ def seal_shards(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> 
     if not shards.receipts:
         raise CorruptInput("the corpus holds no text", "Check what was downloaded, or FILE=")
     facts = [shard_facts(shards.receipts[name]) for name in sorted(shards.receipts)]
+    check_encoders(shards, ctx)
     _check_malformed(config, facts, ctx)
     _check_groups(config, facts, ctx)
     unique = deduplicate(shards, ctx)
@@ -76,6 +79,7 @@ def seal_shards(config: RunConfig, item: Item, inputs: Inputs, ctx: Context) -> 
             "duplicates": content["duplicates"],
             "quarantined": content["quarantined"],
             "empty": content["empty"],
+            "encoder": content["encoder"],
         }
         draft.facts = as_facts(sealed)
     write_card(ctx.folder, content)

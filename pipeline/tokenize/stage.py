@@ -20,6 +20,7 @@ from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.sources.chunks import part_facts
 from pipeline.sources.records import MAX_LINE_BYTES
 from pipeline.tokenize.disk_estimate import estimate_seal, estimate_shards
+from pipeline.tokenize.reference_marker import needs_reference
 
 SMALL_CORPUS_BYTES = 5_000_000_000  # of text; below that, larger fractions are held out
 
@@ -52,7 +53,8 @@ class TokenizeConfig(Section):
 
 def items(config: RunConfig, inputs: Inputs) -> list[Item]:
     """One item per chunk."""
-    parts = list(inputs["decompress.chunks"].receipts.values())
+    chunks = inputs["decompress.chunks"]
+    parts = list(chunks.receipts.values())
     _, receipt = inputs["download.model"].one()
     small = sum(part_facts(part)["bytes"] for part in parts) < SMALL_CORPUS_BYTES
     fractions = {
@@ -62,10 +64,14 @@ def items(config: RunConfig, inputs: Inputs) -> list[Item]:
             ("test", config.tokenize.test),
         ]
     }
-    read = {
-        "tokenizer": receipt.outputs["tokenizer.json"].sha256,
-        "split": json.dumps(fractions, sort_keys=True),
-    }
+    rows = receipt.facts["vocabulary"]
+    file = receipt.outputs.get("tokenizer.json")  # an old model may have none: refused in `run`
+    tokenizer = file.sha256 if file else ""
+    read = {"tokenizer": tokenizer, "split": json.dumps(fractions, sort_keys=True)}
+    if receipt.facts.get("token_ids", 0) > rows:  # ids that the embedding lacks are refused
+        read["rows"] = str(rows)
+    if needs_reference(chunks.folder.parent, tokenizer):
+        read["encoder"] = "reference"
     return [
         # positions are in the ids of documents without an id, and in the quarantine
         Item(

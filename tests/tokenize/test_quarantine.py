@@ -221,7 +221,10 @@ def test_report_counts_quarantined_records(tmp_path: Path, local: Callable[..., 
     corpus = json.loads((report / "report.json").read_text())["corpus"]
     assert (corpus["documents"], corpus["quarantined"], corpus["empty"]) == (60, 2, 1)
     assert "and 2 malformed lines left out" in (report / "report.md").read_text()
-    assert "2 malformed lines, 1 empty records" in (report / "report.html").read_text()
+    page = (report / "report.html").read_text()
+    assert "2 malformed lines, 1 empty records" in page
+    assert corpus["encoder"].startswith("fastokens ")
+    assert f"Encoded by {corpus['encoder']}." in page
 
 
 HUNGRY = """
