@@ -95,9 +95,12 @@ def _copy_or_convert(
     link: bool,
 ) -> None:
     """Copy or link a Hugging Face model into `out`; convert old weights and tokenizers."""
+    from transformers import AutoConfig
+
     checkpoint.check_files(source, folder, names)
     weights = any(name.endswith(".bin") for name in names)
     with _map_load_errors(source):
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if weights:  # first, since it is checked while it is loaded
             _convert_weights(source, folder, out)
         stop.check()
@@ -219,6 +222,5 @@ def _map_load_errors(source: str) -> Iterator[None]:
         what = f"{source}: its weights are a pickle that contains code, which is not run"
         raise UserError(what, "Take a MODEL that is published as safetensors") from error
     except Exception as error:
-        message = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        what = f"{source} cannot be read: {message[:300]}"
+        what = f"{source} cannot be read: {checkpoint.reason(error)}"
         raise UserError(what, "Take another MODEL") from error

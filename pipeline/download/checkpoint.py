@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
+import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ CONFIG_FILE = "config.json"
 COPY_HINT = "Copy or download it again"
 HEAD_BYTES = 256
 MAX_NAMES = 3  # named in a message
+MAX_REASON_CHARACTERS = 300
+ZIP_MAGIC = b"PK\x03\x04"  # PyTorch's format of weights is a zip archive
 BUFFERS = re.compile(
     r"(^|\.)(masked_bias|(attn|attention)\.bias|causal_mask|inv_freq|(cos|sin)_cached"
     r"|position_ids|embed_positions\.weights|version)$"
@@ -51,9 +54,13 @@ def check_files(source: str, folder: Path, names: Collection[str]) -> None:
     for name in names:
         path = folder / name
         with path.open("rb") as file:
-            if is_lfs_pointer(file.read(HEAD_BYTES)):
-                what = f"{source}: {name} is a Git LFS pointer, not the file itself"
-                raise CorruptInput(what, LFS_HINT)
+            head = file.read(HEAD_BYTES)
+        if is_lfs_pointer(head):
+            what = f"{source}: {name} is a Git LFS pointer, not the file itself"
+            raise CorruptInput(what, LFS_HINT)
+        if not head or (head.startswith(ZIP_MAGIC) and not zipfile.is_zipfile(path)):
+            state = "truncated" if head else "empty"
+            raise CorruptInput(f"{source}: {name} is {state}", COPY_HINT)
         if name.endswith(".json"):
             content = _read_json(source, path)
             if name.endswith(".index.json"):
@@ -195,3 +202,10 @@ def _first(names: Collection[str]) -> str:
 def _size(shape: Collection[int]) -> str:
     """A shape as `512 × 64`."""
     return " × ".join(map(str, shape)) or "a number"
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error of transformers, with the next one where that is a heading."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return text[:MAX_REASON_CHARACTERS].rstrip(". ") or type(error).__name__

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.core.errors import CorruptInput, Failure, InputError, UserError
 from pipeline.core.registry import BaseModel
+from pipeline.download.checkpoint import reason
 
 TOKENIZER_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
@@ -58,7 +59,7 @@ def load_tokenizer(source: str, folder: Path) -> Any:
 
 def _load_error(source: str, folder: Path, error: Exception) -> Failure:
     """Why a tokenizer cannot be loaded."""
-    files = {path.name for path in folder.iterdir()}
+    files = {path.name for path in folder.iterdir() if path.is_file()}
     if not any(re.fullmatch(VOCABULARY_FILES, name) for name in files):
         return _no_vocabulary(source)
     if TOKENIZER_FILE not in files:
@@ -68,11 +69,8 @@ def _load_error(source: str, folder: Path, error: Exception) -> Failure:
         if isinstance(error, ImportError):  # a tokenizer in Python, with packages of its own
             name = re.search(r"\w+Tokenizer\b", str(error))
             return _not_fast(source, name[0] if name else str(error))
-    message = next(iter(str(error).strip().splitlines()), "")
-    return CorruptInput(
-        f"{source}: its tokenizer cannot be read: {type(error).__name__}: {message[:300]}",
-        "Take another MODEL",
-    )
+    what = f"{source}: its tokenizer cannot be read: {type(error).__name__}: {reason(error)}"
+    return CorruptInput(what, "Take another MODEL")
 
 
 def _not_fast(source: str, name: str) -> UserError:

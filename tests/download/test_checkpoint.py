@@ -240,10 +240,12 @@ def test_shards_without_an_index_are_refused(llama: Path, out: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("model.safetensors", b"", "is no intact safetensors file (Error while deserializing"),
+        ("model.safetensors", b"", "is empty"),
+        ("model.safetensors", b"{}", "is no intact safetensors file (Error while deserializing"),
         ("model.safetensors", None, "is no intact safetensors file (Error while deserializing"),
         ("tokenizer.json", b'{"model": {', "is not JSON (Input data was truncated)"),
         ("config.json", b"[]", "is no JSON object"),
+        ("config.json", b'{"model_type": "llama"', "is not JSON (Input data was truncated)"),
     ],
 )
 def test_damaged_files_are_refused_by_name(
@@ -254,6 +256,32 @@ def test_damaged_files_are_refused_by_name(
     message = refusal(llama, out)
     assert message.startswith(f"MODEL: {name} {says}")
     assert message.endswith(". Copy or download it again")
+
+
+@pytest.mark.parametrize(("size", "says"), [(0, "empty"), (-200, "truncated")])
+def test_damaged_pickles_are_refused_by_name(
+    models: Models, tmp_path: Path, out: Path, size: int, says: str
+) -> None:
+    folder = make_old_form(models("opt"), tmp_path / "old")
+    path = folder / "pytorch_model.bin"
+    path.write_bytes(path.read_bytes()[:size])
+    assert refusal(folder, out) == (
+        f"MODEL: pytorch_model.bin is {says}. Copy or download it again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"num_attention_heads": 3}, "Class validation error for validator 'validate_architecture"),
+        ({"hidden_size": "x"}, "Validation error for field 'hidden_size': TypeError: Field"),
+    ],
+)
+def test_an_invalid_config_is_refused_with_the_reason(
+    llama: Path, out: Path, values: dict[str, Any], says: str
+) -> None:
+    change_config(llama, **values)
+    assert refusal(llama, out, UserError).startswith(f"MODEL cannot be read: {says}")
 
 
 @pytest.mark.parametrize(
