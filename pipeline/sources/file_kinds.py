@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from pipeline.sources.codecs import CODEC_NAMES
+from pipeline.sources.lfs_pointer import LFS_HINT, is_lfs_pointer
 
-LFS_POINTER_START = b"version https://git-lfs.github.com/spec/"
 TAR_MAGIC, TAR_MAGIC_AT = b"ustar", 257
 DECOMPRESS = "Decompress it and pass the file as FILE="
 UNPACK = "Unpack it and pass the folder as FILE="
@@ -42,11 +42,6 @@ def is_tar(head: bytes) -> bool:
     return head[TAR_MAGIC_AT:].startswith(TAR_MAGIC)
 
 
-def is_lfs_pointer(head: bytes) -> bool:
-    """Whether a file with this beginning stands in for one that git-lfs has not fetched."""
-    return head.startswith(LFS_POINTER_START)
-
-
 def unread_kind(head: bytes, in_archive: bool) -> tuple[str, str] | None:
     """What a file is that is not read, and what to do; None if it may hold records.
 
@@ -55,8 +50,7 @@ def unread_kind(head: bytes, in_archive: bool) -> tuple[str, str] | None:
         in_archive: Whether it is in an archive.
     """
     if is_lfs_pointer(head):
-        hint = "Run git lfs pull where the repository was cloned"
-        return "is a git-lfs pointer, not the file itself", hint
+        return "is a Git LFS pointer, not the file itself", LFS_HINT
     for magic, name in CODEC_NAMES.items():
         if head.startswith(magic):
             if in_archive:

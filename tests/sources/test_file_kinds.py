@@ -46,7 +46,7 @@ def test_a_file_of_another_kind_is_refused_by_name(
 
 @pytest.mark.parametrize("name", ["c.jsonl", "c.csv", "c.jsonl.zst", "c.parquet", "c.txt"])
 def test_a_git_lfs_pointer_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=r"is a git-lfs pointer, not the file itself\. Run git"):
+    with pytest.raises(InputError, match=r"is a Git LFS pointer, not the file itself\. Type git"):
         read(tmp_path / name, POINTER)
 
 
