@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.report.findings import Finding, enough, overfitted
+from pipeline.report.findings import Finding, enough, overfitted, test_documents
 from pipeline.report.formatting import duration
 
 
@@ -114,7 +114,10 @@ def _higher_rank(report: dict[str, Any]) -> Finding | None:
     training = report["training"]
     if not training or training["method"] != "lora" or overfitted(report):
         return None
+    # with too few test documents, undecided says nothing about the model
     if report["verdict"]["outcome"] not in ("better", "undecided"):
+        return None
+    if not enough(test_documents(report)):
         return None
     train = report["settings"]["values"]["train"]
     rank, alpha = 2 * train["lora_rank"], 2 * train["lora_alpha"]

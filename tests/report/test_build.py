@@ -451,6 +451,9 @@ def test_findings_need_ten_test_documents(run: Run) -> None:
 
     assert not [what for what in rest_on_test if not told(what, with_documents(10))]
     assert not [what for what in rest_on_test if told(what, with_documents(9))]
+    steady = {"training": report["training"] | {"last_loss": 2.8}}
+    assert told("more trainable weights", with_documents(10) | steady)
+    assert not told("more trainable weights", with_documents(9) | steady)
     assert told("overfitting", with_documents(1)), "it rests on validation documents"
     assert told("memorization", with_documents(1)), "it rests on training documents"
 
