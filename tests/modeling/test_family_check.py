@@ -78,6 +78,7 @@ def own_attention(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
     return model
 
 
+@pytest.mark.slow
 def test_the_page_of_models_lists_every_causal_family() -> None:
     """After an update of transformers, `python -m bench.families` writes the new table."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -96,11 +97,13 @@ def test_families_with_their_own_attention_use_it(family: str) -> None:
     assert check_config(make_config(family)) == "eager"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_families_that_honour_our_attention_use_it(models: Models, family: str) -> None:
     assert check_family(models(family)) == "default"
 
 
+@pytest.mark.slow
 def test_attention_that_we_do_not_compute_is_left_to_the_model() -> None:
     """Capped scores and sinks of attention; a convolution, which ignores a mask."""
     from transformers import Gemma2Config, GptOssConfig, Lfm2Config
@@ -111,6 +114,7 @@ def test_attention_that_we_do_not_compute_is_left_to_the_model() -> None:
     assert [check_config(config) for config in (gemma, gpt_oss, lfm)] == ["eager"] * 3
 
 
+@pytest.mark.slow
 def test_values_may_be_of_another_width_than_keys() -> None:
     from transformers import DeepseekV3Config
 
@@ -144,6 +148,7 @@ def test_families_that_cannot_be_trained_are_refused_with_the_reason() -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_family_that_cannot_be_built_is_refused_with_its_error() -> None:
     from transformers import XmodConfig
 
@@ -235,6 +240,7 @@ def plain_losses(folder: Path, sequences: list[list[int]]) -> list[Any]:
     return [*(float(loss.detach()) for loss in losses), model.get_input_embeddings().weight.grad]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*OWN_ATTENTION, "llama"])
 def test_training_and_scores_equal_those_of_a_plain_loop(
     own_attention: Models, models: Models, family: str
@@ -296,6 +302,7 @@ def test_rows_hold_each_piece_once_with_little_padding() -> None:
     assert positions < 1.5 * packing.pairs
 
 
+@pytest.mark.slow
 def test_the_check_comes_before_tokenizing_and_its_outcome_is_recorded(
     own_attention: Models, dataset: Path, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ def plain_loop(model: Any, precision: Any) -> tuple[list[float], set[Any], set[A
     return losses, layers, formats
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weights", "precision", "compute"),
     [
