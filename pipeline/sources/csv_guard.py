@@ -61,6 +61,12 @@ class RowGuard:
                     raise self._refusal(line, breaks, "which is unusual")
             line += breaks
 
+    def check_malformed(self, line: int, last_line: int) -> None:
+        """Raise `CorruptInput` if a malformed row, given its lines, may have swallowed others."""
+        breaks = last_line - line
+        if breaks > MIN_INNER_ROWS:
+            raise self._refusal(line, breaks, "and malformed")
+
     def check_file(self, lines: int) -> None:
         """Raise `CorruptInput` if one field has most of the lines of a file that ends at a line."""
         breaks, line = self._longest

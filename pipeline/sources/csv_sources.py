@@ -92,6 +92,8 @@ class CsvFormat:
                 except (csv.Error, ValueError) as error:
                     if isinstance(error, csv.Error) and "unexpected end" in str(error):
                         raise open_quote(member, line, guard is None) from None
+                    if guard:
+                        guard.check_malformed(line, reader.line_num)
                     excerpt = ",".join(row) if row else text.last_line.strip()
                     excerpt = decode_utf8_or_cp1252(excerpt[:EXCERPT_CHARS])
                     yield malformed_line(str(error), line, excerpt)

@@ -84,6 +84,16 @@ def test_a_field_that_swallowed_rows_is_refused_with_its_line(tmp_path: Path) ->
     assert len(read(tmp_path / "c.csv", table, quoting="double")) == 1450
 
 
+def test_a_malformed_row_that_swallowed_others_is_refused(tmp_path: Path) -> None:
+    table = ["text", *(f"Abstract {n}; it has words." for n in range(120))]
+    table[8] = '"' + table[8]
+    table[60] = 'and" left.'
+    message = (
+        "has a field of 53 lines, and malformed; its quote opens in line 9. If quotes are part"
+    )
+    assert refusal(tmp_path / "c.csv", table).startswith(message)
+
+
 def test_a_field_of_most_lines_is_refused(tmp_path: Path) -> None:
     table = ["text", *(f"Abstract {n}; it has words." for n in range(120))]
     table[8], table[91] = '"' + table[8], table[91] + '"'
