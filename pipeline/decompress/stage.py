@@ -18,7 +18,7 @@ from pipeline.core.stage import Context, Inputs, Item, RunConfig, Step
 from pipeline.decompress.disk_estimate import estimate_chunks
 from pipeline.decompress.partition import FileSlice, partition, spans_of
 from pipeline.sources.chunks import PartFacts, as_facts, chunk_facts
-from pipeline.sources.data_files import format_of
+from pipeline.sources.data_files import ARCHIVE, format_of
 from pipeline.sources.formats import FORMAT_VERSIONS
 
 ANOTHER_COPY = "Get an intact copy and pass it as FILE="
@@ -75,6 +75,8 @@ def _read_as(known: str | None, config: RunConfig) -> Any:
     """
     dataset = config.dataset
     form = known or dataset.form
+    if form == ARCHIVE:
+        return [known, FORMAT_VERSIONS]
     if form not in FORMAT_VERSIONS:
         return known
     # of Parquet, only the columns that are needed are read

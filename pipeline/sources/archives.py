@@ -6,22 +6,30 @@ Members are read in the order of the archive, in constant memory, however the ar
 from __future__ import annotations
 
 import io
+import lzma
+import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import PurePath
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from pipeline.core.errors import CorruptInput, InputError
 from pipeline.sources.codecs import ZIP_MAGICS, CompressedFile
-from pipeline.sources.data_files import DATA_SUFFIXES, format_of, is_data
+from pipeline.sources.data_files import ARCHIVE, DATA_SUFFIXES, format_of, is_data
 from pipeline.sources.file_kinds import is_tar, unread_kind
 from pipeline.sources.zstd_frames import READ_BYTES
 
 HEAD_BYTES = 1 << 16  # what is looked at to tell what a file is
+DAMAGE = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(OSError, EOFError, ValueError),
+)
 UNPACK = "Unpack it and pass the folder as FILE="
 
 
@@ -67,6 +75,9 @@ def members(raw: CompressedFile, form: str) -> Iterator[Member]:
         yield from _zip_members(raw, form)
     else:
         head, blocks = peek(raw)
+        if format_of(raw.path.name) == ARCHIVE and not is_tar(head):
+            what = f"{raw.path} is an empty tar archive, or none at all"
+            raise CorruptInput(what, "Pack it again", unit=raw.unit)
         if is_tar(head):
             yield from _tar_members(raw, blocks, form)
         else:
@@ -118,6 +129,11 @@ class _Chooser:
             )
         return True
 
+    def link(self, name: str, command: str) -> InputError:
+        """The error for a member that is a link to another file."""
+        what = f"{self._raw.path} holds a link in place of a file ({name})"
+        return InputError(what, f"Pack the file itself, with {command}")
+
     def check(self) -> None:
         """Raise `CorruptInput` if no member was read; a damaged zip may list none."""
         if not self._first:
@@ -130,26 +146,63 @@ class _Chooser:
             )
 
 
+class _TarEntry(tarfile.TarInfo):
+    """A header of a tar archive. tarfile takes a damaged one for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """The next header.
+
+        Raises:
+            ReadError: It is damaged.
+        """
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"a header is damaged ({error})") from None
+
+
+@contextmanager
+def _damage(raw: CompressedFile, kind: str) -> Iterator[None]:
+    """Turn the errors of damaged archives into `CorruptInput`."""
+    try:
+        yield
+    except NotImplementedError as error:
+        what = f"{raw.path} is a {kind} whose compression is not supported: {error}"
+        raise CorruptInput(what, UNPACK, unit=raw.unit) from None
+    except DAMAGE as error:
+        raise CorruptInput(
+            f"{raw.path} is truncated or not a valid {kind} "
+            f"(read up to byte {raw.bytes_read}): {error}",
+            unit=raw.unit,
+        ) from None
+
+
 def _tar_members(raw: CompressedFile, blocks: Iterator[bytes], form: str) -> Iterator[Member]:
     if raw.partial:
         what = f"{raw.path} is a tar archive, but its name does not say so"
         raise InputError(what, "Let its name end in .tar.zst")
-    chooser, stream = _Chooser(raw, form), _Stream(blocks)
-    try:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
-            for entry in archive:
-                if not entry.isfile() or not chooser.wants(entry.name):
-                    continue
-                file = archive.extractfile(entry)
-                assert file is not None  # a regular file
-                yield _member(raw, entry.name, *peek(_blocks(file)))
-        while stream.read(READ_BYTES):  # the padding after the end
-            pass
+    chooser, stream, kind = _Chooser(raw, form), _Stream(blocks), "tar archive"
+    with _damage(raw, kind):
+        archive: Any = tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarEntry)  # noqa: SIM115
+    while True:
+        with _damage(raw, kind):
+            entry = archive.next()
+        if entry is None:
+            break
+        archive.members = []  # else it keeps all of them
+        if entry.isdir() or not chooser.wants(entry.name):
+            continue
+        file = archive.extractfile(entry) if entry.isreg() else None
+        if file is None:
+            raise chooser.link(entry.name, "tar -h")
+        yield _member(raw, entry.name, *peek(_blocks(raw, kind, file)))
+    with _damage(raw, kind):
+        while block := archive.fileobj.read(READ_BYTES):
+            if block.strip(b"\0"):
+                raise tarfile.ReadError("data follow its end")
         if stream.tail.strip(b"\0"):  # tarfile takes any end for the end
             raise tarfile.ReadError("its end is missing")
-    except (tarfile.TarError, EOFError) as error:
-        what = f"{raw.path} is a truncated or damaged tar archive: {error}"
-        raise CorruptInput(what, unit=raw.unit) from None
     chooser.check()
 
 
@@ -177,38 +230,38 @@ class _Stream(io.RawIOBase):
         return len(piece)
 
 
-def _blocks(file: IO[bytes]) -> Iterator[bytes]:
-    while block := file.read(READ_BYTES):
+def _blocks(raw: CompressedFile, kind: str, file: IO[bytes]) -> Iterator[bytes]:
+    while True:
+        with _damage(raw, kind):
+            block = file.read(READ_BYTES)
+        if not block:
+            return
         yield block
 
 
 def _zip_members(raw: CompressedFile, form: str) -> Iterator[Member]:
     with raw.open() as file:
         file.read(READ_BYTES)  # for the place in messages, if it is no zip after all
-        try:
-            with zipfile.ZipFile(file) as archive:
-                entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-                _check_zip(raw, entries)
-                data = [entry for entry in entries if is_data(entry.filename)]
-                chooser = _Chooser(raw, form)
-                alone = len(data) == 1  # whatever its name is
-                for entry in data:
-                    if alone or chooser.wants(entry.filename):
-                        with archive.open(entry) as stream:
-                            known = format_of(entry.filename) or not alone
-                            name = entry.filename if known else PurePath(raw.path.name).stem
-                            yield _member(raw, name, *peek(_blocks(stream)))
-                if not alone:
-                    chooser.check()
-        except NotImplementedError as error:
-            what = f"{raw.path} is a zip whose compression is not supported: {error}"
-            raise CorruptInput(what, UNPACK, unit=raw.unit) from None
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
-            raise CorruptInput(
-                f"{raw.path} is truncated or not a valid zip "
-                f"(read up to byte {raw.bytes_read}): {error}",
-                unit=raw.unit,
-            ) from None
+        with _damage(raw, "zip"):
+            archive = zipfile.ZipFile(file)
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+        _check_zip(raw, entries)
+        data = [entry for entry in entries if is_data(entry.filename)]
+        chooser = _Chooser(raw, form)
+        alone = len(data) == 1  # whatever its name is
+        for entry in data:
+            if not alone and not chooser.wants(entry.filename):
+                continue
+            if stat.S_ISLNK(entry.external_attr >> 16):
+                raise chooser.link(entry.filename, "zip without -y")
+            known = format_of(entry.filename) or not alone
+            name = entry.filename if known else PurePath(raw.path.name).stem
+            with _damage(raw, "zip"):
+                stream = archive.open(entry)
+            with stream:
+                yield _member(raw, name, *peek(_blocks(raw, "zip", stream)))
+        if not alone:
+            chooser.check()
     raw.hash_remaining()
 
 

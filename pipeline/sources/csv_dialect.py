@@ -7,7 +7,6 @@ the format is taken only where all sampled rows agree.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,52 +34,81 @@ class Dialect:
         return {"delimiter": self.delimiter, "quoting": quoting}
 
 
-def find_dialect(head: str, tabs: bool, delimiter: str, quoting: str) -> Dialect:
+@dataclass(frozen=True)
+class _Sample:
+    """The first lines of a file; `cut`: whether more follow."""
+
+    lines: list[str]
+    cut: bool
+
+    def rows(self, dialect: Dialect, max_open_lines: int) -> list[list[str]] | None:
+        """The rows of the sample; None if they cannot be read in a dialect.
+
+        Args:
+            dialect: The dialect.
+            max_open_lines: How many lines the last row may have that the end of the sample cuts.
+        """
+        reader = csv.reader(self.lines, strict=True, **dialect.reader_options)
+        rows, first = list[list[str]](), 0
+        try:
+            for row in reader:
+                rows.append(row)
+                first = reader.line_num
+        except csv.Error as error:
+            is_open = self.cut and "unexpected end" in str(error)
+            return rows if is_open and len(self.lines) - first <= max_open_lines else None
+        return rows
+
+    def widths(self, dialect: Dialect) -> set[int]:
+        """The numbers of columns of the rows; empty if they cannot be read."""
+        return {len(row) for row in self.rows(dialect, len(self.lines)) or ()}
+
+
+def find_dialect(head: str, whole: bool, tabs: bool, delimiter: str, quoting: str) -> Dialect:
     """The dialect of a file.
 
     Args:
-        head: How it begins; the last line may be cut off.
+        head: How it begins.
+        whole: Whether that is the whole file; if not, its last line may be cut.
         tabs: Whether its name or the settings say that it is TSV.
         delimiter: `auto`, or a name in `DELIMITERS`.
         quoting: `auto`, `double` or `none`.
     """
-    whole, _, _ = head.rpartition("\n")
-    lines = [f"{line}\n" for line in (whole or head).split("\n") if line.strip()]
-    lines = lines[:MAX_SAMPLE_LINES] or [""]
+    complete = head if whole else head.rpartition("\n")[0] or head
+    lines = [f"{line}\n" for line in complete.split("\n") if line.strip()] or [""]
+    sample = _Sample(lines[:MAX_SAMPLE_LINES], not whole or len(lines) > MAX_SAMPLE_LINES)
     expected = "tab" if tabs else "comma"
     dialect = Dialect(DELIMITERS[expected if delimiter == "auto" else delimiter], quoting != "none")
     if delimiter == "auto":
-        dialect = replace(dialect, delimiter=_find_delimiter(lines, dialect))
-    if quoting == "auto" and _quotes_are_text(lines, dialect):
+        dialect = replace(dialect, delimiter=_find_delimiter(sample, dialect))
+    if quoting == "auto" and _quotes_are_text(sample, dialect):
         dialect = replace(dialect, quoted=False)
     certain = quoting != "auto" or all(map(_is_enclosed, _fields(lines[0], dialect)))
     return replace(dialect, certain=certain)
 
 
-def _find_delimiter(lines: Sequence[str], dialect: Dialect) -> str:
+def _find_delimiter(sample: _Sample, dialect: Dialect) -> str:
     """The expected delimiter, unless it occurs in no header and another splits all rows alike."""
-    if _widths(lines[:1], dialect) != {1} or len(lines) < 2:
+    header = _Sample(sample.lines[:1], cut=True)
+    if header.widths(dialect) != {1} or len(sample.lines) < 2:
         return dialect.delimiter
     for delimiter in DELIMITERS.values():
-        other = replace(dialect, delimiter=delimiter)
-        if other != dialect:
-            widths = _widths(lines, other)
-            if len(widths) == 1 and min(widths) > 1:
-                return delimiter
+        widths = sample.widths(replace(dialect, delimiter=delimiter))
+        if len(widths) == 1 and min(widths) > 1:
+            return delimiter
     return dialect.delimiter
 
 
-def _quotes_are_text(lines: Sequence[str], dialect: Dialect) -> bool:
-    """Whether all lines are rows of one width, and quotes that enclose fields would change that."""
-    widths = _widths(lines, replace(dialect, quoted=False))
+def _quotes_are_text(sample: _Sample, dialect: Dialect) -> bool:
+    """Whether all lines are rows of one width, but not if quotes enclose fields."""
+    widths = sample.widths(replace(dialect, quoted=False))
     if len(widths) != 1 or min(widths) < 2:
         return False
-    try:
-        rows = list(csv.reader(lines, strict=True, **dialect.reader_options))
-    except csv.Error:
+    rows = sample.rows(dialect, MIN_INNER_ROWS)
+    if rows is None:
         return True
     swallowed = any(field.count("\n") > MIN_INNER_ROWS for row in rows for field in row)
-    return swallowed or {len(row) for row in rows} != widths
+    return swallowed or len({len(row) for row in rows}) > 1
 
 
 def _fields(line: str, dialect: Dialect) -> list[str]:
@@ -92,11 +120,3 @@ def _is_enclosed(field: str) -> bool:
     """Whether a field is enclosed in quotes, and all others in it are doubled."""
     inner = field[1:].replace('""', "")
     return field[:1] == inner[-1:] == '"' and '"' not in inner[:-1]
-
-
-def _widths(lines: Sequence[str], dialect: Dialect) -> set[int]:
-    """The numbers of columns of the rows; empty if they cannot be read."""
-    try:
-        return {len(row) for row in csv.reader(lines, strict=True, **dialect.reader_options)}
-    except csv.Error:
-        return set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -14,6 +15,7 @@ from pipeline.sources.records import MAX_LISTED_FIELDS
 
 MAX_FIELD_LINES = 1000
 LONG_FIELD_BYTES = 1_000_000
+MIN_INNER_LINES = 20  # of all fields, where each has few
 ROW_SHARE = 0.9  # of the lines of a field
 MIN_OTHER_ROWS = 10  # before one field can be said to hold most of the lines
 SAMPLE_ROWS = 20
@@ -43,6 +45,7 @@ class RowGuard:
         self._member, self._dialect = member, dialect
         self._rows = 0
         self._longest = (0, 0)  # lines and first line of the field with most lines
+        self._inner_lines = self._inner_rows = 0  # of all fields of several lines
 
     def check(self, row: Sequence[str], line: int) -> None:
         """Look at a row that begins at a line.
@@ -55,7 +58,7 @@ class RowGuard:
             breaks = field.count("\n")
             if breaks:
                 self._longest = max(self._longest, (breaks, line))
-                if breaks > MIN_INNER_ROWS and self._looks_like_rows(field, len(row)):
+                if breaks > 1 and self._looks_like_rows(field, len(row)):
                     raise self._refusal(line, breaks, "each like a row")
                 if breaks > MAX_FIELD_LINES or len(field) > LONG_FIELD_BYTES:
                     raise self._refusal(line, breaks, "which is unusual")
@@ -74,16 +77,23 @@ class RowGuard:
             raise self._refusal(line, breaks, f"more than half of the file's {lines}")
 
     def _looks_like_rows(self, field: str, columns: int) -> bool:
-        """Whether the lines inside a field have as many columns as the table, which has several."""
+        """Whether lines inside fields have as many columns as the table, which has several.
+
+        Few lines of one field may do so by chance, but not most lines of all fields so far.
+        """
         inner = field.split("\n")[1:-1]
-        if columns == 1 or not inner:
+        if columns == 1:
             return False
         delimiter = self._dialect.delimiter
         rows = sum(
             len(row) == columns
             for row in csv.reader(inner, delimiter=delimiter, quoting=csv.QUOTE_NONE)
         )
-        return rows >= ROW_SHARE * len(inner)
+        self._inner_lines += len(inner)
+        self._inner_rows += rows
+        enough = len(inner) >= MIN_INNER_ROWS or self._inner_lines >= MIN_INNER_LINES
+        alike = rows >= ROW_SHARE * len(inner)
+        return alike and enough and self._inner_rows >= ROW_SHARE * self._inner_lines
 
     def _refusal(self, line: int, breaks: int, remark: str) -> CorruptInput:
         problem = f"has a field of {breaks + 1} lines, {remark}; its quote opens in line {line}"
@@ -108,7 +118,7 @@ def check_header(
     for name in needed:
         if header.count(name) > 1:
             raise member.refusal(f"has {header.count(name)} columns named {name}", "Rename one")
-    if dataset.text_field in header:
+    if dataset.text_field in header or not header:  # an empty file has no rows
         return
     if header[:1] and header[0].startswith("{"):
         hint = 'Rename it, or say what it holds: ARGS="dataset.form=jsonl"'
@@ -122,11 +132,12 @@ def check_header(
     shown = ", ".join(name[:40] for name in islice(header, MAX_LISTED_FIELDS))
     lengths = [0] * len(header)
     for row in islice(rows, SAMPLE_ROWS):
-        lengths = [total + len(field) for total, field in zip(lengths, row, strict=False)]
+        if len(row) == len(header):
+            lengths = [total + len(field) for total, field in zip(lengths, row, strict=True)]
     hint = ""
-    if len(lengths) == len(header):
-        longest = max(range(len(header)), key=lambda number: lengths[number])
-        hint = f'Name the column with the text: ARGS="dataset.text_field={header[longest]}"'
+    longest = header[max(range(len(header)), key=lambda number: lengths[number])]
+    if re.fullmatch(r"[\w.-]+", longest):  # else it takes quotes to type it
+        hint = f'Name the column with the text: ARGS="dataset.text_field={longest}"'
     raise member.refusal(f"has no column {dataset.text_field}; its columns are {shown}", hint)
 
 

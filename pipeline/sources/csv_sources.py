@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from pipeline.core.registry import Dataset
-from pipeline.sources.archives import Member, peek
+from pipeline.sources.archives import HEAD_BYTES, Member, peek
 from pipeline.sources.csv_dialect import find_dialect
 from pipeline.sources.csv_guard import RowGuard, check_header, decode_utf8_or_cp1252, open_quote
 from pipeline.sources.records import EXCERPT_CHARS, LineReader, malformed_line
@@ -72,7 +72,9 @@ class CsvFormat:
         options, guard = self.reader_options, None
         if options is None:
             head = text.head.decode("latin-1")
-            dialect = find_dialect(head, self.tabs, dataset.delimiter, dataset.quoting)
+            dialect = find_dialect(
+                head, text.is_whole, self.tabs, dataset.delimiter, dataset.quoting
+            )
             options = dialect.reader_options
             if dialect.quoted and not dialect.certain:
                 guard = RowGuard(member, dialect)
@@ -111,7 +113,7 @@ class CsvFormat:
                 header = next((row for row in reader if row), [])  # skip empty lines before it
             except csv.Error as error:
                 raise member.damage(f"has no header: {error}") from None
-        header = [name.strip() for name in header]
+        header = [name.strip(" \t\r\n") for name in header]  # in latin-1 others are letters
         if missing := [name for name in self.required_columns if name not in header]:
             raise member.damage(f"has no column {', '.join(missing)}")
         if self.reader_options is None:
@@ -129,12 +131,14 @@ class _Latin1Lines:
 
     Attributes:
         head: The first bytes of the file.
+        is_whole: Whether that is the whole file.
         last_line: The last line that was read.
     """
 
     def __init__(self, blocks: Iterable[bytes]) -> None:
         head, self._blocks = peek(blocks)
         self.head, self.last_line = head.removeprefix(UTF8_BOM), ""
+        self.is_whole = len(head) < HEAD_BYTES
 
     def lines(self) -> Iterator[str]:
         reader, bom = LineReader(self._blocks), UTF8_BOM

@@ -17,7 +17,7 @@ ARCHIVE = "archive"  # the format of a tar archive, whose members have formats o
 
 NOT_DATA = re.compile(
     r"(readme|licen[cs]e|copying|notice|authors|contributing|citation|changelog|requirements"
-    r"|manifest|urls?|checksums|(sha\d+|md5)sums)([._-][\w-]*)?(\.txt|\.json)?"
+    r"|manifest|urls?|checksums|(sha\d+|md5)sums)([_-][a-z-]+)?(\.(txt|json|md|rst))?"
     r"|(dataset_infos?|dataset_dict|state|metadata|config|croissant|package|schema)\.json"
     r"|.*\.(md5|sha1|sha256|sha512)\.txt",
     re.IGNORECASE,

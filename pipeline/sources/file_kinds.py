@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from pipeline.sources.codecs import CODEC_NAMES
+import tarfile
+
+from pipeline.sources.codecs import CODEC_NAMES, CONTROL_BYTES
 from pipeline.sources.lfs_pointer import LFS_HINT, is_lfs_pointer
 
-TAR_MAGIC, TAR_MAGIC_AT = b"ustar", 257
+TAR_HEADER_BYTES = 512
 DECOMPRESS = "Decompress it and pass the file as FILE="
 UNPACK = "Unpack it and pass the folder as FILE="
 CONVERT = "Convert it to JSON lines or Parquet and pass the file as FILE="
@@ -35,11 +37,16 @@ DESCRIPTIONS: dict[bytes, tuple[str, str]] = {
     b"\x93NUMPY": ("is a NumPy array, which is not read", CONVERT),
 }
 """First bytes of a file → what it is, and what to do."""
+WORDS = (b"LZIP", b"ARROW1", b"ORC")  # a text may begin with them, too
 
 
 def is_tar(head: bytes) -> bool:
     """Whether a file that begins with these bytes is a tar archive."""
-    return head[TAR_MAGIC_AT:].startswith(TAR_MAGIC)
+    try:
+        tarfile.TarInfo.frombuf(head[:TAR_HEADER_BYTES], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:  # its checksum, which also the oldest form has
+        return False
+    return True
 
 
 def unread_kind(head: bytes, in_archive: bool) -> tuple[str, str] | None:
@@ -51,11 +58,14 @@ def unread_kind(head: bytes, in_archive: bool) -> tuple[str, str] | None:
     """
     if is_lfs_pointer(head):
         return "is a Git LFS pointer, not the file itself", LFS_HINT
+    is_text = not CONTROL_BYTES.search(head)
     for magic, name in CODEC_NAMES.items():
-        if head.startswith(magic):
+        if head.startswith(magic) and not is_text:  # a text may begin like bzip2
             if in_archive:
                 return f"is compressed with {name} inside an archive, which is not read", UNPACK
             return f"is compressed twice, inside with {name}, which is not read", DECOMPRESS
     if is_tar(head):
         return "is a tar archive inside another archive, which is not read", UNPACK
-    return next((kind for magic, kind in DESCRIPTIONS.items() if head.startswith(magic)), None)
+    kinds = (magic for magic in DESCRIPTIONS if head.startswith(magic))
+    found = (DESCRIPTIONS[magic] for magic in kinds if magic not in WORDS or not is_text)
+    return next(found, None)

@@ -16,12 +16,11 @@ from pipeline.sources.archives import Member, members
 from pipeline.sources.codecs import CompressedFile
 from pipeline.sources.csv_sources import COURTLISTENER, CSV, NIH, TSV, UTF8_BOM
 from pipeline.sources.data_files import ARCHIVE, format_of
-from pipeline.sources.parquet_rows import read_parquet
+from pipeline.sources.parquet_rows import PARQUET_MAGIC, read_parquet
 from pipeline.sources.records import EXCERPT_CHARS, malformed_line
 from pipeline.sources.text_encoding import utf8_blocks
 from pipeline.sources.zstd_frames import READ_BYTES
 
-PARQUET_MAGIC = b"PAR1"
 MAX_TEXT_FILE_BYTES = 1 << 28  # a text file is one document, which is held in memory
 FORMAT_VERSIONS = {"csv": 2, "tsv": 2, "parquet": 2}  # raised when other lines are made of a file
 # an array of objects whose first line is no line of its own, and an object over several lines

@@ -10,12 +10,15 @@ import msgspec
 from pipeline.core.errors import CorruptInput
 from pipeline.core.registry import Dataset
 from pipeline.sources.archives import UNPACK, Member
+from pipeline.sources.data_files import format_of
 from pipeline.sources.records import MAX_LISTED_FIELDS, malformed_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+PARQUET_MAGIC = b"PAR1"
 BATCH_ROWS = 1000
+BATCH_BYTES = 1 << 24
 
 
 def read_parquet(member: Member, dataset: Dataset) -> Iterator[bytes]:
@@ -31,18 +34,29 @@ def read_parquet(member: Member, dataset: Dataset) -> Iterator[bytes]:
     raw = member.raw
     if member.name != raw.path.name:
         raise member.refusal("is Parquet inside an archive, which is not read", UNPACK)
+    if raw.head(len(PARQUET_MAGIC)) != PARQUET_MAGIC and member.head.startswith(PARQUET_MAGIC):
+        raise member.refusal("is compressed Parquet, which is not read", "Decompress it")
     raw.hash_remaining()
     row = 1
     try:
         with pq.ParquetFile(raw.path, page_checksum_verification=True) as file:
-            columns = _columns(file.schema_arrow, member, dataset)
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+            columns: list[str] | None = _columns(file.schema_arrow, member, dataset)
+            if "parquet" not in (dataset.form, format_of(member.name)):
+                columns = None  # the name is in the key of the chunks, and it names no columns
+            for batch in file.iter_batches(_batch_rows(file.metadata), columns=columns):
                 yield from _encode(batch, row)
                 row += len(batch)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         what = f"{raw.path} cannot be read as Parquet: {reason}"
         raise CorruptInput(what, unit=raw.unit) from None
+
+
+def _batch_rows(metadata: Any) -> int:
+    """How many rows to hold at once."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    size = sum(group.total_byte_size for group in groups)
+    return min(BATCH_ROWS, max(1, BATCH_BYTES * metadata.num_rows // max(size, 1)))
 
 
 def _columns(schema: pa.Schema, member: Member, dataset: Dataset) -> list[str]:
@@ -61,10 +75,9 @@ def _columns(schema: pa.Schema, member: Member, dataset: Dataset) -> list[str]:
         elif field == dataset.text_field:
             shown = ", ".join(name[:40] for name in names[:MAX_LISTED_FIELDS])
             texts = [name for name in names if _holds_text(schema.field(name).type)]
-            hint = f'Name the one with the text: ARGS="dataset.text_field={texts[0]}"'
-            raise member.refusal(
-                f"has no column {field}; its columns are {shown}", hint if texts else ""
-            )
+            hint = f'Name the one with the text: ARGS="dataset.text_field={[*texts, ""][0]}"'
+            what = f"has no column {field}; its columns are {shown}" if shown else "has no columns"
+            raise member.refusal(what, hint if texts else "")
     type_ = _leaf_type(schema, dataset.text_field, columns[0])
     if type_ is not None and not _holds_text(type_):
         what = f"has no text in column {dataset.text_field}, whose type is {type_}"

@@ -9,6 +9,7 @@ import json
 import lzma
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,17 @@ FILES = {
 EXPECTED = [{"text": "one"}] * 2 + [{"id": "1", "text": "two"}]
 
 
-def tar(files: dict[str, bytes]) -> bytes:
+def tar(files: dict[str, bytes], links: Sequence[str] = ("c/LICENSE",)) -> bytes:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as archive:
         for name, data in files.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
-        link = tarfile.TarInfo("c/link.jsonl")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
+        for link in links:
+            entry = tarfile.TarInfo(link)
+            entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(entry)
     return sink.getvalue()
 
 
@@ -108,6 +110,8 @@ def test_text_files_of_an_archive_are_documents(tmp_path: Path) -> None:
         ),
         (tar({"x.bin": b"1", "README.md": b""}), "is an archive with only x.bin, and no file"),
         (tar({}), "is an archive with no files"),
+        (tar({}, []), "is an empty tar archive, or none at all"),
+        (LINE, "is an empty tar archive, or none at all"),
         (zipped({}), "is an archive with no files"),
         (zipped({"a.bin": b"1", "b.bin": b"2"}), "is an archive with only a.bin, b.bin"),
         (
@@ -117,6 +121,10 @@ def test_text_files_of_an_archive_are_documents(tmp_path: Path) -> None:
         (tar({"d.jsonl": tar({"a.jsonl": LINE})}), "d.jsonl is a tar archive inside another"),
         (tar({"d.jsonl": zipped({"a.jsonl": LINE})}), "d.jsonl is a zip inside another archive"),
         (tar({"p.parquet": b"PAR1" * 9}), "p.parquet is Parquet inside an archive"),
+        (
+            tar({"a.jsonl": LINE}, ["c/link.jsonl"]),
+            "holds a link in place of a file (c/link.jsonl). Pack the file itself, with tar -h",
+        ),
         (
             zipped({"[Content_Types].xml": b"<x/>", "xl/workbook.xml": b"<x/>"}),
             "is an Office document",
@@ -144,5 +152,47 @@ def test_a_truncated_tar_is_damage(tmp_path: Path) -> None:
     data = tar({"a.jsonl": LINE * 200, "b.jsonl": LINE * 200})
     end = len(data.rstrip(b"\0"))
     for size in [*range(300, end, 257), *range(512, end, 512)]:
-        with pytest.raises(CorruptInput, match="is a truncated or damaged tar archive"):
+        with pytest.raises(CorruptInput, match="tar archive"):
             read(tmp_path / "c.tar", data[:size])
+
+
+def test_a_changed_bit_in_a_tar_loses_no_member(tmp_path: Path) -> None:
+    files = {f"{name}.jsonl": LINE * 10 for name in "abcd"}
+    data = tar(files)
+    for header in (1024, 2048, 3072):
+        for place in (0, 124, 148, 156):
+            with pytest.raises(CorruptInput, match="not a valid tar archive"):
+                read(tmp_path / "c.tar", _flipped(data, header + place))
+
+
+def test_an_archive_after_an_archive_is_not_lost(tmp_path: Path) -> None:
+    one, other = tar({"a.jsonl": LINE}), tar({"b.jsonl": LINE})
+    for name, data in (
+        ("c.tar", one + other),
+        ("c.tar.gz", gzip.compress(one) + gzip.compress(other)),
+    ):
+        with pytest.raises(CorruptInput, match="data follow its end"):
+            read(tmp_path / name, data)
+
+
+def test_damage_deep_in_a_member_is_reported(tmp_path: Path) -> None:
+    text = b"".join(b'{"text": "%d"}\n' % n for n in range(200_000))
+    with pytest.raises(CorruptInput, match="not a valid tar archive"):
+        read(tmp_path / "c.tar", tar({"a.jsonl": text})[:1_500_000])
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("a.jsonl", text)
+    with pytest.raises(CorruptInput, match=r"not a valid zip.*CRC"):
+        read(tmp_path / "c.zip", _flipped(sink.getvalue(), 2_000_000))
+
+
+def test_the_oldest_form_of_tar_is_read(tmp_path: Path) -> None:
+    header = bytearray(tar({"a.jsonl": LINE}, [])[:1024])
+    header[257:265] = bytes(8)  # without its magic number
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    assert read(tmp_path / "c.jsonl", bytes(header) + bytes(1024)) == [{"text": "one"}]
+
+
+def _flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]

@@ -133,6 +133,43 @@ def test_a_delimiter_is_found_or_named(tmp_path: Path, name: str) -> None:
     assert read(tmp_path / "c.tsv", table, delimiter=name) == ROWS
 
 
+@pytest.mark.parametrize("rows", [499, 500, 501, 3000])
+def test_the_sample_may_end_within_a_field(tmp_path: Path, rows: int) -> None:
+    text = "id;text\n" + "".join(f'{n};"x{n}\ny, z"\n' for n in range(rows))
+    assert [row["text"] for row in read(tmp_path / "c.csv", text)] == [
+        f"x{n}\ny, z" for n in range(rows)
+    ]
+    sink = io.StringIO()
+    writer = csv.writer(sink, delimiter="\t", lineterminator="\n")
+    texts = [*["one"] * (rows - 2), 'He said "first"\nsecond', *['plain "quoted" one'] * 2000]
+    writer.writerows([["id", "text"], *([n, text] for n, text in enumerate(texts))])
+    assert [row["text"] for row in read(tmp_path / "c.tsv", sink.getvalue())] == texts
+
+
+def test_a_last_line_may_lack_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text("id;text\n1;abc")
+    raw = CompressedFile(path, tmp_path)
+    assert b"".join(json_lines([raw], dataset())) == b'{"id":"1","text":"abc"}\n'
+
+
+def test_many_short_swallows_are_noticed(tmp_path: Path) -> None:
+    table = ["id,text", *(f'{n},"He said ""no"", and left."' for n in range(1200))]
+    for n in range(0, 400, 4):
+        table += [f'{n},"a quote opens', f"{n + 1},plain", f'{n + 2},and closes"', f"{n + 3},plain"]
+    assert "each like a row; its quote opens in line" in refusal(tmp_path / "c.csv", table)
+
+
+def test_names_of_columns_keep_their_letters(tmp_path: Path) -> None:
+    for name in ("città", "内", "Å"):
+        found = read(tmp_path / "c.csv", f"id,{name}\n1,abc\n", text_field=name)
+        assert found == [{"id": "1", name: "abc"}]
+
+
+def test_an_empty_table_has_no_rows(tmp_path: Path) -> None:
+    assert read(tmp_path / "c.csv", "") == read(tmp_path / "c.csv", "text\n") == []
+
+
 def test_one_column_with_semicolons_in_its_text_is_one_column(tmp_path: Path) -> None:
     table = ["text", "first; second", "third", "a; b; c"]
     assert [row["text"] for row in read(tmp_path / "c.csv", table)] == table[1:]

@@ -122,3 +122,8 @@ def test_a_malformed_first_line_does_not_refuse_the_file(tmp_path: Path) -> None
         path.write_bytes(first + LINES.encode())
         raw = CompressedFile(path, tmp_path)
         assert b"".join(json_lines([raw], dataset())) == first + LINES.encode()
+
+
+def test_text_may_begin_like_another_kind(tmp_path: Path) -> None:
+    for start in ("ORCID", "LZIP is old"):
+        assert read(tmp_path / "c.csv", f"{start},text\n1,a\n".encode())[0]["text"] == "a"

@@ -32,7 +32,7 @@ from pipeline.dag import find
 from pipeline.download.file_names import corpus_files, describe_files, passed_over, url_to_path
 from pipeline.sources import codecs, formats
 from pipeline.sources.codecs import CompressedFile
-from pipeline.sources.data_files import format_of
+from pipeline.sources.data_files import format_of, is_data
 from pipeline.sources.formats import READERS, json_lines
 from tests.helpers.runs import StopAfterChecks, advance
 from tests.sources.helpers import dataset
@@ -443,3 +443,17 @@ def test_a_local_path_may_hold_any_character(tmp_path: Path, name: str) -> None:
     for url in (f"file://{tmp_path}/{name}", (tmp_path / name).as_uri()):
         assert url_to_path(url) == tmp_path / name
     assert url_to_path(f"file://{tmp_path}/not%20there") == tmp_path / "not there"
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("citation.jsonl", True), ("notice.parquet", True), ("urls.csv", True),
+        ("notice_0001.txt", True), ("citations.txt", True), ("manifest.jsonl.gz", True),
+        ("README", False), ("README.md", False), ("license-mit.txt", False),
+        ("requirements_dev.txt", False), ("dataset_infos.json", False), (".x.jsonl", False),
+        ("../x.jsonl", True), ("__MACOSX/x.jsonl", False), ("a.md5.txt", False),
+    ],
+)  # fmt: skip
+def test_what_is_data_by_its_name(name: str, data: bool) -> None:
+    assert is_data(name) == data

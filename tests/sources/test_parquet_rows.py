@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -132,3 +133,27 @@ def test_a_field_is_found_by_its_name_then_by_dots(tmp_path: Path) -> None:
     assert read(path, table.drop(["a.b"]), text_field="a.b") == [{"a": {"b": "nested", "c": 1}}]
     with pytest.raises(InputError, match=r"has no text in column a\.c, whose type is int64"):
         read(path, table, text_field="a.c")
+
+
+def test_a_file_without_any_text_is_refused(tmp_path: Path) -> None:
+    for table, message in (
+        (pa.table({"input_ids": [[1]]}), "has no column text; its columns are input_ids"),
+        (pa.table({}), "has no columns"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / "c.parquet", table)
+
+
+def test_all_columns_are_read_where_the_name_does_not_say_parquet(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a"], "id": [1], "when": [DAY]})
+    assert read(tmp_path / "c", table) == [{"text": "a", "id": 1, "when": "2020-01-02"}]
+    assert read(tmp_path / "c.parquet", table) == [{"text": "a"}]
+    assert read(tmp_path / "c", table, form="parquet") == [{"text": "a"}]
+
+
+def test_compressed_parquet_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "c.parquet")
+    path = tmp_path / "c.parquet.gz"
+    path.write_bytes(gzip.compress((tmp_path / "c.parquet").read_bytes()))
+    with pytest.raises(InputError, match=r"is compressed Parquet, which is not read\. Decompress"):
+        list(json_lines([CompressedFile(path, tmp_path)], dataset()))
