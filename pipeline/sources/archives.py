@@ -5,6 +5,7 @@ Members are read in the order of the archive, in constant memory, however the ar
 
 from __future__ import annotations
 
+import errno
 import io
 import lzma
 import stat
@@ -22,7 +23,7 @@ from typing import IO, Any, Self
 from pipeline.core.errors import CorruptInput, InputError
 from pipeline.sources.codecs import ZIP_MAGICS, CompressedFile
 from pipeline.sources.data_files import ARCHIVE, DATA_SUFFIXES, format_of, is_data
-from pipeline.sources.file_kinds import is_tar, unread_kind
+from pipeline.sources.file_kinds import UNPACK, is_tar, unread_kind
 from pipeline.sources.zstd_frames import READ_BYTES
 
 HEAD_BYTES = 1 << 16  # what is looked at to tell what a file is
@@ -30,7 +31,7 @@ DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
     *(OSError, EOFError, ValueError),
 )
-UNPACK = "Unpack it and pass the folder as FILE="
+"""What the libraries raise for damaged archives. An `OSError` of the system is no damage."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def _member(raw: CompressedFile, name: str, head: bytes, blocks: Iterable[bytes]
     where = str(raw.path) if name == raw.path.name else f"{raw.path}: {name}"
     member = Member(raw, name, where, head, blocks)
     if kind := unread_kind(head, in_archive=name != raw.path.name):
-        raise member.refusal(*kind)
+        what, hint = kind
+        raise member.refusal(f"{what}, which is not read", hint)
     return member
 
 
@@ -171,6 +173,8 @@ def _damage(raw: CompressedFile, kind: str) -> Iterator[None]:
         what = f"{raw.path} is a {kind} whose compression is not supported: {error}"
         raise CorruptInput(what, UNPACK, unit=raw.unit) from None
     except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         raise CorruptInput(
             f"{raw.path} is truncated or not a valid {kind} "
             f"(read up to byte {raw.bytes_read}): {error}",

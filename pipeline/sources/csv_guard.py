@@ -59,22 +59,23 @@ class RowGuard:
             if breaks:
                 self._longest = max(self._longest, (breaks, line))
                 if breaks > 1 and self._looks_like_rows(field, len(row)):
-                    raise self._refusal(line, breaks, "each like a row")
+                    raise self._refusal(line, f"field of {breaks + 1} lines, each like a row")
                 if breaks > MAX_FIELD_LINES or len(field) > LONG_FIELD_BYTES:
-                    raise self._refusal(line, breaks, "which is unusual")
+                    raise self._refusal(line, f"field of {breaks + 1} lines, which is unusual")
             line += breaks
 
     def check_malformed(self, line: int, last_line: int) -> None:
         """Raise `CorruptInput` if a malformed row, given its lines, may have swallowed others."""
         breaks = last_line - line
         if breaks > MIN_INNER_ROWS:
-            raise self._refusal(line, breaks, "and malformed")
+            raise self._refusal(line, f"malformed row of {breaks + 1} lines")
 
     def check_file(self, lines: int) -> None:
         """Raise `CorruptInput` if one field has most of the lines of a file that ends at a line."""
         breaks, line = self._longest
         if self._rows > MIN_OTHER_ROWS and breaks > MIN_INNER_ROWS and breaks > lines / 2:
-            raise self._refusal(line, breaks, f"more than half of the file's {lines}")
+            what = f"field of {breaks + 1} lines, more than half of the file's {lines}"
+            raise self._refusal(line, what)
 
     def _looks_like_rows(self, field: str, columns: int) -> bool:
         """Whether lines inside fields have as many columns as the table, which has several.
@@ -95,8 +96,8 @@ class RowGuard:
         alike = rows >= ROW_SHARE * len(inner)
         return alike and enough and self._inner_rows >= ROW_SHARE * self._inner_lines
 
-    def _refusal(self, line: int, breaks: int, remark: str) -> CorruptInput:
-        problem = f"has a field of {breaks + 1} lines, {remark}; its quote opens in line {line}"
+    def _refusal(self, line: int, what: str) -> CorruptInput:
+        problem = f"has a {what}; its quote opens in line {line}"
         return self._member.damage(problem, IF_ENCLOSING)
 
 

@@ -15,28 +15,28 @@ DECOMPRESS = "Decompress it and pass the file as FILE="
 UNPACK = "Unpack it and pass the folder as FILE="
 CONVERT = "Convert it to JSON lines or Parquet and pass the file as FILE="
 DESCRIPTIONS: dict[bytes, tuple[str, str]] = {
-    b"\x04\x22\x4d\x18": ("is compressed with lz4, which is not read", DECOMPRESS),
-    b"\x02\x21\x4c\x18": ("is compressed with lz4, which is not read", DECOMPRESS),
-    b"\x1f\x9d": ("is compressed with compress (.Z), which is not read", DECOMPRESS),
-    b"LZIP": ("is compressed with lzip, which is not read", DECOMPRESS),
-    b"\xff\x06\x00\x00sNaPpY": ("is compressed with snappy, which is not read", DECOMPRESS),
-    b"7z\xbc\xaf\x27\x1c": ("is a 7z archive, which is not read", UNPACK),
-    b"Rar!\x1a\x07": ("is a RAR archive, which is not read", UNPACK),
-    b"PK\x03\x04": ("is a zip inside another archive, which is not read", UNPACK),
-    b"%PDF-": ("is a PDF, which is not read", "Extract its text and pass that as FILE="),
-    b"ARROW1": ("is an Arrow or Feather file, which is not read", CONVERT),
+    b"\x04\x22\x4d\x18": ("is compressed with lz4", DECOMPRESS),
+    b"\x02\x21\x4c\x18": ("is compressed with lz4", DECOMPRESS),
+    b"\x1f\x9d": ("is compressed with compress (.Z)", DECOMPRESS),
+    b"LZIP": ("is compressed with lzip", DECOMPRESS),
+    b"\xff\x06\x00\x00sNaPpY": ("is compressed with snappy", DECOMPRESS),
+    b"7z\xbc\xaf\x27\x1c": ("is a 7z archive", UNPACK),
+    b"Rar!\x1a\x07": ("is a RAR archive", UNPACK),
+    b"PK\x03\x04": ("is a zip inside another archive", UNPACK),
+    b"%PDF-": ("is a PDF", "Extract its text and pass that as FILE="),
+    b"ARROW1": ("is an Arrow or Feather file", CONVERT),
     b"\xff\xff\xff\xff": (
-        "is an Arrow stream, as datasets.save_to_disk writes it, which is not read",
+        "is an Arrow stream, as datasets.save_to_disk writes it",
         'Write it as Parquet: datasets.load_from_disk("…").to_parquet("corpus.parquet")',
     ),
-    b"ORC": ("is an ORC file, which is not read", CONVERT),
-    b"Obj\x01": ("is an Avro file, which is not read", CONVERT),
-    b"SQLite format 3\x00": ("is an SQLite database, which is not read", CONVERT),
-    b"\x89HDF\r\n\x1a\n": ("is an HDF5 file, which is not read", CONVERT),
-    b"\x80\x04\x95": ("is a Python pickle, which is never loaded", CONVERT),
-    b"\x93NUMPY": ("is a NumPy array, which is not read", CONVERT),
+    b"ORC": ("is an ORC file", CONVERT),
+    b"Obj\x01": ("is an Avro file", CONVERT),
+    b"SQLite format 3\x00": ("is an SQLite database", CONVERT),
+    b"\x89HDF\r\n\x1a\n": ("is an HDF5 file", CONVERT),
+    b"\x80\x04\x95": ("is a Python pickle, which may contain code", CONVERT),
+    b"\x93NUMPY": ("is a NumPy array", CONVERT),
 }
-"""First bytes of a file → what it is, and what to do."""
+"""First bytes of a file that is not read → what it is, and what to do."""
 WORDS = (b"LZIP", b"ARROW1", b"ORC")  # a text may begin with them, too
 
 
@@ -57,15 +57,15 @@ def unread_kind(head: bytes, in_archive: bool) -> tuple[str, str] | None:
         in_archive: Whether it is in an archive.
     """
     if is_lfs_pointer(head):
-        return "is a Git LFS pointer, not the file itself", LFS_HINT
+        return "is a Git LFS pointer in place of the file", LFS_HINT
     is_text = not CONTROL_BYTES.search(head)
     for magic, name in CODEC_NAMES.items():
         if head.startswith(magic) and not is_text:  # a text may begin like bzip2
             if in_archive:
-                return f"is compressed with {name} inside an archive, which is not read", UNPACK
-            return f"is compressed twice, inside with {name}, which is not read", DECOMPRESS
+                return f"is compressed with {name} inside an archive", UNPACK
+            return f"is compressed twice, inside with {name}", DECOMPRESS
     if is_tar(head):
-        return "is a tar archive inside another archive, which is not read", UNPACK
+        return "is a tar archive inside another archive", UNPACK
     kinds = (magic for magic in DESCRIPTIONS if head.startswith(magic))
     found = (DESCRIPTIONS[magic] for magic in kinds if magic not in WORDS or not is_text)
     return next(found, None)

@@ -9,8 +9,9 @@ import msgspec
 
 from pipeline.core.errors import CorruptInput
 from pipeline.core.registry import Dataset
-from pipeline.sources.archives import UNPACK, Member
+from pipeline.sources.archives import Member
 from pipeline.sources.data_files import format_of
+from pipeline.sources.file_kinds import UNPACK
 from pipeline.sources.records import MAX_LISTED_FIELDS, malformed_line
 
 if TYPE_CHECKING:
@@ -40,9 +41,11 @@ def read_parquet(member: Member, dataset: Dataset) -> Iterator[bytes]:
     row = 1
     try:
         with pq.ParquetFile(raw.path, page_checksum_verification=True) as file:
-            columns: list[str] | None = _columns(file.schema_arrow, member, dataset)
+            columns = _columns(file.schema_arrow, member, dataset)
             if "parquet" not in (dataset.form, format_of(member.name)):
-                columns = None  # the name is in the key of the chunks, and it names no columns
+                # only where settings or name say Parquet, the key of the chunks tells the columns
+                names = file.schema_arrow.names
+                columns = [name for name in names if names.count(name) == 1]
             for batch in file.iter_batches(_batch_rows(file.metadata), columns=columns):
                 yield from _encode(batch, row)
                 row += len(batch)

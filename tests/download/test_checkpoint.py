@@ -53,16 +53,6 @@ def change_config(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-@pytest.fixture
-def llama(models: Models, tmp_path: Path) -> Path:
-    return shutil.copytree(models("llama"), tmp_path / "llama")
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
-
-
 def test_names_with_a_prefix_are_refused(llama: Path, out: Path) -> None:
     change_weights(llama, lambda tensors: {f"_orig_mod.{k}": v for k, v in tensors.items()})
     first, second, third = ("embed_tokens", "layers.0.input_layernorm", "layers.0.mlp.down_proj")

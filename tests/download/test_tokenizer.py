@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,6 @@ from pipeline.tokenize.encoder import ReferenceEncoder
 
 Models = Callable[[str], Path]
 TEXT = "The court<new> of <NEW>appeals  affirmed,<s> in 1024 words.\n Return</s> ü<extra><pad>"
-
-
-@pytest.fixture
-def llama(models: Models, tmp_path: Path) -> Path:
-    return shutil.copytree(models("llama"), tmp_path / "llama")
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
 
 
 def prepare(model: BaseModel, out: Path) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import json
 import lzma
+import os
 import tarfile
 import zipfile
 from collections.abc import Sequence
@@ -184,6 +186,16 @@ def test_damage_deep_in_a_member_is_reported(tmp_path: Path) -> None:
         archive.writestr("a.jsonl", text)
     with pytest.raises(CorruptInput, match=r"not a valid zip.*CRC"):
         read(tmp_path / "c.zip", _flipped(sink.getvalue(), 2_000_000))
+
+
+def test_an_error_of_the_system_is_no_damage(tmp_path: Path) -> None:
+    (tmp_path / "c.tar").write_bytes(tar(FILES))
+
+    def fail() -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(OSError, match="Input/output error"):
+        list(json_lines([CompressedFile(tmp_path / "c.tar", tmp_path, fail)], dataset()))
 
 
 def test_the_oldest_form_of_tar_is_read(tmp_path: Path) -> None:

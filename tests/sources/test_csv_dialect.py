@@ -88,9 +88,7 @@ def test_a_malformed_row_that_swallowed_others_is_refused(tmp_path: Path) -> Non
     table = ["text", *(f"Abstract {n}; it has words." for n in range(120))]
     table[8] = '"' + table[8]
     table[60] = 'and" left.'
-    message = (
-        "has a field of 53 lines, and malformed; its quote opens in line 9. If quotes are part"
-    )
+    message = "has a malformed row of 53 lines; its quote opens in line 9. If quotes are part"
     assert refusal(tmp_path / "c.csv", table).startswith(message)
 
 

@@ -41,12 +41,14 @@ def test_a_file_of_another_kind_is_refused_by_name(
     with pytest.raises(InputError) as caught:
         read(tmp_path / name, gzip.compress(data) if compressed else data)
     problem, hint = DESCRIPTIONS[magic]
-    assert str(caught.value) == f"{tmp_path / name} {problem}. {hint}"
+    assert str(caught.value) == f"{tmp_path / name} {problem}, which is not read. {hint}"
 
 
 @pytest.mark.parametrize("name", ["c.jsonl", "c.csv", "c.jsonl.zst", "c.parquet", "c.txt"])
 def test_a_git_lfs_pointer_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=r"is a Git LFS pointer, not the file itself\. Type git"):
+    with pytest.raises(
+        InputError, match=r"is a Git LFS pointer in place of the file, which is not read\. Type git"
+    ):
         read(tmp_path / name, POINTER)
 
 

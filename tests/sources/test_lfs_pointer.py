@@ -1,4 +1,4 @@
-"""Git LFS pointers are told from text that mentions them."""
+"""Git LFS pointers are recognized; text that mentions one is text."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from tests.helpers.examples import examples
 from tests.sources.helpers import dataset
 
 BOM = "\ufeff".encode()
-JUNK = [b"{", b"\xff\xfe", b'{"text": 3}', b'{"txet": "x"}', b"[1", b"<html>", b'{"text": "\x00"}']
+JUNK = [b"{", b"\xfe\xfd", b'{"text": 3}', b'{"txet": "x"}', b"[1", b"<html>", b'{"text": "\x00"}']
 SKIPPABLE = [b"\x53\x2a\x4d\x18\x05\x00\x00\x00hello", b"\x50\x2a\x4d\x18\x00\x00\x00\x00"]
 CHECKED = zstandard.ZstdCompressor(write_checksum=True)
 FRAMED: dict[str, Callable[[bytes], bytes]] = {
