@@ -141,8 +141,8 @@ class _Chooser:
         if not self._first:
             held = f"only {', '.join(self._others[:3])}" if self._others else "no files"
             raise CorruptInput(
-                f"{self._raw.path} is an archive with {held}, and no file that ends in "
-                f"{', '.join(DATA_SUFFIXES)}",
+                f"{self._raw.path} is an archive with {held} (read up to byte "
+                f"{self._raw.bytes_read}), and no file that ends in {', '.join(DATA_SUFFIXES)}",
                 "Pack one of these, or say what the files hold: dataset.form=jsonl",
                 unit=self._raw.unit,
             )
@@ -170,8 +170,12 @@ def _damage(raw: CompressedFile, kind: str) -> Iterator[None]:
     try:
         yield
     except NotImplementedError as error:
-        what = f"{raw.path} is a {kind} whose compression is not supported: {error}"
-        raise CorruptInput(what, UNPACK, unit=raw.unit) from None
+        raise CorruptInput(
+            f"{raw.path} is a {kind} whose compression is not supported "
+            f"(read up to byte {raw.bytes_read}): {error}",
+            UNPACK,
+            unit=raw.unit,
+        ) from None
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
@@ -277,4 +281,5 @@ def _check_zip(raw: CompressedFile, entries: list[zipfile.ZipInfo]) -> None:
     elif any(entry.flag_bits & 1 for entry in entries):
         problem, hint = "is encrypted", "Unpack it with its password and pass the file as FILE="
     if problem:
-        raise CorruptInput(f"{raw.path} {problem}", hint, unit=raw.unit)
+        what = f"{raw.path} {problem} (read up to byte {raw.bytes_read})"
+        raise CorruptInput(what, hint, unit=raw.unit)

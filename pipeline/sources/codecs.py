@@ -225,20 +225,23 @@ class CompressedFile:
         return CorruptInput(what, unit=self.unit)
 
     def _check_frames(self, starts: list[int], max_window: int) -> None:
-        """Raise `UserError` if a frame at one of `starts` cannot be read though it is not damaged.
+        """Raise an error that says more if a frame at one of `starts` needs more than the file.
 
-        It may need a dictionary, or a larger window than `max_window`. A window that zstd itself
-        never writes is damage, for which nothing is raised here.
+        Raises:
+            CorruptInput: It needs a dictionary, or its header is damaged.
+            UserError: It needs a larger window than `max_window`. A window that zstd itself never
+                writes is damage, for which nothing is raised here.
         """
         with self.path.open("rb") as file:
             for start in starts:  # the scanner is ahead of the decoder
                 file.seek(self._start + start)
                 frame = zstandard.get_frame_parameters(file.read(18))
                 if frame.dict_id:
-                    raise UserError(
-                        f"{self.path} was compressed with a dictionary (id {frame.dict_id}), which "
-                        "the file does not contain",
+                    raise CorruptInput(
+                        f"{self.path} was compressed with a dictionary (id {frame.dict_id}, at "
+                        f"byte {self._start + start}), which the file does not contain",
                         "Decompress it with zstd -d -D DICTIONARY and pass the result as FILE=",
+                        unit=self.unit,
                     )
                 if max_window < frame.window_size <= MAX_WINDOW_BYTES:
                     raise UserError(

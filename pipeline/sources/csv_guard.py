@@ -97,7 +97,7 @@ class RowGuard:
         return alike and enough and self._inner_rows >= ROW_SHARE * self._inner_lines
 
     def _refusal(self, line: int, what: str) -> CorruptInput:
-        problem = f"has a {what}; its quote opens in line {line}"
+        problem = f"has a {what}; its quote opens at line {line}"
         return self._member.damage(problem, IF_ENCLOSING)
 
 

@@ -77,7 +77,7 @@ def test_a_field_that_swallowed_rows_is_refused_with_its_line(tmp_path: Path) ->
     table[1149] = '1148,and closes"'
     table[1100:1149] = [f"{n},plain" for n in range(1099, 1148)]
     assert refusal(tmp_path / "c.csv", table) == (
-        "has a field of 51 lines, each like a row; its quote opens in line 1100. "
+        "has a field of 51 lines, each like a row; its quote opens at line 1100. "
         'If quotes are part of the text: ARGS="dataset.quoting=none". '
         'If they enclose fields: ARGS="dataset.quoting=double"'
     )
@@ -88,14 +88,14 @@ def test_a_malformed_row_that_swallowed_others_is_refused(tmp_path: Path) -> Non
     table = ["text", *(f"Abstract {n}; it has words." for n in range(120))]
     table[8] = '"' + table[8]
     table[60] = 'and" left.'
-    message = "has a malformed row of 53 lines; its quote opens in line 9. If quotes are part"
+    message = "has a malformed row of 53 lines; its quote opens at line 9. If quotes are part"
     assert refusal(tmp_path / "c.csv", table).startswith(message)
 
 
 def test_a_field_of_most_lines_is_refused(tmp_path: Path) -> None:
     table = ["text", *(f"Abstract {n}; it has words." for n in range(120))]
     table[8], table[91] = '"' + table[8], table[91] + '"'
-    message = "has a field of 84 lines, more than half of the file's 121; its quote opens in line 9"
+    message = "has a field of 84 lines, more than half of the file's 121; its quote opens at line 9"
     assert refusal(tmp_path / "c.csv", table).startswith(message)
 
 
@@ -155,7 +155,7 @@ def test_many_short_swallows_are_noticed(tmp_path: Path) -> None:
     table = ["id,text", *(f'{n},"He said ""no"", and left."' for n in range(1200))]
     for n in range(0, 400, 4):
         table += [f'{n},"a quote opens', f"{n + 1},plain", f'{n + 2},and closes"', f"{n + 3},plain"]
-    assert "each like a row; its quote opens in line" in refusal(tmp_path / "c.csv", table)
+    assert "each like a row; its quote opens at line" in refusal(tmp_path / "c.csv", table)
 
 
 def test_names_of_columns_keep_their_letters(tmp_path: Path) -> None:
